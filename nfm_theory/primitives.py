@@ -1,0 +1,327 @@
+r"""Derivatives right at every order: what PyTorch differentiates wrongly, rewritten from primitives.
+
+The chain rule telescopes to derivatives of single operations, so one operation with a wrong (or missing)
+second derivative spoils every term of an expansion. Measured with PyTorch 2.13, order by order up to five:
+
+| operation | without the context |
+|---|---|
+| layer, instance and batch norm on the sample's own statistics | **silently wrong**, see below |
+| SiLU, Mish | `jvp(jvp)` raises under `no_grad` |
+| GLU, hard sigmoid, Huber and soft-margin loss | raise from order 2 |
+| fused attention, fast paths of the transformer modules | raise from order 1, at best 2 |
+| binary cross entropy on logits | `vmap(jvp(jvp))` raises |
+| vector norms, normalisation, standard deviation | `grad(jvp(jvp))` raises |
+| in-place activations, `+=` and its kind | `vmap(jvp(jvp))` raises; `y *= y` is **silently wrong** from order 1 |
+
+Through a norm on its own statistics `jvp(jvp)` and `grad(jvp)` are wrong, hence the parameter gradient of a
+single `jvp`; and the parameter gradient of $v^\top H v$ is wrong in every composition, `jvp(grad)` and double
+backward included. Group norm, batch norm in evaluation mode, pooling and all smooth activations are right.
+
+`exact_derivatives` replaces the rows above by the compositions in `REPLACEMENTS`.
+Sources: pytorch issues 196699, 196700, 198017.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.overrides import TorchFunctionMode
+
+# Forward mode loads its decompositions at first use, by a deprecated call that `-W error` makes a failure
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
+
+# Normalisation ----------------------------------------------------------------------------------------------
+
+
+def _per_channel(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Scale and shift along dimension 1."""
+    shape = (1, -1) + (1,) * (z.dim() - 2)
+    z = z if weight is None else z * weight.reshape(shape)
+    return z if bias is None else z + bias.reshape(shape)
+
+
+def _standardize(z: Tensor, dims: Sequence[int], eps: float) -> Tensor:
+    centred = z - z.mean(dims, keepdim=True)
+    return centred * torch.rsqrt((centred * centred).mean(dims, keepdim=True) + eps)
+
+
+def _layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+    z = _standardize(input, tuple(range(-len(normalized_shape), 0)), eps)
+    z = z if weight is None else z * weight
+    return z if bias is None else z + bias
+
+
+def _native_layer_norm(input, normalized_shape, weight, bias, eps):
+    dims = tuple(range(-len(normalized_shape), 0))
+    variance, mean = torch.var_mean(input, dims, correction=0, keepdim=True)
+    return _layer_norm(input, normalized_shape, weight, bias, eps), mean, torch.rsqrt(variance + eps)
+
+
+def _rms_norm(input, normalized_shape, weight=None, eps=None):
+    dims = tuple(range(-len(normalized_shape), 0))
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    z = input * torch.rsqrt((input * input).mean(dims, keepdim=True) + eps)
+    return z if weight is None else z * weight
+
+
+def _group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
+    grouped = input.reshape(input.shape[0], num_groups, -1)
+    return _per_channel(_standardize(grouped, (-1,), eps).reshape(input.shape), weight, bias)
+
+
+def _running_norm(input, mean, var, weight, bias, eps):
+    """Normalisation by fixed statistics: an affine map, folded into one scale and one shift per channel."""
+    scale = torch.rsqrt(var + eps)
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale
+    return _per_channel(input, scale, shift if bias is None else shift + bias)
+
+
+def _batch_norm(
+    input,
+    running_mean,
+    running_var,
+    weight=None,
+    bias=None,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
+    cudnn=True,
+):
+    if not training:
+        return _running_norm(input, running_mean, running_var, weight, bias, eps)
+    if running_mean is not None:  # the buffers must be updated, which only PyTorch's own function may do
+        return F.batch_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
+    dims = (0, *range(2, input.dim()))
+    return _per_channel(_standardize(input, dims, eps), weight, bias)
+
+
+def _instance_norm(
+    input,
+    running_mean=None,
+    running_var=None,
+    weight=None,
+    bias=None,
+    use_input_stats=True,
+    momentum=0.1,
+    eps=1e-5,
+):
+    if not use_input_stats:
+        return _running_norm(input, running_mean, running_var, weight, bias, eps)
+    if running_mean is not None:
+        return F.instance_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
+    return _per_channel(_standardize(input, tuple(range(2, input.dim())), eps), weight, bias)
+
+
+def _torch_instance_norm(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn):
+    return _instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+
+
+# Activations ------------------------------------------------------------------------------------------------
+
+
+def _silu(input, inplace=False):
+    return input * torch.sigmoid(input)
+
+
+def _mish(input, inplace=False):
+    return input * torch.tanh(F.softplus(input))
+
+
+def _hardsigmoid(input, inplace=False):
+    return torch.clamp(input / 6 + 0.5, 0, 1)
+
+
+def _glu(input, dim=-1):
+    value, gate = input.chunk(2, dim)
+    return value * torch.sigmoid(gate)
+
+
+# Norms and standard deviation -------------------------------------------------------------------------------
+
+
+def _std(input, dim=None, unbiased=None, keepdim=False, *, correction=None):
+    if isinstance(dim, bool):  # the overload std(input, unbiased)
+        dim, unbiased = None, dim
+    if correction is None:
+        correction = 1 if unbiased is None else int(unbiased)
+    return torch.var(input, dim, correction=correction, keepdim=keepdim).sqrt()
+
+
+def _vector_norm(x, ord=2, dim=None, keepdim=False, *, dtype=None, out=None):
+    if ord != 2 or out is not None:
+        return torch.linalg.vector_norm(x, ord, dim, keepdim, dtype=dtype, out=out)
+    x = x if dtype is None else x.to(dtype)
+    dim = tuple(range(x.dim())) if dim is None else dim
+    return (x * x).sum(dim, keepdim=keepdim).sqrt()
+
+
+def _norm(input, p="fro", dim=None, keepdim=False, out=None, dtype=None):
+    if p not in (None, "fro", 2) or out is not None:
+        return torch.norm(input, p, dim, keepdim, out=out, dtype=dtype)
+    return _vector_norm(input, 2, dim, keepdim, dtype=dtype)
+
+
+def _normalize(input, p=2.0, dim=1, eps=1e-12, out=None):
+    if p != 2 or out is not None:
+        return F.normalize(input, p, dim, eps, out)
+    # The clamp comes before the root, whose slope at a zero row is infinite
+    return input * torch.rsqrt((input * input).sum(dim, keepdim=True).clamp_min(eps * eps))
+
+
+def _cosine_similarity(x1, x2, dim=1, eps=1e-8):
+    x1, x2 = torch.broadcast_tensors(x1, x2)
+    return (_normalize(x1, dim=dim, eps=eps) * _normalize(x2, dim=dim, eps=eps)).sum(dim)
+
+
+# Losses -----------------------------------------------------------------------------------------------------
+
+
+def _reduce(loss: Tensor, size_average, reduce, reduction: str) -> Tensor:
+    if size_average is not None or reduce is not None:
+        raise ValueError(
+            "expected only 'reduction' under exact_derivatives(), got the deprecated "
+            f"size_average={size_average}, reduce={reduce}; pass reduction='mean', 'sum' or 'none'"
+        )
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"expected reduction 'mean', 'sum' or 'none', got {reduction!r}")
+    return loss if reduction == "none" else getattr(loss, reduction)()
+
+
+def _binary_cross_entropy_with_logits(
+    input, target, weight=None, size_average=None, reduce=None, reduction="mean", pos_weight=None
+):
+    # logsigmoid rather than softplus, whose threshold cuts the curvature of far tails to zero
+    log_one = F.logsigmoid(input) if pos_weight is None else pos_weight * F.logsigmoid(input)
+    loss = -target * log_one - (1 - target) * F.logsigmoid(-input)
+    loss = loss if weight is None else loss * weight
+    return _reduce(loss, size_average, reduce, reduction)
+
+
+def _soft_margin_loss(input, target, size_average=None, reduce=None, reduction="mean"):
+    return _reduce(-F.logsigmoid(target * input), size_average, reduce, reduction)
+
+
+def _huber_loss(input, target, reduction="mean", delta=1.0, weight=None):
+    error = input - target
+    size = error.abs()
+    loss = torch.where(size <= delta, 0.5 * error * error, delta * (size - 0.5 * delta))
+    loss = loss if weight is None else loss * weight
+    return _reduce(loss, None, None, reduction)
+
+
+# Attention --------------------------------------------------------------------------------------------------
+
+
+def _attention(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+) -> Tensor:
+    if dropout_p > 0:
+        raise ValueError(
+            f"expected attention without dropout, got dropout_p={dropout_p}: a random head has no "
+            "derivatives; call model.eval() or pass dropout_p=0.0"
+        )
+    if is_causal and attn_mask is not None:
+        raise ValueError("expected either attn_mask or is_causal=True, got both; fold the causal mask into attn_mask")
+    if enable_gqa:
+        key, value = (z.repeat_interleave(query.shape[-3] // z.shape[-3], -3) for z in (key, value))
+    scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is None:
+        return torch.softmax(scores, -1) @ value
+    if attn_mask.dtype == torch.bool:
+        allowed = attn_mask
+    else:
+        allowed = attn_mask != -math.inf
+        scores = scores + attn_mask.masked_fill(~allowed, 0)
+    # A finite floor: a row without any allowed key gives zero, as in PyTorch, and not nan
+    scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+    return (torch.softmax(scores, -1) * allowed.any(-1, keepdim=True)) @ value
+
+
+def _multi_head_attention(*args, need_weights=True, is_causal=False, **kwargs):
+    # PyTorch computes the weights explicitly, by matrix products and softmax, when it must return them
+    output, weights = F.multi_head_attention_forward(*args, need_weights=True, is_causal=is_causal, **kwargs)
+    return output, weights if need_weights else None
+
+
+# The table --------------------------------------------------------------------------------------------------
+
+#: torch function -> composition of primitives with the same signature and value.
+REPLACEMENTS: dict[Callable, Callable] = {
+    F.layer_norm: _layer_norm,
+    torch.layer_norm: _layer_norm,
+    torch.native_layer_norm: _native_layer_norm,
+    F.rms_norm: _rms_norm,
+    torch.rms_norm: _rms_norm,
+    F.group_norm: _group_norm,
+    torch.group_norm: _group_norm,
+    F.batch_norm: _batch_norm,
+    torch.batch_norm: lambda x, weight, bias, mean, var, *rest: _batch_norm(x, mean, var, weight, bias, *rest),
+    F.instance_norm: _instance_norm,
+    torch.instance_norm: _torch_instance_norm,
+    F.silu: _silu,
+    F.mish: _mish,
+    F.hardsigmoid: _hardsigmoid,
+    F.glu: _glu,
+    F.normalize: _normalize,
+    F.cosine_similarity: _cosine_similarity,
+    torch.linalg.vector_norm: _vector_norm,
+    torch.norm: _norm,
+    Tensor.norm: _norm,
+    torch.std: _std,
+    Tensor.std: _std,
+    F.binary_cross_entropy_with_logits: _binary_cross_entropy_with_logits,
+    F.soft_margin_loss: _soft_margin_loss,
+    F.huber_loss: _huber_loss,
+    F.scaled_dot_product_attention: _attention,
+    F.multi_head_attention_forward: _multi_head_attention,
+}
+
+#: Methods behind `x += y` and its kind -> the same with a new tensor as result; used inside transforms only.
+OUT_OF_PLACE: dict[Callable, Callable] = {torch.relu_: torch.relu} | {
+    getattr(Tensor, f"{name}_"): getattr(Tensor, name)
+    for name in ("add", "sub", "mul", "div", "relu", "sigmoid", "tanh", "clamp", "masked_fill")
+}
+
+
+class exact_derivatives(TorchFunctionMode):
+    r"""Context in which `torch.func` and `torch.autograd` derivatives of every order are right.
+
+    Inside, the operations of `REPLACEMENTS` are composed from primitives, activations ignore `inplace=True`,
+    and `x += y` on a tensor that `jvp`, `grad` or `vmap` follow makes a new one. Values agree with PyTorch's to
+    rounding, except in a network that reads a tensor again after an in-place operation has overwritten it
+    (`layers.split` refuses such a network). The context nests, may be entered inside functions that are being
+    transformed, and changes no global setting. Batch norm that updates its statistics is left as it is.
+
+    Source: PyTorch issues in the head of the module.
+
+    Raises:
+        ValueError: from attention with dropout or two masks; from a loss called with `size_average`.
+
+    Example:
+        >>> f = lambda t: torch.nn.functional.silu(t)
+        >>> with exact_derivatives(), torch.no_grad():  # raises without the context
+        ...     d = lambda g: lambda t: torch.func.jvp(g, (t,), (torch.ones(()),))[1]
+        ...     d(d(f))(torch.zeros(()))
+        tensor(0.5000)
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Redirect one call; the mode is off meanwhile, so replacements call PyTorch itself."""
+        kwargs = kwargs or {}
+        if kwargs.get("inplace"):
+            kwargs = {**kwargs, "inplace": False}
+        replacement = REPLACEMENTS.get(func)
+        if replacement is None and func in OUT_OF_PLACE and is_functorch_wrapped_tensor(args[0]):
+            replacement = OUT_OF_PLACE[func]
+        return (replacement or func)(*args, **kwargs)

@@ -1,0 +1,288 @@
+r"""Deterministic rules: all pairs × Gauss-Jacobi nodes of λ × nodes of the noise, as blocks of weighted rows.
+
+Noise rules over d features:
+
+| rule | points | what it gives |
+|---|---|---|
+| `"tensor"` | nodes^d per noise | the law itself (to Gauss accuracy; exactly, for Rademacher) |
+| `"cubature-3"` | 2 D | every polynomial of degree 3 in the noise; D = d per noise present |
+| `"cubature-5"` | 2 D² + 1 | every polynomial of degree 5 |
+
+A cubature of degree q replaces the loss by one that agrees with it up to O(ε^{q+1}) (A. H. Stroud, *Approximate
+Calculation of Multiple Integrals*, 1971, rules 3-1 and 5-2, here for any symmetric law with given fourth moments).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import comb, prod
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .draws import Draw
+from .laws import MixingLaw, NoiseLaw
+
+#: Largest grid that is evaluated without being asked for, in rows (evaluations of the head).
+MAX_ROWS = 50_000_000
+#: Largest noise rule held in memory, in numbers.
+MAX_RULE_NUMBERS = 100_000_000
+
+
+RULES = ("tensor", "cubature-3", "cubature-5")
+
+
+class GridTooLargeError(ValueError):
+    """The deterministic rule would need more evaluations than allowed."""
+
+
+@dataclass(frozen=True)
+class NoiseRule:
+    """Nodes `(points, d)` of each noise (or `None`) with weights `(points,)` that sum to 1."""
+
+    name: str
+    weights: Tensor
+    add: Tensor | None = None
+    mult: Tensor | None = None
+
+    @property
+    def amplification(self) -> float:
+        """Σ|w|: by how much the rule can enlarge rounding errors (1 for positive weights)."""
+        return float(self.weights.abs().sum())
+
+
+def rule_points(name: str, d: int, add: NoiseLaw | None, mult: NoiseLaw | None, num_nodes: int) -> int:
+    """Number of points of a noise rule, without building it.
+
+    Raises:
+        ValueError: for an unknown rule.
+    """
+    if name not in RULES:
+        raise ValueError(f"rule: expected one of {RULES} (or 'auto'), got {name!r}.")
+    laws = [law for law in (add, mult) if law is not None]
+    if not laws:
+        return 1
+    if name == "tensor":
+        return prod(len(law.scale_nodes(num_nodes)[0]) * len(law.nodes(num_nodes)[0]) ** d for law in laws)
+    total = d * len(laws)
+    return 2 * total if name == "cubature-3" else 1 + 2 * total + 4 * comb(total, 2)
+
+
+def _tensor_points(law: NoiseLaw, d: int, num: int) -> tuple[np.ndarray, np.ndarray]:
+    z, w = law.nodes(num)
+    points = np.array(list(itertools.product(z, repeat=d)))
+    weights = np.array([prod(c) for c in itertools.product(w, repeat=d)])
+    scale, scale_weight = law.scale_nodes(num)
+    return (scale[:, None, None] * points).reshape(-1, d), np.outer(scale_weight, weights).ravel()
+
+
+def _degree_three(second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    dims = len(second)
+    axes = np.diag(np.sqrt(dims * second))
+    return np.concatenate([axes, -axes]), np.full(2 * dims, 1 / (2 * dims))
+
+
+def _degree_five(second: np.ndarray, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Origin, ±r_j e_j and s(±e_j ± e_k); `moments[j, k]` = E x_j² x_k² of the standardised coordinates."""
+    dims = len(second)
+    others = moments.sum(1) - moments.diagonal()
+    excess = moments.diagonal() - others
+    s_squared = float((moments.diagonal() + others).mean() / 2)
+    curvature = 1 - others / s_squared
+    # The pair points alone may have the right moments: then the axes carry no weight, wherever they are put.
+    spare = (abs(excess) < 1e-12) & (abs(curvature) < 1e-12)
+    if (excess * curvature <= 0)[~spare].any():
+        raise ValueError("No real degree-5 rule exists for these fourth moments; use 'tensor' or Monte Carlo.")
+    r_squared = np.divide(excess, curvature, out=np.ones_like(excess), where=~spare)
+    axis_weight = curvature / (2 * r_squared)
+    first, second_axis = np.triu_indices(dims, 1)
+    pair_weight = moments[first, second_axis] / (4 * s_squared**2)
+    axes = np.diag(np.sqrt(r_squared))
+    points, weights = [np.zeros((1, dims)), axes, -axes], [axis_weight, axis_weight]
+    for sign_1, sign_2 in itertools.product((1, -1), repeat=2):
+        block = np.zeros((len(first), dims))
+        block[np.arange(len(first)), first] = sign_1 * np.sqrt(s_squared)
+        block[np.arange(len(first)), second_axis] = sign_2 * np.sqrt(s_squared)
+        points.append(block)
+        weights.append(pair_weight)
+    rest = np.concatenate(weights)
+    return np.concatenate(points) * np.sqrt(second), np.concatenate([[1 - rest.sum()], rest])
+
+
+def noise_rule(name: str, d: int, add: NoiseLaw | None, mult: NoiseLaw | None, *, num_nodes: int = 12) -> NoiseRule:
+    """Build a noise rule for `d` features.
+
+    Args:
+        name: `"tensor"`, `"cubature-3"` or `"cubature-5"`.
+        d: number of features of one sample.
+        add: law of the additive noise, `None` for none.
+        mult: law of the multiplicative noise, `None` for none.
+        num_nodes: nodes per element for `"tensor"`.
+
+    Raises:
+        ValueError: for an unknown rule, or a degree-5 rule that does not exist for the law.
+        GridTooLargeError: if the rule itself would not fit in memory.
+    """
+    points = rule_points(name, d, add, mult, num_nodes)
+    laws = [law for law in (add, mult) if law is not None]
+    if not laws:
+        return NoiseRule("no noise", torch.ones(1, dtype=torch.float64))
+    if points * d * len(laws) > MAX_RULE_NUMBERS:
+        raise GridTooLargeError(
+            f"The {name} noise rule for {d} features needs {points:.3g} points; use a cubature of lower degree, "
+            "fewer nodes, or method='monte_carlo'."
+        )
+    if name == "tensor":
+        parts = [_tensor_points(law, d, num_nodes) for law in laws]
+        sizes = [len(w) for _, w in parts]
+        picks = np.indices(sizes).reshape(len(sizes), -1)
+        nodes = [p[pick] for (p, _), pick in zip(parts, picks, strict=True)]
+        weights = np.prod([w[pick] for (_, w), pick in zip(parts, picks, strict=True)], axis=0)
+    else:
+        second = np.repeat([law.second for law in laws], d)
+        if name == "cubature-3":
+            stacked, weights = _degree_three(second)
+        else:
+            owner = np.repeat(np.arange(len(laws)), d)
+            # Distinct noises are independent: E x² y² = 1 between them in standardised units.
+            moments = np.ones((len(second), len(second)))
+            for k, law in enumerate(laws):
+                moments[np.ix_(owner == k, owner == k)] = law.mixed_fourth / law.second**2
+            moments[np.diag_indices(len(second))] = np.repeat([law.fourth / law.second**2 for law in laws], d)
+            stacked, weights = _degree_five(second, moments)
+        nodes = np.split(stacked, len(laws), axis=1)
+    tensors = iter(torch.from_numpy(np.ascontiguousarray(part)) for part in nodes)
+    return NoiseRule(
+        name,
+        torch.from_numpy(weights),
+        add=None if add is None else next(tensors),
+        mult=None if mult is None else next(tensors),
+    )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Samples × partners × λ nodes × noise nodes, with weights that sum to 1.
+
+    Args:
+        num_samples: n.
+        feature_shape: shape of one sample's features.
+        mixing: law of λ.
+        rule: noise rule.
+        num_lam: Gauss-Jacobi nodes per Beta part.
+        unmixed: λ from the unmixed law (otherwise from Beta(α, β)).
+    """
+
+    num_samples: int
+    feature_shape: tuple[int, ...]
+    mixing: MixingLaw
+    rule: NoiseRule
+    num_lam: int = 8
+    unmixed: bool = True
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(samples, partners, λ nodes, noise nodes)."""
+        return *_pair_shape(self.num_samples, self.mixing, self.num_lam, self.unmixed), len(self.rule.weights)
+
+    @property
+    def rows(self) -> int:
+        """Number of evaluations of the head."""
+        return prod(self.shape)
+
+    def blocks(self, block_rows: int, *, dtype: torch.dtype, device) -> Iterator[tuple[Draw, Tensor]]:
+        """The rows in blocks of at most `block_rows`, with their weights."""
+        lam, lam_weight = (torch.from_numpy(a) for a in self.mixing.nodes(self.num_lam, unmixed=self.unmixed))
+        lam, weight = lam.to(device, dtype), lam_weight.to(device, torch.float64)
+        add, mult = (
+            None if part is None else part.to(device, dtype).reshape(-1, *self.feature_shape)
+            for part in (self.rule.add, self.rule.mult)
+        )
+        noise_weight = self.rule.weights.to(device)
+        n, partners, lams, noises = self.shape
+        for start in range(0, self.rows, block_rows):
+            row = torch.arange(start, min(start + block_rows, self.rows), device=device)
+            noise, row = row % noises, row // noises
+            node, row = row % lams, row // lams
+            anchor, partner = row // partners, row % partners
+            draw = Draw(
+                anchor=anchor,
+                lam=lam[node],
+                index=partner if partners > 1 else anchor,
+                add=None if add is None else add[noise],
+                mult=None if mult is None else mult[noise],
+            )
+            yield draw, weight[node] * noise_weight[noise] / (n * partners)
+
+
+def _pair_shape(num_samples: int, mixing: MixingLaw, num_lam: int, unmixed: bool) -> tuple[int, int, int]:
+    """Where nothing is mixed the only partner is the sample itself."""
+    lam, _ = mixing.nodes(num_lam, unmixed=unmixed)
+    return num_samples, num_samples if mixing.mixes or not unmixed else 1, len(lam)
+
+
+def build_grid(
+    num_samples: int,
+    feature_shape: tuple[int, ...],
+    mixing: MixingLaw,
+    add: NoiseLaw | None,
+    mult: NoiseLaw | None,
+    *,
+    rule: str,
+    degree: int,
+    num_lam: int,
+    num_noise: int,
+    unmixed: bool,
+    max_rows: int,
+) -> Grid:
+    """Choose and build a grid of at most `max_rows` rows.
+
+    `rule="auto"` takes the law itself (`"tensor"`) where it fits, otherwise the cubature that is exact for
+    polynomials of `degree` in the noise.
+
+    Raises:
+        GridTooLargeError: with the size of each factor and the ways out.
+        ValueError: for an unknown rule.
+    """
+    d = prod(feature_shape)
+    pairs = _pair_shape(num_samples, mixing, num_lam, unmixed)
+    if rule == "auto":
+        fits = prod(pairs) * rule_points("tensor", d, add, mult, num_noise) <= max_rows
+        rule = "tensor" if fits or degree > 5 else ("cubature-3" if degree <= 3 else "cubature-5")
+    points = rule_points(rule, d, add, mult, num_noise)
+    if prod(pairs) * points > max_rows:
+        n, partners, lam = pairs
+        raise GridTooLargeError(
+            f"The deterministic rule needs {prod(pairs) * points:.3g} evaluations of the head ({n} samples × "
+            f"{partners} partners × {lam} λ nodes × {points:.3g} noise nodes of rule {rule!r} over {d} features), more than "
+            f"max_rows = {max_rows:.3g}. Use fewer samples, rule='cubature-3', a larger max_rows, or "
+            "method='monte_carlo'."
+        )
+    built = noise_rule(rule, d, add, mult, num_nodes=num_noise)
+    return Grid(num_samples, feature_shape, mixing, built, num_lam, unmixed)
+
+
+def integrate(
+    blocks: Iterator[tuple[Draw, Tensor]],
+    function: Callable[[Draw], Tensor],
+    *,
+    total_rows: int,
+    progress: bool | None = None,
+    title: str = "quadrature",
+) -> Tensor:
+    """Weighted sum of `function(draw)`, `(rows, *out) -> (*out)`, over the blocks, accumulated in float64.
+
+    `progress=None` shows a bar on a terminal for sums that take long; True always, False never.
+    """
+    total: Tensor | float = 0.0
+    disable = None if progress is None else not progress
+    with tqdm(total=total_rows, desc=title, unit="row", unit_scale=True, disable=disable, delay=2, leave=False) as bar:
+        for draw, weights in blocks:
+            values = function(draw).double()
+            total = total + torch.tensordot(weights, values, dims=1)
+            bar.update(len(draw))
+    return torch.as_tensor(total)
