@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.func import jvp, vjp
+from tqdm import tqdm
 
 
 def scalar_derivatives(path: Callable[[Tensor], Tensor], at: Tensor, order: int) -> list[Tensor]:
@@ -99,7 +100,8 @@ def mapped_over_directions(
     samples, per_block = len(h), max(1, block_rows // len(h))
     index = torch.arange(samples, device=h.device)
     parts = []
-    for block in directions.split(per_block):
+    # A bar on a terminal only, and only for sweeps that take long.
+    for block in tqdm(directions.split(per_block), desc="directions", disable=None, delay=2, leave=False):
         size = len(block)
         rows = function(_rows(h, size), block.repeat(samples, *[1] * (h.ndim - 1)), _rows(index, size))
         parts.append(rows.reshape(samples, size, *rows.shape[1:]))

@@ -234,7 +234,7 @@ def expansion_coefficients(
     Example:
         >>> x, y = torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 0.0])
         >>> expansion_coefficients(lambda u: u, x, y, order=2, loss="square", add_noise=2.0)
-        tensor([2.5000, 0.0000, 2.1667])
+        tensor([ 2.5000, -0.3333,  2.1667])
     """
     problems = build_problems(model, x, y, layer=layer, **options)
     values = [

@@ -258,8 +258,8 @@ def build_grid(
         n, partners, lam = pairs
         raise GridTooLargeError(
             f"The deterministic rule needs {prod(pairs) * points:.3g} evaluations of the head ({n} samples × "
-            f"{partners} partners × {lam} λ nodes × {points:.3g} noise nodes of rule {rule!r} over {d} features), more than "
-            f"max_rows = {max_rows:.3g}. Use fewer samples, rule='cubature-3', a larger max_rows, or "
+            f"{partners} partners × {lam} λ nodes × {points:.3g} noise nodes of rule {rule!r} over {d} features), "
+            f"more than max_rows = {max_rows:.3g}. Use fewer samples, rule='cubature-3', a larger max_rows, or "
             "method='monte_carlo'."
         )
     built = noise_rule(rule, d, add, mult, num_nodes=num_noise)

@@ -116,7 +116,7 @@ def expansion_error(
     Raises:
         ValueError: as `taylor_terms`, or if the scales do not increase.
     """
-    scales = [float(e) for e in eps]
+    scales = torch.as_tensor(eps, dtype=torch.float64).flatten().tolist()
     if scales != sorted(scales) or not scales or scales[0] <= 0:
         raise ValueError(f"eps: expected increasing positive scales, got {eps!r}.")
     common = {**options, "memory_limit": memory_limit}

@@ -155,16 +155,16 @@ def _pathwise(problem: Problem, order: int, generator) -> tuple[int, int]:
     return len(draw), int((~inside).sum())
 
 
-def _predicted(problem: Problem, terms: TaylorTerms, order: int, q: int, common: dict) -> Tensor:
+def _predicted(problems: list[Problem], terms: TaylorTerms, order: int, q: int, common: dict) -> Tensor:
     """c_0..c_order and C_q: by the formulas of the terms up to order 3, beyond that by the rule."""
-    known = torch.stack(terms.coefficients(min(q, 3))).double()
+    wanted = [*range(order + 1), q]
+    formulas = terms.coefficients(max(k for k in wanted if k <= 3))
+    predicted = torch.zeros(q + 1, dtype=torch.float64, device=terms.standard.device)
     if q > 3:
-        rest = problem_coefficients(problem, q, rule="auto", max_rows=common["max_rows"],
-                                    memory_limit=common["memory_limit"], progress=common["progress"])  # fmt: skip
-        known = torch.cat([known, rest[4:].double()])
-    keep = torch.zeros_like(known)
-    keep[[*range(order + 1), q]] = 1
-    return known * keep
+        predicted = torch.stack([problem_coefficients(p, q, rule="auto", **common) for p in problems]).mean(0).double()
+    for k in range(min(q, 3) + 1):
+        predicted[k] = formulas[k] if k in wanted else 0.0
+    return predicted
 
 
 def _measure(
@@ -195,7 +195,7 @@ def verify_expansion(
     x: Tensor,
     y: Tensor,
     *,
-    eps: Sequence[float] | None = None,
+    eps: float | Sequence[float] | Tensor | None = None,
     order: int = 2,
     layer: str | Sequence[str] = "",
     terms: TaylorTerms | None = None,
@@ -214,7 +214,7 @@ def verify_expansion(
         model: network in eval mode, or any callable from inputs to outputs.
         x: inputs, `(n, *input)`; fixes device and dtype. float64 is advised, float32 works.
         y: labels.
-        eps: decreasing scales; `None` starts at 0.1 and halves until the verdict is clear or rounding is reached.
+        eps: scales, at least three for a verdict; `None` starts at 0.1 and halves until the verdict is clear.
         order: p, order of the polynomial, ≥ 0.
         layer: layer that is perturbed, or several, over which everything is averaged.
         terms: the terms to verify; `None` computes them with `taylor_terms`.
@@ -241,7 +241,9 @@ def verify_expansion(
         raise ValueError(f"remainder_form: expected 'auto', 'difference' or 'integral', got {remainder_form!r}.")
     if order < 0:
         raise ValueError(f"order: expected >= 0, got {order}.")
-    scales = sorted(DEFAULT_EPS if eps is None else [float(e) for e in eps], reverse=True)
+    scales = sorted(
+        DEFAULT_EPS if eps is None else torch.as_tensor(eps, dtype=torch.float64).flatten().tolist(), reverse=True
+    )
     if not scales or not all(0 < e < float("inf") for e in scales):
         raise ValueError(f"eps: expected positive finite numbers, got {eps!r}.")
     problems = build_problems(model, x, y, layer=layer, **options)
@@ -251,12 +253,10 @@ def verify_expansion(
     common = {"max_rows": max_rows, "memory_limit": memory_limit, "progress": progress}
     integral = remainder_form == "integral" or (remainder_form == "auto" and first.features.dtype != torch.float64)
     q = leading_order(first, order)
-    own = {p.layer: problem_terms(p, memory_limit=memory_limit) for p in problems}
     if terms is None:
+        own = {p.layer: problem_terms(p, memory_limit=memory_limit) for p in problems}
         terms = next(iter(own.values())) if len(own) == 1 else TaylorTerms.average(own)
-    predicted = torch.stack([_predicted(p, own[p.layer], order, q, common) for p in problems]).mean(0)
-    given = torch.stack(terms.coefficients(min(order, 3) if q > 3 else q)).double()
-    predicted[: len(given)] = given
+    predicted = _predicted(problems, terms, order, q, common)
     generators = [torch.Generator(p.features.device).manual_seed(seed) for p in problems]
     pathwise = [(0, 0)]
     if order <= 2 and not integral:

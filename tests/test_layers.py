@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.testing import assert_close
 
-from nfm_theory import layers
+from nfm_theory import layers, networks
 from nfm_theory.layers import Split, layer_names, split
 from nfm_theory.primitives import exact_derivatives
 
@@ -84,7 +84,7 @@ def test_derivatives_flow_through_both_halves(name, layer):
         return (functional_call(model, p, (x + t * v,)) ** 2).sum()
 
     def halves(p, t):
-        cut = layers._cut(layers._Network(model, p), x, layer)[0]
+        cut = layers._cut(networks.Network(model, p), x, layer)[0]
         return (cut.head(cut.encode(x + t * v)) ** 2).sum()
 
     zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
@@ -371,8 +371,8 @@ def test_dropout_that_does_nothing_is_accepted():
     model = nn.Sequential(nn.Dropout(0.0), nn.RReLU().eval(), nn.Dropout(0.5).eval(), nn.Linear(3, 2)).double()
     model[0].train()
     split(model, X)
-    assert layers._is_random(nn.RReLU())
-    assert layers._is_random(nn.LSTM(2, 2, 2, dropout=0.1))
+    assert networks.is_random(nn.RReLU())
+    assert networks.is_random(nn.LSTM(2, 2, 2, dropout=0.1))
 
 
 def test_hooks_are_removed_when_the_model_fails():

@@ -81,7 +81,7 @@ def test_integral_is_exact_for_polynomials_of_the_stated_degree():
 
 
 def test_perturb_is_the_formula_row_by_row():
-    problem, draw = problem_and_draw(**NOISY)
+    _, draw = problem_and_draw(**NOISY)
     for eps in (0.4, torch.linspace(0, 1, len(draw), dtype=torch.float64)):
         out = nt.perturb(X, draw, eps=eps, **NOISY)
         for row in range(len(draw)):

@@ -1,0 +1,201 @@
+"""A model as something that can be called, read and overwritten at a layer, with its parameters by name."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
+
+
+class Stop(Exception):
+    """Ends the forward pass behind the layer whose output is wanted."""
+
+
+class Network:
+    """A model with its parameters and its modules by name: what can be called, read and overwritten."""
+
+    def __init__(self, model, params):
+        while hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        if not callable(model):
+            raise TypeError(f"model: expected an nn.Module or a callable, got {type(model).__name__}.")
+        self.model = model
+        self.is_module = isinstance(model, nn.Module)
+        self.modules = {}
+        self.compiled = False
+        if self.is_module:
+            for name, module in model.named_modules(remove_duplicate=False):
+                # `block._orig_mod.0` of a compiled block is known as `block.0`, `block` is what was compiled
+                self.modules[plain_name(name)] = module
+                self.compiled |= name != plain_name(name) or module._compiled_call_impl is not None
+            del self.modules[""]
+        self.params = self._own_names(params)
+
+    def _own_names(self, params):
+        if params is None:
+            return None
+        if not self.is_module:
+            raise TypeError(
+                "params: expected None with a plain callable, got names; pass the nn.Module, or close over "
+                "the parameters in the callable."
+            )
+        own = dict((*self.model.named_parameters(), *self.model.named_buffers()))
+        names = {plain_name(name): name for name in own}
+        renamed = {}
+        for name, value in params.items():
+            if plain_name(name) not in names:
+                raise ValueError(f"params: the model has no parameter or buffer {name!r}{near(name, names)}.")
+            full = names[plain_name(name)]
+            if value.shape != own[full].shape:
+                raise ValueError(
+                    f"params[{name!r}]: expected shape {tuple(own[full].shape)}, got {tuple(value.shape)}."
+                )
+            renamed[full] = value
+        return renamed
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Outputs, run eagerly: a compiled call would ignore the hooks, and crashes under nested transforms."""
+        with torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext():
+            return self.model(x) if self.params is None else functional_call(self.model, self.params, (x,))
+
+    @contextlib.contextmanager
+    def hook(self, layer: str, action: Callable):
+        """Run `action(module, args, output)` behind the layer while the block lasts."""
+        handle = self.modules[layer].register_forward_hook(action)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def outputs(self, x: Tensor, record: Callable | None = None, layer: str = "") -> Tensor:
+        """Outputs `(n, K)` or `(n,)` without a graph, checked."""
+        with torch.no_grad(), self.hook(layer, record) if layer else contextlib.nullcontext():
+            outputs = self(x.clone())
+        if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+            raise TypeError(
+                f"model: expected a floating-point tensor of outputs, got {kind(outputs)}; wrap the model "
+                "in an nn.Module that returns the logits alone."
+            )
+        if outputs.ndim not in (1, 2) or len(outputs) != len(x) or outputs.numel() == 0:
+            raise ValueError(
+                f"model: expected outputs of shape ({len(x)}, K) or ({len(x)},), got {tuple(outputs.shape)}; "
+                "wrap the model so that it returns one row of outputs for each sample."
+            )
+        if not outputs.isfinite().all():
+            raise ValueError("model: expected finite outputs, got nan or inf; check the weights and the inputs' scale.")
+        return outputs
+
+    def encode(self, x: Tensor, layer: str) -> Tensor:
+        """Output of the layer; what lies behind it does not run."""
+        found = []
+
+        def stop(module, args, output):
+            found.append(output)
+            raise Stop
+
+        with contextlib.suppress(Stop), self.hook(layer, stop):
+            self(x.clone())
+        return found[0]
+
+    def head(self, h: Tensor, layer: str, dummy: Tensor, repeat: bool) -> Tensor:
+        """Outputs for features `h`; the layers before run on the one example `dummy`, to no effect."""
+        if repeat:
+            dummy = dummy.expand(len(h), *dummy.shape[1:])
+        # copies: an in-place layer behind (or at) the cut must not overwrite the caller's tensors
+        with self.hook(layer, lambda module, args, output: h.clone()):
+            return self(dummy.clone())
+
+    def check(self, x: Tensor, layer: str) -> None:
+        """Whether `x` and `layer` suit the model, as far as can be said before running it."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a tensor (n, *input), got {type(x).__name__}.")
+        if x.ndim == 0 or x.numel() == 0:
+            raise ValueError(f"x: expected at least one sample, (n, *input), got shape {tuple(x.shape)}.")
+        if layer and not self.is_module:
+            raise ValueError(
+                f"layer: expected '' (the input) with a plain callable, got {layer!r}; pass the part behind "
+                "the layer as the callable and the features as x."
+            )
+        if layer and layer not in self.modules:
+            raise ValueError(
+                f"layer: the model has no module {layer!r}{near(layer, self.modules)}; "
+                "layer_names(model) lists them all."
+            )
+        if not layer and not x.is_floating_point():
+            embeddings = [name for name, module in self.modules.items() if isinstance(module, nn.Embedding)]
+            raise TypeError(
+                f"x: expected floating-point features, got {x.dtype}; indices cannot be mixed, cut "
+                f"at the embedding's output by its name, layer={(embeddings or ['...'])[0]!r}, "
+                "or convert the inputs, x.float()."
+            )
+        if not x.isfinite().all():
+            raise ValueError("x: expected finite values, got nan or inf.")
+        self.check_model()
+        self._check_placement(x)
+
+    def check_model(self) -> None:
+        """Whether the model is initialised, deterministic and without batch statistics."""
+        modules = self.modules | ({"": self.model} if self.is_module else {})
+        for name, module in modules.items():
+            label = f"{type(module).__name__} {name!r}"
+            if any(is_lazy(value) for value in (*module._parameters.values(), *module._buffers.values())):
+                raise ValueError(f"model: {label} is not initialised yet; call model(x) once first.")
+            if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+                raise ValueError(
+                    f"model: expected samples that do not interact, but {label} uses batch statistics; call "
+                    "model.eval(), with track_running_stats=True."
+                )
+            if isinstance(module, _InstanceNorm) and module.training and module.track_running_stats:
+                raise ValueError(f"model: {label} would update its running statistics; call model.eval().")
+            if module.training and is_random(module):
+                raise ValueError(f"model: {label} makes the outputs random; call model.eval().")
+
+    def _check_placement(self, x: Tensor) -> None:
+        if not self.is_module:
+            return
+        tensors = dict((*self.model.named_parameters(), *self.model.named_buffers())) | (self.params or {})
+        devices = {value.device for value in tensors.values()}
+        dtypes = {value.dtype for value in tensors.values() if value.is_floating_point()}
+        if devices and x.device not in devices:
+            raise ValueError(
+                f"x: expected the model's device {listed(devices)}, got {x.device}; "
+                "move one of them, model.to(x.device)."
+            )
+        if dtypes and x.is_floating_point() and x.dtype not in dtypes:
+            raise TypeError(f"x: expected the model's dtype {listed(dtypes)}, got {x.dtype}; use model.to(x.dtype).")
+
+
+def is_random(module: nn.Module) -> bool:
+    """Whether the module draws random numbers in training mode."""
+    if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
+        return module.dropout > 0
+    rate = getattr(module, "p", getattr(module, "drop_prob", 0))
+    return isinstance(module, nn.RReLU) or ("drop" in type(module).__name__.lower() and rate > 0)
+
+
+def plain_name(name: str) -> str:
+    """Dotted name without the wrappers that `torch.compile` inserts."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def near(name: str, names: Iterable[str]) -> str:
+    """Names that may have been meant, as the end of a message."""
+    matches = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
+    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
+
+
+def kind(value: object) -> str:
+    """What a value is, for a message."""
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+
+
+def listed(values: Iterable) -> str:
+    """Alternatives, for a message."""
+    return " or ".join(sorted(map(str, values)))
