@@ -29,6 +29,7 @@ from .curvature import (
     mapped_over_directions,
     second_moment_directions,
 )
+from .draws import Draw
 from .laws import NoiseLaw
 from .losses import PointwiseLoss
 from .paths import taylor_coefficients
@@ -250,16 +251,36 @@ def problem_coefficients(
     """`expansion_coefficients` of one `Problem`."""
     if order < 0:
         raise ValueError(f"order: expected >= 0, got {order}.")
-    grid = problem_grid(problem, rule=rule, degree=order, num_lam=order // 2 + 1, max_rows=max_rows)
-    block_rows = problem.block_rows(memory_limit, passes=2**order)
-    total = integrate(
-        grid.blocks(block_rows, dtype=problem.features.dtype, device=problem.features.device),
+    rule = "smallest" if rule == "auto" else rule
+    grid = problem_grid(
+        problem, rule=rule, degree=order, num_lam=order // 2 + 1, num_noise=order // 2 + 1, max_rows=max_rows
+    )
+    total = rule_sum(
+        problem,
+        grid,
         lambda draw: taylor_coefficients(problem, draw, order),
-        total_rows=grid.rows,
+        passes=2**order,
+        memory_limit=memory_limit,
         progress=progress,
         title=f"coefficients to order {order}",
     )
     return total.to(problem.features.dtype)
+
+
+def rule_sum(
+    problem: Problem,
+    grid: Grid,
+    function: Callable[[Draw], Tensor],
+    *,
+    passes: int,
+    title: str,
+    memory_limit: int | None = None,
+    progress: bool | None = None,
+) -> Tensor:
+    """Weighted sum of `function(draw)` over a grid, in float64; a row costs the memory of `passes` forward passes."""
+    g = problem.features
+    blocks = grid.blocks(problem.block_rows(memory_limit, passes=passes), dtype=g.dtype, device=g.device)
+    return integrate(blocks, function, total_rows=grid.rows, progress=progress, title=title)
 
 
 def problem_grid(
@@ -272,7 +293,7 @@ def problem_grid(
     num_noise: int = 12,
     unmixed: bool = True,
 ) -> Grid:
-    """The deterministic rule of a problem; `rule="auto"` takes the law itself or a cubature of `degree`."""
+    """The deterministic rule of a problem; see `build_grid` for `"auto"` and `"smallest"`."""
     return build_grid(
         len(problem.features),
         problem.feature_shape,

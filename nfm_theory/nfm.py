@@ -17,12 +17,12 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from .draws import Draw
-from .expansion import problem_grid
+from .expansion import problem_grid, rule_sum
 from .laws import NoiseLaw
 from .losses import PointwiseLoss
 from .monte_carlo import RunningMoments, monte_carlo_loss
 from .problem import Problem, build_problems
-from .quadrature import MAX_ROWS, Grid, integrate
+from .quadrature import MAX_ROWS, Grid
 from .results import Estimate
 
 #: Head evaluations that Monte Carlo spends per ε unless told otherwise.
@@ -51,13 +51,7 @@ def grid_loss(
     def function(draw: Draw) -> Tensor:
         return checkpoint(rows, draw, use_reentrant=False) if torch.is_grad_enabled() else rows(draw)
 
-    return integrate(
-        grid.blocks(problem.block_rows(memory_limit), dtype=problem.features.dtype, device=problem.features.device),
-        function,
-        total_rows=grid.rows,
-        progress=progress,
-        title="exact loss",
-    )
+    return rule_sum(problem, grid, function, passes=1, memory_limit=memory_limit, progress=progress, title="exact loss")
 
 
 def _exact(

@@ -242,7 +242,7 @@ def build_grid(
     """Choose and build a grid of at most `max_rows` rows.
 
     `rule="auto"` takes the law itself (`"tensor"`) where it fits, otherwise the cubature that is exact for
-    polynomials of `degree` in the noise.
+    polynomials of `degree` in the noise; `rule="smallest"` takes whatever is exact to that degree with fewest points.
 
     Raises:
         GridTooLargeError: with the size of each factor and the ways out.
@@ -250,9 +250,13 @@ def build_grid(
     """
     d = prod(feature_shape)
     pairs = _pair_shape(num_samples, mixing, num_lam, unmixed)
+    cubature = "tensor" if degree > 5 else ("cubature-3" if degree <= 3 else "cubature-5")
     if rule == "auto":
         fits = prod(pairs) * rule_points("tensor", d, add, mult, num_noise) <= max_rows
-        rule = "tensor" if fits or degree > 5 else ("cubature-3" if degree <= 3 else "cubature-5")
+        rule = "tensor" if fits else cubature
+    elif rule == "smallest":
+        num_noise = degree // 2 + 1
+        rule = min(("tensor", cubature), key=lambda name: rule_points(name, d, add, mult, num_noise))
     points = rule_points(rule, d, add, mult, num_noise)
     if prod(pairs) * points > max_rows:
         n, partners, lam = pairs

@@ -13,17 +13,15 @@ odd powers of ε do).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from math import factorial
 
 import torch
 from torch import Tensor, nn
 
-from .expansion import problem_coefficients, problem_grid, problem_terms
-from .monte_carlo import RunningMoments
-from .paths import integral_remainder, lagrange_interval, second_order_coefficients, taylor_coefficients
+from .evidence import ROUNDING, Evidence, gather
+from .expansion import problem_coefficients, problem_terms
+from .paths import lagrange_interval, second_order_coefficients
 from .problem import Problem, build_problems
-from .quadrature import Grid, GridTooLargeError, integrate
 from .report import ExpansionReport, judge
 from .results import TaylorTerms
 
@@ -32,111 +30,12 @@ DEFAULT_EPS = tuple(0.1 / 2**k for k in range(6))
 MAX_SCALES = 14
 #: Rows of the deterministic rule above which verification turns to Monte Carlo by itself.
 DEFAULT_MAX_ROWS = 5_000_000
-#: Multiples of the machine precision below which a difference counts as rounding.
-ROUNDING = 1e3
-#: The same for a remainder: rows cancel before they are averaged, so that their rounding averages as well.
-FLOOR = 50.0
 PATHWISE_DRAWS, PATHWISE_EPS = 64, 0.05
-
-
-@dataclass(frozen=True)
-class _Evidence:
-    """What a rule measured: coefficients c_0..c_q with errors, and remainders of the order-(q-1) polynomial."""
-
-    coefficients: Tensor
-    coefficient_error: Tensor
-    remainders: Tensor
-    stderr: Tensor
-    floor: Tensor
-    samples: int
-    method: str
 
 
 def leading_order(problem: Problem, order: int) -> int:
     """The first power of ε above `order` whose coefficient does not vanish by symmetry."""
     return order + 1 if problem.mixing.mixes or order % 2 else order + 2
-
-
-def _rows_remainder(problem: Problem, draw, eps: Sequence[float], coefficients: Tensor, integral: bool) -> Tensor:
-    """Remainder of the rows' own polynomial of degree q - 1 at every ε, `(rows, E)`."""
-    top = coefficients.shape[-1] - 1
-    if integral:
-        return torch.stack([integral_remainder(problem, draw, e, order=top - 1) for e in eps], dim=-1)
-    path = problem.path(draw)
-    powers = torch.arange(top, device=coefficients.device)
-    scales = [torch.as_tensor(e, dtype=coefficients.dtype, device=coefficients.device) for e in eps]
-    return torch.stack([path(e) - coefficients[:, :top] @ e**powers for e in scales], dim=-1)
-
-
-def _measured_rows(problem: Problem, draw, eps: Sequence[float], q: int, integral: bool) -> Tensor:
-    """Of every row: coefficients 0..q, then the remainders at every ε."""
-    values = taylor_coefficients(problem, draw, q)
-    return torch.cat([values, _rows_remainder(problem, draw, eps, values, integral)], dim=-1)
-
-
-def _floor(problem: Problem, eps: Sequence[float], scale: Tensor, amplification: float, integral: bool) -> Tensor:
-    """Size of a remainder that is nothing but rounding: none where nothing cancels."""
-    machine = 0.0 if integral else torch.finfo(problem.features.dtype).eps
-    return torch.full(
-        (len(eps),), float(scale) * FLOOR * machine * amplification, dtype=torch.float64, device=scale.device
-    )
-
-
-def _deterministic(
-    problem: Problem, grid: Grid, eps: Sequence[float], q: int, integral: bool, common: dict
-) -> _Evidence:
-    g = problem.features
-
-    def measured(draw) -> Tensor:
-        rows = _measured_rows(problem, draw, eps, q, integral)
-        return torch.cat([rows, rows[:, : q + 1].abs()], dim=-1)
-
-    block_rows = problem.block_rows(common["memory_limit"], passes=2**q)
-    sums = integrate(
-        grid.blocks(block_rows, dtype=g.dtype, device=g.device),
-        measured,
-        total_rows=grid.rows,
-        progress=common["progress"],
-    )
-    coefficients, remainders, scale = sums.split([q + 1, len(eps), q + 1])
-    amplification = grid.rule.amplification
-    exact = grid.rule.name in ("tensor", "no noise")
-    return _Evidence(
-        coefficients=coefficients,
-        coefficient_error=ROUNDING * torch.finfo(g.dtype).eps * amplification * scale.abs(),
-        remainders=remainders,
-        stderr=torch.zeros_like(remainders),
-        floor=_floor(problem, eps, scale[0], amplification, integral),
-        samples=grid.rows * (len(eps) + 1),
-        method=f"deterministic, {grid.rule.name}"
-        + ("" if exact else " (agrees with the loss up to its degree, is not the loss itself)"),
-    )
-
-
-def _sampled(
-    problem: Problem, eps: Sequence[float], q: int, integral: bool, samples: int, generator, common: dict
-) -> _Evidence:
-    g, n = problem.features, len(problem.features)
-    sweeps = samples // n
-    if sweeps < 100:
-        raise ValueError(f"samples: expected at least 100 sweeps over n = {n} samples ({100 * n}), got {samples}.")
-    block = max(1, problem.block_rows(common["memory_limit"], passes=2**q) // n)
-    moments = RunningMoments()
-    for start in range(0, sweeps, block):
-        count = min(block, sweeps - start)
-        draw = problem.draw(n, count, generator=generator)
-        moments.add(_measured_rows(problem, draw, eps, q, integral).reshape(count, n, -1).mean(1))
-    mean, error = moments.mean, moments.stderr()
-    rounding = ROUNDING * torch.finfo(g.dtype).eps * mean[: q + 1].abs()
-    return _Evidence(
-        coefficients=mean[: q + 1],
-        coefficient_error=5 * error[: q + 1] + rounding,
-        remainders=mean[q + 1 :],
-        stderr=error[q + 1 :],
-        floor=_floor(problem, eps, mean[0].abs(), 1.0, integral),
-        samples=sweeps * n * (len(eps) + 1),
-        method=f"Monte Carlo, {sweeps} common sweeps",
-    )
 
 
 def _pathwise(problem: Problem, order: int, generator) -> tuple[int, int]:
@@ -155,38 +54,16 @@ def _pathwise(problem: Problem, order: int, generator) -> tuple[int, int]:
     return len(draw), int((~inside).sum())
 
 
-def _predicted(problems: list[Problem], terms: TaylorTerms, order: int, q: int, common: dict) -> Tensor:
+def _predicted(problems: list[Problem], terms: TaylorTerms, order: int, q: int, limits: dict) -> Tensor:
     """c_0..c_order and C_q: by the formulas of the terms up to order 3, beyond that by the rule."""
     wanted = [*range(order + 1), q]
     formulas = terms.coefficients(max(k for k in wanted if k <= 3))
     predicted = torch.zeros(q + 1, dtype=torch.float64, device=terms.standard.device)
     if q > 3:
-        predicted = torch.stack([problem_coefficients(p, q, rule="auto", **common) for p in problems]).mean(0).double()
+        predicted = torch.stack([problem_coefficients(p, q, rule="auto", **limits) for p in problems]).mean(0).double()
     for k in range(min(q, 3) + 1):
         predicted[k] = formulas[k] if k in wanted else 0.0
     return predicted
-
-
-def _measure(
-    problem: Problem,
-    eps: Sequence[float],
-    q: int,
-    method: str,
-    integral: bool,
-    samples: int,
-    seed: int,
-    common: dict,
-) -> _Evidence:
-    """By the deterministic rule where it is wanted and fits, by Monte Carlo otherwise."""
-    if method != "monte_carlo":
-        try:
-            grid = problem_grid(problem, rule="auto", degree=q, num_lam=max(q // 2 + 1, 4), max_rows=common["max_rows"])
-            return _deterministic(problem, grid, eps, q, integral, common)
-        except GridTooLargeError:
-            if method == "exact":
-                raise
-    generator = torch.Generator(problem.features.device).manual_seed(seed)
-    return _sampled(problem, eps, q, integral, samples, generator, common)
 
 
 @torch.no_grad()
@@ -250,21 +127,22 @@ def verify_expansion(
     first = problems[0]
     if not first.mixing.mixes and first.active_laws == (None, None):
         raise ValueError("Nothing is perturbed: expected alpha > 0, add_noise > 0 or mult_noise > 0.")
-    common = {"max_rows": max_rows, "memory_limit": memory_limit, "progress": progress}
+    limits = {"max_rows": max_rows, "memory_limit": memory_limit, "progress": progress}
     integral = remainder_form == "integral" or (remainder_form == "auto" and first.features.dtype != torch.float64)
     q = leading_order(first, order)
     if terms is None:
         own = {p.layer: problem_terms(p, memory_limit=memory_limit) for p in problems}
         terms = next(iter(own.values())) if len(own) == 1 else TaylorTerms.average(own)
-    predicted = _predicted(problems, terms, order, q, common)
+    predicted = _predicted(problems, terms, order, q, limits)
     generators = [torch.Generator(p.features.device).manual_seed(seed) for p in problems]
     pathwise = [(0, 0)]
     if order <= 2 and not integral:
         pathwise = [_pathwise(p, order, g) for p, g in zip(problems, generators, strict=True)]
+    sources = [gather(p, q, method, samples, seed, limits) for p in problems]
     evidence, pending = None, scales
     while True:
-        new = _average([_measure(p, pending, q, method, integral, samples, seed, common) for p in problems])
-        evidence = new if evidence is None else _extend(evidence, new)
+        new = Evidence.average([source(pending, integral) for source in sources])
+        evidence = new if evidence is None else evidence.extend(new)
         report = judge(
             eps=scales,
             order=order,
@@ -286,20 +164,6 @@ def verify_expansion(
             integral = True  # differences have drowned in rounding; the integral form goes on below
         pending = [scales[-1] / 2, scales[-1] / 4]
         scales = [*scales, *pending]
-
-
-def _extend(old: _Evidence, new: _Evidence) -> _Evidence:
-    """The same rule at further scales."""
-    parts = {name: torch.cat([getattr(old, name), getattr(new, name)]) for name in ("remainders", "stderr", "floor")}
-    return replace(old, **parts, samples=old.samples + new.samples)
-
-
-def _average(parts: list[_Evidence]) -> _Evidence:
-    """Mean over layers; errors add in quadrature for sampling, floors and rounding at their mean."""
-    fields = ("coefficients", "coefficient_error", "remainders", "floor")
-    means = {name: torch.stack([getattr(p, name) for p in parts]).mean(0) for name in fields}
-    stderr = torch.stack([p.stderr**2 for p in parts]).sum(0).sqrt() / len(parts)
-    return _Evidence(**means, stderr=stderr, samples=sum(p.samples for p in parts), method=parts[0].method)
 
 
 def _settings(problem: Problem) -> dict:
