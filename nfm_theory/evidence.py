@@ -16,8 +16,8 @@ from .quadrature import Grid, GridTooLargeError
 
 #: Multiples of the machine precision below which a difference of coefficients counts as rounding.
 ROUNDING = 1e3
-#: The same for a remainder: the loss at ε = 0 is taken off row by row, so that rounding averages.
-FLOOR = 50.0
+#: The same for a remainder, so that one above the floor is right to a percent: rounding averages over the rows.
+FLOOR = 100.0
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,17 @@ def _scales(problem: Problem, eps: Sequence[float]) -> list[Tensor]:
     return [torch.as_tensor(e, dtype=g.dtype, device=g.device) for e in eps]
 
 
-def _floor(problem: Problem, eps: Sequence[float], size: Tensor, integral: bool) -> Tensor:
+def rounding_unit(problem: Problem) -> Tensor:
+    """Size of a rounding error of one sample's loss, `(n,)`: a loss near 0 is a difference of large logits."""
+    outputs = problem.head(problem.features)
+    losses = problem.loss(outputs, problem.labels)
+    return torch.finfo(losses.dtype).eps * (losses.abs() + outputs.abs().amax(-1))
+
+
+def _floor(problem: Problem, eps: Sequence[float], amplification: float, integral: bool) -> Tensor:
     """Nothing cancels in the integral form; a difference is as uncertain as what it is taken of."""
-    machine = 0.0 if integral else torch.finfo(problem.features.dtype).eps
-    return torch.full((len(eps),), FLOOR * machine * float(size), dtype=torch.float64, device=size.device)
+    size = 0.0 if integral else FLOOR * amplification * float(rounding_unit(problem).mean())
+    return torch.full((len(eps),), size, dtype=torch.float64, device=problem.features.device)
 
 
 class RuleEvidence:
@@ -123,7 +130,7 @@ class RuleEvidence:
             coefficient_error=ROUNDING * machine * self.size,
             remainders=remainders,
             stderr=torch.zeros_like(remainders),
-            floor=_floor(problem, eps, self.size[0] * self.grid.rule.amplification, integral),
+            floor=_floor(problem, eps, self.grid.rule.amplification, integral),
             samples=self.samples + self.grid.rows * (len(eps) + 1),
             method=f"deterministic, {name}"
             + ("" if exact else " (agrees with the loss up to its degree, is not the loss itself)"),
@@ -177,7 +184,7 @@ class SampledEvidence:
             coefficient_error=5 * error[: q + 1] + rounding,
             remainders=mean[q + 1 :],
             stderr=error[q + 1 :],
-            floor=_floor(problem, eps, mean[0].abs(), integral),
+            floor=_floor(problem, eps, 1.0, integral),
             samples=self.sweeps * n * (len(eps) + 1),
             method=f"Monte Carlo, {self.sweeps} common sweeps",
         )

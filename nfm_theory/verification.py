@@ -18,7 +18,7 @@ from math import factorial
 import torch
 from torch import Tensor, nn
 
-from .evidence import ROUNDING, Evidence, gather
+from .evidence import ROUNDING, Evidence, gather, rounding_unit
 from .expansion import problem_coefficients, problem_terms
 from .paths import lagrange_interval, second_order_coefficients
 from .problem import Problem, build_problems
@@ -46,7 +46,7 @@ def _pathwise(problem: Problem, order: int, generator) -> tuple[int, int]:
     eps = zero + PATHWISE_EPS
     coefficients = second_order_coefficients(problem, draw)[:, : order + 1]
     value = problem.path(draw)(eps)
-    rounding = ROUNDING * torch.finfo(value.dtype).eps * value.abs()
+    rounding = ROUNDING * rounding_unit(problem)[draw.anchor]
     remainder = value - coefficients @ eps ** torch.arange(order + 1, device=value.device)
     unit = factorial(order + 1) / eps ** (order + 1)
     interval = lagrange_interval(problem, draw, PATHWISE_EPS, order=order)
@@ -155,7 +155,7 @@ def verify_expansion(
             terms=terms,
             settings=_settings(first),
         )
-        settled = report.verdict != "undecided" or bool(evidence.stderr.any())
+        settled = report.verdict != "undecided" or report.pathwise[1] > 0 or bool(evidence.stderr.any())
         if eps is not None or settled or len(scales) >= MAX_SCALES:
             return report
         if not integral and bool((new.remainders.abs() <= new.floor).any()):

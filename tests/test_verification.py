@@ -184,3 +184,13 @@ def test_error_curve_finds_where_the_expansion_stops_being_good():
     assert data["radius"]["2"] == strong.radius[2]
     with pytest.raises(ValueError, match="increasing positive"):
         nt.expansion_error(MODEL, X, Y, eps=[0.5, 0.1])
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_small_losses_of_large_logits_are_not_mistaken_for_wrong_terms(scale):
+    model = torch.nn.Sequential(mlp(0, [3, 6, 3]), torch.nn.Linear(3, 3, bias=False).double())
+    model[1].weight = torch.nn.Parameter(scale * torch.eye(3, dtype=torch.float64))
+    labels = model(X).argmax(-1)
+    report = nt.verify_expansion(model.eval(), X, labels, seed=3)
+    assert report.verdict == "holds", report
+    assert report.pathwise[1] == 0
