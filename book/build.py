@@ -1,0 +1,82 @@
+"""Build the book: `python book/build.py [--fresh]`; the last line printed is the path of its first page.
+
+Executed notebooks are cached, but a cache knows only the text of the cells. So it is kept under a key, a hash of what
+the cells depend on (library, experiments and their results, figures, versions), and dropped when that key changes.
+Sphinx's own incremental build is switched off: it would leave pages alone whose text did not change, and would forget
+the warnings of the build before, which `-W` is there to catch.
+"""
+
+import argparse
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+BOOK = Path(__file__).resolve().parent
+ROOT = BOOK.parent
+BUILD = BOOK / "_build"
+CACHE = BUILD / ".jupyter_cache"
+KEY = BUILD / "cache.key"
+INDEX = BUILD / "html" / "index.html"
+
+SOURCES = ("nfm_theory", "experiments", "figures")
+SUFFIXES = {".py", ".json", ".jsonl", ".csv", ".npz", ".pt"}
+DISTRIBUTIONS = (
+    "torch", "numpy", "scipy", "sympy", "scikit-learn", "matplotlib", "ipython", "ipykernel", "myst-nb",
+)  # fmt: skip
+
+
+def cache_key() -> str:
+    """Hash of everything outside a page that decides what its cells print."""
+    digest = hashlib.sha256(platform.python_version().encode())
+    for name in DISTRIBUTIONS:
+        digest.update(f"{name}=={metadata.version(name)}\n".encode())
+    for folder in SOURCES:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in SUFFIXES and path.is_file():
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                digest.update(f"{path.relative_to(ROOT).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, str]:
+    """The environment of the build, without what would change the pages."""
+    env = dict(os.environ)
+    env.pop("MPLBACKEND", None)  # Agg removes every figure without a word
+    env["TQDM_DISABLE"] = "1"  # a progress bar on stderr is a warning
+    env["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # ipykernel's debugger warns about frozen modules
+    env["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, not one installed for the user
+    return env
+
+
+def main() -> int:
+    """Build; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--fresh", action="store_true", help="execute every notebook, whatever the cache holds")
+    fresh = parser.parse_args().fresh
+
+    key = cache_key()
+    if fresh or not KEY.is_file() or KEY.read_text() != key:
+        shutil.rmtree(CACHE, ignore_errors=True)
+    for stale in (BUILD / "html", BUILD / ".doctrees"):
+        shutil.rmtree(stale, ignore_errors=True)
+    BUILD.mkdir(exist_ok=True)
+    KEY.write_text(key)
+
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
+    command += ["build", str(BOOK), "--all", "-W", "-n", "--keep-going"]
+    status = subprocess.run(command, env=environment(), stdin=subprocess.DEVNULL, check=False).returncode
+    if status == 0 and not INDEX.is_file():
+        print(f"no {INDEX} came out of the build", file=sys.stderr)
+        status = 1
+    if status == 0:
+        print(INDEX, flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

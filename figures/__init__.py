@@ -1,0 +1,1 @@
+"""Figures, one file per claim; read `experiments/results`, write `figures/out` (generated, not tracked)."""
