@@ -133,7 +133,7 @@ class RuleEvidence:
             floor=_floor(problem, eps, self.grid.rule.amplification, integral),
             samples=self.samples + self.grid.rows * (len(eps) + 1),
             method=f"deterministic, {name}"
-            + ("" if exact else " (agrees with the loss up to its degree, is not the loss itself)"),
+            + ("" if exact else " (agrees with the loss to its degree, is not the loss)"),
         )
 
 

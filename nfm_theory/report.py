@@ -92,8 +92,9 @@ class ExpansionReport:
             f"{self.verdict.upper()}",
             f"  {self.reason}",
             f"  n = {self.num_samples}, alpha = {s['alpha']:g}, beta = {s['beta']:g}, add_noise = {s['add_noise']:g}, "
-            f"mult_noise = {s['mult_noise']:g}, {s['loss']}, {s['dtype']}",
-            f"  {self.method}, {self.samples:,} evaluations of the head",
+            f"mult_noise = {s['mult_noise']:g}",
+            f"  {s['loss']}, {s['dtype']}; {self.samples:,} evaluations of the head",
+            f"  {self.method}",
             "",
             "  power of eps    formula         measured",
         ]
@@ -119,6 +120,7 @@ class ExpansionReport:
             ImportError: if matplotlib is not installed.
         """
         import matplotlib.pyplot as plt
+        from matplotlib.ticker import NullFormatter
 
         ax = plt.subplots(figsize=(5.0, 3.6), layout="constrained")[1] if ax is None else ax
         eps = torch.tensor(self.eps)
@@ -136,6 +138,7 @@ class ExpansionReport:
         ax.errorbar(eps, size, yerr=error, fmt="o", ms=5, color="#0072B2", label="measured |remainder|", zorder=2)
         if any(self.floor):
             ax.loglog(eps, self.floor, ":", color="#D55E00", label="rounding floor")
+        ax.xaxis.set_minor_formatter(NullFormatter())  # labels of minor ticks overlap over a single decade
         ax.set(xlabel=r"scale $\varepsilon$", ylabel="remainder", title=f"order {self.order}: {self.verdict}")
         ax.legend(frameon=False)
         return ax
