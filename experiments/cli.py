@@ -103,9 +103,16 @@ def _verify(subject: Subject, layers: list[str], eps, order: int, method: str, s
         try:
             reports.append(
                 nt.verify_expansion(
-                    subject.model, subject.x, subject.y, layer=layer, eps=eps, order=order, method=method, seed=seed,
+                    subject.model,
+                    subject.x,
+                    subject.y,
+                    layer=layer,
+                    eps=eps,
+                    order=order,
+                    method=method,
+                    seed=seed,
                     **options,
-                )  # fmt: skip
+                )
             )
         except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
             raise UsageError(str(error)) from error
@@ -137,11 +144,15 @@ def verify(
             "path/to/file.py:factory or package.module:factory."
         ),
     ] = "mlp",
-    layer: Annotated[list[str] | None, typer.Option(help='Layer by dotted name; repeat for several. "" is input.')] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(help='Layer by dotted name; repeat for several. "" is input.')
+    ] = None,
     state_dict: Annotated[Path | None, typer.Option(help="Weights, as torch.save(model.state_dict(), FILE).")] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="digits, digits-vectors, or FILE.npz / FILE.pt with x and y. (default: the factory's, or digits)"),
+        typer.Option(
+            help="digits, digits-vectors, or FILE.npz / FILE.pt with x and y. (default: the factory's, or digits)"
+        ),
     ] = None,
     classes: Annotated[int, typer.Option(help="K of the digits: 10, or 2 (3 against 8, one logit).")] = 10,
     num_samples: Annotated[

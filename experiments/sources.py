@@ -60,7 +60,8 @@ def load_factory(path: str):
     place, _, name = path.rpartition(":")
     if not place or not name:
         raise UsageError(
-            f"--model: expected one of {sorted(MODELS)}, path/to/file.py:factory or package.module:factory, got {path!r}."
+            f"--model: expected one of {sorted(MODELS)}, path/to/file.py:factory or package.module:factory, "
+            f"got {path!r}."
         )
     try:
         module = _import_module(place)

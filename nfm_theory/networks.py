@@ -77,7 +77,11 @@ class Network:
     def outputs(self, x: Tensor, record: Callable | None = None, layer: str = "") -> Tensor:
         """Outputs `(n, K)` or `(n,)` without a graph, checked."""
         with torch.no_grad(), self.hook(layer, record) if layer else contextlib.nullcontext():
-            outputs = self(x.clone())
+            try:
+                outputs = self(x.clone())
+            except RuntimeError as error:
+                message = f"model: it does not take x of shape {tuple(x.shape)}, {x.dtype}; check the inputs. ({error})"
+                raise ValueError(message) from error
         if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
             raise TypeError(
                 f"model: expected a floating-point tensor of outputs, got {kind(outputs)}; wrap the model "

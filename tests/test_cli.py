@@ -1,0 +1,174 @@
+"""The command `nfm`: exit statuses, outputs, and every way to get it wrong."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import nfm_theory as nt
+from experiments import cli
+
+FACTORY = """
+import torch
+
+def build():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2))
+
+def with_data():
+    return build(), torch.linspace(-1, 1, 18).reshape(6, 3), torch.arange(6) % 2
+
+def in_training():
+    return torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Softplus())
+
+def number():
+    return 3
+
+def broken():
+    raise KeyError("weights")
+
+module = build()
+"""
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NFM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "mine.py").write_text(FACTORY)
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "data.npz", x=rng.standard_normal((6, 3)), y=np.arange(6) % 2)
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, ["verify", *arguments])
+
+
+MINE = ("--model", "mine.py:build", "--data", "data.npz")
+
+
+def test_a_users_model_holds_and_writes_json_and_plot(work):
+    result = run(*MINE, "--layer", "1", "--json", "out/report.json", "--plot", "out/plot.svg")
+    assert result.exit_code == cli.HOLDS, result.output
+    assert "HOLDS" in result.output
+    record = json.loads((work / "out" / "report.json").read_text())
+    assert record["verdict"] == "holds"
+    assert record["layer"] == "1"
+    assert record["model"] == "mine.py:build"
+    assert record["versions"]["nfm_theory"] == nt.__version__
+    assert (work / "out" / "plot.svg").stat().st_size > 1000
+    assert sorted(p.name for p in (work / "out").iterdir()) == ["plot.svg", "report.json"]
+
+
+def test_several_layers_give_a_list_and_the_worst_status(work):
+    result = run("--model", "mine.py:with_data", "--layer", "", "--layer", "1", "--json", "r.json")
+    assert result.exit_code == cli.HOLDS
+    assert [r["layer"] for r in json.loads((work / "r.json").read_text())] == ["", "1"]
+
+
+def test_the_built_in_network(work):
+    result = run("--num-samples", "3", "--classes", "2", "--mult-noise", "0", "--add-noise", "0")
+    assert result.exit_code == cli.HOLDS, result.output
+    assert any((work / "cache").iterdir())
+
+
+def test_float32_and_monte_carlo(work):
+    result = run(*MINE, "--dtype", "float32", "--noise", "released")
+    assert result.exit_code == cli.HOLDS, result.output
+    few = run(*MINE, "--method", "monte_carlo", "--monte-carlo-rows", "1000")
+    assert few.exit_code == cli.UNDECIDED
+    assert "sampling error" in few.output
+
+
+def test_a_refuted_expansion_has_status_1_and_still_writes_its_report(work, monkeypatch):
+    correct = nt.verify_expansion
+
+    def one_percent_off(model, x, y, **options):
+        laws = {k: options[k] for k in ("layer", "alpha", "beta", "add_noise", "mult_noise", "noise", "loss")}
+        terms = nt.taylor_terms(model, x, y, **laws)
+        return correct(model, x, y, terms=replace(terms, R2=1.01 * terms.R2), **options)
+
+    monkeypatch.setattr(nt, "verify_expansion", one_percent_off)
+    result = run(*MINE, "--json", "r.json")
+    assert result.exit_code == cli.REFUTED
+    assert json.loads((work / "r.json").read_text())["verdict"] == "refuted"
+
+
+def test_weights_are_loaded_and_a_module_is_taken_as_it_is(work):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2))
+    torch.save(model.state_dict(), work / "w.pt")
+    torch.save({"x": torch.randn(4, 3), "y": torch.arange(4) % 2}, work / "data.pt")
+    result = run("--model", "mine:module", "--state-dict", "w.pt", "--data", "data.pt", "--eps", "0.1,0.01,0.001")
+    assert result.exit_code in (cli.HOLDS, cli.UNDECIDED), result.output
+    listed = run("--model", "mine.py:build", "--data", "data.pt", "--list-layers")
+    assert listed.exit_code == 0
+    assert listed.output.split()[-3:] == ["0", "1", "2"]
+
+
+BAD = [
+    (("--model", "nosuch"), "expected one of"),
+    (("--model", "nosuch.py:build"), "no such file"),
+    (("--model", "no_such_package:build"), "ModuleNotFoundError"),
+    (("--model", "mine.py:nosuch"), "it has"),
+    (("--model", "mine.py:number"), "expected mine.py:number to return an nn.Module"),
+    (("--model", "mine.py:broken"), "raised KeyError"),
+    ((*MINE, "--layer", "nosuch"), "no module 'nosuch'"),
+    ((*MINE, "--state-dict", "gone.pt"), "no such file: gone.pt"),
+    ((*MINE, "--state-dict", "pickled.pt"), "holds more than tensors"),
+    ((*MINE, "--state-dict", "other.pt"), "does not fit the model"),
+    ((*MINE, "--state-dict", "list.pt"), "expected a dict of tensors"),
+    (("--model", "mine.py:build", "--data", "gone.npz"), "no such file: gone.npz"),
+    (("--model", "mine.py:build", "--data", "text.npz"), "cannot be read"),
+    (("--model", "mine.py:build", "--data", "nan.npz"), "finite"),
+    (("--model", "mine.py:build", "--data", "wide.npz"), "does not take x of shape (4, 5)"),
+    (("--model", "mine.py:build", "--data", "unnamed.npz"), "tensors named x and y"),
+    (("--model", "mine.py:build", "--data", "table.csv"), "expected 'digits'"),
+    ((*MINE, "--eps", "0.1,x"), "--eps: expected positive numbers"),
+    ((*MINE, "--dtype", "int8"), "--dtype: expected one of"),
+    ((*MINE, "--device", "abacus"), "--device: expected cpu or cuda"),
+    ((*MINE, "--noise", "pink"), "noise law: expected one of"),
+    ((*MINE, "--alpha", "-1"), "alpha: expected"),
+    ((*MINE, "--json", "."), "--json: expected a file"),
+    ((*MINE, "--plot", "plot.txt"), "--plot: expected a file .png"),
+    ((*MINE, "--num-samples", "0"), "--num-samples: expected at least 1"),
+    (("--classes", "7"), "--classes: expected one of"),
+    (("--num-samples", "100000"), "--num-samples"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda value: str(value)[-40:])
+def test_bad_input_has_status_2_and_one_clear_message(work, arguments, message):
+    torch.save(torch.nn.Linear(2, 2), work / "pickled.pt")
+    torch.save(torch.nn.Linear(2, 2).state_dict(), work / "other.pt")
+    torch.save([torch.zeros(2)], work / "list.pt")
+    (work / "text.npz").write_text("not an archive")
+    np.savez(work / "nan.npz", x=np.full((4, 3), np.nan), y=np.arange(4) % 2)
+    np.savez(work / "wide.npz", x=np.zeros((4, 5)), y=np.arange(4) % 2)
+    np.savez(work / "unnamed.npz", a=np.zeros(3))
+    result = run(*arguments)
+    assert result.exit_code == cli.BAD_INPUT, result.output
+    assert result.stderr.startswith("nfm: ")
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_cuda_is_asked_for_only_where_it_is(work, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = run(*MINE, "--device", "cuda")
+    assert result.exit_code == cli.BAD_INPUT
+    assert "found none" in result.stderr
+
+
+def test_version_and_a_crash_that_is_no_verdict(monkeypatch, capsys):
+    result = CliRunner().invoke(cli.app, ["--version"])
+    assert result.output.strip() == f"nfm_theory {nt.__version__}"
+    monkeypatch.setattr(cli, "app", lambda: 1 / 0)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == cli.CRASHED
+    assert "ZeroDivisionError" in capsys.readouterr().err
