@@ -108,29 +108,3 @@ def mapped_over_directions(
     if reduce:
         return sum(part.sum(1) for part in parts)
     return torch.cat(parts, dim=1)
-
-
-def coordinate_basis(h: Tensor) -> Tensor:
-    """The unit vectors of one sample's feature space, `(d, *feature)`."""
-    d = h[0].numel()
-    return torch.eye(d, dtype=h.dtype, device=h.device).reshape(d, *h.shape[1:])
-
-
-def second_moment_directions(features: Tensor) -> Tensor:
-    r"""Directions w_s with `Σ_s w_s w_sᵀ = (1/n) Σ_r (g_r - ḡ)(g_r - ḡ)ᵀ`: at most min(n - 1, d) of them.
-
-    They are the scaled eigen-directions of the covariance. Gradients flow through the features exactly: the rotation
-    `U` that finds them is held fixed, which changes nothing because `Σ_s` is invariant under any fixed rotation and
-    the directions left out are zero to first order.
-
-    Args:
-        features: `(n, *feature)`.
-
-    Returns:
-        `(rank, *feature)`.
-    """
-    n = len(features)
-    centred = (features - features.mean(0)).flatten(1) / n**0.5
-    left, values, _ = torch.linalg.svd(centred.detach(), full_matrices=False)
-    keep = values > values.max() * max(centred.shape) * torch.finfo(values.dtype).eps
-    return (left[:, keep].T @ centred).reshape(-1, *features.shape[1:])

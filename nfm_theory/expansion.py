@@ -21,40 +21,17 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp
 
-from .curvature import (
-    coordinate_basis,
-    directional_derivatives,
-    gauss_newton_forms,
-    jacobian_rows,
-    mapped_over_directions,
-    second_moment_directions,
-)
+from .curvature import directional_derivatives, mapped_over_directions
+from .directions import coordinate_basis
 from .draws import Draw
+from .engine import linearize
 from .laws import NoiseLaw
 from .losses import PointwiseLoss
 from .paths import taylor_coefficients
 from .problem import Problem, build_problems
 from .quadrature import MAX_ROWS, Grid, build_grid, integrate
+from .regularizers import exact_terms
 from .results import TaylorTerms
-
-
-def residual_forms(
-    problem: Problem, slope: Tensor, directions: Tensor, *, block_rows: int, reduce: bool = True
-) -> Tensor:
-    """`a_i·∇²f(g_i)[w, w]` for shared directions w `(s, *feature)`: `(n,)` summed over them, or `(n, s)`.
-
-    Args:
-        problem: the setting.
-        slope: a = ∂ℓ/∂u at the samples, `(n, K)`; held constant in the derivative.
-        directions: directions w.
-        block_rows: rows per block.
-        reduce: sum over the directions.
-    """
-
-    def bend(h: Tensor, w: Tensor, rows: Tensor) -> Tensor:
-        return (slope[rows] * directional_derivatives(problem.head, h, w, 2)[2]).sum(-1)
-
-    return mapped_over_directions(bend, problem.features, directions, block_rows=block_rows, reduce=reduce)
 
 
 def _pair_cubic(problem: Problem, block_rows: int) -> Tensor:
@@ -103,41 +80,12 @@ def predicted_remainder(problem: Problem, *, block_rows: int) -> Tensor:
 
 def problem_terms(problem: Problem, *, remainder: bool = True, memory_limit: int | None = None) -> TaylorTerms:
     """`taylor_terms` of one `Problem`."""
-    g, (add_law, mult_law) = problem.features, problem.active_laws
-    m1, m2 = problem.mixing.moment(1), problem.mixing.moment(2)
-    block = problem.block_rows(memory_limit, passes=8)
-    index = torch.arange(len(g), device=g.device)
-    drift = g.mean(0) - g
-    outputs, tangent, bend = directional_derivatives(problem.head, g, drift, 2)
-    labels = problem.labels
-    slope, curvature = problem.loss.gradient(outputs, labels), problem.loss.hessian(outputs, labels)
-    zero = outputs.new_zeros(())
-    terms = dict.fromkeys(("R1", "R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult"), zero)
-    jacobian = jacobian_rows(problem.head, g).flatten(2)
-    if problem.mixing.mixes:
-        terms["R1"] = m1 * (slope * tangent).sum(-1).mean()
-        centred = (g - g.mean(0)).flatten(1)
-        spread = gauss_newton_forms(curvature, jacobian @ centred.T).mean(-1)
-        terms["R2"] = m2 / 2 * (spread + gauss_newton_forms(curvature, tangent)).mean()
-        directions = second_moment_directions(g)
-        spread = residual_forms(problem, slope, directions, block_rows=block) if len(directions) else zero
-        terms["R3"] = m2 / 2 * (spread + (slope * bend).sum(-1)).mean()
-    if add_law is not None or mult_law is not None:
-        gauss_newton = gauss_newton_forms(curvature, jacobian)
-        residual = residual_forms(problem, slope, coordinate_basis(g), block_rows=block, reduce=False)
-        for name, law, level, weight in (
-            ("add", add_law, problem.add_noise, 1.0),
-            ("mult", mult_law, problem.mult_noise, g.flatten(1) ** 2),
-        ):
-            if law is not None:
-                variance = level**2 * law.second
-                terms[f"R2_{name}"] = variance / 2 * (gauss_newton * weight).sum(1).mean()
-                terms[f"R3_{name}"] = variance / 2 * (residual * weight).sum(1).mean()
-    return TaylorTerms(
-        standard=problem.losses(g, index).mean(),
-        C3=predicted_remainder(problem, block_rows=block) if remainder else None,
-        **terms,
-    )
+    g = problem.features
+    at = linearize(problem.head, g)
+    rows = None if memory_limit is None else problem.block_rows(memory_limit, passes=4)
+    terms = exact_terms(problem, at, block_rows=rows)
+    third = predicted_remainder(problem, block_rows=problem.block_rows(memory_limit, passes=8)) if remainder else None
+    return TaylorTerms(standard=problem.loss(at.outputs, problem.labels).mean(), C3=third, **terms)
 
 
 def taylor_terms(

@@ -30,11 +30,15 @@ class PointwiseLoss:
         name: for messages.
         function: maps outputs `(b, K)` and prepared labels `(b, ...)` to losses `(b,)`.
         prepare: brings the user's labels into that form, given example outputs `(n, K)`.
+        slope: closed form of `gradient`; automatic differentiation if `None`.
+        bend: closed form of `hessian`, likewise.
     """
 
     name: str
     function: Callable[[Tensor, Tensor], Tensor]
     prepare: Callable[[Tensor, Tensor], Tensor]
+    slope: Callable[[Tensor, Tensor], Tensor] | None = None
+    bend: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Losses `(b,)`."""
@@ -43,10 +47,14 @@ class PointwiseLoss:
 
     def gradient(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """∂ℓ/∂u, `(b, K)`: `p - y` for the losses of the theory."""
+        if self.slope is not None:
+            return self.slope(outputs, labels)
         return torch.func.grad(lambda u: self(u, labels).sum())(outputs)
 
     def hessian(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """∂²ℓ/∂u², `(b, K, K)`: `F = ∇²h(u)` for the losses of the theory."""
+        if self.bend is not None:
+            return self.bend(outputs, labels)
         basis = torch.eye(outputs.shape[-1], dtype=outputs.dtype, device=outputs.device)
         columns = [
             torch.func.jvp(lambda u: self.gradient(u, labels), (outputs,), (e.expand_as(outputs).clone(),))[1]
@@ -104,9 +112,41 @@ def _target(outputs: Tensor, labels: Tensor) -> Tensor:
     return _expect_shape(labels.to(outputs).reshape(len(labels), -1), outputs, "square")
 
 
-CROSS_ENTROPY = PointwiseLoss("cross_entropy", lambda u, y: u.logsumexp(-1) - (y * u).sum(-1), _classes)
-LOGISTIC = PointwiseLoss("logistic", lambda u, y: (F.softplus(u) - y * u).sum(-1), _binary)
-SQUARE = PointwiseLoss("square", lambda u, y: ((u / 2 - y) * u).sum(-1), _target)
+def _fisher(outputs: Tensor, labels: Tensor) -> Tensor:
+    p = outputs.softmax(-1)
+    return torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)
+
+
+def _bernoulli_variance(outputs: Tensor, labels: Tensor) -> Tensor:
+    p = outputs.sigmoid()
+    return (p * (1 - p)).unsqueeze(-1)
+
+
+def _identity(outputs: Tensor, labels: Tensor) -> Tensor:
+    return torch.diag_embed(torch.ones_like(outputs))
+
+
+CROSS_ENTROPY = PointwiseLoss(
+    "cross_entropy",
+    lambda u, y: u.logsumexp(-1) - (y * u).sum(-1),
+    _classes,
+    slope=lambda u, y: u.softmax(-1) - y,
+    bend=_fisher,
+)
+LOGISTIC = PointwiseLoss(
+    "logistic",
+    lambda u, y: (F.softplus(u) - y * u).sum(-1),
+    _binary,
+    slope=lambda u, y: u.sigmoid() - y,
+    bend=_bernoulli_variance,
+)
+SQUARE = PointwiseLoss(
+    "square",
+    lambda u, y: ((u / 2 - y) * u).sum(-1),
+    _target,
+    slope=lambda u, y: u - y,
+    bend=_identity,
+)
 _BY_NAME = {loss.name: loss for loss in (CROSS_ENTROPY, LOGISTIC, SQUARE)}
 
 

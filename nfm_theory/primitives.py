@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 # Forward mode loads its decompositions at first use, by a deprecated call that `-W error` makes a failure
 with warnings.catch_warnings():
@@ -248,10 +248,29 @@ def _attention(
     return (torch.softmax(scores, -1) * allowed.any(-1, keepdim=True)) @ value
 
 
-def _multi_head_attention(*args, need_weights=True, is_causal=False, **kwargs):
-    # PyTorch computes the weights explicitly, by matrix products and softmax, when it must return them
-    output, weights = F.multi_head_attention_forward(*args, need_weights=True, is_causal=is_causal, **kwargs)
-    return output, weights if need_weights else None
+def _multi_head_attention(
+    query, key, value, embed_dim_to_check, num_heads, in_proj_weight, in_proj_bias, bias_k, bias_v, add_zero_attn,
+    dropout_p, out_proj_weight, out_proj_bias, training=True, key_padding_mask=None, need_weights=True, **options,
+):  # fmt: skip
+    """The plain case, tokens `(length, batch, dim)`; anything rarer is left to PyTorch, weights and all.
+
+    PyTorch computes by matrix products and softmax, not by a fused kernel, when it must return the weights.
+    """
+    rare = (bias_k, bias_v, key_padding_mask, *(v for k, v in options.items() if k != "average_attn_weights"))
+    plain = not need_weights and not training and in_proj_weight is not None and query.dim() == 3 and not add_zero_attn
+    if not plain or any(option is not None and option is not False for option in rare):
+        output, weights = F.multi_head_attention_forward(
+            query, key, value, embed_dim_to_check, num_heads, in_proj_weight, in_proj_bias, bias_k, bias_v,
+            add_zero_attn, dropout_p, out_proj_weight, out_proj_bias, training, key_padding_mask, True, **options,
+        )  # fmt: skip
+        return output, weights if need_weights else None
+    biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
+    heads = [
+        F.linear(z, weight, bias).unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3)
+        for z, weight, bias in zip((query, key, value), in_proj_weight.chunk(3), biases, strict=True)
+    ]
+    output = _attention(*heads).permute(2, 0, 1, 3).flatten(2)
+    return F.linear(output, out_proj_weight, out_proj_bias), None
 
 
 # The table --------------------------------------------------------------------------------------------------
@@ -315,6 +334,23 @@ class exact_derivatives(TorchFunctionMode):
         ...     d(d(f))(torch.zeros(()))
         tensor(0.5000)
     """
+
+    def __init__(self):
+        super().__init__()
+        self._entered: list[bool] = []
+
+    #: Whether a context of this kind already gives exact derivatives, so that another one is not needed inside.
+    exact = True
+
+    def __enter__(self):
+        """Become the innermost context, unless the one that is innermost is exact already."""
+        self._entered.append(not getattr(_get_current_function_mode(), "exact", False))
+        return super().__enter__() if self._entered[-1] else self
+
+    def __exit__(self, *error):
+        """Leave."""
+        if self._entered.pop():
+            super().__exit__(*error)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Redirect one call; the mode is off meanwhile, so replacements call PyTorch itself."""

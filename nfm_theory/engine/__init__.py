@@ -1,0 +1,13 @@
+r"""Second directional derivatives without nested differentiation (book: eq-tangent-adjoint).
+
+| module | what it holds |
+|---|---|
+| `tape.py` | a head written down operation by operation |
+| `rules.py`, `linear.py`, `products.py`, `nonlinear.py`, `activations.py` | what each operation does to tangents |
+| `local.py` | the rule for any other operation |
+| `linearization.py` | tangents, Jacobian rows and `a·∇²f[v, v]` of a head, by the tape or by nested `torch.func` |
+"""
+
+from .linearization import Linearization, linearize
+
+__all__ = ["Linearization", "linearize"]

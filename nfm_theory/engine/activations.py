@@ -1,0 +1,230 @@
+r"""First and second derivatives of elementwise functions, in closed form.
+
+| function | σ' | σ'' |
+|---|---|---|
+| tanh, s = tanh z | 1 - s² | -2 s σ' |
+| sigmoid, s | s (1 - s) | (1 - 2 s) σ' |
+| SiLU, z s | s + z s' | 2 s' + z s'' |
+| softplus | s(βz) | β s' |
+| GELU, z Φ(z) | Φ + z φ | (2 - z²) φ |
+| ReLU and other piecewise-linear ones | a step | 0 almost everywhere, returned as `None` |
+
+Every entry is a composition of differentiable PyTorch operations, so that a penalty built from it has parameter
+gradients. The functions are found under all the names PyTorch gives them (`torch.tanh`, `Tensor.tanh`, ..).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Derivatives = tuple[Tensor, Tensor | None]
+
+#: torch function -> rule `(z, out, *args, **kwargs) -> (σ'(z), σ''(z) or None)`.
+ACTIVATIONS: dict[Callable, Callable[..., Derivatives]] = {}
+#: Those whose second derivative is 0 almost everywhere.
+PIECEWISE_LINEAR: set[Callable] = set()
+_NAMESPACES = (torch, torch.Tensor, F, torch.special, torch._C._nn)
+
+
+def all_names(*names: str) -> list[Callable]:
+    """The function objects that PyTorch's namespaces hold under these names."""
+    found = (getattr(space, name, None) for space in _NAMESPACES for name in names)
+    return [function for function in found if callable(function)]
+
+
+def _activation(*names: str, piecewise_linear: bool = False):
+    def register(rule):
+        ACTIVATIONS.update(dict.fromkeys(all_names(*names), rule))
+        if piecewise_linear:
+            PIECEWISE_LINEAR.update(all_names(*names))
+        return rule
+
+    return register
+
+
+@_activation("tanh")
+def _tanh(z, out):
+    first = 1 - out * out
+    return first, -2 * out * first
+
+
+@_activation("sigmoid", "expit")
+def _sigmoid(z, out):
+    first = out * (1 - out)
+    return first, first * (1 - 2 * out)
+
+
+@_activation("silu")
+def _silu(z, out, inplace=False):
+    s = torch.sigmoid(z)
+    slope = s * (1 - s)
+    return s + z * slope, slope * (2 + z * (1 - 2 * s))
+
+
+@_activation("mish")
+def _mish(z, out, inplace=False):
+    t, s = torch.tanh(F.softplus(z)), torch.sigmoid(z)
+    inner, slope = 1 - t * t, s * (1 - s)
+    bend = inner * (slope - 2 * t * s * s)
+    return t + z * inner * s, 2 * inner * s + z * bend
+
+
+@_activation("gelu")
+def _gelu(z, out, approximate="none"):
+    if approximate == "none":
+        density = torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+        return torch.special.ndtr(z) + z * density, (2 - z * z) * density
+    scale, cubic = math.sqrt(2 / math.pi), 0.044715
+    t = torch.tanh(scale * (z + cubic * z**3))
+    inner, slope, bend = 1 - t * t, scale * (1 + 3 * cubic * z * z), scale * 6 * cubic * z
+    first = (1 + t) / 2 + z * inner * slope / 2
+    return first, inner * slope + z * inner * (bend / 2 - t * slope * slope)
+
+
+@_activation("softplus")
+def _softplus(z, out, beta=1.0, threshold=20.0):
+    s = torch.sigmoid(beta * z)
+    far = beta * z > threshold  # PyTorch continues linearly there
+    return torch.where(far, 1.0, s), torch.where(far, 0.0, beta * s * (1 - s))
+
+
+@_activation("logsigmoid", "log_sigmoid")
+def _logsigmoid(z, out):
+    s = torch.sigmoid(-z)
+    return s, -s * (1 - s)
+
+
+@_activation("elu")
+def _elu(z, out, alpha=1.0, inplace=False):
+    # The clamp keeps exp finite where the other branch is taken: inf * 0 would poison gradients
+    tail = alpha * torch.exp(z.clamp(max=0))
+    return torch.where(z > 0, 1.0, tail), torch.where(z > 0, 0.0, tail)
+
+
+@_activation("selu")
+def _selu(z, out, inplace=False):
+    scale, alpha = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+    first, second = _elu(z, out, alpha)
+    return scale * first, scale * second
+
+
+@_activation("celu")
+def _celu(z, out, alpha=1.0, inplace=False):
+    tail = torch.exp(z.clamp(max=0) / alpha)
+    return torch.where(z > 0, 1.0, tail), torch.where(z > 0, 0.0, tail / alpha)
+
+
+@_activation("softsign")
+def _softsign(z, out):
+    r = 1 / (1 + z.abs())
+    return r * r, -2 * z.sign() * r**3
+
+
+@_activation("tanhshrink")
+def _tanhshrink(z, out):
+    first, second = _tanh(z, torch.tanh(z))
+    return 1 - first, -second
+
+
+@_activation("relu", piecewise_linear=True)
+def _relu(z, out, inplace=False):
+    return (z > 0).to(z.dtype), None
+
+
+@_activation("leaky_relu", piecewise_linear=True)
+def _leaky_relu(z, out, negative_slope=0.01, inplace=False):
+    return torch.where(z > 0, 1.0, negative_slope).to(z.dtype), None
+
+
+@_activation("relu6", piecewise_linear=True)
+def _relu6(z, out, inplace=False):
+    return ((z > 0) & (z < 6)).to(z.dtype), None
+
+
+@_activation("hardtanh", piecewise_linear=True)
+def _hardtanh(z, out, min_val=-1.0, max_val=1.0, inplace=False):
+    return ((z > min_val) & (z < max_val)).to(z.dtype), None
+
+
+@_activation("abs", "absolute", piecewise_linear=True)
+def _abs(z, out):
+    return z.sign(), None
+
+
+@_activation("hardswish")
+def _hardswish(z, out, inplace=False):
+    inside = (z > -3) & (z < 3)
+    return torch.where(inside, z / 3 + 0.5, (z >= 3).to(z.dtype)), torch.where(inside, 1 / 3, 0.0).to(z.dtype)
+
+
+@_activation("hardsigmoid", piecewise_linear=True)
+def _hardsigmoid(z, out, inplace=False):
+    return ((z > -3) & (z < 3)).to(z.dtype) / 6, None
+
+
+@_activation("exp")
+def _exp(z, out):
+    return out, out
+
+
+@_activation("log")
+def _log(z, out):
+    r = 1 / z
+    return r, -r * r
+
+
+@_activation("log1p")
+def _log1p(z, out):
+    r = 1 / (1 + z)
+    return r, -r * r
+
+
+@_activation("sqrt")
+def _sqrt(z, out):
+    first = 0.5 / out
+    return first, -0.5 * first / z
+
+
+@_activation("rsqrt")
+def _rsqrt(z, out):
+    first = -0.5 * out / z
+    return first, -1.5 * first / z
+
+
+@_activation("reciprocal")
+def _reciprocal(z, out):
+    return -out * out, 2 * out**3
+
+
+@_activation("square")
+def _square(z, out):
+    return 2 * z, torch.full_like(z, 2.0)
+
+
+@_activation("sin")
+def _sin(z, out):
+    return torch.cos(z), -out
+
+
+@_activation("cos")
+def _cos(z, out):
+    return -torch.sin(z), -out
+
+
+@_activation("erf")
+def _erf(z, out):
+    first = 2 / math.sqrt(math.pi) * torch.exp(-z * z)
+    return first, -2 * z * first
+
+
+def power(z: Tensor, exponent: float) -> Derivatives:
+    """Derivatives of `z ** exponent` for a number as exponent."""
+    if exponent == 1:
+        return torch.ones_like(z), None
+    first = exponent * z ** (exponent - 1)
+    return first, exponent * (exponent - 1) * z ** (exponent - 2)

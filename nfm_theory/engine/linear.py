@@ -1,0 +1,222 @@
+"""Rules of operations that are linear in the features: layers, pooling, changes of shape."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .activations import all_names
+from .rules import common, mapped, rule, spread, tracked_elsewhere
+from .tape import Layout, UnsupportedOperationError
+
+
+@rule("linear")
+def _linear(rec, func, input, weight, bias=None):
+    x = rec.find(input)
+    if x is None or rec.find(weight) or rec.find(bias) or x.layout[0] == input.ndim - 1:
+        return rec.local(rec, func, input, weight, bias)
+    out = func(input, weight, bias)
+    return rec.emit("linear", [x], out, lambda t: F.linear(t, weight), layout=x.layout, shared=x.layout[0] == 0)
+
+
+@rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def _convolution(rec, func, input, weight, bias=None, *args, **kwargs):
+    x = rec.find(input)
+    spatial = weight.ndim - 2
+    if x is None or rec.find(weight) or rec.find(bias) or input.ndim != spatial + 2 or x.layout[0] != 0:
+        return rec.local(rec, func, input, weight, bias, *args, **kwargs)
+    out = func(input, weight, bias, *args, **kwargs)
+
+    def push(t):
+        return func(t.flatten(0, 1), weight, None, *args, **kwargs).unflatten(0, t.shape[:2])
+
+    return rec.emit(func.__name__, [x], out, push, layout=x.layout, shared=True)
+
+
+@rule(also=(F.batch_norm,))
+def _batch_norm(
+    rec, func, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+):
+    x = rec.find(input)
+    if training or x is None or x.layout[0] != 0:
+        raise UnsupportedOperationError("batch norm on the statistics of the batch")
+    out = func(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    scale = torch.rsqrt(running_var + eps) if weight is None else torch.rsqrt(running_var + eps) * weight
+    scale = scale.reshape(-1, *[1] * (input.ndim - 2))
+    return rec.emit("batch_norm", [x], out, lambda t: t * scale, layout=x.layout, shared=True)
+
+
+def _spatial(rec, func, input, *args, **kwargs):
+    """Linear operations on the dimensions behind samples and channels: average pooling, interpolation, padding."""
+    x = rec.find(input)
+    if x is None or x.layout[0] != 0 or kwargs.get("value") or input.ndim < 3:
+        return rec.local(rec, func, input, *args, **kwargs)
+    if func is F.interpolate and kwargs.get("mode", args[2] if len(args) > 2 else "nearest") == "bicubic":
+        return rec.local(rec, func, input, *args, **kwargs)
+    out = func(input, *args, **kwargs)
+
+    def push(t):
+        return func(t.flatten(0, 1), *args, **kwargs).unflatten(0, t.shape[:2])
+
+    return rec.emit(func.__name__, [x], out, push, layout=x.layout, shared=True)
+
+
+_POOLS = [f"{kind}{n}d" for kind in ("avg_pool", "adaptive_avg_pool") for n in (1, 2, 3)]
+rule(*_POOLS, also=(F.interpolate,))(_spatial)
+
+
+@rule(also=(F.pad,))
+def _pad(rec, func, input, pad, mode="constant", value=None):
+    x = rec.find(input)
+    if x is None or x.layout != (0, 1) or len(pad) > 2 * (input.ndim - 1):
+        return rec.local(rec, func, input, pad, mode, value)
+    out = func(input, pad, mode, value)
+    push = mapped(lambda t: F.pad(t, pad, mode, 0.0 if mode == "constant" else None), x)
+    return rec.emit("pad", [x], out, push, layout=x.layout)
+
+
+@rule(also=(F.max_pool1d, F.max_pool2d, F.max_pool3d))
+def _max_pool(rec, func, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+    x = rec.find(input)
+    spatial = {F.max_pool1d: 1, F.max_pool2d: 2, F.max_pool3d: 3}[func]
+    if return_indices or x.layout[0] != 0 or input.ndim != spatial + 2:
+        raise UnsupportedOperationError("max pooling that returns indices, or without a sample dimension")
+    out, index = func(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
+    flat = index.flatten(2)
+
+    def push(t):
+        t = spread(t, x).flatten(3)
+        return t.gather(3, flat.expand(len(t), *flat.shape)).unflatten(3, out.shape[2:])
+
+    return rec.emit("max_pool", [x], out, push, layout=x.layout)
+
+
+def _reduction(rec, func, input, dim=None, keepdim=False, **kwargs):
+    """Sum and mean over some dimensions."""
+    x = rec.find(input)
+    if dim is None:
+        raise UnsupportedOperationError(f"{func.__name__} over all samples")
+    dims = {d % input.ndim for d in ([dim] if isinstance(dim, int) else dim)}
+    out = func(input, dim, keepdim, **kwargs)
+    k, per = x.layout
+    layout = None if k in dims else (k if keepdim else k - sum(d < k for d in dims), per)
+    behind = tuple(sorted(d + 1 for d in dims))
+    return rec.emit(func.__name__, [x], out, lambda t: func(t, behind, keepdim, **kwargs), layout=layout, shared=k == 0)
+
+
+rule("sum", "mean")(_reduction)
+
+
+@rule("flatten", "reshape", "view", "unflatten", "reshape_as", "view_as", "contiguous", "clone", "squeeze", "unsqueeze")
+def _reshape(rec, func, input, *args, **kwargs):
+    x = rec.find(input)
+    if x is None:
+        return rec.local(rec, func, input, *args, **kwargs)
+    out = func(input, *args, **kwargs)
+    layout = _reshaped(x.layout, tuple(input.shape), tuple(out.shape), rec.samples)
+    shared = x.layout == layout == (0, 1)
+
+    def push(t):
+        samples = t.shape[1] if shared else None
+        return t.reshape(len(t), samples, *out.shape[1:]) if shared else spread(t, x).reshape(len(t), *out.shape)
+
+    return rec.emit(getattr(func, "__name__", "reshape"), [x], out, push, layout=layout, shared=shared)
+
+
+def _reshaped(layout: Layout, before: tuple[int, ...], after: tuple[int, ...], samples: int) -> Layout | None:
+    """Where the samples are after a change of shape that keeps the order of the entries.
+
+    They still start where as many entries are in front as before; if no dimension does, they have been merged.
+    """
+    in_front = prod(before[: layout[0]])
+    for k, size in enumerate(after):
+        if prod(after[:k]) == in_front and size % samples == 0:
+            return k, size // samples
+    return None
+
+
+def _view(rec, func, input, *args, **kwargs):
+    """Operations that only select or reorder entries; where the samples go is read off the strides of a stand-in."""
+    x = rec.find(input)
+    if x is None or tracked_elsewhere(rec, args, kwargs):
+        raise UnsupportedOperationError(f"{func.__name__} that selects by values")
+    dim, per = x.layout
+    strides = [0] * input.ndim
+    strides[dim] = 1
+    probe = torch.empty(input.shape[dim], device="meta").as_strided(tuple(input.shape), strides)
+    outs = func(input, *args, **kwargs)
+    try:
+        stands = func(probe, *args, **kwargs)
+    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        raise UnsupportedOperationError(f"{func.__name__}: {error}") from error
+    single = isinstance(outs, Tensor)
+    results = []
+    for k, (out, stand) in enumerate(zip([outs] if single else outs, [stands] if single else stands, strict=True)):
+        here = [d for d in range(stand.ndim) if stand.stride(d) and stand.shape[d] == input.shape[dim]]
+        if not stand._is_view() or (len(here) != 1 and input.shape[dim] > 1):
+            raise UnsupportedOperationError(f"{func.__name__} that selects samples or copies")
+        push = mapped(lambda t, k=k: func(t, *args, **kwargs) if single else func(t, *args, **kwargs)[k], x)
+        layout = (here[0], per) if here else None
+        results.append(rec.emit(getattr(func, "__name__", "view"), [x], out, push, layout=layout))
+    return results[0] if single else type(outs)(results)
+
+
+rule(
+    *("transpose", "permute", "movedim", "swapaxes", "swapdims", "moveaxis", "t", "narrow", "select", "expand"),
+    *("chunk", "split", "unbind", "tensor_split", "__getitem__", "expand_as"),
+    also=(torch.Tensor.T.__get__, torch.Tensor.mT.__get__),
+)(_view)
+
+
+@rule("to", "float", "double", "type_as", "cuda", "cpu")
+def _cast(rec, func, input, *args, **kwargs):
+    x = rec.find(input)
+    out = func(input, *args, **kwargs)
+    if not out.is_floating_point():
+        return out
+    return rec.emit("to", [x], out, lambda t: t.to(out.dtype, copy=False), layout=x.layout, shared=True)
+
+
+@rule("cat", "concat", "concatenate", "stack")
+def _join(rec, func, tensors, dim=0):
+    values = [rec.find(t) for t in tensors]
+    known = [v for v in values if v is not None]
+    stack = func in all_names("stack")
+    dim = dim % (known[0].tensor.ndim + stack)
+    out = func(tensors, dim)
+    layout = common([v.layout for v in known])
+    if layout is not None:
+        layout = (layout[0] + (stack and dim <= layout[0]), layout[1]) if stack or dim != layout[0] else None
+
+    def push(*tangents):
+        given = iter(tangents)
+        m = len(tangents[0])
+        return func(
+            [
+                spread(next(given), v) if v is not None else t.new_zeros(()).expand(m, *t.shape)
+                for v, t in zip(values, tensors, strict=True)
+            ],
+            dim + 1,
+        )
+
+    return rec.emit("cat", known, out, push, layout=layout)
+
+
+@rule("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", also=(F.dropout,))
+def _dropout(rec, func, input, p=0.5, training=True, inplace=False):
+    if training and p > 0:
+        raise UnsupportedOperationError("dropout in training mode")
+    return input
+
+
+@rule("detach")
+def _detach(rec, func, input):
+    return func(input)
+
+
+@rule("item", "tolist", "numpy", "__bool__", "__float__", "__int__")
+def _read(rec, func, input, *args, **kwargs):
+    raise UnsupportedOperationError(f"{func.__name__}, which takes a value out of the tensor")

@@ -1,0 +1,68 @@
+"""The rule of last resort: one operation differentiated by nested forward mode through it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import jvp
+
+from ..primitives import exact_derivatives
+from .rules import common, spread, tracked_elsewhere
+from .tape import Layout, Recorder, UnsupportedOperationError, tensors_in
+
+
+def local_rule(rec: Recorder, func: Callable, *args, **kwargs):
+    """One operation by nested forward mode through it alone."""
+    name = getattr(func, "__name__", str(func))
+    places = [k for k, item in enumerate(args) if rec.find(item) is not None]
+    if not places or tracked_elsewhere(rec, (), kwargs):
+        raise UnsupportedOperationError(f"{name} with features inside a list or as an option")
+    out = func(*args, **kwargs)
+    if not isinstance(out, Tensor):
+        if any(part.grad_fn is not None for part in tensors_in(out)):
+            raise UnsupportedOperationError(f"{name}, which has several results")
+        return out
+    if out.grad_fn is None:  # comparisons, indices: constant almost everywhere
+        return out
+    inputs = [rec.find(args[k]) for k in places]
+    layout = common([v.layout for v in inputs])
+    points = tuple(v.tensor for v in inputs)
+
+    def function(*moved):
+        filled = list(args)
+        for k, item in zip(places, moved, strict=True):
+            filled[k] = item
+        with exact_derivatives():
+            return func(*filled, **kwargs)
+
+    if layout is None or not _keeps_samples(function, points, layout, out, rec.samples):
+        raise UnsupportedOperationError(f"{name}, behind which the samples cannot be told apart")
+
+    def push(*tangents):
+        tangents = [spread(t, v) for t, v in zip(tangents, inputs, strict=True)]
+        return torch.vmap(lambda *d: jvp(function, points, d)[1])(*tangents)
+
+    def form(adj):
+        def bend(*tangents):
+            tangents = [spread(t, v) for t, v in zip(tangents, inputs, strict=True)]
+            second = torch.vmap(lambda *d: jvp(lambda *z: jvp(function, z, d)[1], points, d)[1])(*tangents)
+            return adj * second
+
+        return bend
+
+    return rec.emit(name, inputs, out, push, form, layout=layout)
+
+
+def _keeps_samples(function, points, layout: Layout, out: Tensor, samples: int) -> bool:
+    """Whether the samples are behind an operation where they were in front: moving the first moves nothing else."""
+    dim, per = layout
+    if dim >= out.ndim or out.shape[dim] != samples * per:
+        return False
+    with torch.no_grad():
+        moved = [z.detach().clone() for z in points]
+        for z in moved:
+            z.narrow(dim, 0, per).add_(1.0)
+        same = function(*moved) == out
+    return bool(same.narrow(dim, per, (samples - 1) * per).all())

@@ -1,0 +1,179 @@
+"""Rules of elementwise functions, softmax and standardisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .activations import ACTIVATIONS, PIECEWISE_LINEAR, Derivatives
+from .rules import RULES, rule, tracked_elsewhere
+from .tape import Recorder, UnsupportedOperationError, Value
+
+
+def emit_elementwise(
+    rec: Recorder, name: str, x: Value, out: Tensor, derivatives: Callable[[], Derivatives], curved: bool = True
+) -> Tensor:
+    """Write down `out = σ(x)`; σ' and σ'' are computed when a tangent first needs them."""
+    derivatives, several = cache(derivatives), rec.samples > 1  # no closure may hold the recorder, which holds them
+
+    def form(adj):
+        weight = adj * derivatives()[1]
+
+        def bend(t):
+            if several and t.shape[1] == 1 and x.layout == (0, 1):  # the same tangent for all samples
+                return (t * t).flatten(1) @ weight.flatten(1).T
+            return t * t * weight
+
+        return bend
+
+    return rec.emit(name, [x], out, lambda t: t * derivatives()[0], form if curved else None, layout=x.layout)
+
+
+def _elementwise(rec, func, input, *args, **kwargs):
+    x = rec.find(input)
+    if x is None or tracked_elsewhere(rec, args, kwargs):
+        return rec.local(rec, func, input, *args, **kwargs)
+    # PyTorch's own function: its first and second reverse derivatives, all that is taken here, are right
+    out = func(input, *args, **kwargs)
+    derivatives = partial(ACTIVATIONS[func], input, out, *args, **kwargs)
+    return emit_elementwise(rec, func.__name__, x, out, derivatives, curved=func not in PIECEWISE_LINEAR)
+
+
+RULES.update(dict.fromkeys(ACTIVATIONS, _elementwise))
+
+
+@rule("clamp", "clip")
+def _clamp(rec, func, input, min=None, max=None):
+    x = rec.find(input)
+    if tracked_elsewhere(rec, (min, max), {}):
+        return rec.local(rec, func, input, min, max)
+    inside = torch.ones_like(input, dtype=torch.bool)
+    inside = inside if min is None else inside & (input >= min)
+    inside = inside if max is None else inside & (input <= max)
+    out = func(input, min, max)
+    return emit_elementwise(rec, "clamp", x, out, lambda: (inside.to(input.dtype), None), curved=False)
+
+
+@rule("masked_fill")
+def _masked_fill(rec, func, input, mask, value):
+    x = rec.find(input)
+    if x is None or rec.find(value) is not None or input.shape != torch.broadcast_shapes(input.shape, mask.shape):
+        return rec.local(rec, func, input, mask, value)
+    keep = (~mask).to(input.dtype).expand(input.shape)
+    return emit_elementwise(rec, "masked_fill", x, func(input, mask, value), lambda: (keep, None), curved=False)
+
+
+@rule("softmax")
+def _softmax(rec, func, input, dim, dtype=None, **kwargs):
+    x = rec.find(input)
+    dim = dim % input.ndim
+    if dim == x.layout[0] or dtype is not None:
+        return rec.local(rec, func, input, dim, dtype=dtype)
+    out = func(input, dim, **kwargs)
+    axis = dim - input.ndim  # counted from the end it is the same for tangents
+
+    def centred(t):
+        return t - (out * t).sum(axis, keepdim=True)
+
+    def form(adj):
+        weight = (adj - (adj * out).sum(axis, keepdim=True)) * out
+
+        def bend(t):
+            t = centred(t)
+            return t * t * weight
+
+        return bend
+
+    return rec.emit("softmax", [x], out, lambda t: out * centred(t), form, layout=x.layout)
+
+
+@rule("log_softmax")
+def _log_softmax(rec, func, input, dim, dtype=None, **kwargs):
+    return rec.run(torch.sub, input, rec.run(torch.logsumexp, input, dim, True))
+
+
+@rule("logsumexp")
+def _logsumexp(rec, func, input, dim, keepdim=False):
+    x = rec.find(input)
+    if not isinstance(dim, int) or dim % input.ndim == x.layout[0]:
+        return rec.local(rec, func, input, dim, keepdim)
+    axis = dim % input.ndim - input.ndim
+    out = func(input, axis, True)
+    p = (input - out).exp()
+
+    def form(adj):
+        def bend(t):
+            t = t - (p * t).sum(axis, keepdim=True)
+            return adj * (p * t * t).sum(axis, keepdim=True)
+
+        return bend
+
+    result = rec.emit("logsumexp", [x], out, lambda t: (p * t).sum(axis, keepdim=True), form, layout=x.layout)
+    return result if keepdim else rec.run(torch.squeeze, result, axis)
+
+
+def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float) -> Tensor:
+    r"""`c / sqrt(mean c² + eps)`, c centred, over the last `dims` dimensions, as one operation.
+
+    With r the reciprocal root: ẏ = r (ċ - y r mean(c ċ)) and ÿ = 2 ċ ṙ + c r̈, ṙ = -r³ mean(c ċ),
+    r̈ = 3 r⁵ mean(c ċ)² - r³ mean(ċ²).
+    """
+    x = rec.find(input)
+    if x.layout[0] >= input.ndim - dims:
+        raise UnsupportedOperationError(f"{name} across samples")
+    axes = tuple(range(-dims, 0))
+    c = input - input.mean(axes, keepdim=True)
+    r = torch.rsqrt((c * c).mean(axes, keepdim=True) + eps)
+    out = c * r
+
+    def push(t):
+        t = t - t.mean(axes, keepdim=True)
+        return r * (t - out * (out * t).mean(axes, keepdim=True))
+
+    def form(adj):
+        along = (adj * c).sum(axes, keepdim=True)
+
+        def bend(t):
+            t = t - t.mean(axes, keepdim=True)
+            mixed, square = (c * t).mean(axes, keepdim=True), (t * t).mean(axes, keepdim=True)
+            second = 3 * r**5 * mixed * mixed - r**3 * square
+            return second * along - 2 * r**3 * mixed * (adj * t).sum(axes, keepdim=True)
+
+        return bend
+
+    return rec.emit(name, [x], out, push, form, layout=x.layout)
+
+
+@rule("layer_norm")
+def _layer_norm(rec, func, input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+    out = standardized(rec, "layer_norm", input, len(normalized_shape), eps)
+    out = out if weight is None else rec.run(torch.mul, out, weight)
+    return out if bias is None else rec.run(torch.add, out, bias)
+
+
+@rule("group_norm")
+def _group_norm(rec, func, input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
+    grouped = rec.run(torch.reshape, input, (input.shape[0], num_groups, -1))
+    out = rec.run(torch.reshape, standardized(rec, "group_norm", grouped, 1, eps), input.shape)
+    shape = (1, -1) + (1,) * (input.ndim - 2)
+    out = out if weight is None else rec.run(torch.mul, out, weight.reshape(shape))
+    return out if bias is None else rec.run(torch.add, out, bias.reshape(shape))
+
+
+@rule(also=(F.instance_norm,))
+def _instance_norm(
+    rec, func, input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True,
+    momentum=0.1, eps=1e-5,
+):  # fmt: skip
+    if running_mean is not None and use_input_stats:
+        raise UnsupportedOperationError("instance norm that updates its statistics")
+    if not use_input_stats:
+        return rec.run(F.batch_norm, input, running_mean, running_var, weight, bias, False, momentum, eps)
+    out = standardized(rec, "instance_norm", input, input.ndim - 2, eps)
+    shape = (-1,) + (1,) * (input.ndim - 2)
+    out = out if weight is None else rec.run(torch.mul, out, weight.reshape(shape))
+    return out if bias is None else rec.run(torch.add, out, bias.reshape(shape))

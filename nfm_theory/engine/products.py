@@ -1,0 +1,150 @@
+"""Rules of sums, products and quotients."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .activations import power
+from .nonlinear import emit_elementwise
+from .rules import aligned, common, rule, spread
+from .tape import UnsupportedOperationError, Value
+
+
+def _raised(tangent: Tensor, value: Value, out: Tensor) -> Tensor:
+    """The tangent of a value that is broadcast to the result, ready to be broadcast along."""
+    missing = out.ndim - value.tensor.ndim
+    if not missing:
+        return tangent
+    return spread(tangent, value).reshape(len(tangent), *[1] * missing, *value.tensor.shape)
+
+
+def _sum(rec, name, out, parts):
+    """`Σ c x` of values with numbers c; `parts` holds (value, c)."""
+    values = [v for v, _ in parts]
+    layout = common([aligned(v.layout, v.tensor, out) for v in values])
+    whole = all(v.tensor.shape == out.shape for v in values)
+
+    def push(*tangents):
+        total = None
+        for (value, factor), t in zip(parts, tangents, strict=True):
+            t = _raised(t, value, out) if factor == 1 else _raised(t, value, out) * factor
+            total = t if total is None else total + t
+        return total if whole else total.expand(len(total), *out.shape)
+
+    return rec.emit(name, values, out, push, layout=layout, shared=whole)
+
+
+@rule("add", "__add__", "__radd__")
+def _add(rec, func, input, other, *, alpha=1):
+    return _plus(rec, func, input, other, alpha, {"alpha": alpha} if alpha != 1 else {})
+
+
+@rule("sub", "subtract", "__sub__")
+def _sub(rec, func, input, other, *, alpha=1):
+    return _plus(rec, func, input, other, -alpha, {"alpha": alpha} if alpha != 1 else {})
+
+
+def _plus(rec, func, x, y, factor, kwargs):
+    out = func(x, y, **kwargs)
+    parts = [(rec.find(z), c) for z, c in ((x, 1), (y, factor)) if rec.find(z) is not None]
+    return _sum(rec, "add", out, parts)
+
+
+@rule("rsub", "__rsub__")
+def _rsub(rec, func, input, other, *, alpha=1):
+    return rec.run(torch.add, rec.run(torch.mul, input, -alpha), other)
+
+
+@rule("neg", "negative")
+def _neg(rec, func, input):
+    return _sum(rec, "neg", func(input), [(rec.find(input), -1)])
+
+
+@rule("mul", "multiply", "__mul__", "__rmul__")
+def _mul(rec, func, input, other):
+    x, y = rec.find(input), rec.find(other)
+    out = func(input, other)
+    if x is None or y is None:
+        value, factor = (x, other) if y is None else (y, input)
+        return _scaled(rec, "mul", value, factor, out)
+    if x is y:
+        z = x.tensor
+        return emit_elementwise(rec, "square", x, out, lambda: (2 * z, torch.full_like(z, 2.0)))
+    layout = common([aligned(v.layout, v.tensor, out) for v in (x, y)])
+
+    def push(s, t):
+        return _raised(s, x, out) * y.tensor + x.tensor * _raised(t, y, out)
+
+    def form(adj):
+        return lambda s, t: (_raised(s, x, out) * (2 * adj)) * _raised(t, y, out)
+
+    return rec.emit("mul", [x, y], out, push, form, layout=layout)
+
+
+def _scaled(rec, name, value, factor, out):
+    """A value times a constant."""
+    layout = aligned(value.layout, value.tensor, out)
+    whole = value.tensor.shape == out.shape
+    flat = not isinstance(factor, Tensor) or factor.ndim < out.ndim or factor.shape[0] == 1
+
+    def push(t):
+        t = _raised(t, value, out) * factor
+        return t if whole else t.expand(len(t), *out.shape)
+
+    return rec.emit(name, [value], out, push, layout=layout, shared=whole and flat and value.layout[0] == 0)
+
+
+@rule("div", "divide", "true_divide", "__truediv__")
+def _div(rec, func, input, other, *, rounding_mode=None):
+    if rounding_mode is not None:
+        raise UnsupportedOperationError("division with rounding")
+    if rec.find(other) is not None:
+        return rec.run(torch.mul, rec.run(torch.reciprocal, other), input)
+    out = func(input, other)
+    return _scaled(rec, "div", rec.find(input), 1 / other, out)
+
+
+@rule("__rdiv__", "__rtruediv__")
+def _rdiv(rec, func, input, other):
+    return rec.run(torch.mul, rec.run(torch.reciprocal, input), other)
+
+
+@rule("pow", "__pow__")
+def _pow(rec, func, input, exponent):
+    x = rec.find(input)
+    if x is None or isinstance(exponent, Tensor):
+        return rec.local(rec, func, input, exponent)
+    return emit_elementwise(rec, "pow", x, func(input, exponent), partial(power, input, exponent))
+
+
+@rule("matmul", "__matmul__", "bmm", "mm")
+def _matmul(rec, func, input, other):
+    x, y = rec.find(input), rec.find(other)
+    if min(input.ndim, other.ndim) < 2:
+        return rec.local(rec, func, input, other)
+    out = func(input, other)
+    layouts = []
+    for value, inner in ((x, input.ndim - 1), (y, other.ndim - 2)):
+        if value is not None:
+            layouts.append(None if value.layout[0] == inner else aligned(value.layout, value.tensor, out))
+    layout = common(layouts)
+    if x is None or y is None:
+        value = x or y
+
+        def push(t):
+            t = _raised(t, value, out)
+            return t @ other if y is None else input @ t
+
+        shared = y is None and other.ndim == 2 and value.layout[0] == 0
+        return rec.emit("matmul", [value], out, push, layout=layout, shared=shared)
+
+    def push_both(s, t):
+        return _raised(s, x, out) @ y.tensor + x.tensor @ _raised(t, y, out)
+
+    def form(adj):
+        return lambda s, t: (_raised(s, x, out) @ _raised(t, y, out)) * (2 * adj)
+
+    return rec.emit("matmul", [x, y], out, push_both, form, layout=layout)

@@ -1,0 +1,179 @@
+r"""A head written down as a sequence of operations, each with its own first and second derivative.
+
+The second-order chain rule telescopes to a sum of local second derivatives (book: eq-tangent-adjoint),
+
+$$ D^2(a\cdot f)[v, v] = \sum_s \mathrm{adj}_s \cdot D^2\mathrm{op}_s(z_s)[\dot z_s, \dot z_s], $$
+
+with $\dot z_s$ the tangent of $v$ in front of operation s and $\mathrm{adj}_s$ the cotangent of $a \cdot f$ behind it.
+`Recorder` runs the head once and keeps, per operation, how a tangent passes it (`Node.push`) and its local second
+derivative (`Node.form`); linear operations have none. What each operation contributes is said in `rules.py`;
+`linearization.py` puts the sum together.
+
+Nothing is guessed: an operation whose dependence on the features cannot be followed raises
+`UnsupportedOperationError`, and the caller takes nested automatic differentiation instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..primitives import OUT_OF_PLACE, REPLACEMENTS
+
+#: Where the samples are in a tensor: (dimension k, entries per sample c); sample of index j along k is j // c.
+Layout = tuple[int, int]
+
+
+class UnsupportedOperationError(Exception):
+    """The dependence of an operation on the features cannot be followed; says which and why."""
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor that depends on the features.
+
+    Attributes:
+        tensor: the value itself, part of the autograd graph.
+        layout: where its samples are.
+        shared: whether a tangent that is the same for all samples is the same for all samples here.
+    """
+
+    tensor: Tensor
+    layout: Layout
+    shared: bool = False
+
+
+@dataclass(eq=False)
+class Node:
+    """One operation.
+
+    Attributes:
+        name: for reports.
+        inputs: the values it depends on.
+        output: its result.
+        push: tangents of the inputs, `(m, *shape)`, to the tangent of the output.
+        form: `None` for an operation that is linear (or piecewise linear) in all inputs together; otherwise maps the
+            cotangent of the output to a function from tangents of the inputs to the local second derivatives against
+            it, entry by entry, `(m, *shape)`, or already summed for each sample, `(m, b)`.
+    """
+
+    name: str
+    inputs: tuple[Value, ...]
+    output: Value
+    push: Callable[..., Tensor]
+    form: Callable[[Tensor], Callable[..., Tensor]] | None
+
+
+def tensors_in(*items) -> list[Tensor]:
+    """All tensors inside lists, tuples and dicts."""
+    found, stack = [], list(items)
+    while stack:
+        item = stack.pop()
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, (list, tuple)):
+            stack.extend(item)
+        elif isinstance(item, dict):
+            stack.extend(item.values())
+    return found
+
+
+class Recorder(TorchFunctionMode):
+    """Context that writes down what happens to the features `h` `(b, *feature)`; `value` is their record.
+
+    Args:
+        h: the features; must be part of an autograd graph of their own (a view or a leaf that requires grad).
+        rules: torch function -> handler `(recorder, function, *args, **kwargs) -> result`.
+        local: handler for any other function.
+    """
+
+    #: Entering `exact_derivatives` inside does nothing: the rules here are exact themselves.
+    exact = True
+
+    def __init__(self, h: Tensor, rules: dict[Callable, Callable], local: Callable):
+        super().__init__()
+        self.samples, self.rules, self.local = len(h), rules, local
+        self.nodes: list[Node] = []
+        self._values: dict[int, Value] = {}
+        self._constants: dict[int, Tensor] = {}
+        self._replacing: list[Callable] = []
+        self.value = self.track(h, (0, 1), shared=True)
+
+    def track(self, tensor: Tensor, layout: Layout | None, shared: bool = False) -> Value:
+        """Make a tensor known as a function of the features; its record keeps it alive, and so its id."""
+        if layout is None:
+            raise UnsupportedOperationError("the samples of a tensor could not be told apart behind it")
+        value = Value(tensor, layout, shared)
+        self._values[id(tensor)] = value
+        return value
+
+    def find(self, item) -> Value | None:
+        """The record of a tensor that depends on the features."""
+        return self._values.get(id(item)) if isinstance(item, Tensor) else None
+
+    def emit(self, name: str, inputs, out: Tensor, push, form=None, *, layout, shared: bool = False) -> Tensor:
+        """Write down one operation and return its result."""
+        if self.find(out) is not None:  # the operation returned its argument
+            return out
+        output = self.track(out, layout, shared and all(v.shared for v in inputs))
+        self.nodes.append(Node(name, tuple(inputs), output, push, form))
+        return out
+
+    def run(self, function: Callable, *args, **kwargs):
+        """Call a function as part of the head: what it does is written down too."""
+        with self:
+            return function(*args, **kwargs)
+
+    def _reaches_features(self, tensor: Tensor) -> bool:
+        """Whether an unknown tensor depends on the features by a way that went unseen."""
+        target, seen, stack = self.value.tensor.grad_fn, set(), [tensor.grad_fn]
+        while stack:
+            node = stack.pop()
+            if node is None or node in seen:
+                continue
+            if node is target:
+                return True
+            seen.add(node)
+            stack.extend(parent for parent, _ in node.next_functions)
+        return False
+
+    def _constant(self, function, args, kwargs, tensors):
+        for tensor in tensors:
+            if tensor.grad_fn is not None and id(tensor) not in self._constants:
+                if self._reaches_features(tensor):
+                    raise UnsupportedOperationError("a custom autograd function, whose inside cannot be seen")
+                self._constants[id(tensor)] = tensor
+        out = function(*args, **kwargs)
+        for tensor in tensors_in(out):
+            if tensor.grad_fn is not None:
+                self._constants[id(tensor)] = tensor
+        return out
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Write down one call; the mode is off meanwhile."""
+        kwargs = dict(kwargs or {})
+        tensors = tensors_in(args, kwargs)
+        if kwargs.get("inplace"):
+            kwargs["inplace"] = False
+        if not any(id(t) in self._values for t in tensors):
+            return self._constant(func, args, kwargs, tensors)
+        func = OUT_OF_PLACE.get(func, func)
+        name = getattr(func, "__name__", str(func))
+        if not torch.is_grad_enabled():
+            raise UnsupportedOperationError(f"{name} under no_grad")
+        if "out" in kwargs or name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+            raise UnsupportedOperationError(f"{name}, which overwrites a tensor")
+        rule = self.rules.get(func)
+        if rule is not None:
+            return rule(self, func, *args, **kwargs)
+        if func in REPLACEMENTS and func not in self._replacing:
+            self._replacing.append(func)  # a composition may end in the function itself, for options it leaves alone
+            try:
+                return self.run(REPLACEMENTS[func], *args, **kwargs)
+            finally:
+                self._replacing.pop()
+        return self.local(self, func, *args, **kwargs)

@@ -1,0 +1,146 @@
+r"""The stability loss of NoisyMix: how far the predictions for several versions of one example are apart.
+
+| symbol | here |
+|---|---|
+| $u_1, \dots, u_m$, logits of the branches | `logits` |
+| $\pi_j$ | `weights` |
+| $p_j = \mathrm{softmax}(u_j)$, sigmoid if K = 1 | exp of `_log_probabilities` |
+| $\mathrm{JSD}_\pi$ | `jensen_shannon` |
+| $\gamma\,\mathrm{JSD}_\pi$ | `JSDConsistency` |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def jensen_shannon(
+    logits: Tensor | Sequence[Tensor],
+    weights: Tensor | Sequence[float] | None = None,
+    *,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Jensen-Shannon divergence of m predictive distributions, from their logits.
+
+    $$ \mathrm{JSD}_\pi = H\Big(\sum_j \pi_j p_j\Big) - \sum_j \pi_j H(p_j)
+       = \sum_j \pi_j\, \mathrm{KL}\Big(p_j \,\Big\|\, \sum_l \pi_l p_l\Big) $$
+
+    It lies between 0 and the entropy of π. Computed in logarithms throughout, so that value, gradient and Hessian
+    are finite for all finite logits; a divergence far below the rounding of the logits may come out as a tiny
+    number of either sign. Implementations in probabilities (AugMix, NoisyMix) compute the same quantity, but clamp
+    the mixture at 1e-7, which cuts the gradient there and may yield nan where a probability underflows to 0.
+
+    Args:
+        logits: m ≥ 2 tensors `(n, K)`, or all of them stacked, `(m, n, K)`; one column means the logit of class 1.
+            Half precision is raised to float32.
+        weights: π, m numbers ≥ 0 that sum to 1; `None` means 1/m each.
+        reduction: `"mean"`, `"sum"` or `"none"`.
+
+    Returns:
+        Divergence in nats, 0-dim or, with `reduction="none"`, `(n,)`.
+
+    Raises:
+        TypeError: if the logits are not floating-point tensors.
+        ValueError: for fewer than two branches, shapes that differ, weights that are no distribution over the
+            branches and an unknown reduction.
+
+    Example:
+        >>> certain = torch.tensor([[1000.0, 0.0]])
+        >>> round(float(jensen_shannon([certain, -certain])), 6)  # log 2, nothing in common
+        0.693147
+    """
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}.")
+    log_p = _log_probabilities(_stacked(logits))
+    if weights is None:
+        value = (log_p.exp() * (log_p - (log_p.logsumexp(0) - math.log(len(log_p))))).sum(-1).mean(0)
+    else:
+        pi = _checked_weights(weights, len(log_p)).to(log_p).reshape(-1, 1, 1)
+        mixture = (log_p + pi.log()).logsumexp(0)
+        value = (pi * log_p.exp() * (log_p - mixture)).sum((0, -1))
+    return value if reduction == "none" else getattr(value, reduction)()
+
+
+class JSDConsistency(nn.Module):
+    r"""The stability term of a training loss, $\gamma$ times the mean Jensen-Shannon divergence.
+
+    NoisyMix adds it, over a clean and two augmented views of each image (m = 3, equal weights, γ = 12 in the released
+    code, which the defaults are), to the mixed-label cross entropy of the clean view alone. All views share λ, the
+    partners and the layer, and go through the model in one pass, so that batch statistics are shared as well.
+
+    Args:
+        weights: π, one number ≥ 0 for each branch, with sum 1; `None` means equal weights for any number of branches.
+        gamma: γ ≥ 0.
+
+    Raises:
+        ValueError: for weights that are no distribution, and a γ that is negative or not finite.
+
+    Example:
+        >>> consistency = JSDConsistency()
+        >>> clean, first, second = torch.zeros(3, 5, 10)
+        >>> consistency(clean, first, second)
+        tensor(0.)
+    """
+
+    weights: Tensor | None
+
+    def __init__(self, weights: Sequence[float] | Tensor | None = None, gamma: float = 12.0):
+        super().__init__()
+        if not 0 <= gamma < math.inf:
+            raise ValueError(f"gamma: expected a finite number >= 0, got {gamma!r}.")
+        self.gamma = float(gamma)
+        weights = None if weights is None else _checked_weights(weights, len(weights))
+        self.register_buffer("weights", weights, persistent=False)
+
+    def forward(self, *logits: Tensor) -> Tensor:
+        """γ · mean JSD, 0-dim, of m tensors `(n, K)` or of one stacked tensor `(m, n, K)`."""
+        stacked = logits[0] if len(logits) == 1 else logits
+        return self.gamma * jensen_shannon(stacked, self.weights)
+
+    def extra_repr(self) -> str:
+        """Options, for `print(model)`."""
+        weights = None if self.weights is None else self.weights.tolist()
+        return f"weights={weights}, gamma={self.gamma}"
+
+
+def _stacked(logits: Tensor | Sequence[Tensor]) -> Tensor:
+    """Logits `(m, n, K)` in at least single precision."""
+    branches = [logits] if isinstance(logits, Tensor) else list(logits)
+    for branch in branches:
+        if not isinstance(branch, Tensor) or not branch.is_floating_point():
+            got = branch.dtype if isinstance(branch, Tensor) else type(branch).__name__
+            raise TypeError(f"logits: expected floating-point tensors, got {got}.")
+    if not isinstance(logits, Tensor):
+        shapes = {tuple(branch.shape) for branch in branches}
+        if len(shapes) > 1:
+            raise ValueError(f"logits: expected branches of one shape (n, K), got {sorted(shapes)}.")
+        logits = torch.stack(branches) if branches else torch.empty(0)
+    if logits.ndim != 3 or len(logits) < 2 or 0 in logits.shape:
+        raise ValueError(
+            "logits: expected m >= 2 tensors (n, K), or one tensor (m, n, K), got shape "
+            f"{tuple(logits.shape)} in all; a single logit for each sample needs a column, u.unsqueeze(-1)."
+        )
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """Logarithms of p, `(m, n, max(K, 2))`; one logit u stands for the pair (0, u)."""
+    if logits.shape[-1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], -1)
+    return logits.log_softmax(-1)
+
+
+def _checked_weights(weights: Tensor | Sequence[float], branches: int) -> Tensor:
+    """π as a tensor `(m,)`; values are looked at on the CPU only, elsewhere that would stop the stream."""
+    weights = torch.as_tensor(weights, dtype=None if isinstance(weights, Tensor) else torch.float64)
+    if weights.shape != (branches,):
+        raise ValueError(
+            f"weights: expected one for each of the {branches} branches, got shape {tuple(weights.shape)}."
+        )
+    if weights.device.type == "cpu" and not (bool((weights >= 0).all()) and abs(float(weights.sum()) - 1) < 1e-5):
+        raise ValueError(f"weights: expected numbers >= 0 that sum to 1, got {weights.tolist()}.")
+    return weights
