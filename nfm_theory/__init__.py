@@ -10,23 +10,33 @@ r"""The theory of Noisy Feature Mixup, NoisyMix and Mixup, to compute with.
 | expansion of any order (book: eq-order-p) | `expansion_coefficients` |
 | remainder without cancellation (book: eq-integral-remainder) | `integral_remainder` |
 | pathwise interval (book: eq-lagrange) | `lagrange_interval` |
+| the regularizers as estimators (book: eq-second-moment) | `regularizers` |
+| the regularizers as a penalty | `TaylorRegularizer` |
+| training with NFM | `NoisyFeatureMixup` |
+| stability loss of NoisyMix | `jensen_shannon`, `JSDConsistency` |
+| second derivatives without nesting (book: eq-tangent-adjoint) | `linearize` |
 | verdict on a network | `verify_expansion`, `expansion_error` |
 | derivation in SymPy | `symbolic` |
 """
 
 from . import symbolic
 from .draws import Draw, antithetic, sample_draw
+from .engine import linearize
 from .expansion import expansion_coefficients, taylor_terms
 from .laws import MixingLaw, NoiseLaw, released_noise
 from .layers import layer_names, split
 from .losses import PointwiseLoss
 from .nfm import nfm_loss
 from .paths import integral_remainder, lagrange_interval
+from .penalty import TaylorRegularizer
 from .primitives import exact_derivatives
 from .problem import build_problem, perturb
 from .quadrature import GridTooLargeError
+from .regularizers import Regularizers, regularizers
 from .report import ExpansionReport, observed_order
 from .results import Estimate, Interval, TaylorTerms
+from .stability import JSDConsistency, jensen_shannon
+from .training import NoisyFeatureMixup
 from .validity import ErrorCurve, expansion_error
 from .verification import verify_expansion
 
@@ -38,9 +48,13 @@ __all__ = [
     "ExpansionReport",
     "GridTooLargeError",
     "Interval",
+    "JSDConsistency",
     "MixingLaw",
     "NoiseLaw",
+    "NoisyFeatureMixup",
     "PointwiseLoss",
+    "Regularizers",
+    "TaylorRegularizer",
     "TaylorTerms",
     "antithetic",
     "build_problem",
@@ -48,11 +62,14 @@ __all__ = [
     "expansion_coefficients",
     "expansion_error",
     "integral_remainder",
+    "jensen_shannon",
     "lagrange_interval",
     "layer_names",
+    "linearize",
     "nfm_loss",
     "observed_order",
     "perturb",
+    "regularizers",
     "released_noise",
     "sample_draw",
     "split",

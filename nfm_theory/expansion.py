@@ -30,8 +30,8 @@ from .losses import PointwiseLoss
 from .paths import taylor_coefficients
 from .problem import Problem, build_problems
 from .quadrature import MAX_ROWS, Grid, build_grid, integrate
-from .regularizers import exact_terms
 from .results import TaylorTerms
+from .second_order import exact_terms
 
 
 def _pair_cubic(problem: Problem, block_rows: int) -> Tensor:

@@ -1,159 +1,250 @@
-r"""The regularizers of NFM as estimators: exact, by probes, or whichever is cheaper (book: eq-second-moment).
+r"""The regularizers of NFM as estimators: one interface, several methods (book: eq-second-moment).
 
-All are `½ tr(A_i C_i)`: A the Gauss-Newton part `JᵀFJ` of the curvature of the loss (R2) or its residual part
-`(p - y)·∇²f` (R3), C the second moment of the perturbation by data, additive or multiplicative noise.
-
-| what | exact | cost, in forward passes |
-|---|---|---|
-| R2, all | K Jacobian rows against second-moment matrices, no directions | about K |
-| R3 data | the centred features as directions, compressed behind a first linear layer | min(n, d, w) |
-| R3 additive | the unit vectors, compressed likewise; data and additive share one basis | min(d, w) |
-| R3 multiplicative | the unit vectors, weighted by g² for each sample | d |
-
-with d the number of features of a sample and w the width behind the first linear layers. Probes cost one forward
-pass each and have a standard error.
+| method | terms | cost, in forward passes | error |
+|---|---|---|---|
+| `"exact"` | R2 | K | none |
+| | R3 | directions, see `second_order` | none |
+| `"probes"` | any | 1 for each probe, and `deflate` | standard error |
+| `"pairs"` | R2, R3 (data) | 1 for each probe | standard error |
+| `"auto"` | any | what is cheaper for the accuracy `rtol` | none, or about `rtol` |
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import ceil, inf
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .curvature import gauss_newton_forms
-from .directions import centred_features, compressed, coordinate_basis, joint_directions
-from .engine import Linearization
-from .problem import Problem
+from .engine import Linearization, linearize
+from .probes import mean_and_stderr, probe_forms
+from .problem import Problem, build_problem
+from .results import SECOND_ORDER, Estimate, TaylorTerms
+from .second_order import JOINT_WIDTH, SOURCES, active_sources, exact_terms
 
-#: What a perturbation is made of, and the suffix of its terms.
-SOURCES = {"data": "", "additive": "_add", "multiplicative": "_mult"}
-#: Widest space in which data and noise are diagonalised together.
-JOINT_WIDTH = 2048
-#: Coordinates whose unit vectors are written out at once.
-COORDINATE_BLOCK = 1024
-
-
-def active_sources(problem: Problem) -> dict[str, float]:
-    """The sources of perturbation that are switched on, with half the scale of their second moment."""
-    add_law, mult_law = problem.active_laws
-    scales = {"data": problem.mixing.moment(2) / 2} if problem.mixing.mixes else {}
-    if add_law is not None:
-        scales["additive"] = problem.add_noise**2 * add_law.second / 2
-    if mult_law is not None:
-        scales["multiplicative"] = problem.mult_noise**2 * mult_law.second / 2
-    return scales
+METHODS = ("auto", "exact", "probes", "pairs")
+#: Directions up to which exact terms are not worth a pilot run, and the probes of a pilot run.
+FEW_DIRECTIONS, PILOT_PROBES = 64, 16
+#: Most probes carried through a sweep at once.
+PROBE_BLOCK = 64
 
 
-def _jacobian_forms(curvature: Tensor, rows: Tensor, directions: Tensor) -> Tensor:
-    """`Σ_s (J w_s)ᵀ F (J w_s)` per sample, `(b,)`, through the matrix `Σ_s w_s w_sᵀ` where that is smaller."""
-    m, w = directions.shape
-    if m <= w:
-        return gauss_newton_forms(curvature, rows @ directions.T).sum(1)
-    return torch.einsum("bkl,bkl->b", curvature, (rows @ (directions.T @ directions)) @ rows.mT)
+@dataclass(frozen=True)
+class Regularizers:
+    """The second-order terms with their evidence.
 
-
-def gauss_newton_terms(problem: Problem, at: Linearization, sources: Collection[str]) -> dict[str, Tensor]:
-    """`tr(JᵀFJ C_i)` of each source with unit scale, exact, per sample `(n,)`.
-
-    The data source is the covariance of the features; the way of each sample to their mean is added by the caller.
+    Attributes:
+        standard: L_std, 0-dim.
+        estimates: by name (`"R1"`, `"R2"`, .., `"R3_mult"`): value, standard error, probes, method. Terms of sources
+            that are switched off are missing.
+        engine: how second derivatives were taken, `"tangent-adjoint"` or `"nested torch.func (reason)"`.
+        passes: directions and Jacobian rows spent, each about the cost of a forward pass.
+        piecewise_linear: whether ∇²f is 0 almost everywhere, and R3 with it.
     """
-    g = problem.features
-    curvature = problem.loss.hessian(at.outputs, problem.labels)
-    rows = at.rows()
-    forms = {}
-    if "data" in sources:
-        forms["data"] = _jacobian_forms(curvature, rows, at.enter(centred_features(g).unsqueeze(1)))
-    if {"additive", "multiplicative"} & set(sources):
-        if at.width == g[0].numel():
-            squares = gauss_newton_forms(curvature, rows)
-        else:
-            basis = at.enter(coordinate_basis(g).unsqueeze(1))
-            if "multiplicative" not in sources:
-                return forms | {"additive": _jacobian_forms(curvature, rows, basis)}
-            squares = gauss_newton_forms(curvature, rows @ basis.T)
-        weights = {"additive": 1.0, "multiplicative": g.flatten(1) ** 2}
-        forms |= {name: (squares * weight).sum(1) for name, weight in weights.items() if name in sources}
-    return forms
+
+    standard: Tensor
+    estimates: Mapping[str, Estimate]
+    engine: str
+    passes: int
+    piecewise_linear: bool
+
+    @property
+    def terms(self) -> TaylorTerms:
+        """The values as `TaylorTerms`, 0 for terms that are switched off."""
+        zero = self.standard.new_zeros(())
+        values = {
+            name: self.estimates[name].value if name in self.estimates else zero for name in ("R1", *SECOND_ORDER)
+        }
+        return TaylorTerms(standard=self.standard, **values)
+
+    def __getitem__(self, name: str) -> Estimate:
+        """One term."""
+        return self.estimates[name]
+
+    def __str__(self) -> str:
+        """A table for people."""
+        lines = [f"{'term':8}{'value':>14}{'stderr':>12}  method"]
+        for name, e in self.estimates.items():
+            lines.append(f"{name:8}{float(e.value):14.6g}{float(e.stderr):12.2g}  {e.method}")
+        if self.piecewise_linear:
+            lines.append("piecewise linear: the second derivative of the head, and R3, is 0 almost everywhere")
+        return "\n".join([*lines, f"{self.engine}; about {self.passes} forward passes"])
 
 
-def _families(problem: Problem, at: Linearization, sources: Collection[str]) -> Iterator[tuple[Tensor, dict]]:
-    """Directions `(m, w)` behind `at.enter`, each with its weight in the sources, `(m, 1)` or `(m, n)`."""
-    g = problem.features
-    d = g[0].numel()
-    noisy = {"additive", "multiplicative"} & set(sources)
-    data = compressed(at.enter(centred_features(g).unsqueeze(1))) if "data" in sources else None
-    if data is not None and noisy == {"additive"} and at.width <= JOINT_WIDTH and not at.differentiable:
-        noise = None if at.width == d else at.enter(coordinate_basis(g).unsqueeze(1))
-        directions, weights = joint_directions(data, noise)
-        yield directions, {"data": weights.unsqueeze(1), "additive": torch.ones_like(weights).unsqueeze(1)}
-        return
-    if data is not None:
-        yield data, {"data": data.new_ones(len(data), 1)}
-    if noisy == {"additive"} and at.width < d:
-        basis = compressed(at.enter(coordinate_basis(g).unsqueeze(1)))
-        yield basis, {"additive": basis.new_ones(len(basis), 1)}
-    elif noisy:
-        for block in torch.arange(d, device=g.device).split(COORDINATE_BLOCK):
-            units = g.new_zeros(len(block), d)
-            units[torch.arange(len(block)), block] = 1.0
-            weights = {"additive": g.new_ones(len(block), 1), "multiplicative": g.flatten(1)[:, block].T ** 2}
-            directions = at.enter(units.reshape(len(block), 1, *g.shape[1:]))
-            yield directions, {name: weight for name, weight in weights.items() if name in noisy}
+def exact_cost(problem: Problem, at: Linearization, source: str) -> int:
+    """Directions behind the exact R3 of a source."""
+    d = problem.features[0].numel()
+    return {"data": min(len(problem.features), at.width) + 1, "additive": min(d, at.width), "multiplicative": d}[source]
 
 
-def residual_terms(
-    problem: Problem, at: Linearization, sources: Collection[str], *, block_rows: int | None = None
-) -> dict[str, Tensor]:
-    """`tr((p - y)·∇²f C_i)` of each source with unit scale, exact, per sample `(n,)`; see `gauss_newton_terms`."""
-    forms = {name: problem.features.new_zeros(len(problem.features)) for name in sources}
-    if at.piecewise_linear:
-        return forms
-    slope = problem.loss.gradient(at.outputs, problem.labels)
-    for directions, weights in _families(problem, at, sources):
-        bends = at.sweep(directions, slope, tangents=False, entered=True, block_rows=block_rows)[1]
-        for name, weight in weights.items():
-            forms[name] = forms[name] + (weight * bends).sum(0)
-    return forms
+class _Plan:
+    """Decides, term by term, and gathers the probes it had to draw for that."""
+
+    def __init__(self, problem: Problem, at: Linearization, *, rtol, max_passes, deflate, distribution, generator):
+        self.problem, self.at, self.rtol, self.max_passes = problem, at, rtol, max_passes
+        self.options = {"deflate": deflate, "distribution": distribution, "generator": generator}
+        self.drawn: dict[str, list] = {}
+        self.passes = 0
+
+    def draw(self, source: str, num: int, pairs: bool = False) -> None:
+        """Add `num` probes of a source."""
+        for start in range(0, num, PROBE_BLOCK):
+            block = min(PROBE_BLOCK, num - start)
+            forms = probe_forms(self.problem, self.at, source, block, pairs=pairs, **self.options)
+            self.drawn.setdefault(source, []).append(forms)
+            self.passes += block + forms.passes
+
+    def values(self, order: str, source: str) -> Tensor:
+        """All probes of a term, `(P, n)`."""
+        parts = [f.gauss_newton if order == "R2" else f.residual for f in self.drawn[source]]
+        return torch.cat(parts)
+
+    def needed(self, order: str, source: str) -> float:
+        """Probes that bring the relative standard error to `rtol`, judged by those drawn so far."""
+        values = self.values(order, source).detach()
+        mean, stderr = (float(z) for z in mean_and_stderr(values))
+        return inf if mean == 0 else len(values) * (stderr / (self.rtol * abs(mean))) ** 2
+
+    def choose(self, order: str, source: str, joint: bool) -> str:
+        """`"exact"` or `"probes"`, whichever gets to `rtol` for less."""
+        cost = self.at.outputs.shape[-1] if order == "R2" else exact_cost(self.problem, self.at, source)
+        if cost <= FEW_DIRECTIONS or joint or (order == "R3" and self.at.piecewise_linear):
+            return "exact"
+        if source not in self.drawn:
+            self.draw(source, PILOT_PROBES)
+        needed = self.needed(order, source)
+        if needed >= cost and cost <= self.max_passes:
+            return "exact"
+        missing = min(needed, self.max_passes) - sum(len(f.gauss_newton) for f in self.drawn[source])
+        self.draw(source, max(0, ceil(missing)))
+        return "probes"
 
 
-def exact_terms(
+def problem_regularizers(
     problem: Problem,
-    at: Linearization,
     *,
-    gauss_newton: Collection[str] | None = None,
-    residual: Collection[str] | None = None,
-    block_rows: int | None = None,
-) -> dict[str, Tensor]:
-    """R1 and the second-order terms by name, exact over all n² pairs; those not asked for are 0.
+    method: str | Mapping[str, str] = "auto",
+    num_probes: int = 64,
+    rtol: float = 0.01,
+    max_passes: int = 4096,
+    deflate: int = 0,
+    distribution: str = "rademacher",
+    engine: str = "auto",
+    generator: torch.Generator | None = None,
+    memory_limit: int | None = None,
+) -> Regularizers:
+    """`regularizers` of one `Problem`."""
+    scales = active_sources(problem)
+    names = {(order, s): order + SOURCES[s] for s in scales for order in ("R2", "R3")}
+    methods = _methods(method, list(names.values()))
+    if num_probes < 2 or rtol <= 0 or deflate < 0:
+        raise ValueError(
+            f"expected num_probes >= 2 (for a standard error), rtol > 0 and deflate >= 0, got {num_probes}, {rtol} and "
+            f"{deflate}."
+        )
+    at = linearize(problem.head, problem.features, engine=engine)
+    limits = {"rtol": rtol, "max_passes": max_passes}
+    plan = _Plan(problem, at, **limits, deflate=deflate, distribution=distribution, generator=generator)
+    # Additive noise first: where it is exact, its basis serves the data terms as well
+    for (order, source), name in sorted(names.items(), key=lambda item: item[0][1] != "additive"):
+        if methods[name] == "auto":
+            shared = methods.get("R3_add") == "exact" and "multiplicative" not in scales and at.width <= JOINT_WIDTH
+            methods[name] = plan.choose(order, source, joint=order == "R3" and source == "data" and shared)
+        elif methods[name] != "exact" and source not in plan.drawn:
+            plan.draw(source, num_probes, pairs=methods[name] == "pairs")
+
+    exact = {order: [s for s in scales if methods[names[order, s]] == "exact"] for order in ("R2", "R3")}
+    rows = None if memory_limit is None else problem.block_rows(memory_limit, passes=4)
+    values = exact_terms(problem, at, gauss_newton=exact["R2"], residual=exact["R3"], block_rows=rows)
+    passes = plan.passes + (at.outputs.shape[-1] if exact["R2"] else 0)
+    if exact["R3"] and not at.piecewise_linear:
+        joint = set(exact["R3"]) == {"data", "additive"} and at.width <= JOINT_WIDTH
+        costs = [exact_cost(problem, at, s) for s in exact["R3"] if not (joint and s == "data")]
+        passes += max(costs) if "multiplicative" in exact["R3"] and "data" not in exact["R3"] else sum(costs)
+    zero = at.outputs.new_zeros(())
+    estimates = {"R1": Estimate(values["R1"], zero, 0, "exact")} if "data" in scales else {}
+    for (order, source), name in names.items():
+        if methods[name] == "exact":
+            estimates[name] = Estimate(values[name], zero, 0, "exact")
+        else:
+            probes = plan.values(order, source)
+            mean, stderr = (scales[source] * z for z in mean_and_stderr(probes))
+            reached = bool(stderr <= rtol * mean.detach().abs())
+            estimates[name] = Estimate(mean, stderr, len(probes), f"{len(probes)} {methods[name]}", reached)
+    standard = problem.loss(at.outputs, problem.labels).mean()
+    ordered = {name: estimates[name] for name in ("R1", *SECOND_ORDER) if name in estimates}
+    return Regularizers(standard, ordered, at.path, passes, at.piecewise_linear)
+
+
+def _methods(method: str | Mapping[str, str], names: list[str]) -> dict[str, str]:
+    """The method of every term."""
+    chosen = dict.fromkeys(names, method) if isinstance(method, str) else dict.fromkeys(names, "auto") | dict(method)
+    for name, value in chosen.items():
+        if name not in names:
+            raise ValueError(f"method: expected terms that are switched on, {names}, got {name!r}.")
+        if value not in METHODS:
+            raise ValueError(f"method: expected one of {list(METHODS)}, got {value!r}.")
+        if value == "pairs" and name not in ("R2", "R3"):
+            chosen[name] = "probes"
+            if not isinstance(method, str):
+                raise ValueError(f"method: 'pairs' are pairs of examples, for R2 and R3; use 'probes' for {name}.")
+    return chosen
+
+
+def regularizers(
+    model: nn.Module | Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    *,
+    method: str | Mapping[str, str] = "auto",
+    num_probes: int = 64,
+    rtol: float = 0.01,
+    max_passes: int = 4096,
+    deflate: int = 0,
+    distribution: str = "rademacher",
+    engine: str = "auto",
+    generator: torch.Generator | None = None,
+    memory_limit: int | None = None,
+    **setting,
+) -> Regularizers:
+    r"""R1 and the second-order regularizers of NFM, each by the method that suits it (book: eq-second-moment).
+
+    $$ \tfrac12\operatorname{tr}(A_i\,C_i), \qquad A_i = J_i^\top F_i J_i \ (R_2) \quad\text{or}\quad
+       \textstyle\sum_c (p_i - y_i)_c \nabla^2 f_{i,c} \ (R_3) $$
+
+    Values are differentiable in the parameters while gradients are enabled.
 
     Args:
-        problem: the setting.
-        at: the head at the features, `linearize(problem.head, problem.features)`.
-        gauss_newton: sources whose R2 is wanted; `None` for all that are switched on.
-        residual: sources whose R3 is wanted; `None` for all that are switched on.
-        block_rows: rows per block of the sweeps.
+        model: network in eval mode, or any callable from inputs to outputs `(n, K)` or `(n,)`.
+        x: inputs, `(n, *input)`.
+        y: labels, see `taylor_terms`.
+        method: `"exact"`, `"probes"`, `"pairs"` or `"auto"`, for all terms or as a mapping from their names
+            (`{"R3_add": "probes"}`; the others are `"auto"`).
+        num_probes: probes per source for `"probes"` and `"pairs"`, ≥ 2.
+        rtol: relative standard error that `"auto"` aims at.
+        max_passes: most directions that `"auto"` spends on one term.
+        deflate: leading eigen-directions of the data that `"probes"` takes exactly.
+        distribution: entries of the probes, `"rademacher"` or `"normal"`.
+        engine: `"auto"`, `"tangent-adjoint"` or `"nested"`; see `linearize`.
+        generator: seeds the probes.
+        memory_limit: bytes that a block of exact directions may take.
+        **setting: `layer`, `params`, `alpha`, `beta`, `add_noise`, `mult_noise`, `noise`, `loss`, as `taylor_terms`.
+
+    Raises:
+        ValueError: for an unknown method, engine or distribution, numbers out of range, and as `taylor_terms`.
+        TypeError: for arguments of the wrong kind.
+
+    Example:
+        >>> head = lambda u: (u**2).sum(-1)
+        >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0.0, 1.0])
+        >>> found = regularizers(head, x, y, loss="square", add_noise=1.0, alpha=0)
+        >>> round(float(found["R2_add"].value), 4), found["R3_add"].method, found.engine  # ½ (2 g)², ½ (f - y) 2 d
+        (2.0, 'exact', 'tangent-adjoint')
     """
-    scales = active_sources(problem)
-    gauss_newton = scales if gauss_newton is None else gauss_newton
-    residual = scales if residual is None else residual
-    zero = at.outputs.new_zeros(())
-    terms = {"R1": zero} | {f"{order}{suffix}": zero for suffix in SOURCES.values() for order in ("R2", "R3")}
-    forms = {
-        "R2": gauss_newton_terms(problem, at, gauss_newton) if gauss_newton else {},
-        "R3": residual_terms(problem, at, residual, block_rows=block_rows) if residual else {},
-    }
-    if "data" in scales:
-        slope = problem.loss.gradient(at.outputs, problem.labels)
-        drift = (problem.features.mean(0) - problem.features).unsqueeze(0)
-        tangent, bend = at.sweep(drift, slope if "data" in residual else None)
-        terms["R1"] = problem.mixing.moment(1) * (slope * tangent[0]).sum(-1).mean()
-        if "data" in gauss_newton:
-            curvature = problem.loss.hessian(at.outputs, problem.labels)
-            forms["R2"]["data"] = forms["R2"]["data"] + gauss_newton_forms(curvature, tangent[0])
-        if "data" in residual:
-            forms["R3"]["data"] = forms["R3"]["data"] + bend[0]
-    for order, found in forms.items():
-        for name, form in found.items():
-            terms[order + SOURCES[name]] = scales[name] * form.mean()
-    return terms
+    problem = build_problem(model, x, y, **setting)
+    return problem_regularizers(
+        problem, method=method, num_probes=num_probes, rtol=rtol, max_passes=max_passes, deflate=deflate,
+        distribution=distribution, engine=engine, generator=generator, memory_limit=memory_limit,
+    )  # fmt: skip

@@ -25,7 +25,7 @@ from .draws import Draw, sample_draw
 from .hooks import Hook, hooked_modules, unwrap
 from .laws import MixingLaw, NoiseLaw, noise_laws
 from .networks import kind
-from .problem import _check_level, perturb
+from .problem import check_level, perturb
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ class NoisyFeatureMixup:
         self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
         self.mixing = MixingLaw(alpha, beta)
         self.laws = noise_laws(noise)
-        self.add_noise = _check_level("add_noise", add_noise)
-        self.mult_noise = _check_level("mult_noise", mult_noise)
+        self.add_noise = check_level("add_noise", add_noise)
+        self.mult_noise = check_level("mult_noise", mult_noise)
         self.num_classes, self.label_smoothing = num_classes, float(label_smoothing)
         self.generator = generator
         self.last: LayerDraw | None = None

@@ -8,6 +8,6 @@ r"""Second directional derivatives without nested differentiation (book: eq-tang
 | `linearization.py` | tangents, Jacobian rows and `a·∇²f[v, v]` of a head, by the tape or by nested `torch.func` |
 """
 
-from .linearization import Linearization, linearize
+from .linearization import Linearization, linearize, linearize_layer
 
-__all__ = ["Linearization", "linearize"]
+__all__ = ["Linearization", "linearize", "linearize_layer"]

@@ -14,18 +14,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..curvature import directional_derivatives, jacobian_rows
+from ..layers import split
+from ..networks import Network
+from ..primitives import exact_derivatives
 from . import linear, nonlinear, products  # noqa: F401  (importing a module registers its rules)
 from .local import local_rule
 from .rules import RULES, per_sample
-from .tape import Node, Recorder, UnsupportedOperationError, Value
+from .tape import Node, Recorder, UnsupportedOperationError, Value, graph_nodes
 
 #: Bytes of the largest tangent that a sweep carries at once: what stays in a cache, or what keeps a GPU busy.
-BLOCK_BYTES = {"cpu": 2**22, "gpu": 2**28}
+BLOCK_BYTES = {"cpu": 2**20, "gpu": 2**28}
 ENGINES = ("auto", "tangent-adjoint", "nested")
+
+
+def _gradients(wanted: bool):
+    return torch.enable_grad() if wanted else torch.no_grad()
 
 
 class Linearization(ABC):
@@ -57,8 +64,16 @@ class Linearization(ABC):
         """The Jacobian, in the coordinates of `enter`: `(b, K, w)`."""
 
     @abstractmethod
+    def pullback(self, slope: Tensor) -> Tensor:
+        """`Jᵀ a` in the coordinates of `enter`, `(b, w)`.
+
+        Args:
+            slope: a, `(b, K)`.
+        """
+
+    @abstractmethod
     def enter(self, directions: Tensor) -> Tensor:
-        """Shared directions `(m, 1, *feature)` in the coordinates behind the first linear operations, `(m, w)`."""
+        """Directions in the coordinates behind the first linear operations, `(m, b, w)` or `(m, 1, w)`."""
 
     def sweep(
         self,
@@ -75,7 +90,7 @@ class Linearization(ABC):
         results are wanted).
 
         Args:
-            directions: v, `(m, b, *feature)` or `(m, 1, *feature)`; behind `enter`, `(m, w)`, if `entered`.
+            directions: v, `(m, b, *feature)` or `(m, 1, *feature)`; results of `enter`, if `entered`.
             slope: a, `(b, K)`, constant in the derivative; `None` leaves the second derivatives out (`None`).
             tangents: whether J v is wanted (`None` otherwise).
             entered: whether the directions are already behind the first linear operations.
@@ -101,7 +116,7 @@ class _Nested(Linearization):
     def __init__(self, head: Callable[[Tensor], Tensor], h: Tensor, differentiable: bool, reason: str):
         self.head, self.h, self.differentiable = head, h, differentiable
         self.path = f"nested torch.func ({reason})"
-        with torch.set_grad_enabled(differentiable):
+        with _gradients(differentiable):
             self.outputs = head(h)
 
     @property
@@ -109,17 +124,22 @@ class _Nested(Linearization):
         return self.h[0].numel()
 
     def rows(self):
-        return jacobian_rows(self.head, self.h).flatten(2)
+        with _gradients(self.differentiable):
+            return jacobian_rows(self.head, self.h).flatten(2)
+
+    def pullback(self, slope):
+        with _gradients(self.differentiable):
+            return torch.func.vjp(self.head, self.h)[1](slope)[0].flatten(1)
 
     def enter(self, directions):
-        return directions.flatten(1)
+        return directions.flatten(2)
 
     def _block_rows(self):
         return 4 * len(self.h)
 
     def _block(self, directions, slope, tangents, entered):
         if entered:
-            directions = directions.reshape(len(directions), 1, *self.h.shape[1:])
+            directions = directions.unflatten(2, self.h.shape[1:])
         m, b = len(directions), len(self.h)
         points = self.h.repeat(m, *[1] * (self.h.ndim - 1))
         along = directions.expand(m, *self.h.shape).flatten(0, 1)
@@ -133,24 +153,20 @@ class _Taped(Linearization):
 
     path = "tangent-adjoint"
 
-    def __init__(self, head: Callable[[Tensor], Tensor], h: Tensor, differentiable: bool):
-        self.h, self.differentiable = h, differentiable
-        with torch.enable_grad():
-            leaf = h if differentiable and h.requires_grad else h.detach().requires_grad_()
-            recorder = Recorder(leaf.view_as(leaf), RULES, local_rule)
-            with recorder:
-                outputs = head(recorder.value.tensor)
-        self._input, self._nodes, self._samples = recorder.value, recorder.nodes, len(h)
+    def __init__(self, recorder: Recorder, outputs: Tensor, differentiable: bool):
+        self.differentiable = differentiable
+        self._input, self._nodes, self._samples = recorder.value, recorder.nodes, recorder.samples
         self._output = recorder.find(outputs)
         if self._output is None:
             raise UnsupportedOperationError("outputs that do not depend on the features")
         if self._output.layout != (0, 1) or outputs.ndim != 2:
             raise UnsupportedOperationError("outputs whose samples are not along the first dimension")
-        self.outputs = outputs if differentiable else outputs.detach()
+        self.h, self.outputs = (z if differentiable else z.detach() for z in (self._input.tensor, outputs))
         self._curved = [node for node in self._nodes if node.form is not None]
         self.piecewise_linear = not self._curved
         self._gate, self._stem = self._find_gate()
-        self._cache: tuple[Tensor, dict] | None = None
+        self._last: tuple[Tensor, Tensor, dict] | None = None
+        self._rows: Tensor | None = None
 
     def _find_gate(self) -> tuple[Value, list[Node]]:
         """The narrowest value that everything passes and that shared directions reach by linear operations alone."""
@@ -172,37 +188,44 @@ class _Taped(Linearization):
         return self._gate.tensor[0].numel()
 
     def _grads(self, targets: list[Tensor], weights: Tensor) -> list[Tensor]:
-        return torch.autograd.grad(
-            self._output.tensor,
-            targets,
-            weights,
-            retain_graph=True,
-            create_graph=self.differentiable,
-            allow_unused=True,
-        )
+        with torch.enable_grad():
+            found = torch.autograd.grad(
+                self._output.tensor,
+                targets,
+                weights,
+                retain_graph=True,
+                create_graph=self.differentiable,
+                allow_unused=True,
+            )
+        return [torch.zeros_like(t) if f is None else f for f, t in zip(found, targets, strict=True)]
 
     def rows(self):
-        with torch.enable_grad():
+        if self._rows is None:
             classes = self.outputs.shape[-1]
             basis = torch.eye(classes, dtype=self.outputs.dtype, device=self.outputs.device)
-            gate = self._gate.tensor
-            rows = [self._grads([gate], e.expand_as(self.outputs).contiguous())[0] for e in basis]
-            zero = None if all(row is not None for row in rows) else torch.zeros_like(gate)
-            return torch.stack([zero if row is None else row for row in rows], dim=1).flatten(2)
+            rows = [self._grads([self._gate.tensor], e.expand_as(self.outputs).contiguous())[0] for e in basis]
+            self._rows = torch.stack(rows, dim=1).flatten(2)
+        return self._rows
+
+    def pullback(self, slope):
+        if self._rows is not None:
+            return (slope.unsqueeze(1) @ self._rows).squeeze(1)
+        return self._adjoint(slope)[0]
 
     def enter(self, directions):
-        for node in self._stem:
-            directions = node.push(directions)
-        return directions.flatten(1)
+        with _gradients(self.differentiable):
+            for node in self._stem:
+                directions = node.push(directions)
+            return directions.flatten(2)
 
-    def _forms(self, slope: Tensor) -> dict[int, Callable]:
-        """Local second derivatives against the cotangents of `slope·f`; those of the last slope are kept."""
-        if self._cache is None or self._cache[0] is not slope:
-            with torch.enable_grad():
-                adjoints = self._grads([node.output.tensor for node in self._curved], slope) if self._curved else []
-            pairs = [(node, adj) for node, adj in zip(self._curved, adjoints, strict=True) if adj is not None]
-            self._cache = slope, {id(node): node.form(adj) for node, adj in pairs}
-        return self._cache[1]
+    def _adjoint(self, slope: Tensor) -> tuple[Tensor, dict[int, Callable]]:
+        """`Jᵀ a`, and the local second derivatives against the cotangents of `a·f`; those of the last a are kept."""
+        if self._last is None or self._last[0] is not slope:
+            first, *others = self._grads([self._gate.tensor, *(node.output.tensor for node in self._curved)], slope)
+            with _gradients(self.differentiable):
+                forms = {id(node): node.form(adj) for node, adj in zip(self._curved, others, strict=True)}
+            self._last = slope, first.flatten(1), forms
+        return self._last[1:]
 
     def _plan(self, forms: dict[int, Callable], want_tangents: bool) -> list[tuple[Node, bool]]:
         """The nodes behind the gate that are needed, in order, and whether their own tangent is."""
@@ -220,16 +243,10 @@ class _Taped(Linearization):
         return int((BLOCK_BYTES["cpu" if self.h.device.type == "cpu" else "gpu"]) // largest)
 
     def _block(self, directions, slope, tangents, entered):
-        with torch.set_grad_enabled(self.differentiable):
-            forms = {} if slope is None else self._forms(slope)
-            shared = entered or directions.shape[1] == 1
-            if shared:
-                directions = directions if entered else self.enter(directions)
-                moving = {id(self._gate): directions.reshape(len(directions), 1, *self._gate.tensor.shape[1:])}
-            else:
-                moving = {id(self._input): directions}
-                for node in self._stem:
-                    moving[id(node.output)] = node.push(moving.pop(id(node.inputs[0])))
+        with _gradients(self.differentiable):
+            forms = {} if slope is None else self._adjoint(slope)[1]
+            directions = directions if entered else self.enter(directions)
+            moving = {id(self._gate): directions.unflatten(2, self._gate.tensor.shape[1:])}
             plan = self._plan(forms, tangents)
             last = {id(value): k for k, (node, _) in enumerate(plan) for value in node.inputs}
             bends = self.outputs.new_zeros(len(directions), self._samples)
@@ -276,8 +293,15 @@ def linearize(
     differentiable = torch.is_grad_enabled() if differentiable is None else differentiable
     if engine == "nested":
         return _Nested(head, h, differentiable, "as asked")
+    recorder = Recorder(RULES, local_rule)
     try:
-        return _Taped(head, h, differentiable)
+        with torch.enable_grad(), recorder:
+            leaf = h if differentiable and h.requires_grad else h.detach().requires_grad_()
+            outputs = head(recorder.start(leaf))
+        if leaf is not h:  # gradients of what else? of the parameters, if any
+            others = (getattr(node, "variable", leaf) is not leaf for node in graph_nodes(outputs.grad_fn))
+            differentiable = differentiable and any(others)
+        return _Taped(recorder, outputs, differentiable)
     except UnsupportedOperationError as error:
         if engine == "tangent-adjoint":
             raise ValueError(
@@ -285,3 +309,44 @@ def linearize(
                 "head as a whole with the same result."
             ) from error
         return _Nested(head, h, differentiable, str(error))
+
+
+def linearize_layer(model: nn.Module, x: Tensor, layer: str = "") -> Linearization:
+    """The head behind a layer at the features of `x`, differentiable, from a single forward pass of the model.
+
+    For training: nothing is checked (`split` checks), the features keep their graph, and results carry gradients to
+    all parameters, those before the layer included.
+
+    Args:
+        model: network in evaluation mode.
+        x: inputs, `(b, *input)`.
+        layer: dotted name of the layer; `""` is the input.
+    """
+    network, recorder = Network(model, None), Recorder(RULES, local_rule)
+
+    def begin(module, args, output):
+        return recorder.start(output if output.requires_grad else output.detach().requires_grad_())
+
+    try:
+        with torch.enable_grad(), recorder:
+            if layer:
+                with network.hook(layer, begin):
+                    outputs = network(x)
+            else:
+                outputs = network(begin(None, None, x))
+            return _Taped(recorder, outputs.unsqueeze(-1) if outputs.ndim == 1 else outputs, True)
+    except UnsupportedOperationError as error:
+        cut = split(model, x, layer=layer)
+        with torch.enable_grad(), exact_derivatives():
+            return _Nested(_columns(cut.head), cut.encode(x), True, str(error))
+
+
+def _columns(head: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The head with outputs `(b, K)`, and exact derivatives."""
+
+    def columns(h: Tensor) -> Tensor:
+        with exact_derivatives():
+            outputs = head(h)
+        return outputs.unsqueeze(-1) if outputs.ndim == 1 else outputs
+
+    return columns

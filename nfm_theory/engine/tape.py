@@ -15,7 +15,7 @@ Nothing is guessed: an operation whose dependence on the features cannot be foll
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -82,11 +82,21 @@ def tensors_in(*items) -> list[Tensor]:
     return found
 
 
+def graph_nodes(root) -> Iterator:
+    """The nodes of an autograd graph behind `root`."""
+    seen, stack = set(), [root]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            stack.extend(parent for parent, _ in node.next_functions)
+
+
 class Recorder(TorchFunctionMode):
-    """Context that writes down what happens to the features `h` `(b, *feature)`; `value` is their record.
+    """Context that writes down what happens to the features, from the call of `start` on.
 
     Args:
-        h: the features; must be part of an autograd graph of their own (a view or a leaf that requires grad).
         rules: torch function -> handler `(recorder, function, *args, **kwargs) -> result`.
         local: handler for any other function.
     """
@@ -94,14 +104,23 @@ class Recorder(TorchFunctionMode):
     #: Entering `exact_derivatives` inside does nothing: the rules here are exact themselves.
     exact = True
 
-    def __init__(self, h: Tensor, rules: dict[Callable, Callable], local: Callable):
+    def __init__(self, rules: dict[Callable, Callable], local: Callable):
         super().__init__()
-        self.samples, self.rules, self.local = len(h), rules, local
+        self.rules, self.local = rules, local
         self.nodes: list[Node] = []
+        self.value: Value | None = None
+        self.samples = 0
         self._values: dict[int, Value] = {}
         self._constants: dict[int, Tensor] = {}
         self._replacing: list[Callable] = []
-        self.value = self.track(h, (0, 1), shared=True)
+
+    def start(self, h: Tensor) -> Tensor:
+        """The features `h` `(b, *feature)`, as the head has to take them to be followed; they must require grad."""
+        if self.value is not None:
+            raise UnsupportedOperationError("a layer that is called more than once")
+        h = h.view_as(h)  # a graph node of their own, by which a dependence on them can be told
+        self.samples, self.value = len(h), self.track(h, (0, 1), shared=True)
+        return h
 
     def track(self, tensor: Tensor, layout: Layout | None, shared: bool = False) -> Value:
         """Make a tensor known as a function of the features; its record keeps it alive, and so its id."""
@@ -130,16 +149,7 @@ class Recorder(TorchFunctionMode):
 
     def _reaches_features(self, tensor: Tensor) -> bool:
         """Whether an unknown tensor depends on the features by a way that went unseen."""
-        target, seen, stack = self.value.tensor.grad_fn, set(), [tensor.grad_fn]
-        while stack:
-            node = stack.pop()
-            if node is None or node in seen:
-                continue
-            if node is target:
-                return True
-            seen.add(node)
-            stack.extend(parent for parent, _ in node.next_functions)
-        return False
+        return any(node is self.value.tensor.grad_fn for node in graph_nodes(tensor.grad_fn))
 
     def _constant(self, function, args, kwargs, tensors):
         for tensor in tensors:
@@ -156,6 +166,8 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Write down one call; the mode is off meanwhile."""
         kwargs = dict(kwargs or {})
+        if self.value is None:
+            return func(*args, **kwargs)
         tensors = tensors_in(args, kwargs)
         if kwargs.get("inplace"):
             kwargs["inplace"] = False

@@ -1,0 +1,1 @@
+"""Ways to compute the second-order regularizers, measured side by side: `python -m benchmarks.estimators`."""

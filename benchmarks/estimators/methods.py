@@ -1,0 +1,118 @@
+"""Which methods run on which case: `METHODS`."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
+from .cases import DENSE, SETTINGS, Case
+from .method import Method
+from .ours import ours
+from .peer_packages import CollapsedTaylorMode, linear_operator
+from .peers import (
+    double_backward,
+    finite_differences,
+    full_hessian,
+    jacobian_projections,
+    jvp_of_grad,
+    jvp_of_jvp,
+    monte_carlo,
+    train_double_backward,
+    train_jvp_of_grad,
+)
+
+#: Rows that one vectorised call may hold: of vectors, of images (whose activations are larger), and where it is cut
+#: into chunks that stay in the caches.
+ROWS, IMAGE_ROWS, SMALL_ROWS = 2**17, 256, 2**12
+PROBES, TRAINING_PROBES = 4, (1, 8)
+
+
+def _exact(case: Case, label: str, sets: tuple[Tensor, ...], count: int, *, probes: bool = False) -> list[Method]:
+    """R2 + R3, R3 and R2 along given directions by every way; `count` is their number, `label` what they are."""
+    both, residual, gauss_newton = (f"{terms}, {label}" for terms in ("R2+R3", "R3", "R2"))
+    dim, batch = case.problem.features[0].numel(), len(case.x)
+    vectors = case.x.ndim == 2
+    chunk = max(1, (ROWS if vectors else IMAGE_ROWS) // batch)
+    small = max(1, SMALL_ROWS // batch)
+
+    def differences() -> Callable[[], Tensor]:
+        _ = case.double.problem  # converted once, outside what is measured
+        return lambda: finite_differences(case, *sets)
+
+    def taylor_mode(size: int | None) -> Callable[[], Tensor]:
+        jet = CollapsedTaylorMode(case)
+        parts = [part for v in sets for part in v.split(size or len(v))]
+        return lambda: jet(*parts).sum()
+
+    found = [
+        Method("double backward, loop", both, lambda: double_backward(case, *sets), passes=5 * count),
+        Method("jvp(grad), vmap", both, lambda: jvp_of_grad(case, *sets, chunk=chunk), passes=6 * count),
+        Method("jvp(jvp), vmap", both, lambda: jvp_of_jvp(case, *sets, chunk=chunk), passes=7 * count),
+        Method("finite differences, float64", both, passes=5 * count, prepare=differences),
+        Method("curvlinops, Hessian", both, lambda: linear_operator(case, *sets, chunk=chunk), passes=6 * count),
+        Method("Taylor mode, collapsed", both, prepare=lambda: taylor_mode(None), passes=2 * count),
+        Method(
+            "curvlinops, Gauss-Newton",
+            gauss_newton,
+            lambda: linear_operator(case, *sets, quantity="R2", chunk=chunk),
+            passes=5 * count,
+        ),
+    ]
+    if probes:
+        return found
+    for quantity, terms in ((both, "R2+R3"), (residual, "R3")):
+        by_direction = partial(jvp_of_grad, case, *sets, quantity=terms)
+        if quantity == residual:
+            found.append(Method("jvp(grad), vmap", residual, partial(by_direction, chunk=chunk), passes=6 * count))
+        if vectors:
+            found.append(Method("jvp(grad), chunks", quantity, partial(by_direction, chunk=small), passes=4 * count))
+        if dim <= DENSE:
+            whole = partial(full_hessian, case, *sets, quantity=terms)
+            if vectors:
+                found.append(Method("vmap(hessian)", quantity, partial(whole, chunk=batch), passes=5 * dim))
+            found.append(Method("vmap(hessian), chunks", quantity, partial(whole, chunk=batch // 4), passes=5 * dim))
+    if vectors:
+        found.append(Method("Taylor mode, chunks", both, prepare=lambda: taylor_mode(small), passes=2 * count))
+    return found
+
+
+def _training(case: Case) -> list[Method]:
+    _ = case.trained.problem  # built once, outside what is measured
+    found = []
+    for count in TRAINING_PROBES:
+        quantity, probes = f"training, {count} probe{'s' * (count > 1)}", case.probes(count)
+        for name, function in (("double backward", train_double_backward), ("jvp(grad), vmap", train_jvp_of_grad)):
+            call = lambda f=function, v=probes: f(case, v)[0]  # noqa: E731
+            found.append(Method(name, quantity, call, kind="gradient", passes=5 * count))
+    return found
+
+
+def peers(case: Case) -> list[Method]:
+    """The other ways, on this case."""
+    dim = case.problem.features[0].numel()
+    rank = min(dim, len(case.x) - 1)
+    probes = case.probes(PROBES)
+    found = _exact(case, f"{PROBES} probes", (probes,), PROBES, probes=True)
+    data = case.data_directions
+    found += _exact(case, "data, exact", data, rank + 1)
+    if dim <= DENSE:
+        merged = case.merged_directions
+        found += _exact(case, "data + additive, exact", merged, dim + 1)
+    found.append(
+        Method("Jacobian projection", "R2_add, 1 projection", lambda: jacobian_projections(case).mean(), passes=4)
+    )
+    found.append(
+        Method("plain Monte Carlo", "all six, 4 draws", lambda: monte_carlo(case, replicates=4).mean(), passes=14)
+    )
+    if not case.setting.layer:
+        found += _training(case)
+    return found
+
+
+def case_methods(case: Case) -> list[Method]:
+    """Ours first, then the peers."""
+    return [*ours(case), *peers(case)]
+
+
+#: Case -> function from the built case to its methods.
+METHODS: dict[str, Callable[[Case], list[Method]]] = dict.fromkeys(SETTINGS, case_methods)

@@ -1,0 +1,358 @@
+"""The comparison of estimators: every way gives the same number, and what measures them measures right."""
+
+import importlib.util
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from nfm_theory.expansion import problem_terms
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.estimators import guard, peers
+from benchmarks.estimators.__main__ import main
+from benchmarks.estimators.cases import SETTINGS, STANDARD, build_case
+from benchmarks.estimators.measure import Timing, interleaved, machine, num_threads, peak_memory, summary, versions
+from benchmarks.estimators.method import Method
+from benchmarks.estimators.methods import METHODS
+from benchmarks.estimators.ours import ours
+from benchmarks.estimators.peer_packages import CollapsedTaylorMode, MissingPackage, linear_operator
+from benchmarks.estimators.run import Options, Record, _Unit, measure_group, table
+
+CASES = {name: build_case(name, dtype=torch.float64) for name in ("tiny", "tiny_cnn")}
+
+
+def exact_terms(case):
+    with torch.no_grad():
+        return problem_terms(case.problem, remainder=False)
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    return CASES[request.param]
+
+
+@pytest.fixture(params=["data", "additive", "merged"])
+def reference(request, case):
+    """Directions of a case with the exact `(R2, R3)` along them."""
+    terms = exact_terms(case)
+    data, add = torch.stack([terms.R2, terms.R3]), torch.stack([terms.R2_add, terms.R3_add])
+    return {
+        "data": (case.data_directions, data),
+        "additive": ((case.additive_directions,), add),
+        "merged": (case.merged_directions, data + add),
+    }[request.param]
+
+
+def package(name):
+    return pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not installed")
+
+
+# Values -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quantity", ["R2+R3", "R3"])
+@pytest.mark.parametrize(
+    ("way", "tolerance"),
+    [
+        (partial(peers.full_hessian, chunk=4), 1e-8),
+        (peers.double_backward, 1e-8),
+        (partial(peers.jvp_of_grad, chunk=3), 1e-8),
+        (partial(peers.jvp_of_jvp, chunk=3), 1e-8),
+        (peers.finite_differences, 1e-4),
+    ],
+    ids=["vmap(hessian)", "double backward", "jvp(grad)", "jvp(jvp)", "finite differences"],
+)
+def test_peers_agree_with_the_exact_terms(case, reference, way, tolerance, quantity):
+    sets, (gauss_newton, residual) = reference
+    expected = residual if quantity == "R3" else gauss_newton + residual
+    assert float(way(case, *sets, quantity=quantity)) == pytest.approx(float(expected), rel=tolerance)
+
+
+@package("curvlinops")
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_curvlinops_agrees_with_the_exact_terms(case, reference, chunk):
+    sets, (gauss_newton, residual) = reference
+    found = [float(linear_operator(case, *sets, quantity=q, chunk=chunk)) for q in ("R2", "R2+R3")]
+    assert found == pytest.approx([float(gauss_newton), float(gauss_newton + residual)], rel=1e-8)
+
+
+@package("jet")
+def test_taylor_mode_agrees_with_the_exact_terms_or_names_what_it_lacks(case, reference):
+    sets, expected = reference
+    if case.name == "tiny_cnn":
+        with pytest.raises(NotImplementedError, match=r"No jet rule for aten\.silu"):
+            CollapsedTaylorMode(case)(*sets)
+    else:
+        torch.testing.assert_close(CollapsedTaylorMode(case)(*sets), expected, rtol=1e-8, atol=0)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "curvlinops", None)
+    with pytest.raises(MissingPackage, match="not installed: curvlinops"):
+        linear_operator(CASES["tiny"], CASES["tiny"].probes(1))
+
+
+def within_five_errors(samples, expected):
+    return abs(float(samples.mean() - expected)) < 5 * float(samples.std() / len(samples) ** 0.5)
+
+
+def test_stochastic_peers_have_the_right_mean(case):
+    terms = exact_terms(case)
+    assert within_five_errors(peers.monte_carlo(case, replicates=2000), terms.second)
+    assert within_five_errors(peers.jacobian_projections(case, projections=400), terms.R2_add)
+    assert within_five_errors(
+        torch.stack([peers.jvp_of_grad(case, v[None] * 200**0.5) for v in case.probes(200)]), terms.R2 + terms.R3
+    )
+
+
+def test_training_peers_agree_in_value_and_gradient(case):
+    probes = case.probes(2)
+    first, second = (way(case, probes) for way in (peers.train_double_backward, peers.train_jvp_of_grad))
+    torch.testing.assert_close(first, second, rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(first[0], peers.double_backward(case, probes), rtol=1e-10, atol=0)
+    parameters = list(case.trained.model.parameters())
+    assert [g.shape for g in first[1:]] == [p.shape for p in parameters]
+    # against a difference of penalty and loss in one direction of the parameters
+    total = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for p, g in zip(parameters, first[1:], strict=True):
+                p.add_(g, alpha=sign * 1e-5)
+        penalty = peers.train_double_backward(case, probes)[0]
+        total.append(penalty + peers.mean_function(case.trained.problem, "R2+R3")(case.x).detach())
+        with torch.no_grad():
+            for p, g in zip(parameters, first[1:], strict=True):
+                p.sub_(g, alpha=sign * 1e-5)
+    slope = float(total[0] - total[1]) / 2e-5
+    assert slope == pytest.approx(sum(float(g.square().sum()) for g in first[1:]), rel=1e-6)
+
+
+def test_gradient_peers_refuse_hidden_layers_and_unknown_quantities():
+    hidden = build_case("tiny_hidden")
+    with pytest.raises(NotImplementedError, match="perturb the input only"):
+        peers.train_double_backward(hidden, hidden.probes(1))
+    with pytest.raises(ValueError, match="expected 'R2\\+R3' or 'R3'"):
+        peers.double_backward(hidden, hidden.probes(1), quantity="R1")
+
+
+def test_our_methods_give_the_exact_terms(case):
+    terms = exact_terms(case)
+    data, add = terms.R2 + terms.R3, terms.R2_add + terms.R3_add
+    expected = {
+        "R2+R3, data, exact": data,
+        "R2+R3, data + additive, exact": data + add,
+        "all six exact": terms.second,
+    }
+    found = {method.quantity: method.ready()() for method in ours(case)}
+    assert set(expected) <= set(found)
+    for quantity, value in expected.items():
+        torch.testing.assert_close(found[quantity], value, rtol=1e-9, atol=0)
+
+
+# Cases ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_cases_are_reproducible_and_their_unit_is_the_head(name):
+    case = build_case(name)
+    if name in STANDARD and name != "mlp64":
+        case = type(case)(case.name, case.setting, case.model, case.x[:2], case.y[:2])
+    assert set(METHODS) == set(SETTINGS)
+    assert torch.equal(build_case(name).x[:2], case.x[:2])
+    with torch.no_grad():
+        expected = case.problem.head(case.problem.features)
+    torch.testing.assert_close(case.forward(), expected, rtol=1e-4, atol=1e-5)
+    assert case.problem.layer == case.setting.layer
+    assert all(g.shape == p.shape for g, p in zip(case.training_step(), case.model.parameters(), strict=True))
+
+
+# Measuring --------------------------------------------------------------------------------------------------
+
+
+def test_functions_are_timed_in_turn_with_medians():
+    calls = []
+    methods = {"slow": lambda: (calls.append("slow"), time.sleep(0.03)), "quick": lambda: calls.append("quick")}
+    found = interleaved(methods, repeats=4, warmup=1, shortest=0, threads=1)
+    assert calls == ["slow", "quick"] * 5
+    assert found["slow"].median > 0.02 > found["quick"].median
+    assert found["slow"].lower <= found["slow"].median <= found["slow"].upper
+    assert summary([3.0, 1.0, 2.0]) == Timing(2.0, 1.5, 2.5, 3)
+    assert summary([3.0]) == Timing(3.0, 3.0, 3.0, 1)
+
+
+def test_slow_functions_are_called_less_and_quick_ones_more_often():
+    found = interleaved(
+        {"slow": lambda: time.sleep(0.02), "quick": lambda: None}, repeats=10, budget=0.03, warmup=0, shortest=0
+    )
+    assert found["slow"].repeats < 10
+    assert found["quick"].repeats == 10
+    calls = []
+    interleaved({"quick": lambda: calls.append(0)}, repeats=2, warmup=0, shortest=0.001)
+    assert len(calls) > 20
+
+
+def test_threads_are_put_back():
+    before = torch.get_num_threads()
+    with num_threads(1):
+        assert torch.get_num_threads() == 1
+        assert machine()["threads"] == 1
+    assert torch.get_num_threads() == before
+
+
+def test_peak_memory_of_a_known_pattern():
+    outside = torch.ones(1000)
+
+    def pattern():
+        first = torch.empty(100_000, dtype=torch.float64)
+        second = torch.empty(50_000, dtype=torch.float64)
+        del first
+        third = torch.empty(40_000, dtype=torch.float64)  # less than what was released
+        return outside, second, third
+
+    assert peak_memory(pattern) == 1_200_000
+    assert peak_memory(lambda: outside) == 0
+    # what a backward pass keeps: two activations and the one that is computed
+    x = torch.ones(10_000, dtype=torch.float64, requires_grad=True)
+    assert peak_memory(lambda: x.exp().exp()) == 160_000
+    with torch.no_grad():
+        assert peak_memory(lambda: x.exp().sin().sin()) == 160_000
+
+
+def test_peak_memory_lets_errors_through():
+    def fails():
+        raise RuntimeError("from inside")
+
+    with pytest.raises(RuntimeError, match="from inside"):
+        peak_memory(fails)
+    assert peak_memory(lambda: torch.empty(10, dtype=torch.float64)) == 80
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_peak_memory_on_a_gpu():
+    assert peak_memory(lambda: torch.empty(2**20, device="cuda"), "cuda") == 2**22
+
+
+def test_record_of_machine_and_versions():
+    assert machine()["processor"]
+    assert "/" not in machine()["processor"]
+    found = versions("no-such-distribution", "numpy")
+    assert found["no-such-distribution"] == "not installed"
+    assert found["torch"] == torch.__version__
+    assert found["numpy"][0].isdigit()
+
+
+# The command ------------------------------------------------------------------------------------------------
+
+
+def test_one_group_reports_what_failed_and_what_is_over_budget():
+    case = CASES["tiny"]
+
+    def fails():
+        raise RuntimeError("no rule\n\nlong trace")
+
+    methods = [
+        Method("works", "R2", lambda: torch.tensor(2.0)),
+        Method("fails", "R2", fails),
+        Method("missing", "R2", prepare=partial(_raise, MissingPackage("not installed: x"))),
+        Method("endless", "R2", fails, passes=1e12),
+    ]
+    cells = measure_group(case, _Unit.of(case, "value"), methods, Options(repeats=2, budget=0.5))
+    assert [cell["method"] for cell in cells] == ["works", "fails", "missing", "endless"]
+    assert cells[0]["value"] == 2
+    assert cells[0]["repeats"] == 2
+    assert cells[1]["skipped"] == "RuntimeError: no rule"
+    assert cells[2]["skipped"] == "not installed: x"
+    assert cells[3]["skipped"].startswith("over budget")
+    text = table("tiny", cells)
+    assert text.index("works") < text.index("not installed: x")
+
+
+def _raise(error):
+    raise error
+
+
+def test_record_keeps_cells_and_refuses_another_machine(tmp_path):
+    path, method = tmp_path / "record.json", Method("a", "R2", lambda: 0)
+    about = {"machine": {"processor": "p"}, "versions": {}}
+    record = Record(path, about)
+    record.add({"case": "tiny", "quantity": "R2", "method": "a", "skipped": "over budget"})
+    assert not Record(path, about).has("tiny", method)
+    record.add({"case": "tiny", "quantity": "R2", "method": "a", "time": 1.0})
+    again = Record(path, about)
+    assert again.has("tiny", method)
+    assert len(again.cells) == 1
+    assert not Record(path, about, fresh=True).cells
+    with pytest.raises(ValueError, match="another machine"):
+        Record(path, {"machine": {"processor": "q"}, "versions": {}})
+
+
+def test_quick_run_of_a_tiny_case_resumes(tmp_path, capsys):
+    path = tmp_path / "tiny.json"
+    command = ["--case", "tiny", "--quick", "--budget", "0.05", "--only", "probe", "--json", str(path)]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    found = json.loads(path.read_text())
+    assert found["machine"]["threads"] == 1
+    measured = {cell["method"]: cell for cell in found["cells"] if cell["quantity"] == "R2+R3, 4 probes"}
+    assert {"double backward, loop", "jvp(grad), vmap", "curvlinops, Hessian"} <= set(measured)
+    assert all(name in printed for name in measured)
+    values = [cell["value"] for cell in measured.values() if "value" in cell]
+    assert values == pytest.approx([values[0]] * len(values), rel=1e-3)
+    assert {cell["kind"] for cell in found["cells"]} == {"value", "gradient"}
+    before = path.read_text()
+    assert main([*command[:-2], "--only", "double backward", "--json", str(path)]) == 0
+    kept = {(c["quantity"], c["method"]): c for c in json.loads(before)["cells"] if "time" in c}
+    after = {(c["quantity"], c["method"]): c for c in json.loads(path.read_text())["cells"] if "time" in c}
+    assert all(after[key] == kept[key] for key in kept)
+
+
+# The guard --------------------------------------------------------------------------------------------------
+
+LIMIT = {"case": "mlp", "quantity": "R2", "method": "rows", "time": 4.0, "memory": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("measured", "messages"),
+    [
+        ({"time": 3.9, "memory": 3.0}, []),
+        ({"time": 5.9, "memory": 4.4}, []),
+        ({"time": 6.1, "memory": 3.0}, ["mlp / R2 / rows: time 6.1 exceeds limit 4 x tolerance 1.5"]),
+        ({"time": 1.0, "memory": 5.0}, ["mlp / R2 / rows: memory 5 exceeds limit 3 x tolerance 1.5"]),
+        ({"skipped": "over budget"}, ["mlp / R2 / rows: not measured (over budget)"]),
+    ],
+)
+def test_guard_names_what_got_worse(measured, messages, tmp_path, capsys):
+    cell = {"case": "mlp", "quantity": "R2", "method": "rows"} | measured
+    assert guard.violations([cell], [LIMIT], 1.5) == messages
+    results, limits = tmp_path / "results.json", tmp_path / "limits.json"
+    results.write_text(json.dumps({"cells": [cell]}))
+    limits.write_text(json.dumps([LIMIT]))
+    assert guard.main(["--limits", str(limits), "--results", str(results)]) == int(bool(messages))
+    assert all(message in capsys.readouterr().err for message in messages)
+
+
+def test_guard_misses_methods_that_are_gone():
+    assert guard.violations([], [LIMIT], 1.5) == ["mlp / R2 / rows: not measured (no such method)"]
+
+
+def test_committed_limits_name_methods_that_exist():
+    limits = json.loads(guard.LIMITS.read_text())
+    assert limits
+    for case in {limit["case"] for limit in limits}:
+        known = {(m.quantity, m.name) for m in METHODS[case](build_case(case))}
+        assert {(limit["quantity"], limit["method"]) for limit in limits if limit["case"] == case} <= known
+
+
+def test_guard_measures_anew(tmp_path, capsys):
+    limits = tmp_path / "limits.json"
+    name = {"case": "tiny", "quantity": "R2+R3, 4 probes", "method": "double backward, loop"}
+    limits.write_text(json.dumps([name | {"time": 1e6, "memory": 1e6}]))
+    assert guard.main(["--limits", str(limits)]) == 0
+    assert "1 limits, 0 exceeded" in capsys.readouterr().out
