@@ -3,7 +3,9 @@ r"""The second-order theory as a penalty in a training loss: `criterion(model(x)
 For a batch the penalty is an unbiased estimate, by P random directions per example,
 
 $$ \varepsilon R_1 + \varepsilon^2 \cdot \frac1{2bP}
-   \sum_{i,p} \Big[ (J v)^\top F\,(J v) + (p_i - y_i)\cdot\nabla^2 f[v, v] \Big], \qquad v = \sqrt{m_2}\,(g_r - g_i) + \sigma_{add}\,\xi + \sigma_{mult}\,\xi' \odot g_i, $$
+   \sum_{i,p} \Big[ (J v)^\top F\,(J v) + (p_i - y_i)\cdot\nabla^2 f[v, v] \Big], $$
+
+$$ v = \sqrt{m_2}\,(g_r - g_i) + \sigma_{add}\,\xi + \sigma_{mult}\,\xi' \odot g_i, $$
 
 one direction carrying all sources at once: their cross terms vanish in expectation.
 """
