@@ -1,78 +1,125 @@
-"""How many samples the control variate saves: `python benchmarks/control_variate.py [--json PATH]`.
+"""What the control variate saves: `python -m benchmarks.control_variate [--json PATH] [--case NAME ...]`.
 
-For the remainder `L_nfm(eps) - Taylor polynomial` the number of head evaluations that a standard error costs is
-proportional to the variance per evaluation. Each estimator runs on the same networks (an
-MLP trained on the digits, several seeds, NFM at the input) and budget; the table gives plain
-Monte Carlo's variance per evaluation over that of the estimator, the median over seeds: how many times fewer samples.
-A plain evaluation and one with a control variate of order q do not cost the same time: that ratio is given as well.
+For the remainder `L_nfm(eps) - Taylor polynomial` plain Monte Carlo needs time proportional to its variance times the
+cost of a draw. Per estimator: the variance of plain sampling over its own, per evaluation of the head (how many times
+fewer samples), the time of a draw in forward passes (evaluation and control variate together, medians, interleaved),
+and the effective gain, their quotient relative to plain sampling.
 """
 
 import argparse
 import json
-import platform
-import statistics
-import time
 
 import torch
 
 import nfm_theory as nt
+from benchmarks.estimators.cases import SETTINGS, build_case
+from benchmarks.estimators.measure import interleaved, machine, num_threads, versions
 from experiments.digits import load_digits, verification_subset
 from experiments.train import trained_network
+from nfm_theory.monte_carlo import CONTROL_VARIATES, Polynomials, monte_carlo_loss
+from nfm_theory.problem import Problem
 
-EPS = (0.3, 0.1, 0.03, 0.01)
+EPS = (0.1, 0.03, 0.01)
+#: Name -> (control variate, antithetic noise).
 ESTIMATORS = {
-    "plain": {"control_variate": "none", "antithetic_noise": False},
-    "antithetic": {"control_variate": "none"},
-    "quadratic": {"control_variate": "quadratic", "antithetic_noise": False},
-    "quadratic, antithetic": {"control_variate": "quadratic"},
-    "cubic, antithetic": {"control_variate": "cubic"},
-    "auto": {"control_variate": "auto"},
+    "plain": ("none", False),
+    "antithetic": ("none", True),
+    "quadratic": ("quadratic", False),
+    "quadratic, antithetic": ("quadratic", True),
+    "cubic, antithetic": ("cubic", True),
+}
+LEVELS = {"add_noise": 0.4, "mult_noise": 0.2}
+
+
+def trained_mlp() -> Problem:
+    """An MLP trained on the digits, NFM at the input."""
+    model = trained_network("mlp", classes=10, seed=0).model
+    return nt.build_problem(model, *verification_subset(load_digits(10), 20), **LEVELS)
+
+
+def standard(name: str, batch: int, layer: str = "") -> Problem:
+    """A case of the estimator benchmark with fewer samples, in float64."""
+    case = build_case(name, dtype=torch.float64)
+    options = {"layer": layer, "loss": SETTINGS[name].loss}
+    return nt.build_problem(case.model, case.x[:batch], case.y[:batch], **options, **LEVELS)
+
+
+#: Name -> (problem, evaluations of the head per estimator, whether third derivatives are affordable).
+CASES = {
+    "mlp, trained on digits": (trained_mlp, 20_000, True),
+    "mlp64": (lambda: standard("mlp64", 64), 10_000, False),
+    "cnn": (lambda: standard("cnn", 16), 2_000, False),
+    "preact_resnet18, last stage": (lambda: standard("preact_resnet18", 8, "layer4"), 2_000, False),
 }
 
 
-def measure(seed: int, n: int, samples: int) -> dict[str, dict[str, list[float] | float]]:
-    """Per estimator: variance per head evaluation at every ε, and seconds per evaluation."""
-    generator = torch.Generator().manual_seed(seed)
-    model = trained_network("mlp", classes=10, seed=seed).model
-    x, y = verification_subset(load_digits(10), n)
-    out = {}
-    for name, options in ESTIMATORS.items():
-        start = time.perf_counter()
-        run = nt.nfm_loss(
-            model, x, y, method="monte_carlo", eps=EPS, samples=samples,
-            add_noise=0.4, mult_noise=0.2, generator=generator, **options,
+def costs(problem: Problem, cubic: bool, rows: int = 4096) -> dict[str, float]:
+    """Time of a draw with each control variate, in forward passes."""
+    n, eps = len(problem.features), 0.1
+    rows = min(rows, 2**25 // problem.features[0].nbytes)  # as many as a block of the library holds
+    sweeps = max(8, rows // n)
+    polynomials, draw = Polynomials(problem), problem.draw(n, sweeps, generator=torch.Generator().manual_seed(0))
+    path, points = problem.path(draw), problem.features.repeat(sweeps, *[1] * (problem.features.ndim - 1))
+
+    def with_control(order: int):
+        def call():
+            path(eps)
+            if order >= 0:
+                polynomials(draw, order)
+
+        return call
+
+    with torch.no_grad():
+        calls = {name: with_control(order) for name, order in CONTROL_VARIATES.items() if order < 3 or cubic}
+        timings = interleaved({"forward": lambda: problem.head(points)} | calls, repeats=7)
+    return {name: timings[name].median / timings["forward"].median for name in calls}
+
+
+def measure(problem: Problem, samples: int, cubic: bool) -> dict[str, dict]:
+    """The table of one case."""
+    eps = torch.tensor(EPS, dtype=problem.features.dtype)
+    price, variances = costs(problem, cubic), {}
+    for name, (control, both) in ESTIMATORS.items():
+        if control not in price:
+            continue
+        run = monte_carlo_loss(
+            problem, eps, samples=samples, control_variate=control, antithetic_noise=both,
+            generator=torch.Generator().manual_seed(0),
         )  # fmt: skip
-        seconds = (time.perf_counter() - start) / run.samples / len(EPS)
-        out[name] = {"variance": (run.stderr**2 * run.samples).tolist(), "seconds": seconds}
-    return out
+        variances[name] = run.stderr.double() ** 2 * run.samples
+    table = {}
+    for name, variance in variances.items():
+        control, gain = ESTIMATORS[name][0], variances["plain"] / variance
+        effective = gain * price["none"] / price[control]
+        table[name] = {"gain": gain.tolist(), "forward_passes": price[control], "effective_gain": effective.tolist()}
+    return table
 
 
 def main() -> None:
-    """Print the table; write it as JSON if asked."""
+    """Print the tables; write them as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", help="also write the table to this file")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--num-samples", type=int, default=20, help="size of the data set")
-    parser.add_argument("--samples", type=int, default=20_000, help="head evaluations per estimator")
+    parser.add_argument("--json", help="also write the tables to this file")
+    parser.add_argument("--case", action="append", choices=list(CASES), help="only these")
     args = parser.parse_args()
-    runs = [measure(seed, args.num_samples, args.samples) for seed in range(args.seeds)]
-    table = {}
-    for name in ESTIMATORS:
-        gains = [[p / v for p, v in zip(run["plain"]["variance"], run[name]["variance"], strict=True)] for run in runs]
-        cost = statistics.median(run[name]["seconds"] / run["plain"]["seconds"] for run in runs)
-        table[name] = {"gain": [statistics.median(g) for g in zip(*gains, strict=True)], "relative_cost": cost}
-    print(f"{'times fewer samples than plain':32}" + "".join(f"{f'eps = {e:g}':>14}" for e in EPS) + f"{'cost':>8}")
-    for name, row in table.items():
-        print(f"{name:32}" + "".join(f"{gain:14.3g}" for gain in row["gain"]) + f"{row['relative_cost']:8.2f}")
+    tables = {}
+    with num_threads(1):
+        for case in args.case or CASES:
+            build, samples, cubic = CASES[case]
+            tables[case] = measure(build(), samples, cubic)
+            print(f"{case}\n{'':24}" + "".join(f"{f'eps = {e:g}':>12}" for e in EPS) + f"{'passes':>8}  effective gain")
+            for name, row in tables[case].items():
+                gains = "".join(f"{gain:12.3g}" for gain in row["gain"])
+                effective = "".join(f"{gain:12.3g}" for gain in row["effective_gain"])
+                print(f"{name:24}{gains}{row['forward_passes']:8.2f}{effective}")
     if args.json:
         record = {
             "eps": EPS,
-            "table": table,
-            "settings": vars(args) | {"json": None},
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "nfm_theory": nt.__version__},
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "tables": tables,
+            "levels": LEVELS,
+            "machine": machine(),
+            "versions": versions("nfm_theory"),
         }
-        with open(args.json, "w") as file:
+        with open(args.json, "w", encoding="utf-8") as file:
             json.dump(record, file, indent=1)
 
 

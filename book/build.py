@@ -23,7 +23,7 @@ CACHE = BUILD / ".jupyter_cache"
 KEY = BUILD / "cache.key"
 INDEX = BUILD / "html" / "index.html"
 
-SOURCES = ("nfm_theory", "experiments", "figures")
+SOURCES = ("nfm_theory", "experiments", "figures", "benchmarks/results")
 SUFFIXES = {".py", ".json", ".jsonl", ".csv", ".npz", ".pt"}
 DISTRIBUTIONS = (
     "torch", "numpy", "scipy", "sympy", "scikit-learn", "matplotlib", "ipython", "ipykernel", "myst-nb",

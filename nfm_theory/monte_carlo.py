@@ -6,7 +6,8 @@ $$ \hat L(\varepsilon) = T_q(\varepsilon) + \frac1N \sum_{rows} \Big[\varphi(\va
    - \sum_{k \le q} \tfrac{\varphi^{(k)}(0)}{k!} \varepsilon^k\Big] \qquad \text{(book: eq-control-variate)} $$
 
 so that a remainder of O(ε³) is resolved with noise of O(ε³), not O(ε). Which order q pays is measured, not assumed:
-at large ε a polynomial hurts.
+at large ε a polynomial hurts. Up to order 2 a row's polynomial costs one tangent through the recorded head
+(`sweep_coefficients`); order 3 takes nested differentiation and has to earn its cost.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .draws import Draw, antithetic
+from .engine import linearize
 from .expansion import problem_terms
-from .paths import taylor_coefficients
+from .paths import sweep_coefficients, taylor_coefficients
 from .problem import Problem
 from .results import Estimate
 
@@ -27,6 +29,8 @@ from .results import Estimate
 PILOT_SWEEPS = 64
 #: Control variates: highest order of the Taylor polynomial, -1 for none.
 CONTROL_VARIATES = {"none": -1, "linear": 1, "quadratic": 2, "cubic": 3}
+#: Cost of a row with each of them, in evaluations of the head (benchmarks/control_variate.py).
+COSTS = {-1: 1.0, 1: 1.1, 2: 2.2, 3: 30.0}
 
 
 class RunningMoments:
@@ -50,14 +54,30 @@ class RunningMoments:
         return (self.squares / max(self.count - 1, 1) / max(self.count, 1)) ** 0.5
 
 
-def _sweep_means(problem: Problem, draw: Draw, eps: Tensor, order: int, both_signs: bool) -> tuple[Tensor, Tensor]:
+class Polynomials:
+    """Taylor coefficients of rows that sweep over the samples, `(rows, order + 1)`."""
+
+    def __init__(self, problem: Problem):
+        self.problem, self.at = problem, linearize(problem.head, problem.features)
+        self.slope = problem.loss.gradient(self.at.outputs, problem.labels)
+
+    def __call__(self, draw: Draw, order: int) -> Tensor:
+        """Coefficients up to `order` ≥ 0 of the rows of a draw."""
+        if order > 2:
+            return taylor_coefficients(self.problem, draw, order)
+        return sweep_coefficients(self.problem, self.at, self.slope, draw, order)
+
+
+def _sweep_means(
+    problem: Problem, polynomials: Polynomials, draw: Draw, eps: Tensor, order: int, both_signs: bool
+) -> tuple[Tensor, Tensor]:
     """Sweep means of the loss at every ε, `(sweeps, E)`, and of the Taylor coefficients, `(sweeps, order + 1)`."""
     n = len(problem.features)
     losses, coefficients = [], []
     for rows in (draw, antithetic(draw)) if both_signs else (draw,):
         path = problem.path(rows)
         losses.append(torch.stack([path(e) for e in eps], dim=-1))
-        coefficients.append(taylor_coefficients(problem, rows, order) if order >= 0 else losses[-1][:, :0])
+        coefficients.append(polynomials(rows, order) if order >= 0 else losses[-1][:, :0])
     sweeps = len(draw) // n
     return tuple(
         sum(part).reshape(sweeps, n, part[0].shape[-1]).mean(1).double() / len(part) for part in (losses, coefficients)
@@ -71,6 +91,20 @@ def _corrected(losses: Tensor, coefficients: Tensor, eps: Tensor, orders: list[i
         powers = eps[column].double() ** torch.arange(order + 1, device=eps.device)
         columns.append(losses[:, column] - coefficients[:, : order + 1] @ powers)
     return torch.stack(columns, dim=-1)
+
+
+def _cheapest(variances: dict[int, Tensor]) -> list[int]:
+    """For each ε the order whose standard error falls fastest per cost.
+
+    A row pays for the highest order among all ε, and so does every ε then.
+    """
+    efforts = {}
+    for top in COSTS:
+        allowed = [q for q in COSTS if q <= top]
+        best = [min(allowed, key=lambda q, c=column: float(variances[q][c])) for column in range(len(variances[top]))]
+        efforts[top] = COSTS[top] * torch.stack([variances[q][c] for c, q in enumerate(best)]), best
+    tiny = torch.finfo(torch.float64).tiny
+    return min(efforts.values(), key=lambda effort: float(effort[0].clamp_min(tiny).log().mean()))[1]
 
 
 @torch.no_grad()
@@ -93,7 +127,7 @@ def monte_carlo_loss(
         eps: scales, `(E,)`.
         samples: most evaluations of the head per ε to spend (antithetic pairs count twice).
         control_variate: `"none"`, `"linear"`, `"quadratic"`, `"cubic"`, or `"auto"`: per ε the one with the
-            smallest variance in a pilot run.
+            smallest variance times cost in a pilot run.
         antithetic_noise: average each row with its noise reversed.
         target_stderr: stop as soon as the largest standard error is below this.
         generator: seeds the draws.
@@ -122,10 +156,12 @@ def monte_carlo_loss(
             f"{', twice for antithetic noise' if both_signs else ''}, {pilot} pilot sweeps), got {samples}."
         )
 
+    polynomials = Polynomials(problem)
     if control_variate == "auto":
-        losses, coefficients = _sweep_means(problem, problem.draw(n, pilot, generator=generator), eps, 3, both_signs)
+        draw = problem.draw(n, pilot, generator=generator)
+        losses, coefficients = _sweep_means(problem, polynomials, draw, eps, 3, both_signs)
         variances = {q: _corrected(losses, coefficients, eps, [q] * len(eps)).var(0) for q in CONTROL_VARIATES.values()}
-        orders = [min(variances, key=lambda q, c=column: float(variances[q][c])) for column in range(len(eps))]
+        orders = _cheapest(variances)
     else:
         orders = [CONTROL_VARIATES[control_variate]] * len(eps)
     top = max(orders)
@@ -155,7 +191,7 @@ def monte_carlo_loss(
         while done < sweeps:
             count = min(block, sweeps - done)
             losses, coefficients = _sweep_means(
-                problem, problem.draw(n, count, generator=generator), eps, top, both_signs
+                problem, polynomials, problem.draw(n, count, generator=generator), eps, top, both_signs
             )
             moments.add(_corrected(losses, coefficients, eps, orders))
             done += count

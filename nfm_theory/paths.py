@@ -17,8 +17,9 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from .curvature import directional_derivatives, scalar_derivatives
+from .curvature import directional_derivatives, gauss_newton_forms, scalar_derivatives
 from .draws import Draw
+from .engine import Linearization
 from .problem import Problem
 from .results import Interval
 
@@ -45,6 +46,31 @@ def second_order_coefficients(problem: Problem, draw: Draw) -> Tensor:
     if quadratic is not None:
         second = second + (slope * directional_derivatives(problem.head, first, quadratic, 1)[1]).sum(-1)
     return torch.stack([problem.loss(outputs, labels), (slope * tangent).sum(-1), second], dim=-1)
+
+
+def sweep_coefficients(problem: Problem, at: Linearization, slope: Tensor, draw: Draw, order: int = 2) -> Tensor:
+    """`second_order_coefficients` of whole sweeps over the samples, `(rows, order + 1)`, for one tangent a row.
+
+    The recording of the head and its adjoint are shared by all rows of a sample, so that a row costs about one forward
+    pass at order 2, and none at order 1.
+
+    Args:
+        problem: the setting.
+        at: the head at the features, `linearize(problem.head, problem.features)`.
+        slope: ∂ℓ/∂u at the features, `(n, K)`; the adjoint of the same tensor is computed once.
+        draw: rows whose anchors are 0, .., n - 1, again and again.
+        order: 0, 1 or 2.
+    """
+    n, labels = len(problem.features), problem.labels
+    _, linear, quadratic = (None if e is None else e.unflatten(0, (-1, n)) for e in problem.perturbation(draw))
+    pulled = at.pullback(slope)
+    columns = [problem.loss(at.outputs, labels).expand(len(linear), n), (at.enter(linear) * pulled).sum(-1)]
+    if order == 2:
+        tangents, bends = at.sweep(linear, slope)
+        curvature = problem.loss.hessian(at.outputs, labels)
+        second = (gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).T + bends) / 2
+        columns.append(second if quadratic is None else second + (at.enter(quadratic) * pulled).sum(-1))
+    return torch.stack(columns[: order + 1], dim=-1).flatten(0, 1)
 
 
 def _at_points(problem: Problem, draw: Draw, points: Tensor, order: int) -> Tensor:

@@ -180,13 +180,16 @@ class Problem:
 
     def block_rows(self, memory_limit: int | None = None, *, passes: int = 1) -> int:
         """Rows that fit in `memory_limit` bytes when each costs the memory of `passes` forward passes."""
-        with torch.no_grad(), _OutputBytes() as count:
-            self.losses(self.features[:1], torch.zeros(1, dtype=torch.long, device=self.features.device))
-        per_row = (count.total + 4 * self.features[0].nbytes) * passes
-        limit = MEMORY_LIMIT if memory_limit is None else memory_limit
-        if limit < per_row:
-            raise ValueError(f"memory_limit: one row alone needs about {per_row} bytes, got a limit of {limit}.")
-        return max(1, int(limit // per_row))
+        totals = []
+        for rows in (1, 2):  # the difference: what lies before the layer runs once, however many rows there are
+            with torch.no_grad(), _OutputBytes() as count:
+                index = torch.zeros(rows, dtype=torch.long, device=self.features.device)
+                self.losses(self.features[index], index)
+            totals.append(count.total)
+        per_row = (totals[1] - totals[0] + 4 * self.features[0].nbytes) * passes
+        if memory_limit is not None and memory_limit < per_row:
+            raise ValueError(f"memory_limit: one row alone needs about {per_row} bytes, got a limit of {memory_limit}.")
+        return max(1, int((MEMORY_LIMIT if memory_limit is None else memory_limit) // per_row))
 
 
 def check_level(name: str, value: float) -> float:

@@ -67,7 +67,7 @@ class Regularizers:
         """A table for people."""
         lines = [f"{'term':8}{'value':>14}{'stderr':>12}  method"]
         for name, e in self.estimates.items():
-            lines.append(f"{name:8}{float(e.value):14.6g}{float(e.stderr):12.2g}  {e.method}")
+            lines.append(f"{name:8}{float(e.value.detach()):14.6g}{float(e.stderr):12.2g}  {e.method}")
         if self.piecewise_linear:
             lines.append("piecewise linear: the second derivative of the head, and R3, is 0 almost everywhere")
         return "\n".join([*lines, f"{self.engine}; about {self.passes} forward passes"])
@@ -85,7 +85,7 @@ class _Plan:
     def __init__(self, problem: Problem, at: Linearization, *, rtol, max_passes, deflate, distribution, generator):
         self.problem, self.at, self.rtol, self.max_passes = problem, at, rtol, max_passes
         self.options = {"deflate": deflate, "distribution": distribution, "generator": generator}
-        self.drawn: dict[str, list] = {}
+        self.drawn: dict[tuple[str, bool], list] = {}  # by source, and whether from pairs
         self.passes = 0
 
     def draw(self, source: str, num: int, pairs: bool = False) -> None:
@@ -93,12 +93,12 @@ class _Plan:
         for start in range(0, num, PROBE_BLOCK):
             block = min(PROBE_BLOCK, num - start)
             forms = probe_forms(self.problem, self.at, source, block, pairs=pairs, **self.options)
-            self.drawn.setdefault(source, []).append(forms)
+            self.drawn.setdefault((source, pairs), []).append(forms)
             self.passes += block + forms.passes
 
-    def values(self, order: str, source: str) -> Tensor:
+    def values(self, order: str, source: str, pairs: bool = False) -> Tensor:
         """All probes of a term, `(P, n)`."""
-        parts = [f.gauss_newton if order == "R2" else f.residual for f in self.drawn[source]]
+        parts = [f.gauss_newton if order == "R2" else f.residual for f in self.drawn[source, pairs]]
         return torch.cat(parts)
 
     def needed(self, order: str, source: str) -> float:
@@ -112,12 +112,12 @@ class _Plan:
         cost = self.at.outputs.shape[-1] if order == "R2" else exact_cost(self.problem, self.at, source)
         if cost <= FEW_DIRECTIONS or joint or (order == "R3" and self.at.piecewise_linear):
             return "exact"
-        if source not in self.drawn:
+        if (source, False) not in self.drawn:
             self.draw(source, PILOT_PROBES)
         needed = self.needed(order, source)
         if needed >= cost and cost <= self.max_passes:
             return "exact"
-        missing = min(needed, self.max_passes) - sum(len(f.gauss_newton) for f in self.drawn[source])
+        missing = min(needed, self.max_passes) - sum(len(f.gauss_newton) for f in self.drawn[source, False])
         self.draw(source, max(0, ceil(missing)))
         return "probes"
 
@@ -152,7 +152,7 @@ def problem_regularizers(
         if methods[name] == "auto":
             shared = methods.get("R3_add") == "exact" and "multiplicative" not in scales and at.width <= JOINT_WIDTH
             methods[name] = plan.choose(order, source, joint=order == "R3" and source == "data" and shared)
-        elif methods[name] != "exact" and source not in plan.drawn:
+        elif methods[name] != "exact" and (source, methods[name] == "pairs") not in plan.drawn:
             plan.draw(source, num_probes, pairs=methods[name] == "pairs")
 
     exact = {order: [s for s in scales if methods[names[order, s]] == "exact"] for order in ("R2", "R3")}
@@ -169,7 +169,7 @@ def problem_regularizers(
         if methods[name] == "exact":
             estimates[name] = Estimate(values[name], zero, 0, "exact")
         else:
-            probes = plan.values(order, source)
+            probes = plan.values(order, source, methods[name] == "pairs")
             mean, stderr = (scales[source] * z for z in mean_and_stderr(probes))
             reached = bool(stderr <= rtol * mean.detach().abs())
             estimates[name] = Estimate(mean, stderr, len(probes), f"{len(probes)} {methods[name]}", reached)

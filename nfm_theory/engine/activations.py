@@ -113,12 +113,6 @@ def _selu(z, out, inplace=False):
     return scale * first, scale * second
 
 
-@_activation("celu")
-def _celu(z, out, alpha=1.0, inplace=False):
-    tail = torch.exp(z.clamp(max=0) / alpha)
-    return torch.where(z > 0, 1.0, tail), torch.where(z > 0, 0.0, tail / alpha)
-
-
 @_activation("softsign")
 def _softsign(z, out):
     r = 1 / (1 + z.abs())
@@ -138,7 +132,7 @@ def _relu(z, out, inplace=False):
 
 @_activation("leaky_relu", piecewise_linear=True)
 def _leaky_relu(z, out, negative_slope=0.01, inplace=False):
-    return torch.where(z > 0, 1.0, negative_slope).to(z.dtype), None
+    return torch.where(z > 0, torch.ones_like(z), negative_slope), None
 
 
 @_activation("relu6", piecewise_linear=True)
@@ -159,12 +153,7 @@ def _abs(z, out):
 @_activation("hardswish")
 def _hardswish(z, out, inplace=False):
     inside = (z > -3) & (z < 3)
-    return torch.where(inside, z / 3 + 0.5, (z >= 3).to(z.dtype)), torch.where(inside, 1 / 3, 0.0).to(z.dtype)
-
-
-@_activation("hardsigmoid", piecewise_linear=True)
-def _hardsigmoid(z, out, inplace=False):
-    return ((z > -3) & (z < 3)).to(z.dtype) / 6, None
+    return torch.where(inside, z / 3 + 0.5, (z >= 3).to(z.dtype)), inside.to(z.dtype) / 3
 
 
 @_activation("exp")
@@ -224,7 +213,7 @@ def _erf(z, out):
 
 def power(z: Tensor, exponent: float) -> Derivatives:
     """Derivatives of `z ** exponent` for a number as exponent."""
-    if exponent == 1:
-        return torch.ones_like(z), None
+    if exponent in (0, 1):
+        return torch.full_like(z, exponent), None
     first = exponent * z ** (exponent - 1)
     return first, exponent * (exponent - 1) * z ** (exponent - 2)

@@ -175,7 +175,7 @@ rule(
 def _cast(rec, func, input, *args, **kwargs):
     x = rec.find(input)
     out = func(input, *args, **kwargs)
-    if not out.is_floating_point():
+    if x is None or not out.is_floating_point():
         return out
     return rec.emit("to", [x], out, lambda t: t.to(out.dtype, copy=False), layout=x.layout, shared=True)
 
@@ -215,6 +215,11 @@ def _dropout(rec, func, input, p=0.5, training=True, inplace=False):
 @rule("detach")
 def _detach(rec, func, input):
     return func(input)
+
+
+@rule(also=(torch.Tensor.data.__get__,))
+def _data(rec, func, input):
+    raise UnsupportedOperationError("data, which hides a dependence")  # from reverse mode, not from forward mode
 
 
 @rule("item", "tolist", "numpy", "__bool__", "__float__", "__int__")

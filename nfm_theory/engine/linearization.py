@@ -99,7 +99,8 @@ class Linearization(ABC):
         block = max(1, (block_rows or self._block_rows()) // len(self.h))
         parts = tqdm(directions.split(block), desc="directions", disable=None, delay=2, leave=False)
         results = [self._block(part, slope, tangents, entered) for part in parts]
-        return tuple(None if found[0] is None else torch.cat(found) for found in zip(*results, strict=True))
+        with _gradients(self.differentiable):
+            return tuple(None if found[0] is None else torch.cat(found) for found in zip(*results, strict=True))
 
     @abstractmethod
     def _block(self, directions: Tensor, slope: Tensor | None, tangents: bool, entered: bool) -> tuple:
@@ -125,21 +126,22 @@ class _Nested(Linearization):
 
     def rows(self):
         with _gradients(self.differentiable):
-            return jacobian_rows(self.head, self.h).flatten(2)
+            rows = jacobian_rows(self.head, self.h)
+            return rows.reshape(*rows.shape[:2], -1)
 
     def pullback(self, slope):
         with _gradients(self.differentiable):
-            return torch.func.vjp(self.head, self.h)[1](slope)[0].flatten(1)
+            return torch.func.vjp(self.head, self.h)[1](slope)[0].reshape(len(self.h), -1)
 
     def enter(self, directions):
-        return directions.flatten(2)
+        return directions.reshape(*directions.shape[:2], -1)
 
     def _block_rows(self):
         return 4 * len(self.h)
 
     def _block(self, directions, slope, tangents, entered):
         if entered:
-            directions = directions.unflatten(2, self.h.shape[1:])
+            directions = directions.reshape(*directions.shape[:2], *self.h.shape[1:])
         m, b = len(directions), len(self.h)
         points = self.h.repeat(m, *[1] * (self.h.ndim - 1))
         along = directions.expand(m, *self.h.shape).flatten(0, 1)
@@ -204,19 +206,21 @@ class _Taped(Linearization):
             classes = self.outputs.shape[-1]
             basis = torch.eye(classes, dtype=self.outputs.dtype, device=self.outputs.device)
             rows = [self._grads([self._gate.tensor], e.expand_as(self.outputs).contiguous())[0] for e in basis]
-            self._rows = torch.stack(rows, dim=1).flatten(2)
+            with _gradients(self.differentiable):
+                self._rows = torch.stack(rows, dim=1).reshape(len(self.outputs), classes, -1)
         return self._rows
 
     def pullback(self, slope):
         if self._rows is not None:
-            return (slope.unsqueeze(1) @ self._rows).squeeze(1)
+            with _gradients(self.differentiable):
+                return (slope.unsqueeze(1) @ self._rows).squeeze(1)
         return self._adjoint(slope)[0]
 
     def enter(self, directions):
         with _gradients(self.differentiable):
             for node in self._stem:
                 directions = node.push(directions)
-            return directions.flatten(2)
+            return directions.reshape(*directions.shape[:2], -1)
 
     def _adjoint(self, slope: Tensor) -> tuple[Tensor, dict[int, Callable]]:
         """`Jᵀ a`, and the local second derivatives against the cotangents of `a·f`; those of the last a are kept."""
@@ -224,7 +228,7 @@ class _Taped(Linearization):
             first, *others = self._grads([self._gate.tensor, *(node.output.tensor for node in self._curved)], slope)
             with _gradients(self.differentiable):
                 forms = {id(node): node.form(adj) for node, adj in zip(self._curved, others, strict=True)}
-            self._last = slope, first.flatten(1), forms
+            self._last = slope, first.reshape(self._samples, -1), forms
         return self._last[1:]
 
     def _plan(self, forms: dict[int, Callable], want_tangents: bool) -> list[tuple[Node, bool]]:
@@ -246,7 +250,7 @@ class _Taped(Linearization):
         with _gradients(self.differentiable):
             forms = {} if slope is None else self._adjoint(slope)[1]
             directions = directions if entered else self.enter(directions)
-            moving = {id(self._gate): directions.unflatten(2, self._gate.tensor.shape[1:])}
+            moving = {id(self._gate): directions.reshape(*directions.shape[:2], *self._gate.tensor.shape[1:])}
             plan = self._plan(forms, tangents)
             last = {id(value): k for k, (node, _) in enumerate(plan) for value in node.inputs}
             bends = self.outputs.new_zeros(len(directions), self._samples)
@@ -334,7 +338,8 @@ def linearize_layer(model: nn.Module, x: Tensor, layer: str = "") -> Linearizati
                     outputs = network(x)
             else:
                 outputs = network(begin(None, None, x))
-            return _Taped(recorder, outputs.unsqueeze(-1) if outputs.ndim == 1 else outputs, True)
+            outputs = outputs.unsqueeze(-1) if outputs.ndim == 1 else outputs
+        return _Taped(recorder, outputs, True)
     except UnsupportedOperationError as error:
         cut = split(model, x, layer=layer)
         with torch.enable_grad(), exact_derivatives():

@@ -25,7 +25,7 @@ def emit_elementwise(
 
         def bend(t):
             if several and t.shape[1] == 1 and x.layout == (0, 1):  # the same tangent for all samples
-                return (t * t).flatten(1) @ weight.flatten(1).T
+                return (t * t).reshape(len(t), -1) @ weight.reshape(len(weight), -1).T
             return t * t * weight
 
         return bend
@@ -93,6 +93,7 @@ def _softmax(rec, func, input, dim, dtype=None, **kwargs):
 
 @rule("log_softmax")
 def _log_softmax(rec, func, input, dim, dtype=None, **kwargs):
+    input = input if dtype is None else rec.run(torch.Tensor.to, input, dtype)
     return rec.run(torch.sub, input, rec.run(torch.logsumexp, input, dim, True))
 
 

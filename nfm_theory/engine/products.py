@@ -117,7 +117,9 @@ def _pow(rec, func, input, exponent):
     x = rec.find(input)
     if x is None or isinstance(exponent, Tensor):
         return rec.local(rec, func, input, exponent)
-    return emit_elementwise(rec, "pow", x, func(input, exponent), partial(power, input, exponent))
+    return emit_elementwise(
+        rec, "pow", x, func(input, exponent), partial(power, input, exponent), exponent not in (0, 1)
+    )
 
 
 @rule("matmul", "__matmul__", "bmm", "mm")

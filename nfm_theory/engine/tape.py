@@ -28,6 +28,12 @@ from ..primitives import OUT_OF_PLACE, REPLACEMENTS
 Layout = tuple[int, int]
 
 
+#: What may be asked of a tensor after an operation has overwritten it.
+_METADATA = {torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.__len__} | {
+    getattr(torch.Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device")
+}
+
+
 class UnsupportedOperationError(Exception):
     """The dependence of an operation on the features cannot be followed; says which and why."""
 
@@ -82,6 +88,14 @@ def tensors_in(*items) -> list[Tensor]:
     return found
 
 
+def _memory(tensor: Tensor) -> int:
+    """A number that tensors share with their views."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # without a storage
+        return -id(tensor)
+
+
 def graph_nodes(root) -> Iterator:
     """The nodes of an autograd graph behind `root`."""
     seen, stack = set(), [root]
@@ -112,6 +126,7 @@ class Recorder(TorchFunctionMode):
         self.samples = 0
         self._values: dict[int, Value] = {}
         self._constants: dict[int, Tensor] = {}
+        self._overwritten: dict[int, Tensor] = {}  # by their memory, which other tensors may share
         self._replacing: list[Callable] = []
 
     def start(self, h: Tensor) -> Tensor:
@@ -126,6 +141,8 @@ class Recorder(TorchFunctionMode):
         """Make a tensor known as a function of the features; its record keeps it alive, and so its id."""
         if layout is None:
             raise UnsupportedOperationError("the samples of a tensor could not be told apart behind it")
+        if tensor.is_complex():
+            raise UnsupportedOperationError("complex numbers")
         value = Value(tensor, layout, shared)
         self._values[id(tensor)] = value
         return value
@@ -151,12 +168,17 @@ class Recorder(TorchFunctionMode):
         """Whether an unknown tensor depends on the features by a way that went unseen."""
         return any(node is self.value.tensor.grad_fn for node in graph_nodes(tensor.grad_fn))
 
-    def _constant(self, function, args, kwargs, tensors):
+    def _check(self, func, tensors: list[Tensor]) -> None:
+        """Whether all tensors are what they seem: known, or independent of the features, and not overwritten."""
         for tensor in tensors:
-            if tensor.grad_fn is not None and id(tensor) not in self._constants:
+            if tensor.grad_fn is not None and id(tensor) not in self._values and id(tensor) not in self._constants:
                 if self._reaches_features(tensor):
                     raise UnsupportedOperationError("a custom autograd function, whose inside cannot be seen")
                 self._constants[id(tensor)] = tensor
+            if self._overwritten and func not in _METADATA and _memory(tensor) in self._overwritten:
+                raise UnsupportedOperationError("a tensor that is read again after an operation has overwritten it")
+
+    def _constant(self, function, args, kwargs):
         out = function(*args, **kwargs)
         for tensor in tensors_in(out):
             if tensor.grad_fn is not None:
@@ -169,19 +191,32 @@ class Recorder(TorchFunctionMode):
         if self.value is None:
             return func(*args, **kwargs)
         tensors = tensors_in(args, kwargs)
+        self._check(func, tensors)
+        overwrites = bool(kwargs.get("inplace")) or func in OUT_OF_PLACE
+        if not any(id(t) in self._values for t in tensors):
+            return self._constant(func, args, kwargs)
         if kwargs.get("inplace"):
             kwargs["inplace"] = False
-        if not any(id(t) in self._values for t in tensors):
-            return self._constant(func, args, kwargs, tensors)
         func = OUT_OF_PLACE.get(func, func)
         name = getattr(func, "__name__", str(func))
         if not torch.is_grad_enabled():
             raise UnsupportedOperationError(f"{name} under no_grad")
-        if "out" in kwargs or name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+        if kwargs.get("out") is not None or name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
             raise UnsupportedOperationError(f"{name}, which overwrites a tensor")
+        out = self._record(func, args, kwargs, name)
+        if overwrites:
+            target = args[0] if args else kwargs["input"]
+            if _memory(target) != _memory(out):  # not if nothing had to be done
+                self._overwritten[_memory(target)] = target
+        return out
+
+    def _record(self, func, args, kwargs, name: str):
         rule = self.rules.get(func)
         if rule is not None:
-            return rule(self, func, *args, **kwargs)
+            try:
+                return rule(self, func, *args, **kwargs)
+            except (TypeError, AttributeError) as error:  # arguments that PyTorch takes and the rule does not know
+                raise UnsupportedOperationError(f"{name}: {error}") from error
         if func in REPLACEMENTS and func not in self._replacing:
             self._replacing.append(func)  # a composition may end in the function itself, for options it leaves alone
             try:
