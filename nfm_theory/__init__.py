@@ -15,11 +15,14 @@ r"""The theory of Noisy Feature Mixup, NoisyMix and Mixup, to compute with.
 | training with NFM | `NoisyFeatureMixup` |
 | stability loss of NoisyMix | `jensen_shannon`, `JSDConsistency` |
 | second derivatives without nesting (book: eq-tangent-adjoint) | `linearize` |
+| adversarial upper bound, attacks, certificates: NFM Theorem 2, NoisyMix Theorem 3 | `adversarial` |
+| stability expansion: NoisyMix Theorem 2, Proposition 1 | `stability` |
+| generalisation, margins, relatives of Mixup | `generalization` |
 | verdict on a network | `verify_expansion`, `expansion_error` |
 | derivation in SymPy | `symbolic` |
 """
 
-from . import symbolic
+from . import adversarial, generalization, stability, symbolic
 from .draws import Draw, antithetic, sample_draw
 from .engine import linearize
 from .expansion import expansion_coefficients, taylor_terms
@@ -56,11 +59,13 @@ __all__ = [
     "Regularizers",
     "TaylorRegularizer",
     "TaylorTerms",
+    "adversarial",
     "antithetic",
     "build_problem",
     "exact_derivatives",
     "expansion_coefficients",
     "expansion_error",
+    "generalization",
     "integral_remainder",
     "jensen_shannon",
     "lagrange_interval",
@@ -73,6 +78,7 @@ __all__ = [
     "released_noise",
     "sample_draw",
     "split",
+    "stability",
     "symbolic",
     "taylor_terms",
     "verify_expansion",

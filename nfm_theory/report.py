@@ -88,8 +88,8 @@ class ExpansionReport:
         q, names = self.leading_order, {"": "input"}
         layers = (self.layer,) if isinstance(self.layer, str) else self.layer
         lines = [
-            f"Expansion of order {self.order} of the NFM loss at {', '.join(names.get(k, k) for k in layers)}: "
-            f"{self.verdict.upper()}",
+            f"Expansion of order {self.order} of the {s.get('objective', 'NFM loss')} at "
+            f"{', '.join(names.get(k, k) for k in layers)}: {self.verdict.upper()}",
             f"  {self.reason}",
             f"  n = {self.num_samples}, alpha = {s['alpha']:g}, beta = {s['beta']:g}, add_noise = {s['add_noise']:g}, "
             f"mult_noise = {s['mult_noise']:g}",
@@ -177,13 +177,19 @@ def observed_order(eps, remainders) -> float:
     return float((x * z).sum() / (x * x).sum())
 
 
+def _tolerance(predicted: Tensor, measured, k: int, terms: TaylorTerms) -> float:
+    """Difference of formula and measurement of a coefficient that is rounding or sampling error."""
+    size = terms.size(k) if k <= 2 else abs(float(predicted[k]))
+    return max(float(measured.coefficient_error[k]), 1e-6 * size)
+
+
 def _wrong_coefficient(predicted: Tensor, measured, order: int, q: int, terms: TaylorTerms) -> tuple[str, bool]:
     """(what is wrong with a coefficient, or ""; whether sampling error would hide an error of `TERM_TOLERANCE`)."""
     hidden = False
     for k in [*range(order + 1), q]:
         formula, value, error = (float(v[k]) for v in (predicted, measured.coefficients, measured.coefficient_error))
         size = terms.size(k) if k <= 2 else abs(formula)
-        if abs(formula - value) > max(error, 1e-6 * size):
+        if abs(formula - value) > _tolerance(predicted, measured, k, terms):
             return (
                 f"the coefficient of eps^{k} is {formula:.6g} by the formulas, but measures {value:.6g}",
                 hidden,
@@ -243,7 +249,8 @@ def judge(*, eps, order: int, leading: int, predicted: Tensor, measured, pathwis
     *measured* coefficients; the difference to the formulas is added here, unless it is rounding or sampling error.
     """
     gap = (measured.coefficients - predicted)[:leading]
-    gap = torch.where(gap.abs() <= measured.coefficient_error[:leading], torch.zeros_like(gap), gap)
+    allowed = gap.new_tensor([_tolerance(predicted, measured, k, terms) for k in range(leading)])
+    gap = torch.where(gap.abs() <= allowed, torch.zeros_like(gap), gap)
     scales = torch.tensor(eps, dtype=torch.float64, device=gap.device)
     remainders = measured.remainders + scales[:, None] ** torch.arange(leading, device=gap.device) @ gap
     report = ExpansionReport(

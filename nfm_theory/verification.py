@@ -12,7 +12,7 @@ odd powers of ε do).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import factorial
 
 import torch
@@ -112,6 +112,52 @@ def verify_expansion(
         ValueError: if something does not fit, or nothing is perturbed (no mixing and no noise).
         TypeError: for arguments of the wrong kind.
     """
+    problems = build_problems(model, x, y, layer=layer, **options)
+    return verify_problems(
+        problems, terms=terms, eps=eps, order=order, method=method, remainder_form=remainder_form, samples=samples,
+        seed=seed, max_rows=max_rows, memory_limit=memory_limit, progress=progress, layer=layer,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def verify_problems(
+    problems: Sequence[Problem],
+    *,
+    terms: TaylorTerms | None = None,
+    find_terms: Callable[..., TaylorTerms] = problem_terms,
+    eps: float | Sequence[float] | Tensor | None = None,
+    order: int = 2,
+    method: str = "auto",
+    remainder_form: str = "auto",
+    samples: int = 200_000,
+    seed: int = 0,
+    max_rows: int = DEFAULT_MAX_ROWS,
+    memory_limit: int | None = None,
+    progress: bool | None = None,
+    layer: str | Sequence[str] = "",
+    facts: Mapping | None = None,
+) -> ExpansionReport:
+    """`verify_expansion` of settings that are built already, one per layer; also of other losses than the NFM loss.
+
+    Args:
+        problems: the settings.
+        terms: as `verify_expansion`.
+        find_terms: called with a problem and `memory_limit=`, computes the terms where none are given.
+        eps: as `verify_expansion`, like all that follow.
+        order: p.
+        method: how the loss is computed.
+        remainder_form: difference or integral.
+        samples: rows of Monte Carlo.
+        seed: of everything random.
+        max_rows: rows of the deterministic rule.
+        memory_limit: bytes per block of evaluations.
+        progress: show bars.
+        layer: name or names of the layers.
+        facts: further settings for the report; `"objective"` names the loss.
+
+    Raises:
+        ValueError: as `verify_expansion`.
+    """
     if method not in ("auto", "exact", "monte_carlo"):
         raise ValueError(f"method: expected 'auto', 'exact' or 'monte_carlo', got {method!r}.")
     if remainder_form not in ("auto", "difference", "integral"):
@@ -123,7 +169,6 @@ def verify_expansion(
     )
     if not scales or not all(0 < e < float("inf") for e in scales):
         raise ValueError(f"eps: expected positive finite numbers, got {eps!r}.")
-    problems = build_problems(model, x, y, layer=layer, **options)
     first = problems[0]
     if not first.mixing.mixes and first.active_laws == (None, None):
         raise ValueError("Nothing is perturbed: expected alpha > 0, add_noise > 0 or mult_noise > 0.")
@@ -131,7 +176,7 @@ def verify_expansion(
     integral = remainder_form == "integral" or (remainder_form == "auto" and first.features.dtype != torch.float64)
     q = leading_order(first, order)
     if terms is None:
-        own = {p.layer: problem_terms(p, memory_limit=memory_limit) for p in problems}
+        own = {p.layer: find_terms(p, memory_limit=memory_limit) for p in problems}
         terms = next(iter(own.values())) if len(own) == 1 else TaylorTerms.average(own)
     predicted = _predicted(problems, terms, order, q, limits)
     generators = [torch.Generator(p.features.device).manual_seed(seed) for p in problems]
@@ -151,9 +196,9 @@ def verify_expansion(
             measured=evidence,
             pathwise=tuple(map(sum, zip(*pathwise, strict=True))),
             layer=layer if isinstance(layer, str) else tuple(layer),
-            num_samples=len(x),
+            num_samples=len(first.features),
             terms=terms,
-            settings=_settings(first),
+            settings=_settings(first) | dict(facts or {}),
         )
         settled = report.verdict != "undecided" or report.pathwise[1] > 0 or bool(evidence.stderr.any())
         if eps is not None or settled or len(scales) >= MAX_SCALES:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from problems import randn
 from torch.testing import assert_close
 
-from nfm_theory.stability import JSDConsistency, jensen_shannon
+from nfm_theory.stability.divergence import JSDConsistency, jensen_shannon
 
 WEIGHTS = {2: [0.3, 0.7], 3: [0.5, 0.2, 0.3], 4: [0.1, 0.2, 0.3, 0.4]}
 

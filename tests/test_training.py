@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import nfm_theory as nt
-from nfm_theory.stability import JSDConsistency
+from nfm_theory.stability.divergence import JSDConsistency
 from nfm_theory.training import LayerDraw, NoisyFeatureMixup
 
 NOISY = {"add_noise": 0.4, "mult_noise": 0.2}

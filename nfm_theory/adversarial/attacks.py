@@ -1,0 +1,331 @@
+r"""Attacks: the inner maximum `max_{‖δ‖ <= ρ_i} ℓ(f(h_i + δ), y_i)` from below (theory §5).
+
+Projected gradient ascent with restarts finds points of the ball; whatever it finds is a lower bound of the maximum and
+an upper bound of the radius at which the prediction changes. It refutes, and never confirms; see `certificates`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..losses import PointwiseLoss, pointwise_loss
+from .linear_bounds import Ball, check_ball
+
+#: Length of the first step, as a part of the radius; the steps then shrink to 0 along half a cosine.
+FIRST_STEP = 0.5
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Outcome of `pgd_attack`.
+
+    Attributes:
+        features: the features with the largest loss that were met, `(b, *feature)`.
+        losses: their losses, `(b,)`.
+        clean_losses: losses at the centres, `(b,)`.
+        flipped: whether a point of the ball was met whose prediction is not the label, `(b,)`.
+        flip_features: the nearest such point, `(b, *feature)`; the centre where there is none.
+        flip_distance: its distance in the norm of the ball, infinite where there is none, `(b,)`.
+        evaluations: rows that were passed through the head.
+    """
+
+    features: Tensor
+    losses: Tensor
+    clean_losses: Tensor
+    flipped: Tensor
+    flip_features: Tensor
+    flip_distance: Tensor
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class FlipRadius:
+    """Outcome of `flip_radius`.
+
+    Attributes:
+        radius: distance of the nearest point with another prediction that was found, `(b,)`: an upper bound of the
+            smallest one; 0 for examples that are wrong already, infinite where none was found.
+        features: those points, `(b, *feature)`; the centre where there is none.
+        evaluations: rows that were passed through the head.
+    """
+
+    radius: Tensor
+    features: Tensor
+    evaluations: int
+
+
+def _columns(outputs: Tensor) -> Tensor:
+    return outputs.unsqueeze(-1) if outputs.ndim == 1 else outputs
+
+
+def predicted_class(outputs: Tensor) -> Tensor:
+    """Index of the largest output, or whether the only one is positive, `(b,)`."""
+    return (outputs[:, 0] > 0).long() if outputs.shape[1] == 1 else outputs.argmax(1)
+
+
+def label_class(labels: Tensor, outputs: Tensor, loss: PointwiseLoss) -> Tensor:
+    """The class a prediction is compared with, `(b,)`: of the label, or the clean prediction for other losses."""
+    if loss.name == "logistic":
+        return (labels[:, 0] > 0.5).long()
+    if labels.shape == outputs.shape and outputs.shape[1] > 1:
+        return labels.argmax(1)
+    return predicted_class(outputs)
+
+
+def _length(z: Tensor, norm: str) -> Tensor:
+    return z.flatten(1).norm(dim=1) if norm == "l2" else z.flatten(1).abs().amax(1)
+
+
+def _per_row(value: Tensor, like: Tensor) -> Tensor:
+    return value.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def project(h: Tensor, ball: Ball) -> Tensor:
+    """Points brought into the ball and then into the box, `(b, *feature)`; they stay in the ball."""
+    delta = h - ball.center
+    radius = _per_row(ball.radius, h)
+    if ball.norm == "l2":
+        size = _per_row(_length(delta, "l2"), h)
+        delta = delta * (radius / size.clamp(min=torch.finfo(h.dtype).tiny)).clamp(max=1)
+    else:
+        delta = torch.minimum(torch.maximum(delta, -radius), radius)
+    h = ball.center + delta
+    return h if ball.box is None else h.clamp(*ball.box)
+
+
+def _ascent(gradient: Tensor, norm: str) -> Tensor:
+    """Direction of steepest ascent of length 1."""
+    if norm == "linf":
+        return gradient.sign()
+    scaled = gradient / _per_row(gradient.flatten(1).abs().amax(1), gradient).clamp(
+        min=torch.finfo(gradient.dtype).tiny
+    )
+    return scaled / _per_row(_length(scaled, "l2"), scaled).clamp(min=torch.finfo(gradient.dtype).tiny)
+
+
+def _random_start(ball: Ball, generator: torch.Generator | None) -> Tensor:
+    """Uniform in the ball, then in the box."""
+    h = ball.center
+    device = generator.device if generator is not None else h.device
+    options = {"generator": generator, "dtype": h.dtype, "device": device}
+    if ball.norm == "linf":
+        delta = 2 * torch.rand(h.shape, **options).to(h.device) - 1
+    else:
+        delta = torch.randn(h.shape, **options).to(h.device)
+        part = torch.rand((len(h),), **options).to(h.device) ** (1 / h[0].numel())
+        delta = delta * _per_row(part / _length(delta, "l2"), delta)
+    return project(h + _per_row(ball.radius, h) * delta, ball)
+
+
+class _Best:
+    """The best points so far."""
+
+    def __init__(self, ball: Ball, losses: Tensor, flipped: Tensor, target: Tensor):
+        self.ball, self.target = ball, target
+        self.features, self.losses = ball.center.clone(), losses.clone()
+        self.flip_features = ball.center.clone()
+        self.flip_distance = torch.where(flipped, torch.zeros_like(losses), torch.full_like(losses, torch.inf))
+
+    def see(self, h: Tensor, outputs: Tensor, losses: Tensor) -> None:
+        """Keep what is better."""
+        better = losses > self.losses
+        self.losses = torch.where(better, losses, self.losses)
+        self.features = torch.where(_per_row(better, h), h, self.features)
+        distance = _length(h - self.ball.center, self.ball.norm)
+        nearer = (predicted_class(outputs) != self.target) & (distance < self.flip_distance)
+        self.flip_distance = torch.where(nearer, distance, self.flip_distance)
+        self.flip_features = torch.where(_per_row(nearer, h), h, self.flip_features)
+
+
+def pgd_attack(
+    head: Callable[[Tensor], Tensor],
+    h: Tensor,
+    y: Tensor,
+    *,
+    radius: float | Tensor,
+    norm: str = "l2",
+    loss: str | PointwiseLoss | Callable = "cross_entropy",
+    steps: int = 40,
+    step_size: float | None = None,
+    restarts: int = 4,
+    box: tuple[float, float] | None = None,
+    generator: torch.Generator | None = None,
+    progress: bool | None = None,
+) -> Attack:
+    r"""Projected gradient ascent on the loss in l2 or l∞ balls: the inner maximum of theory §5 from below.
+
+    $$ h \leftarrow \Pi\Big(h + s_t\,\rho\, \frac{\nabla \ell}{\|\nabla \ell\|_2}\Big) \quad (l_2), \qquad
+       h \leftarrow \Pi\big(h + s_t\,\rho\, \mathrm{sign}\,\nabla \ell\big) \quad (l_\infty) $$
+
+    The first run starts at the centre, the others at random points. The best point met in any run is kept, so that the
+    loss is never below the clean one. (Madry et al. 2018.)
+
+    Args:
+        head: network, or head behind a layer, from `(b, *feature)` to outputs `(b, K)` or `(b,)`.
+        h: features, `(b, *feature)`.
+        y: labels, see `losses`.
+        radius: ρ ≥ 0, a number or `(b,)`.
+        norm: `"l2"` or `"linf"`.
+        loss: what is maximised: a name or any callable `(outputs, labels) -> (b,)`.
+        steps: steps of each run, ≥ 1.
+        step_size: constant step as a part of the radius; `None` begins with half the radius and shrinks to 0.
+        restarts: runs, ≥ 1.
+        box: smallest and largest value of a feature; the features must lie in it.
+        generator: seeds the random starts.
+        progress: show a bar; `None` for long runs on a terminal only.
+
+    Raises:
+        ValueError: for radii, norms, boxes, labels or counts that do not fit.
+
+    Example:
+        >>> head = lambda u: u @ torch.tensor([[3.0], [4.0]])
+        >>> found = pgd_attack(head, torch.ones(1, 2), torch.tensor([1.0]), radius=2.0, loss="logistic")
+        >>> round(float(head(found.features)), 3), bool(found.flipped)  # 7 - 2 ‖(3, 4)‖
+        (-3.0, True)
+    """
+    if steps < 1 or restarts < 1:
+        raise ValueError(f"steps and restarts: expected >= 1, got {steps} and {restarts}.")
+    if step_size is not None and not 0 < step_size < math.inf:
+        raise ValueError(f"step_size: expected a number > 0 (a part of the radius), got {step_size!r}.")
+    loss, h = pointwise_loss(loss), h.detach()
+    ball = check_ball(h, radius, norm, box)
+    with torch.no_grad():
+        outputs = _columns(head(h))
+        labels = loss.prepare(outputs, y.to(h.device))
+        clean = loss(outputs, labels)
+        target = label_class(labels, outputs, loss)
+        best = _Best(ball, clean, predicted_class(outputs) != target, target)
+    disable = None if progress is None else not progress
+    bar = tqdm(total=restarts * steps, desc="attack", disable=disable, delay=2, leave=False)
+    for run in range(restarts):
+        at = h if run == 0 else _random_start(ball, generator)
+        for t in range(steps + 1):
+            with torch.enable_grad():
+                leaf = at.detach().requires_grad_()
+                outputs = _columns(head(leaf))
+                losses = loss(outputs, labels)
+                (gradient,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
+            with torch.no_grad():
+                best.see(at, outputs, losses)
+                if t == steps:
+                    break
+                part = FIRST_STEP * (1 + math.cos(math.pi * t / steps)) / 2 if step_size is None else step_size
+                if gradient is not None:
+                    at = project(at + part * _per_row(ball.radius, at) * _ascent(gradient, norm), ball)
+            bar.update()
+    bar.close()
+    return Attack(
+        features=best.features,
+        losses=best.losses.detach(),
+        clean_losses=clean,
+        flipped=best.flip_distance.isfinite(),
+        flip_features=best.flip_features,
+        flip_distance=best.flip_distance,
+        evaluations=len(h) * (1 + restarts * (steps + 1)),
+    )
+
+
+def _margin_deficit(target: Tensor) -> PointwiseLoss:
+    """Largest other output minus that of the class (or the signed output): positive behind the decision boundary."""
+
+    def deficit(outputs: Tensor, labels: Tensor) -> Tensor:
+        if outputs.shape[1] == 1:
+            return (1 - 2 * labels.to(outputs)) * outputs[:, 0]
+        own = torch.nn.functional.one_hot(labels, outputs.shape[1]).bool()
+        others = outputs.masked_fill(own, -torch.inf).amax(1)
+        return others - outputs.gather(1, labels.unsqueeze(1))[:, 0]
+
+    return PointwiseLoss("margin", deficit, lambda outputs, labels: target)
+
+
+def _shorten(head, h: Tensor, flip: Tensor, target: Tensor, halvings: int) -> Tensor:
+    """The nearest flipped points on the segments from `h` to flipped points, by bisection."""
+    low, high = h.new_zeros(len(h)), h.new_ones(len(h))
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        changed = predicted_class(_columns(head(h + _per_row(middle, h) * (flip - h)))) != target
+        high, low = torch.where(changed, middle, high), torch.where(changed, low, middle)
+    return h + _per_row(high, h) * (flip - h)
+
+
+def flip_radius(
+    head: Callable[[Tensor], Tensor],
+    h: Tensor,
+    y: Tensor,
+    *,
+    max_radius: float | Tensor | None = None,
+    norm: str = "l2",
+    loss: str | PointwiseLoss | Callable = "cross_entropy",
+    bisections: int = 12,
+    steps: int = 40,
+    restarts: int = 2,
+    box: tuple[float, float] | None = None,
+    generator: torch.Generator | None = None,
+    progress: bool | None = None,
+) -> FlipRadius:
+    """The smallest radius at which the attack changes the prediction: an upper bound of the true one (theory §5).
+
+    Bisection over radii, for all examples at once; each attack maximises the margin of the wrong classes, and every
+    point found is pulled back along its segment to the decision boundary.
+
+    Args:
+        head: as `pgd_attack`.
+        h: features, `(b, *feature)`.
+        y: labels.
+        max_radius: largest radius that is searched, a number or `(b,)`; `None` for the norm of the features.
+        norm: `"l2"` or `"linf"`.
+        loss: says how labels are to be read.
+        bisections: attacks behind the first.
+        steps: as `pgd_attack`.
+        restarts: as `pgd_attack`.
+        box: as `pgd_attack`.
+        generator: seeds the random starts.
+        progress: show a bar; `None` for long runs on a terminal only.
+
+    Raises:
+        ValueError: as `pgd_attack`.
+
+    Example:
+        >>> head = lambda u: u @ torch.tensor([[3.0], [4.0]])
+        >>> found = flip_radius(head, torch.ones(1, 2), torch.tensor([1.0]), max_radius=9.0, loss="logistic")
+        >>> round(float(found.radius), 3)  # 7 / ‖(3, 4)‖
+        1.4
+    """
+    loss, h = pointwise_loss(loss), h.detach()
+    high = check_ball(h, _length(h, norm) if max_radius is None else max_radius, norm, box).radius
+    with torch.no_grad():
+        outputs = _columns(head(h))
+        labels = loss.prepare(outputs, y.to(h.device))
+        target = label_class(labels, outputs, loss)
+        wrong = predicted_class(outputs) != target
+    margin = _margin_deficit(target)
+    best, nearest = torch.where(wrong, torch.zeros_like(high), torch.full_like(high, torch.inf)), h.clone()
+    low, high, evaluations = torch.zeros_like(high), torch.where(wrong, torch.zeros_like(high), high), len(h)
+    disable = None if progress is None else not progress
+    for turn in tqdm(range(bisections + 1), desc="flip radius", disable=disable, delay=2, leave=False):
+        trial = high if turn == 0 else (low + high) / 2
+        found = pgd_attack(
+            head, h, target, radius=trial, norm=norm, loss=margin, steps=steps, restarts=restarts, box=box,
+            generator=generator, progress=False,
+        )  # fmt: skip
+        with torch.no_grad():
+            changed = found.losses > 0
+            points = torch.where(_per_row(changed, h), found.features, h)
+            nearer = (found.flip_distance < _length(points - h, norm)) | ~changed
+            points = torch.where(_per_row(nearer, h), found.flip_features, points)
+            changed = changed | found.flipped
+            points = _shorten(head, h, points, target, 40)
+            distance = _length(points - h, norm)
+            improved = changed & ~wrong & (distance < best)
+            best = torch.where(improved, distance, best)
+            nearest = torch.where(_per_row(improved, h), points, nearest)
+        evaluations += found.evaluations + 40 * len(h)
+        high = torch.where(changed, torch.minimum(high, best), high)
+        low = torch.where(changed, torch.minimum(low, high), trial)
+    return FlipRadius(best, nearest, evaluations)

@@ -1,0 +1,314 @@
+r"""Lower bounds of linear functions of a network's outputs over a ball, by linear relaxation (theory §5).
+
+| method | bounds in front of the activations | at the end |
+|---|---|---|
+| `"interval"` | intervals | intervals |
+| `"crown-ibp"` | intervals | one backward pass through the enclosing lines, met with intervals |
+| `"crown"` | backward passes, met with intervals | the same |
+
+A backward pass carries `c·f(x) >= C·z + constant` from the outputs to the input, one step at a time (Zhang et al. 2018,
+CROWN; Gowal et al. 2018, intervals). Where no activation is loose on the ball the bound is exact: the ball then lies in
+one linear region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .relaxations import Affine, Lines, Scalar, Step
+
+NORMS = ("l2", "linf")
+RELAXATIONS = ("interval", "crown-ibp", "crown")
+#: Numbers carried at once in a backward pass.
+BLOCK_NUMBERS = 2**24
+#: Activations up to which "auto" takes "crown".
+FEW_ACTIVATIONS = 4096
+
+
+@dataclass(frozen=True)
+class Ball:
+    """Balls of per-example radii, possibly cut by a box.
+
+    Attributes:
+        center: h, `(b, *feature)`.
+        radius: ρ ≥ 0, `(b,)`.
+        norm: `"l2"` or `"linf"`.
+        box: smallest and largest value of a feature, or `None`.
+    """
+
+    center: Tensor
+    radius: Tensor
+    norm: str = "l2"
+    box: tuple[float, float] | None = None
+
+    @property
+    def limits(self) -> tuple[Tensor, Tensor]:
+        """The smallest box `(lo, hi)` around the set, each `(b, *feature)`."""
+        radius = self.radius.reshape(-1, *[1] * (self.center.ndim - 1))
+        lo, hi = self.center - radius, self.center + radius
+        return (lo, hi) if self.box is None else (lo.clamp(min=self.box[0]), hi.clamp(max=self.box[1]))
+
+    def minimum(self, c: Tensor) -> Tensor:
+        """Minimum of linear functions `(J, b, *feature)` over the set, `(J, b)`; for l2 cut by a box a lower bound."""
+        lo, hi = self.limits
+        boxed = (c.clamp(min=0) * lo + c.clamp(max=0) * hi).flatten(2).sum(2)
+        if self.norm == "linf":
+            return boxed
+        flat = c.flatten(2)
+        round_ = (c * self.center).flatten(2).sum(2) - self.radius * flat.norm(dim=2)
+        return round_ if self.box is None else torch.maximum(round_, boxed)
+
+    def dual_norm(self, c: Tensor) -> Tensor:
+        """Largest value of linear functions on the unit ball, `(J, b)`."""
+        return c.flatten(2).norm(p=2 if self.norm == "l2" else 1, dim=2)
+
+
+def check_ball(h: Tensor, radius: float | Tensor, norm: str, box: tuple[float, float] | None) -> Ball:
+    """The `radius=`, `norm=`, `box=` options as a `Ball`.
+
+    Raises:
+        ValueError: for unknown norms, radii that are negative, not finite or of another shape, and features that lie
+            outside the box.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm: expected one of {list(NORMS)}, got {norm!r}.")
+    radius = torch.as_tensor(radius, dtype=h.dtype, device=h.device)
+    if radius.shape not in ((), (len(h),)) or not (radius.isfinite() & (radius >= 0)).all():
+        raise ValueError(
+            f"radius: expected a finite number >= 0 or one for each of the {len(h)} examples, got {radius.tolist()!r}."
+        )
+    if box is not None:
+        if len(box) != 2 or not box[0] <= box[1]:
+            raise ValueError(f"box: expected (smallest, largest), got {box!r}.")
+        if (h < box[0]).any() or (h > box[1]).any():
+            raise ValueError(f"box: the features leave {tuple(box)}: they span {float(h.min())}..{float(h.max())}.")
+    return Ball(h, radius.expand(len(h)).clone(), norm, None if box is None else (float(box[0]), float(box[1])))
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """Outcome of `relaxed_minimum`.
+
+    Attributes:
+        lower: lower bounds, `(b, J)`.
+        inside: whether no activation is loose, so that the bounds are exact, `(b,)`.
+        loose: number of loose activations, `(b,)`; of balls that leave their region, for `region_minimum`.
+    """
+
+    lower: Tensor
+    inside: Tensor
+    loose: Tensor
+
+
+class _Chain:
+    """The steps with the values of the centre in front of each, and the bounds found so far."""
+
+    def __init__(self, steps: Sequence[Step], ball: Ball):
+        self.steps, self.ball = list(steps), ball
+        self.values = [ball.center]
+        for step in self.steps:
+            self.values.append(step(self.values[-1]))
+        self.lines: dict[int, Lines] = {}
+
+    def backward(self, c: Tensor, start: int, slopes: dict[int, Tensor] | None = None, stop: int = 0):
+        """Coefficients in front of step `stop` and constants, from `c` `(J, b, *shape)` in front of step `start`."""
+        constant = c.new_zeros(c.shape[:2])
+        for k in range(start - 1, stop - 1, -1):
+            step = self.steps[k]
+            if isinstance(step, Affine):
+                c, extra = step.pull(c, self.values[k])
+            else:
+                c, extra = self.lines[k].pull(c, None if slopes is None else slopes.get(k))
+            constant = constant + extra
+        return c, constant
+
+    def minimum(self, c: Tensor, start: int, slopes: dict[int, Tensor] | None = None) -> Tensor:
+        """Lower bounds over the ball of linear functions in front of step `start`, `(J, b)`."""
+        c, constant = self.backward(c, start, slopes)
+        return self.ball.minimum(c) + constant
+
+    def units(self, k: int):
+        """Unit coefficients in front of step k, in blocks `(J, b, *shape)`."""
+        shape, b = self.values[k].shape[1:], len(self.ball.center)
+        size = shape.numel()
+        widest = max(value[0].numel() for value in self.values[: k + 1])
+        for block in torch.arange(size, device=self.values[k].device).split(max(1, BLOCK_NUMBERS // (widest * b))):
+            unit = self.values[k].new_zeros(len(block), 1, size)
+            unit[torch.arange(len(block)), 0, block] = 1.0
+            yield unit.expand(-1, b, -1).unflatten(2, shape).contiguous()
+
+    def bounds(self, k: int) -> tuple[Tensor, Tensor]:
+        """Backward bounds of all values in front of step k, `(b, *shape)` each."""
+        found = [(self.minimum(unit, k), -self.minimum(-unit, k)) for unit in self.units(k)]
+        return tuple(torch.cat(part).T.reshape(self.values[k].shape) for part in zip(*found, strict=True))
+
+
+def _interval(chain: _Chain, method: str, progress: bool | None) -> tuple[Tensor, Tensor, int]:
+    """Fill `chain.lines`; returns the interval behind the last activation and the number of steps up to there."""
+    ball, steps = chain.ball, chain.steps
+    (lo, hi), behind = ball.limits, 0
+    squares = torch.ones_like(ball.center) if ball.norm == "l2" else None  # rows of the affine map so far
+    last, mixed = (lo, hi), False
+    disable = None if progress is None else not progress
+    for k, step in enumerate(tqdm(steps, desc="bounds", disable=disable, delay=2, leave=False)):
+        if isinstance(step, Affine):
+            middle, spread = step((lo + hi) / 2), step.spread((hi - lo) / 2)
+            lo, hi = middle - spread, middle + spread
+            if squares is not None:
+                squares = None if mixed and step.mixes else step.row_squares(squares)
+                mixed |= step.mixes
+            if squares is not None:
+                reach = ball.radius.reshape(-1, *[1] * (lo.ndim - 1)) * squares.sqrt()
+                lo, hi = (
+                    torch.maximum(lo, chain.values[k + 1] - reach),
+                    torch.minimum(hi, chain.values[k + 1] + reach),
+                )
+            continue
+        if method == "crown":
+            below, above = chain.bounds(k)
+            lo, hi = torch.maximum(lo, below), torch.minimum(hi, above)
+        value = chain.values[k]  # the centre belongs to the set, whatever rounding says
+        lo, hi, squares = torch.minimum(lo, value), torch.maximum(hi, value), None
+        chain.lines[k] = step.lines(lo, hi)
+        lo, hi = step.interval(lo, hi)
+        last, behind = (lo, hi), k + 1
+    return *last, behind
+
+
+def _raise_slopes(chain: _Chain, c: Tensor, first: Tensor, num_steps: int) -> Tensor:
+    """The best bounds over the slopes of the lines below kinks, by gradient ascent from the usual ones, `(J, b)`."""
+    kinked = {k: step for k, step in enumerate(chain.steps) if isinstance(step, Scalar)}
+    kinked = {k: step for k, step in kinked.items() if step.kink_slope is not None}
+    slopes = {k: chain.lines[k].lower_slope.expand(len(c), *chain.lines[k].lower_slope.shape).clone() for k in kinked}
+    best = first
+    if not slopes:
+        return best
+    with torch.enable_grad():
+        for slope in slopes.values():
+            slope.requires_grad_()
+        ascent = torch.optim.Adam(slopes.values(), lr=0.1, maximize=True)
+        for _ in range(num_steps):
+            ascent.zero_grad()
+            chain.minimum(c, len(chain.steps), slopes).sum().backward()
+            ascent.step()
+            with torch.no_grad():
+                for k, slope in slopes.items():
+                    slope.clamp_(kinked[k].kink_slope, 1.0)
+                best = torch.maximum(best, chain.minimum(c, len(chain.steps), slopes))
+    return best.detach()
+
+
+@torch.no_grad()
+def relaxed_minimum(
+    steps: Sequence[Step],
+    ball: Ball,
+    objectives: Tensor,
+    *,
+    method: str = "crown",
+    slope_steps: int = 0,
+    progress: bool | None = None,
+) -> Relaxed:
+    """Lower bounds of linear functions of the outputs over balls.
+
+    Args:
+        steps: the network, see `network_steps`.
+        ball: where the inputs lie.
+        objectives: coefficients of the outputs, `(b, J, K)`.
+        method: `"interval"`, `"crown-ibp"` or `"crown"`.
+        slope_steps: steps of gradient ascent on the free slopes below kinks; every step gives a valid bound.
+        progress: show a bar; `None` for long runs on a terminal only.
+
+    Raises:
+        ValueError: for an unknown method.
+    """
+    if method not in RELAXATIONS:
+        raise ValueError(f"method: expected one of {list(RELAXATIONS)}, got {method!r}.")
+    chain = _Chain(steps, ball)
+    lo, hi, behind = _interval(chain, method, progress)
+    c = objectives.transpose(0, 1).contiguous()
+    lower = chain.minimum(c, len(chain.steps)) if method != "interval" or not behind else None
+    if lower is not None and slope_steps and method != "interval":
+        lower = _raise_slopes(chain, c, lower, slope_steps)
+    if behind:  # behind the last activation: a linear function of values in an interval
+        last, constant = chain.backward(c, len(chain.steps), stop=behind)
+        boxed = (last.clamp(min=0) * lo + last.clamp(max=0) * hi).flatten(2).sum(2) + constant
+        lower = boxed if lower is None else torch.maximum(lower, boxed)
+    loose = sum((lines.loose.flatten(1).sum(1) for lines in chain.lines.values()), torch.zeros_like(ball.radius).long())
+    return Relaxed(lower.T, loose == 0, loose)
+
+
+@torch.no_grad()
+def region_minimum(steps: Sequence[Step], ball: Ball, objectives: Tensor) -> Relaxed:
+    """The minima in closed form, `m - ρ‖∇m‖_*`, where the ball lies in the linear region of its centre; else -inf.
+
+    Args:
+        steps: a network whose activations are ReLU or LeakyReLU.
+        ball: where the inputs lie.
+        objectives: coefficients of the outputs, `(b, J, K)`.
+
+    Raises:
+        ValueError: for other activations.
+    """
+    inside = region_distance(steps, ball.center, norm=ball.norm) >= ball.radius
+    chain = _Chain(steps, ball)
+    for k, step in enumerate(chain.steps):
+        if not isinstance(step, Affine):
+            chain.lines[k] = step.lines(chain.values[k], chain.values[k])
+    lower = chain.minimum(objectives.transpose(0, 1).contiguous(), len(chain.steps)).T
+    return Relaxed(
+        torch.where(inside.unsqueeze(1), lower, torch.full_like(lower, -torch.inf)), inside, (~inside).long()
+    )
+
+
+def activation_count(steps: Sequence[Step], h: Tensor) -> int:
+    """Values in front of the activations of one example."""
+    total, value = 0, h[:1]
+    with torch.no_grad():
+        for step in steps:
+            total += 0 if isinstance(step, Affine) else value.numel()
+            value = step(value)
+    return total
+
+
+@torch.no_grad()
+def region_distance(steps: Sequence[Step], h: Tensor, *, norm: str = "l2") -> Tensor:
+    r"""Distance of each example to the nearest activation boundary, `(b,)`: `min |z| / ‖∇z‖_*` over all units.
+
+    Within the linear region of h every value z in front of an activation is affine, and the region is where all of
+    them keep their signs; so the ball of this radius is the largest in the region, and the value is exact.
+
+    Args:
+        steps: a network whose activations are ReLU or LeakyReLU.
+        h: features, `(b, *feature)`.
+        norm: `"l2"` or `"linf"`.
+
+    Raises:
+        ValueError: for other activations and unknown norms.
+
+    Example:
+        >>> from torch import nn
+        >>> from nfm_theory.relaxations import network_steps
+        >>> net = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU())
+        >>> _ = nn.init.constant_(net[0].weight, 1.0)
+        >>> round(float(region_distance(network_steps(net), torch.tensor([[1.0, 2.0]]))), 4)  # 3 / √2
+        2.1213
+    """
+    ball = check_ball(h, 0.0, norm, None)
+    chain = _Chain(steps, ball)
+    nearest = torch.full((len(h),), torch.inf, dtype=h.dtype, device=h.device)
+    for k, step in enumerate(chain.steps):
+        if isinstance(step, Affine):
+            continue
+        if step.kink_slope is None:
+            raise ValueError("region_distance: expected ReLU and LeakyReLU only, which have linear regions.")
+        chain.lines[k] = step.lines(chain.values[k], chain.values[k])
+        values = chain.values[k].flatten(1).abs()
+        steepness = torch.cat([ball.dual_norm(chain.backward(unit, k)[0]) for unit in chain.units(k)]).T
+        ratio = torch.where(steepness > 0, values / steepness, torch.full_like(values, torch.inf))
+        nearest = torch.minimum(nearest, ratio.amin(1))
+    return nearest

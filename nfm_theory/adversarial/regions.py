@@ -1,0 +1,321 @@
+r"""The minimum of a linear function of a small ReLU network over a ball, exactly: region by region (theory §5).
+
+The ball is cut along the activation boundaries that cross it, layer by layer; on a cell `{A x <= b}` the network is
+affine, and `min c·x` over cell and ball is a convex problem. Nothing rests on the solvers being right:
+
+| claim | certificate |
+|---|---|
+| a cell does not meet the ball | multipliers μ ≥ 0 with a dual value above 0 |
+| no point of a cell is better | weak duality: `(c + Aᵀμ)·x₀ - μ·b - ρ‖c + Aᵀμ‖_*` for any μ ≥ 0 |
+| the minimum is at most this | the network, evaluated at a point of the ball |
+
+For the l2 ball the multipliers come from least-distance problems (Lawson and Hanson: non-negative least squares), for
+the l∞ ball from linear programmes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linprog, nnls
+from torch import Tensor
+
+from .linear_bounds import Ball
+from .relaxations import Affine, Step
+
+#: Cells after which enumeration gives up.
+MAX_CELLS = 20_000
+_GROWTHS, _BISECTIONS, _MARGIN = 16, 60, 1e-10
+
+
+class RegionLimitError(ValueError):
+    """More linear regions cross the ball than were allowed."""
+
+
+@dataclass(frozen=True)
+class Enumerated:
+    """Outcome of `enumerated_minimum`.
+
+    Attributes:
+        lower: certified lower bounds of the minima, `(b, J)`.
+        upper: values that are attained, `(b, J)`.
+        points: features that attain them, `(b, J, *feature)`.
+        regions: cells that meet the ball, `(b,)`.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    points: Tensor
+    regions: Tensor
+
+    @property
+    def gap(self) -> Tensor:
+        """`upper - lower`: what remains unknown, rounding included, `(b, J)`."""
+        return self.upper - self.lower
+
+
+@dataclass(frozen=True)
+class _Set:
+    """One ball around x0 in flat coordinates, with the box `lo <= x <= hi`; `round` for l2."""
+
+    center: np.ndarray
+    radius: float
+    lo: np.ndarray
+    hi: np.ndarray
+    round: bool
+
+    def lowest(self, c: np.ndarray) -> np.ndarray:
+        """Minimum of `c·x` over the ball (l2) or the box (l∞), row by row."""
+        if self.round:
+            return c @ self.center - self.radius * np.linalg.norm(c, axis=-1)
+        return np.maximum(c, 0) @ self.lo + np.minimum(c, 0) @ self.hi
+
+    def corner(self, c: np.ndarray) -> np.ndarray:
+        """A point that attains `lowest`."""
+        if not self.round:
+            return np.where(c > 0, self.lo, self.hi)
+        size = np.linalg.norm(c)
+        return self.center - (self.radius / size) * c if size > 0 else self.center.copy()
+
+    def admit(self, x: np.ndarray) -> np.ndarray:
+        """A nearby point of the set."""
+        away = x - self.center
+        size = np.linalg.norm(away)
+        if self.round and size > self.radius:
+            x = self.center + away * (self.radius / size)
+        return np.clip(x, self.lo, self.hi)
+
+
+def _dual(ball: _Set, c: np.ndarray, a: np.ndarray, b: np.ndarray, mu: np.ndarray) -> float:
+    """A lower bound of `min c·x` over `{a x <= b}` and the set, valid for every μ ≥ 0."""
+    return float(ball.lowest(c + a.T @ mu) - mu @ b)
+
+
+def _empty(ball: _Set, a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether `{a x <= b}` certainly misses the set."""
+    scale = np.abs(b).max() + 1.0
+    if ball.round:
+        excess = a @ ball.center - b
+        mu = _nearest(a, excess)[1]
+        push = np.linalg.norm(a.T @ mu)
+        if push == 0:
+            return bool(mu @ excess > 0)
+        return bool(mu @ excess / push > ball.radius * (1 + _MARGIN) + _MARGIN * 1e-2)
+    d = len(ball.center)
+    cost = np.append(np.zeros(d), 1.0)
+    limits = [*zip(ball.lo, ball.hi, strict=True), (None, None)]
+    found = linprog(cost, A_ub=np.hstack([a, -np.ones((len(a), 1))]), b_ub=b, bounds=limits, method="highs")
+    if found.status != 0:
+        return False
+    mu = np.maximum(-found.ineqlin.marginals, 0)
+    return _dual(ball, np.zeros(d), a, b, mu / max(mu.sum(), 1e-300)) > _MARGIN * scale
+
+
+def _nearest(a: np.ndarray, excess: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+    """The shortest y with `a y <= -excess` and its multipliers; `None` and a direction of them where none exists."""
+    d = a.shape[1]
+    system = np.vstack([-a.T, excess[None]])
+    target = np.append(np.zeros(d), 1.0)
+    try:
+        u, _ = nnls(system, target)
+    except RuntimeError:  # no convergence: no claim
+        return None, np.zeros(len(a))
+    residual = system @ u - target
+    if residual[-1] > -1e-13:
+        return None, u
+    return -residual[:-1] / residual[-1], u / -residual[-1]
+
+
+def _solve_round(ball: _Set, c: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[float, np.ndarray]:
+    """Lower bound and candidates of `min c·x` over cell and l2 ball: project `x₀ - t c` on the cell, t by bisection."""
+    best, points = float(ball.lowest(c)), [ball.corner(c)]
+    size = np.linalg.norm(c)
+    if size == 0:
+        return best, np.stack(points)
+    low, high, attained = 0.0, ball.radius / size, math.inf
+
+    def at(t: float) -> float:
+        """Distance of the projection from the centre; keeps the best bound and the point."""
+        nonlocal best, attained
+        start = ball.center - t * c
+        y, mu = _nearest(a, a @ start - b)
+        if y is None:
+            return math.inf
+        if t > 0:
+            best = max(best, _dual(ball, c, a, b, mu / t))
+        points.append(start + y)
+        distance = float(np.linalg.norm(points[-1] - ball.center))
+        if distance <= ball.radius:
+            attained = min(attained, float(c @ points[-1]))
+        return distance
+
+    for _ in range(_GROWTHS):
+        if at(high) >= ball.radius:
+            break
+        low, high = high, high * 4
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle) < ball.radius else (low, middle)
+        if high - low <= 1e-13 * high or attained - best <= 1e-10 * (1 + abs(best)):
+            break
+    return best, np.stack(points)
+
+
+def _solve_box(ball: _Set, c: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[float, np.ndarray]:
+    """The same over the l∞ ball, by a linear programme."""
+    best, point = float(ball.lowest(c)), ball.corner(c)
+    found = linprog(c, A_ub=a, b_ub=b, bounds=list(zip(ball.lo, ball.hi, strict=True)), method="highs")
+    if found.status == 0:
+        best = max(best, _dual(ball, c, a, b, np.maximum(-found.ineqlin.marginals, 0)))
+        point = found.x
+    return best, point[None]
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """`{a x <= b}`, on which the values in front of the next step are `weight x + bias`."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+
+
+def _split(cell: _Cell, ball: _Set, kink: float, limit: int) -> list[_Cell]:
+    """The parts of a cell behind an activation, one for each pattern that occurs."""
+    low, high = ball.lowest(cell.weight) + cell.bias, -ball.lowest(-cell.weight) + cell.bias
+    factors = np.where(low >= 0, 1.0, kink)
+    start = ball.center if (cell.a @ ball.center <= cell.b).all() else None  # a point of the part, if one is known
+    parts = [(cell.a, cell.b, factors, start)]
+    for unit in np.flatnonzero((low < 0) & (high > 0)):
+        grown = []
+        for a, b, pattern, known in parts:
+            side = 0.0 if known is None else cell.weight[unit] @ known + cell.bias[unit]
+            for sign, factor in ((-1.0, 1.0), (1.0, kink)):  # w x + b >= 0, then <= 0
+                more = np.vstack([a, sign * cell.weight[unit]]), np.append(b, -sign * cell.bias[unit])
+                holds = side * sign < 0
+                if holds or not _empty(ball, *more):
+                    changed = pattern.copy()
+                    changed[unit] = factor
+                    grown.append((*more, changed, known if holds else None))
+        parts = grown
+        if len(parts) > limit:
+            raise RegionLimitError(
+                f"enumeration: more than max_cells = {limit} linear regions cross the ball; use a smaller radius or "
+                "network, or method='crown'."
+            )
+    return [_Cell(f[:, None] * cell.weight, f * cell.bias, a, b) for a, b, f, _ in parts]
+
+
+def _maps(steps: Sequence[Step], h: Tensor) -> list[tuple[np.ndarray, np.ndarray] | float]:
+    """Dense affine maps and, between them, the slopes of the kinks."""
+    found, value = [], h[:1]
+    for step in steps:
+        if isinstance(step, Affine):
+            d = value.numel()
+            units = torch.eye(d, dtype=value.dtype, device=value.device).reshape(d, *value.shape[1:])
+            bias = step(torch.zeros_like(value)).flatten()
+            weight = step(units).flatten(1) - bias
+            found.append((weight.T.double().cpu().numpy(), bias.double().cpu().numpy()))
+        elif step.kink_slope is None:
+            raise ValueError("enumeration: expected ReLU and LeakyReLU activations only; use method='crown'.")
+        else:
+            found.append(step.kink_slope)
+        value = step(value)
+    return found
+
+
+def _cells(maps: list, ball: _Set, limit: int) -> list[_Cell]:
+    d = len(ball.center)
+    a, b = np.zeros((0, d)), np.zeros(0)
+    if ball.round and not (np.isneginf(ball.lo).all() and np.isposinf(ball.hi).all()):  # l2 cut by a box
+        a, b = np.vstack([np.eye(d), -np.eye(d)]), np.append(ball.hi, -ball.lo)
+    cells = [_Cell(np.eye(d), np.zeros(d), a, b)]
+    for part in maps:
+        if isinstance(part, float):
+            grown: list[_Cell] = []
+            for cell in cells:
+                grown += _split(cell, ball, part, limit - len(grown))
+            cells = grown
+        else:
+            weight, bias = part
+            cells = [_Cell(weight @ c.weight, weight @ c.bias + bias, c.a, c.b) for c in cells]
+    return cells
+
+
+def _minimum(cells: list[_Cell], ball: _Set, objective: np.ndarray, value) -> tuple[float, float, np.ndarray]:
+    """(lower bound, attained value, its point); `value` evaluates the network's objective at points."""
+    functions = np.stack([objective @ cell.weight for cell in cells])
+    constants = np.array([objective @ cell.bias for cell in cells])
+    outer = ball.lowest(functions) + constants
+    starts = np.stack([ball.center, *(ball.admit(ball.corner(c)) for c in functions)])
+    values = value(starts)
+    best = int(values.argmin())
+    upper, point, lower = float(values[best]), starts[best], math.inf
+    solve = _solve_round if ball.round else _solve_box
+    for k in np.argsort(outer):
+        if outer[k] >= min(upper, lower):
+            lower = min(lower, float(outer[k]))
+            break
+        cell = cells[k]
+        if len(cell.b):
+            bound, candidates = solve(ball, functions[k], cell.a, cell.b)
+            bound += constants[k]
+            candidates = np.stack([ball.admit(x) for x in candidates])
+            values = value(candidates)
+            if values.min() < upper:
+                upper, point = float(values.min()), candidates[values.argmin()]
+        else:
+            bound = float(outer[k])
+        lower = min(lower, bound)
+    return min(lower, upper), upper, point
+
+
+@torch.no_grad()
+def enumerated_minimum(
+    steps: Sequence[Step], ball: Ball, objectives: Tensor, *, max_cells: int = MAX_CELLS
+) -> Enumerated:
+    """Minima of linear functions of the outputs of a small ReLU network over balls, with their certificates.
+
+    Args:
+        steps: affine steps, ReLU and LeakyReLU; see `network_steps`.
+        ball: where the inputs lie.
+        objectives: coefficients of the outputs, `(b, J, K)`.
+        max_cells: refuse more regions than this.
+
+    Raises:
+        RegionLimitError: if more regions cross a ball.
+        ValueError: for other activations.
+    """
+    h = ball.center
+    maps = _maps(steps, h)
+    lo, hi = (z.flatten(1).double().cpu().numpy() for z in ball.limits)
+    if ball.norm == "l2":
+        low, high = (-np.inf, np.inf) if ball.box is None else ball.box
+        lo, hi = np.full_like(lo, low), np.full_like(hi, high)
+    lower, upper, points, regions = [], [], [], []
+    for row, center in enumerate(h.flatten(1).double().cpu().numpy()):
+        local = _Set(center, float(ball.radius[row]), lo[row], hi[row], ball.norm == "l2")
+        cells = _cells(maps, local, max_cells)
+        regions.append(len(cells))
+
+        def value(x: np.ndarray, objective: np.ndarray) -> np.ndarray:
+            out = x
+            for part in maps:
+                out = np.where(out >= 0, out, part * out) if isinstance(part, float) else out @ part[0].T + part[1]
+            return out @ objective
+
+        found = [_minimum(cells, local, c, lambda x, c=c: value(x, c)) for c in objectives[row].double().cpu().numpy()]
+        lower.append([f[0] for f in found])
+        upper.append([f[1] for f in found])
+        points.append(np.stack([f[2] for f in found]))
+    return Enumerated(
+        lower=torch.tensor(lower, dtype=torch.float64).to(h),
+        upper=torch.tensor(upper, dtype=torch.float64).to(h),
+        points=torch.tensor(np.stack(points)).to(h).unflatten(2, h.shape[1:]),
+        regions=torch.tensor(regions, device=h.device),
+    )

@@ -1,0 +1,47 @@
+r"""What Mixup does to generalisation, margins, and its relatives.
+
+| statement | function |
+|---|---|
+| regularizer of a generalised linear model (book: eq-glm) | `glm_regularizer`, `glm_mixup_loss` |
+| Rademacher bounds (book: eq-rademacher-glm, eq-rademacher-two-layer) | `glm_bound`, `two_layer_bound` |
+| the complexity itself (book: eq-empirical-rademacher) | `ellipsoid_rademacher` |
+| retentiveness ρ | `retentiveness` |
+| bound of the loss | `generalization_bound` |
+| margins and Jacobian norms (book: eq-margin) | `segment_margins`, `jacobian_norms` |
+| Mixup loss against its quadratic approximation along a training run | `quadratic_gap_along` |
+| other laws of the partner: k-mixup, DP-Mix self, midpoint Mixup | `partner_terms`, `verify_partner_expansion` |
+| the Mixup-optimal classifier (book: eq-mixup-optimal) | `mixup_optimal`, `line_optimal` |
+"""
+
+from .glm import generalization_bound, glm_family, glm_mixup_loss, glm_regularizer
+from .mixup_optimal import alternating_line, empirical_report, line_optimal, mixup_optimal
+from .partners import FixedMixing, k_mixup_weights, partner_loss, partner_terms, self_weights, verify_partner_expansion
+from .rademacher import compare_glm_bound, compare_two_layer_bound, ellipsoid_rademacher, glm_bound, retentiveness
+from .rademacher import two_layer_bound as two_layer_bound
+
+__all__ = [
+    "FixedMixing",
+    "alternating_line",
+    "compare_glm_bound",
+    "compare_two_layer_bound",
+    "ellipsoid_rademacher",
+    "empirical_report",
+    "generalization_bound",
+    "glm_bound",
+    "glm_family",
+    "glm_mixup_loss",
+    "glm_regularizer",
+    "jacobian_norms",
+    "k_mixup_weights",
+    "line_optimal",
+    "mixup_optimal",
+    "partner_loss",
+    "partner_terms",
+    "quadratic_gap_along",
+    "retentiveness",
+    "score_gap",
+    "segment_margins",
+    "self_weights",
+    "two_layer_bound",
+    "verify_partner_expansion",
+]

@@ -1,0 +1,267 @@
+"""No false certificate: upper bounds against enumeration, long attacks and dense sampling; tightness is reported."""
+
+import itertools
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from nfm_theory.adversarial.certificates import certify, worst_case
+from nfm_theory.adversarial.linear_bounds import check_ball, region_distance, relaxed_minimum
+from nfm_theory.adversarial.regions import RegionLimitError
+from nfm_theory.adversarial.relaxations import Scalar, network_steps
+from tests.problems import finish, generator, mlp, randn, small_cnn
+
+METHODS = ("crown", "crown-ibp", "interval")
+
+
+@dataclass
+class Tightness:
+    """Worst excess of what was attained over a bound, and upper bound / maximum per case and method."""
+
+    violation: float
+    gap: float
+    ratios: dict[str, list[float]]
+
+    def median(self, method):
+        return float(torch.tensor(self.ratios[method]).median())
+
+
+def random_case(seed):
+    """A small random ReLU or leaky network with points, labels and a ball."""
+    r = generator(seed)
+    pick = lambda low, high: int(torch.randint(low, high + 1, (1,), generator=r))  # noqa: E731
+    d, classes = pick(1, 4), pick(1, 3)
+    hidden = [pick(2, 6) for _ in range(pick(1, 2))]
+
+    def build():
+        sizes, layers = [d, *hidden, classes], []
+        for width, next_width in itertools.pairwise(sizes):
+            layers += [nn.Linear(width, next_width), nn.LeakyReLU(0.2) if seed % 2 else nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
+
+    x = randn(seed + 10**6, 2, d)
+    y = torch.randint(2, (2,), generator=r) if classes == 1 else torch.randint(classes, (2,), generator=r)
+    options = {
+        "radius": torch.rand(2, generator=r, dtype=torch.float64) * 2,
+        "norm": "linf" if seed % 6 == 0 else "l2",
+        "loss": "logistic" if classes == 1 else "cross_entropy",
+        "box": (-3.0, 3.0) if seed % 5 == 0 else None,
+    }
+    if options["box"]:
+        x = x.clamp(-3, 3)
+    return finish(build, seed), x, y, options
+
+
+def check_random_networks(num, *, start=0, attack_steps=30, restarts=2, methods=METHODS):
+    """The check of this file on `num` random networks, two points each; 10,000 of them run in minutes."""
+    violation, gap, ratios = 0.0, 0.0, {name: [] for name in ("enumeration", *methods)}
+    for seed in range(start, start + num):
+        model, x, y, options = random_case(seed)
+        exact = worst_case(
+            model,
+            x,
+            y,
+            method="enumeration",
+            steps=attack_steps,
+            restarts=restarts,
+            generator=generator(seed),
+            **options,
+        )
+        violation = max(violation, float((exact.lower - exact.upper).max()))
+        gap = max(gap, float((exact.certificate.attained - exact.certificate.margins).max()))
+        ratios["enumeration"] += (exact.upper / exact.lower).tolist()
+        for method in methods:
+            found = certify(model, x, y, method=method, **options)
+            violation = max(violation, float((exact.lower - found.loss_upper).max()))
+            violation = max(violation, float((found.margins - exact.certificate.attained).max()))
+            ratios[method] += (found.loss_upper / exact.lower).tolist()
+    return Tightness(violation, gap, ratios)
+
+
+def test_no_false_certificate_on_random_networks():
+    found = check_random_networks(250)
+    assert found.violation <= 1e-10
+    assert found.gap <= 1e-5
+    assert all(len(values) == 500 for values in found.ratios.values())
+    medians = [found.median(name) for name in ("enumeration", *METHODS)]
+    assert medians == sorted(medians)
+    assert medians[0] <= 1 + 1e-6
+    assert medians[1] <= 1.1
+    assert medians[3] <= 2.5
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_enumeration_is_the_maximum_on_a_grid(norm):
+    """In one and two dimensions the ball can be covered."""
+    for seed in range(6):
+        d = 1 + seed % 2
+        model, x, y = mlp(seed, [d, 6, 4, 1], "relu"), randn(seed, 1, d), torch.tensor([seed % 2])
+        found = certify(model, x, y, radius=1.5, norm=norm, loss="logistic", method="enumeration")
+        line = torch.linspace(-1.5, 1.5, 1001, dtype=torch.float64)
+        grid = torch.cartesian_prod(*[line] * d).reshape(-1, d)
+        grid = grid[grid.norm(dim=1) <= 1.5] if norm == "l2" else grid
+        margins = (2 * y - 1) * model(x + grid).detach()[:, 0]
+        assert found.margins.item() <= margins.min() + 1e-12
+        assert_close(found.margins.item(), float(margins.min()), rtol=0, atol=0.02)
+        assert_close(found.attained, found.margins, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("classes", [1, 2])
+def test_closed_form_in_the_linear_region(norm, classes):
+    model, x = mlp(2, [5, 10, 8, classes], "relu"), randn(3, 12, 5)
+    y, loss = torch.arange(12) % 2, "logistic" if classes == 1 else "cross_entropy"
+    distance = region_distance(network_steps(model), x, norm=norm)
+    for part, inside in ((0.999, True), (1.001, False)):
+        options = {"radius": part * distance, "norm": norm, "loss": loss}
+        closed = certify(model, x, y, method="region", **options)
+        crown = certify(model, x, y, method="crown", **options)
+        exact = certify(model, x, y, method="enumeration", **options)
+        assert torch.equal(closed.inside, torch.full((12,), inside))
+        assert torch.equal(crown.inside, closed.inside)
+        assert torch.equal(exact.regions == 1, closed.inside)
+        if inside:
+            found = worst_case(model, x, y, method="region", steps=60, **options)
+            assert_close(closed.margins, crown.margins, rtol=1e-10, atol=1e-12)
+            assert_close(closed.margins, exact.margins, rtol=1e-9, atol=1e-10)
+            assert_close(found.lower, found.upper, rtol=1e-6, atol=1e-8)
+            assert (found.gap >= -1e-10).all()
+        else:
+            assert closed.loss_upper.isinf().all()
+            assert not closed.robust.any()
+
+
+def ground(seed, activation, norm=nn.BatchNorm2d, pool=nn.MaxPool2d):
+    return small_cnn(seed, activation=activation, norm=norm, pool=pool), randn(seed, 6, 1, 6, 6), torch.arange(6) % 3
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "softplus", "gelu", "silu"])
+@pytest.mark.parametrize("pool", [nn.MaxPool2d, nn.AvgPool2d])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_convolutional_networks(activation, pool, norm):
+    model, x, y = ground(4, activation, pool=pool)
+    radius = torch.linspace(0, 0.3 if norm == "l2" else 0.05, 6, dtype=torch.float64)
+    uppers = []
+    for method in METHODS:
+        found = worst_case(model, x, y, radius=radius, norm=norm, method=method, steps=15, restarts=2)
+        assert (found.gap >= -1e-10).all()
+        assert_close(found.gap[0], torch.zeros_like(found.gap[0]), rtol=0, atol=1e-10)
+        uppers.append(found.upper)
+    assert (uppers[0] <= uppers[2] + 1e-10).all()
+    assert (uppers[0] - found.lower).max() < 0.5 * (uppers[2] - found.lower).max()
+    if activation == "relu":
+        raised = certify(model, x, y, radius=radius, norm=norm, method="crown", slope_steps=10)
+        assert (raised.loss_upper <= uppers[0] + 1e-12).all()
+        assert (raised.loss_upper >= found.lower - 1e-10).all()
+        assert raised.method == "crown, 10 slope steps"
+
+
+ACTIVATIONS = [
+    nn.ReLU(), nn.LeakyReLU(0.3), nn.Tanh(), nn.Sigmoid(), nn.Softplus(), nn.Softplus(beta=3), nn.ELU(), nn.ELU(0.4),
+    nn.GELU(), nn.SiLU(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("module", ACTIVATIONS, ids=str)
+def test_lines_enclose_the_activation(module):
+    ends = 4 * randn(1, 2, 400)
+    ends[:, :40] *= 1e-3
+    ends[:, 40:50] = ends[:1, 40:50]
+    lo, hi = ends.amin(0), ends.amax(0)
+    step = Scalar(module)
+    lines, (bottom, top) = step.lines(lo, hi), step.interval(lo, hi)
+    for part in torch.linspace(0, 1, 101, dtype=torch.float64):
+        z = lo + part * (hi - lo)
+        value = module(z)
+        assert (lines.lower_slope * z + lines.lower_offset <= value + 1e-12).all()
+        assert (lines.upper_slope * z + lines.upper_offset >= value - 1e-12).all()
+        assert (bottom <= value + 1e-12).all()
+        assert (top >= value - 1e-12).all()
+
+
+def test_features_behind_a_layer_and_the_box():
+    model = nn.Sequential(mlp(1, [4, 6, 5], "relu"), nn.ReLU(), mlp(2, [5, 6, 3], "relu")).double().eval()
+    x = randn(3, 8, 4)
+    h = model[:2](x).detach()
+    y = torch.arange(8) % 3
+    inner = certify(model, h, y, radius=0.4, layer="1", method="crown")
+    assert_close(inner.margins, certify(model[2], h, y, radius=0.4, method="crown").margins)
+    deep = certify(model, model[0][0](x).detach(), y, radius=0.4, layer="0.0", method="crown")
+    assert_close(deep.clean_losses, inner.clean_losses)
+    top = float(h.max())
+    boxed = worst_case(model, h, y, radius=0.4, layer="1", box=(0.0, top), method="enumeration", steps=60)
+    assert (boxed.gap >= -1e-10).all()
+    assert (boxed.upper <= inner.loss_upper + 1e-10).all()
+    assert (boxed.upper <= certify(model, h, y, radius=0.4, layer="1", box=(0.0, top)).loss_upper + 1e-10).all()
+    params = {name: 0.5 * value for name, value in model.named_parameters()}
+    half = certify(model, h, y, radius=0.0, layer="1", params=params)
+    assert_close(half.clean_losses, half.loss_upper)
+    assert not torch.equal(half.clean_losses, inner.clean_losses)
+
+
+def test_verdicts_and_their_report():
+    model, x = mlp(6, [3, 8, 1], "relu"), randn(4, 20, 3)
+    y = (model(x).detach()[:, 0] > 0).long()
+    radius = torch.linspace(0, 4, 20, dtype=torch.float64)
+    found = worst_case(model, x, y, radius=radius, loss="logistic", method="interval", restarts=2)
+    counts = found.counts()
+    assert sum(counts.values()) == 20
+    assert min(counts.values()) > 0
+    assert found.counts(threshold=1e9) == {"certified": 20, "refuted": 0, "undecided": 0}
+    assert found.counts(threshold=-1.0)["refuted"] == 20
+    assert f"certified {counts['certified']}, refuted {counts['refuted']}" in str(found)
+    assert json.loads(json.dumps(found.to_dict()))["label_kept"] == found.verdicts()
+    exact = worst_case(model, x, y, radius=radius, loss="logistic", method="enumeration")
+    assert exact.counts()["undecided"] == 0
+    for rough, sharp in zip(found.verdicts(), exact.verdicts(), strict=True):
+        assert rough in (sharp, "undecided")
+
+
+def test_float32_and_blocks():
+    model, x = mlp(3, [3, 8, 2], "relu"), randn(4, 150, 3)
+    y = torch.arange(150) % 2
+    double = certify(model, x, y, radius=0.2)
+    single = certify(model.float(), x.float(), y, radius=0.2)
+    assert single.loss_upper.dtype == torch.float32
+    assert_close(single.loss_upper.double(), double.loss_upper, rtol=1e-4, atol=1e-5)
+
+
+class Own(nn.Module):
+    def forward(self, x):
+        return x
+
+
+ERRORS = [
+    (Own(), {}, "no relaxation here"),
+    (nn.Mish(), {}, "Mish"),
+    (nn.Sequential(nn.Linear(2, 2), nn.Dropout()).train(), {}, "training mode"),
+    (nn.Identity(), {"method": "magic"}, "method: expected"),
+    (nn.Identity(), {"loss": "square"}, "'cross_entropy' and 'logistic'"),
+    (nn.Identity(), {"layer": "3"}, "no member of the nn.Sequential"),
+    (nn.Tanh(), {"method": "enumeration"}, "ReLU and LeakyReLU"),
+    (nn.Tanh(), {"method": "region"}, "ReLU and LeakyReLU"),
+]
+
+
+@pytest.mark.parametrize(("model", "options", "match"), ERRORS)
+def test_unfit_arguments_are_refused(model, options, match):
+    with pytest.raises(ValueError, match=match):
+        certify(model, torch.ones(2, 2), torch.tensor([0, 1]), radius=1.0, **options)
+
+
+def test_other_refusals():
+    with pytest.raises(ValueError, match="no mixtures"):
+        certify(nn.Identity(), torch.ones(1, 2), torch.tensor([[0.5, 0.5]]), radius=1.0)
+    with pytest.raises(ValueError, match=r"expected an nn\.Sequential"):
+        certify(lambda x: x, torch.ones(1, 2), torch.tensor([0]), radius=1.0)
+    with pytest.raises(RegionLimitError, match="max_cells = 3"):
+        certify(
+            mlp(1, [3, 9, 2], "relu"), randn(1, 1, 3), torch.tensor([0]), radius=9.0, method="enumeration", max_cells=3
+        )
+    ball = check_ball(torch.ones(1, 2), 1.0, "l2", None)
+    with pytest.raises(ValueError, match="method: expected one of"):
+        relaxed_minimum([], ball, torch.ones(1, 1, 2), method="region")
