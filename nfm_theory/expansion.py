@@ -34,7 +34,7 @@ from .results import TaylorTerms
 from .second_order import exact_terms
 
 
-def _pair_cubic(problem: Problem, block_rows: int) -> Tensor:
+def pair_cubic(problem: Problem, block_rows: int) -> Tensor:
     """Mean over all pairs of `D³ℓ_i[v_ir, v_ir, v_ir]`."""
     g = problem.features
 
@@ -63,7 +63,7 @@ def predicted_remainder(problem: Problem, *, block_rows: int) -> Tensor:
     m1, m3 = problem.mixing.moment(1), problem.mixing.moment(3)
     if not problem.mixing.mixes:
         return g.new_zeros(())
-    total = m3 / 6 * _pair_cubic(problem, block_rows)
+    total = m3 / 6 * pair_cubic(problem, block_rows)
     if add_law is None and mult_law is None:
         return total
     drift = g.mean(0) - g

@@ -54,7 +54,7 @@ def grid_loss(
     return rule_sum(problem, grid, function, passes=1, memory_limit=memory_limit, progress=progress, title="exact loss")
 
 
-def _exact(
+def exact_loss(
     problem: Problem,
     eps: Tensor,
     form: str,
@@ -66,6 +66,7 @@ def _exact(
     memory_limit: int | None = None,
     progress: bool | None = None,
 ) -> Estimate:
+    """`nfm_loss(method="exact")` of one `Problem` at every ε of `eps` `(E,)`."""
     grid = problem_grid(
         problem,
         rule=rule,
@@ -152,7 +153,7 @@ def training_loss(
     return Estimate(moments.mean.to(dtype), moments.stderr().to(dtype), steps * batch, method)
 
 
-def _common(estimates: Sequence[Estimate]) -> Estimate:
+def average_over_layers(estimates: Sequence[Estimate]) -> Estimate:
     """The mean over layers of independent estimates."""
     converged = [e.converged for e in estimates if e.converged is not None]
     return Estimate(
@@ -217,7 +218,7 @@ def nfm_loss(
         >>> nfm_loss(lambda u: u, x, y, loss="square", alpha=1.0).value
         tensor(0.8333)
     """
-    methods = {"exact": _exact, "monte_carlo": _monte_carlo, "as_trained": None}
+    methods = {"exact": exact_loss, "monte_carlo": _monte_carlo, "as_trained": None}
     if method not in methods:
         raise ValueError(f"method: expected one of {list(methods)}, got {method!r}.")
     form = form or ("mixed" if method == "as_trained" else "unmixed")
@@ -236,5 +237,5 @@ def nfm_loss(
         if form == "unmixed":
             raise ValueError("method='as_trained' has mixed labels; use method='monte_carlo' for form='unmixed'.")
         return training_loss(problems, **options)
-    result = _common([methods[method](p, scales.reshape(-1), form, **options) for p in problems])
+    result = average_over_layers([methods[method](p, scales.reshape(-1), form, **options) for p in problems])
     return replace(result, value=result.value.reshape(scales.shape), stderr=result.stderr.reshape(scales.shape))

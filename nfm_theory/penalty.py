@@ -167,6 +167,9 @@ class TaylorRegularizer(nn.Module):
         slope, curvature = self.loss.gradient(at.outputs, labels), self.loss.hessian(at.outputs, labels)
         g = at.h
         parts = {name: g.new_zeros(()) for name in ("R1", "R2", "R3")}
+        if self.drift:  # first: its reverse sweep serves the second derivatives as well
+            drift = at.enter((g.mean(0) - g).unsqueeze(0))[0]
+            parts["R1"] = self.drift * (at.pullback(slope) * drift).sum(1).mean()
         for (gauss_newton, residual), sources in self._groups.items():
             curved = residual and not at.piecewise_linear
             directions = self._directions(g, sources)
@@ -175,9 +178,6 @@ class TaylorRegularizer(nn.Module):
                 parts["R2"] = parts["R2"] + gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).mean() / 2
             if curved:
                 parts["R3"] = parts["R3"] + bends.mean() / 2
-        if self.drift:
-            drift = at.enter((g.mean(0) - g).unsqueeze(0))[0]
-            parts["R1"] = self.drift * (at.pullback(slope) * drift).sum(1).mean()
         self.last = {name: value.detach() for name, value in parts.items()}
         return self.eps * parts["R1"] + self.eps**2 * (parts["R2"] + parts["R3"])
 

@@ -145,14 +145,13 @@ def exact_terms(
     residual = scales if residual is None else residual
     zero, slope = at.outputs.new_zeros(()), problem.loss.gradient(at.outputs, problem.labels)
     terms = {"R1": zero} | {f"{order}{suffix}": zero for suffix in SOURCES.values() for order in ("R2", "R3")}
-    forms = {
-        "R2": gauss_newton_terms(problem, at, gauss_newton) if gauss_newton else {},
-        "R3": residual_terms(problem, at, slope, residual, block_rows=block_rows) if residual else {},
-    }
+    # In this order: the Jacobian rows serve R1, and R1 shares its reverse sweep with R3
+    forms = {"R2": gauss_newton_terms(problem, at, gauss_newton) if gauss_newton else {}}
     if "data" in scales:
         pulled = at.pullback(slope)
         drift = at.enter((problem.features.mean(0) - problem.features).unsqueeze(0))[0]
         terms["R1"] = problem.mixing.moment(1) * (pulled * drift).sum(1).mean()
+    forms["R3"] = residual_terms(problem, at, slope, residual, block_rows=block_rows) if residual else {}
     for order, found in forms.items():
         for name, form in found.items():
             terms[order + SOURCES[name]] = scales[name] * form.mean()

@@ -94,11 +94,11 @@ def parse(name):
 
 
 @cache
-def _generic(kind, index):
+def generic(kind, index):
     """Make the SymPy Function class of a generic function's partial derivative; `fdiff` is the next."""
 
     def fdiff(self, argindex=1):
-        return _generic(kind, parse(symbol(kind, *index, argindex))[1])(*self.args)
+        return generic(kind, parse(symbol(kind, *index, argindex))[1])(*self.args)
 
     return type(symbol(kind, *index).name, (sp.Function,), {"fdiff": fdiff, "jet": symbol(kind, *index)})
 
@@ -108,8 +108,8 @@ def _raw_coefficients(order, dim, outputs):
     """Differentiate generic functions: coefficients of eps^0..eps^order for e = eps a + eps^2 b."""
     a, b = sp.symbols(f"a_1:{dim + 1}"), sp.symbols(f"b_1:{dim + 1}")
     features = [symbol("g", j + 1) + EPS * a[j] + EPS**2 * b[j] for j in range(dim)]
-    logits = [_generic("f", (k,))(*features) for k in range(1, outputs + 1)]
-    loss = _generic("h", ())(*logits) - sum(symbol("y", k + 1) * u for k, u in enumerate(logits))
+    logits = [generic("f", (k,))(*features) for k in range(1, outputs + 1)]
+    loss = generic("h", ())(*logits) - sum(symbol("y", k + 1) * u for k, u in enumerate(logits))
     found = []
     for n in range(order + 1):
         at_zero = loss.xreplace({EPS: sp.S.Zero})

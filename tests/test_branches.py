@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from nfm_theory import GridTooLargeError, MixingLaw, NoiseLaw, jensen_shannon, nfm_loss, perturb
 from nfm_theory.expansion import problem_grid, rule_sum
 from nfm_theory.stability.branches import BranchNoise, build_branches, build_layers, jsd_gradient, jsd_hessian
-from nfm_theory.stability.divergence import _log_probabilities
+from nfm_theory.stability.divergence import log_probabilities
 from nfm_theory.stability.noisymix import noisymix_loss, stability_loss
 
 WEIGHTS = {2: [0.3, 0.7], 3: [0.5, 0.2, 0.3], 4: [0.1, 0.2, 0.3, 0.4]}
@@ -83,7 +83,7 @@ def test_gradient_and_hessian_are_right_where_probabilities_vanish(case):
     slope, bend = precise_derivatives(logits, WEIGHTS[2])
     weights = torch.tensor(WEIGHTS[2], dtype=torch.float64)
     # relative to each entry, or to p (1 - p) of its logit (their differences are rounded), however small these are
-    p = _log_probabilities(logits).exp()
+    p = log_probabilities(logits).exp()
     top = p == p.amax(-1, keepdim=True)
     spread = torch.where(top, p.masked_fill(top, 0.0).sum(-1, keepdim=True), p)[:, -logits.shape[1] :]
     error = (jsd_gradient(logits[None], weights)[0] - slope).abs()

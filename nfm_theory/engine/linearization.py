@@ -167,7 +167,7 @@ class _Taped(Linearization):
         self._curved = [node for node in self._nodes if node.form is not None]
         self.piecewise_linear = not self._curved
         self._gate, self._stem = self._find_gate()
-        self._last: tuple[Tensor, Tensor, dict] | None = None
+        self._last: tuple[Tensor, Tensor | None, dict] | None = None
         self._rows: Tensor | None = None
 
     def _find_gate(self) -> tuple[Value, list[Node]]:
@@ -214,7 +214,7 @@ class _Taped(Linearization):
         if self._rows is not None:
             with _gradients(self.differentiable):
                 return (slope.unsqueeze(1) @ self._rows).squeeze(1)
-        return self._adjoint(slope)[0]
+        return self._adjoint(slope, gate=True)[0]
 
     def enter(self, directions):
         with _gradients(self.differentiable):
@@ -222,13 +222,17 @@ class _Taped(Linearization):
                 directions = node.push(directions)
             return directions.reshape(*directions.shape[:2], -1)
 
-    def _adjoint(self, slope: Tensor) -> tuple[Tensor, dict[int, Callable]]:
-        """`Jᵀ a`, and the local second derivatives against the cotangents of `a·f`; those of the last a are kept."""
-        if self._last is None or self._last[0] is not slope:
-            first, *others = self._grads([self._gate.tensor, *(node.output.tensor for node in self._curved)], slope)
+    def _adjoint(self, slope: Tensor, *, gate: bool = False) -> tuple[Tensor | None, dict[int, Callable]]:
+        """`Jᵀ a` (if `gate`), and the local second derivatives against the cotangents of `a·f`.
+
+        Those of the last a are kept. The way down to the gate is a large part of the sweep for wide inputs.
+        """
+        if self._last is None or self._last[0] is not slope or (gate and self._last[1] is None):
+            targets = [node.output.tensor for node in self._curved] + [self._gate.tensor] * gate
+            adjoints = self._grads(targets, slope) if targets else []
             with _gradients(self.differentiable):
-                forms = {id(node): node.form(adj) for node, adj in zip(self._curved, others, strict=True)}
-            self._last = slope, first.reshape(self._samples, -1), forms
+                forms = {id(node): node.form(adj) for node, adj in zip(self._curved, adjoints, strict=False)}
+            self._last = slope, adjoints[-1].reshape(self._samples, -1) if gate else None, forms
         return self._last[1:]
 
     def _plan(self, forms: dict[int, Callable], want_tangents: bool) -> list[tuple[Node, bool]]:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ..laws import NoiseLaw
 from ..losses import PointwiseLoss, pointwise_loss
 from ..problem import Problem, build_problem
-from .divergence import _checked_weights, _log_probabilities, jensen_shannon
+from .divergence import checked_weights, jensen_shannon, log_probabilities
 
 #: NoisyMix as released: weight of the stability loss.
 GAMMA = 12.0
@@ -66,7 +66,7 @@ class BranchNoise(NoiseLaw):
 
 def _centred_logarithms(logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`p`, `1 - p`, `p / mixture` and `log(p / mixture) - KL`, each `(m, b, max(K, 2))`, to full relative precision."""
-    log_p = _log_probabilities(logits.transpose(0, 1))
+    log_p = log_probabilities(logits.transpose(0, 1))
     pi = weights.to(log_p).reshape(-1, 1, 1)
     p, gap = log_p.exp(), log_p - (log_p + pi.log()).logsumexp(0)
     # Of the likeliest class 1 - p and the gap to the mean are differences of nearly equal numbers when it is certain;
@@ -277,7 +277,7 @@ def build_branches(
         add_noise=add_noise, mult_noise=mult_noise, noise=noise, loss=lambda outputs, labels: outputs.sum(-1),
     )  # fmt: skip
     features = base.features.unflatten(0, (m, n)).transpose(0, 1)
-    pi = torch.full((m,), 1 / m, dtype=torch.float64) if weights is None else _checked_weights(weights, m)
+    pi = torch.full((m,), 1 / m, dtype=torch.float64) if weights is None else checked_weights(weights, m)
     pi = pi.to(xs.device)
     if loss == "stability":
         composite, labels = _stability(m, pi), xs.new_zeros(n)

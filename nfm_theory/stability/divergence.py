@@ -4,7 +4,7 @@ r"""The stability loss of NoisyMix: how far the predictions for several versions
 |---|---|
 | $u_1, \dots, u_m$, logits of the branches | `logits` |
 | $\pi_j$ | `weights` |
-| $p_j = \mathrm{softmax}(u_j)$, sigmoid if K = 1 | exp of `_log_probabilities` |
+| $p_j = \mathrm{softmax}(u_j)$, sigmoid if K = 1 | exp of `log_probabilities` |
 | $\mathrm{JSD}_\pi$ | `jensen_shannon` |
 | $\gamma\,\mathrm{JSD}_\pi$ | `JSDConsistency` |
 """
@@ -55,11 +55,11 @@ def jensen_shannon(
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}.")
-    log_p = _log_probabilities(_stacked(logits))
+    log_p = log_probabilities(_stacked(logits))
     if weights is None:
         value = (log_p.exp() * (log_p - (log_p.logsumexp(0) - math.log(len(log_p))))).sum(-1).mean(0)
     else:
-        pi = _checked_weights(weights, len(log_p)).to(log_p).reshape(-1, 1, 1)
+        pi = checked_weights(weights, len(log_p)).to(log_p).reshape(-1, 1, 1)
         mixture = (log_p + pi.log()).logsumexp(0)
         value = (pi * log_p.exp() * (log_p - mixture)).sum((0, -1))
     return value if reduction == "none" else getattr(value, reduction)()
@@ -93,7 +93,7 @@ class JSDConsistency(nn.Module):
         if not 0 <= gamma < math.inf:
             raise ValueError(f"gamma: expected a finite number >= 0, got {gamma!r}.")
         self.gamma = float(gamma)
-        weights = None if weights is None else _checked_weights(weights, len(weights))
+        weights = None if weights is None else checked_weights(weights, len(weights))
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, *logits: Tensor) -> Tensor:
@@ -127,14 +127,14 @@ def _stacked(logits: Tensor | Sequence[Tensor]) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def _log_probabilities(logits: Tensor) -> Tensor:
+def log_probabilities(logits: Tensor) -> Tensor:
     """Logarithms of p, `(m, n, max(K, 2))`; one logit u stands for the pair (0, u)."""
     if logits.shape[-1] == 1:
         logits = torch.cat([torch.zeros_like(logits), logits], -1)
     return logits.log_softmax(-1)
 
 
-def _checked_weights(weights: Tensor | Sequence[float], branches: int) -> Tensor:
+def checked_weights(weights: Tensor | Sequence[float], branches: int) -> Tensor:
     """π as a tensor `(m,)`; values are looked at on the CPU only, elsewhere that would stop the stream."""
     weights = torch.as_tensor(weights, dtype=None if isinstance(weights, Tensor) else torch.float64)
     if weights.shape != (branches,):

@@ -27,7 +27,7 @@ from torch.func import jvp
 from ..curvature import directional_derivatives, mapped_over_directions
 from ..directions import centred_features, compressed, coordinate_basis
 from ..engine import Linearization, linearize
-from ..expansion import _pair_cubic
+from ..expansion import pair_cubic
 from ..laws import NoiseLaw
 from ..losses import CROSS_ENTROPY, LOGISTIC
 from ..problem import build_problem
@@ -36,7 +36,7 @@ from ..results import TaylorTerms
 from ..second_order import COORDINATE_BLOCK, SOURCES, active_sources, gauss_newton_terms
 from ..verification import verify_problems
 from .branches import GAMMA, Branches, build_layers
-from .divergence import _checked_weights
+from .divergence import checked_weights
 
 #: Numbers in a block of tangents.
 BLOCK_NUMBERS = 2**22
@@ -217,7 +217,7 @@ def cubic_coefficient(branches: Branches, *, memory_limit: int | None = None) ->
     if not branches.mixing.mixes:
         return branches.features.new_zeros(())
     rows = branches.block_rows(memory_limit, passes=8)
-    total = branches.mixing.moment(3) / 6 * _pair_cubic(branches, rows)
+    total = branches.mixing.moment(3) / 6 * pair_cubic(branches, rows)
     if branches.active_laws != (None, None):
         total = total + branches.mixing.moment(1) * _noise_slope(branches, rows)
     return total
@@ -387,7 +387,7 @@ def equal_branches_term(
         >>> round(float(equal_branches_term(lambda u: 2 * u, torch.zeros(4, 1), add_noise=1.0)), 6)  # 2² / 4 / 4
         0.25
     """
-    pi = _checked_weights(weights, len(weights))
+    pi = checked_weights(weights, len(weights))
     problem = build_problem(
         model, x, x.new_zeros(len(x)), layer=layer, add_noise=add_noise, mult_noise=mult_noise, noise=noise, alpha=0.0,
         loss=lambda outputs, labels: outputs.sum(-1), **options,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..monte_carlo import monte_carlo_loss
-from ..nfm import DEFAULT_SAMPLES, _common, _exact
+from ..nfm import DEFAULT_SAMPLES, average_over_layers, exact_loss
 from ..results import Estimate
 from .branches import GAMMA, build_layers
 
@@ -82,13 +82,13 @@ def stability_loss(
         raise ValueError("form='mixed' exists for eps = 1 and method='exact'; use form='unmixed' otherwise.")
     points = scales.reshape(-1)
     if method == "exact":
-        parts = [_exact(b, points, form, **evaluation) for b in settings]
+        parts = [exact_loss(b, points, form, **evaluation) for b in settings]
     else:
         evaluation = {"samples": DEFAULT_SAMPLES} | evaluation
         if settings[0].shared_noise and evaluation.setdefault("control_variate", "none") != "none":
             raise ValueError("shared_noise: expected control_variate='none', the others need independent elements.")
         parts = [monte_carlo_loss(b, points, **evaluation) for b in settings]
-    result = _common(parts)
+    result = average_over_layers(parts)
     return replace(result, value=result.value.reshape(scales.shape), stderr=result.stderr.reshape(scales.shape))
 
 

@@ -20,7 +20,7 @@ from math import fsum
 import sympy as sp
 from sympy.polys.rings import ring
 
-from ..symbolic_expansion import EPS, _generic, substitute_moments, symbol
+from ..symbolic_expansion import EPS, generic, substitute_moments, symbol
 
 #: Parts of the coefficients up to order 3.
 PARTS = ("S0", "S1", *(f"S2_{s}_{c}" for s in ("data", "add", "mult") for c in ("curvature", "residual")), "C3")
@@ -46,8 +46,8 @@ def _raw_coefficients(order, branches, dim, outputs):
         start = [_at("g", j, i + 1) for i in range(dim)]
         where[tuple(start)] = j
         moved = [x + EPS * _at("a", j, i + 1) + EPS**2 * _at("b", j, i + 1) for i, x in enumerate(start)]
-        logits += [_generic("f", (k + 1,))(*moved) for k in range(outputs)]
-    value = _generic("h", ())(*logits)
+        logits += [generic("f", (k + 1,))(*moved) for k in range(outputs)]
+    value = generic("h", ())(*logits)
     found = []
     for n in range(order + 1):
         here = value.xreplace({EPS: sp.S.Zero})

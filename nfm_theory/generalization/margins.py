@@ -1,0 +1,391 @@
+r"""Classification margins from Jacobian norms, and how close the quadratic model of Mixup stays along a training run.
+
+A score gap has the gradient $J^\top(e_y - e_k)$, whose norm is at most $\sqrt2\,\lVert J\rVert$. Along a segment from
+x the decision therefore cannot change before the distance (book: eq-margin)
+
+$$ \text{margin} \ge \frac{\min_{k \ne y}\,(f_y(x) - f_k(x))}{\sqrt2\;\sup_z \lVert J(z)\rVert_2},
+   \qquad z \text{ on the segment}, $$
+
+and what makes $\lVert J\rVert$ small makes it large: R2 of Mixup and of noise is a penalty of J (book: eq-expansion).
+
+| symbol | here |
+|---|---|
+| $\min_{k \ne y} (f_y - f_k)$; one output f counts as the scores 0 and f | `score_gap` |
+| $\lVert J\rVert_2,\ \lVert J\rVert_F$ at every example | `jacobian_norms` |
+| $\sup_z \lVert J(z)\rVert_2$, the bound, the first change of decision | `segment_margins` |
+| $L_{NFM}(\varepsilon)$, $Q = L_{std} + \varepsilon R_1 + \varepsilon^2 (R_2 + R_3 + \dots)$ | `quadratic_gap_along` |
+
+Source: L. Zhang, Z. Deng, K. Kawaguchi, A. Ghorbani, J. Zou, *How does Mixup help with robustness and generalization?*,
+arXiv 2010.04819; the margin as stated in the notation of this package.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..engine import linearize
+from ..expansion import taylor_terms
+from ..layers import split
+from ..nfm import nfm_loss
+from ..primitives import exact_derivatives
+
+#: Bytes that the Jacobians of a block of examples may take.
+BLOCK_BYTES = 2**25
+
+
+def score_gap(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Score of the right class minus the best of the others: positive where the decision is right (book: eq-margin).
+
+    Differentiable in `outputs` (up to ties).
+
+    Args:
+        outputs: scores `(n, K)`; with a single output f, `(n, 1)` or `(n,)`, those of the two classes are 0 and f.
+        labels: class indices, `(n,)`; 0 or 1 for a single output.
+
+    Returns:
+        `(n,)`.
+
+    Raises:
+        ValueError: for outputs of another shape, or labels that are no class indices.
+
+    Example:
+        >>> score_gap(torch.tensor([[3.0, 1.0, 2.5], [0.0, 1.0, 4.0]]), torch.tensor([0, 1]))
+        tensor([ 0.5000, -3.0000])
+    """
+    scores = outputs.unsqueeze(-1) if outputs.ndim == 1 else outputs
+    if scores.ndim != 2 or 0 in scores.shape:
+        raise ValueError(f"outputs: expected (n, K) or (n,), not empty, got {tuple(outputs.shape)}.")
+    if scores.shape[1] == 1:
+        scores = torch.cat([torch.zeros_like(scores), scores], dim=1)
+    if labels.shape != scores.shape[:1]:
+        raise ValueError(f"labels: expected class indices ({len(scores)},), got shape {tuple(labels.shape)}.")
+    index = labels.to(scores.device).long()
+    if (index != labels.to(scores.device)).any() or int(index.min()) < 0 or int(index.max()) >= scores.shape[1]:
+        raise ValueError(f"labels: expected class indices in 0..{scores.shape[1] - 1}, got {labels.unique().tolist()}.")
+    index = index.unsqueeze(1)
+    return scores.gather(1, index).squeeze(1) - scores.scatter(1, index, -math.inf).amax(1)
+
+
+@dataclass(frozen=True)
+class JacobianNorms:
+    """Norms of the Jacobian of the outputs at every example.
+
+    Attributes:
+        spectral: largest singular value, `(n,)`.
+        frobenius: root of the sum of squares, `(n,)`.
+    """
+
+    spectral: Tensor
+    frobenius: Tensor
+
+
+def _cut(model: nn.Module | Callable, x: Tensor, layer: str) -> tuple[Callable, Callable]:
+    """Inputs to features, and features to outputs `(b, K)`."""
+    with exact_derivatives():
+        parts = split(model, x, layer=layer)
+
+    def head(h: Tensor) -> Tensor:
+        with exact_derivatives():
+            outputs = parts.head(h)
+        return outputs.unsqueeze(-1) if outputs.ndim == 1 else outputs
+
+    return parts.encode, head
+
+
+def _at(head: Callable[[Tensor], Tensor], h: Tensor) -> tuple[Tensor, JacobianNorms]:
+    """Outputs and norms at features that fit into one block."""
+    at = linearize(head, h, differentiable=False)
+    if at.width != h[0].numel():  # the rows would be those behind the first linear operations
+        at = linearize(head, h, engine="nested", differentiable=False)
+    rows = at.rows()
+    frobenius = torch.linalg.vector_norm(rows, dim=(1, 2))
+    # Of unit rows the largest eigenvalue lies in [1/K, 1], so that its root loses no digits
+    unit = rows / frobenius.clamp_min(torch.finfo(rows.dtype).tiny)[:, None, None]
+    share = torch.linalg.eigvalsh(unit @ unit.mT)[:, -1].clamp(0, 1)
+    return at.outputs, JacobianNorms(frobenius * share.sqrt(), frobenius)
+
+
+def _stream(head: Callable, points: Callable[[Tensor], Tensor], count: int) -> Iterator[tuple[Tensor, JacobianNorms]]:
+    """`_at` for the features `points(index)`, block by block."""
+    with torch.no_grad():
+        probe = points(torch.zeros(1, dtype=torch.long))
+        each = head(probe).numel() * probe.nbytes
+    blocks = torch.arange(count).split(max(1, BLOCK_BYTES // each))
+    for index in tqdm(blocks, desc="Jacobians", disable=None, delay=2, leave=False):
+        yield _at(head, points(index))
+
+
+@torch.no_grad()
+def jacobian_norms(model: nn.Module | Callable[[Tensor], Tensor], x: Tensor, *, layer: str = "") -> JacobianNorms:
+    """Spectral and Frobenius norm of the Jacobian of the outputs at every example (book: eq-margin).
+
+    Exact, from the K rows of every Jacobian: one vector-Jacobian product per output. Without gradients.
+
+    Args:
+        model: network in eval mode, or any callable from inputs to outputs `(n, K)` or `(n,)`.
+        x: inputs, `(n, *input)`; fixes device and dtype.
+        layer: dotted name of the layer in whose output the Jacobian is taken, `""` for the input.
+
+    Returns:
+        `JacobianNorms`, two tensors `(n,)`.
+
+    Raises:
+        ValueError: if model, data or layer do not fit, see `split`.
+        TypeError: for arguments of the wrong kind.
+
+    Example:
+        >>> norms = jacobian_norms(lambda u: u * torch.tensor([3.0, 4.0]), torch.ones(1, 2))
+        >>> norms.spectral, norms.frobenius
+        (tensor([4.]), tensor([5.]))
+    """
+    encode, head = _cut(model, x, layer)
+    features = encode(x)
+    found = [norms for _, norms in _stream(head, lambda index: features[index.to(features.device)], len(x))]
+    return JacobianNorms(torch.cat([f.spectral for f in found]), torch.cat([f.frobenius for f in found]))
+
+
+@dataclass(frozen=True)
+class SegmentMargins:
+    """Outcome of `segment_margins`; distances are in the features of the layer.
+
+    Attributes:
+        gap: score gap at the start, `(n,)`; negative where the decision is wrong.
+        jacobian: largest spectral norm of the Jacobian found on the segment, `(n,)`: at most the supremum.
+        length: of the segment, `(n,)`.
+        bound: `gap / (√2 jacobian)`, `(n,)`; 0 where the decision is wrong at the start. Where it exceeds `length` it
+            says that the segment holds no change, and nothing beyond. An estimate as far as `jacobian` is one.
+        crossing: distance at which the decision changes, `(n,)`: 0 where it is wrong at the start, infinite where no
+            point is decided otherwise. The first change is not farther; between two points it may hide.
+        points: number of points on the segment, its ends included, behind `jacobian` and `crossing`.
+    """
+
+    gap: Tensor
+    jacobian: Tensor
+    length: Tensor
+    bound: Tensor
+    crossing: Tensor
+    points: int
+
+    @property
+    def consistent(self) -> Tensor:
+        """Whether `bound ≤ crossing` up to rounding, `(n,)`; where not, `points` were too few for the supremum."""
+        return self.bound * (1 - torch.finfo(self.bound.dtype).eps ** 0.5) <= self.crossing
+
+
+def _first_change(gap_at: Callable[[Tensor], Tensor], times: Tensor, gaps: Tensor) -> Tensor:
+    """The time in [0, 1] of the first change seen at `times`, refined by bisection, `(n,)`; infinite without one.
+
+    Args:
+        gap_at: times `(n,)` to score gaps `(n,)`.
+        times: increasing, `(points,)`.
+        gaps: score gaps there, `(points, n)`.
+    """
+    changed = ~(gaps > 0)
+    found, first = changed.any(0), changed.int().argmax(0)
+    low, high = times[(first - 1).clamp_min(0)], times[first]
+    for _ in range(-int(math.log2(torch.finfo(times.dtype).eps)) if found.any() else 0):
+        middle = (low + high) / 2
+        over = ~(gap_at(middle) > 0)
+        low, high = torch.where(over, low, middle), torch.where(over, middle, high)
+    return torch.where(found, high, math.inf)
+
+
+@torch.no_grad()
+def segment_margins(
+    model: nn.Module | Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    ends: Tensor,
+    *,
+    layer: str = "",
+    num_points: int = 33,
+) -> SegmentMargins:
+    r"""Lower bound of the margin of every example along the segment from `x` to `ends` (book: eq-margin).
+
+    $$ \text{margin}_i \ge \frac{\text{gap}_i}{\sqrt2\;\sup_{0 \le t \le 1} \lVert J(g_i + t (g'_i - g_i))\rVert_2} $$
+
+    The supremum is taken over `num_points` equidistant points. It is exact where the Jacobian is constant (a linear
+    model); otherwise it may be too small, and **the bound is then an estimate, not a certificate**. The record keeps
+    the number of points, and the first change of decision that was seen, which refutes a bound that is too large.
+    Certificates are in `nfm_theory.adversarial`. With a single output $\sqrt2$ could be left out.
+
+    Args:
+        model: network in eval mode, or any callable from inputs to outputs `(n, K)` or `(n,)`.
+        x: inputs, `(n, *input)`; fixes device and dtype.
+        y: class indices, `(n,)`.
+        ends: where the segments end, inputs of the same shape as `x`, for example other samples.
+        layer: dotted name of the layer in whose output the segment is straight, from g = g_k(x) to g' = g_k(ends), and
+            distances are measured; `""` for the input.
+        num_points: points on every segment, ≥ 2.
+
+    Returns:
+        `SegmentMargins`.
+
+    Raises:
+        ValueError: for ends of another shape or not finite, fewer than two points, labels that are no class indices,
+            and if model, data or layer do not fit, see `split`.
+        TypeError: for arguments of the wrong kind.
+
+    Example:
+        >>> weight = torch.tensor([[1.0, -1.0]])
+        >>> found = segment_margins(lambda u: u @ weight, torch.ones(1, 1), torch.tensor([0]), -torch.ones(1, 1))
+        >>> round(float(found.bound), 4), round(float(found.crossing), 4)  # gap 2, ‖J‖ = √2; the scores meet at 0
+        (1.0, 1.0)
+    """
+    if ends.shape != x.shape:
+        raise ValueError(f"ends: expected one for each input, shape {tuple(x.shape)}, got {tuple(ends.shape)}.")
+    if num_points < 2:
+        raise ValueError(f"num_points: expected >= 2, got {num_points}.")
+    encode, head = _cut(model, x, layer)
+    start, n = encode(x), len(x)
+    reach = encode(ends.to(x)) - start
+    if not reach.isfinite().all():
+        raise ValueError("ends: expected finite inputs and features.")
+    # A quotient of whole numbers: the points of a finer division contain those of a coarser one bit by bit
+    times = torch.arange(num_points, dtype=start.dtype, device=start.device) / (num_points - 1)
+
+    def at(t: Tensor, i: Tensor | slice) -> Tensor:
+        return start[i] + t.reshape(-1, *[1] * (start.ndim - 1)) * reach[i]
+
+    def points(index: Tensor) -> Tensor:
+        index = index.to(start.device)
+        return at(times[index // n], index % n)
+
+    score_gap(head(start), y)  # refuses unfit labels before the work
+    found = list(_stream(head, points, num_points * n))
+    outputs = torch.cat([f[0] for f in found])
+    gaps = score_gap(outputs, y.repeat(num_points)).reshape(num_points, n)
+    jacobian = torch.cat([f[1].spectral for f in found]).reshape(num_points, n).amax(0)
+    length = torch.linalg.vector_norm(reach.flatten(1), dim=1)
+    time = _first_change(lambda t: score_gap(head(at(t, slice(None))), y), times, gaps)
+    return SegmentMargins(
+        gap=gaps[0],
+        jacobian=jacobian,
+        length=length,
+        bound=torch.where(gaps[0] > 0, gaps[0] / (math.sqrt(2) * jacobian), 0.0),
+        crossing=torch.where(time.isfinite(), time * length, math.inf),
+        points=num_points,
+    )
+
+
+def _ratio(gap: float, base: float) -> float:
+    if base == 0:
+        return math.nan if gap == 0 else math.inf
+    return gap / abs(base)
+
+
+@dataclass(frozen=True)
+class QuadraticGap:
+    """One snapshot of `quadratic_gap_along`.
+
+    Attributes:
+        step: position in the sequence of snapshots.
+        standard: L_std, the loss without mixing and noise.
+        exact: L_NFM(ε).
+        quadratic: its expansion to second order at the same ε.
+        R3: the residual curvature, as in `TaylorTerms`; 0 for a model that is linear or piecewise linear, where the
+            quadratic knows nothing of the kinks.
+    """
+
+    step: int
+    standard: float
+    exact: float
+    quadratic: float
+    R3: float
+
+    @property
+    def relative(self) -> float:
+        """The gap |exact - quadratic| relative to the loss |exact|."""
+        return _ratio(abs(self.exact - self.quadratic), self.exact)
+
+    @property
+    def of_regularization(self) -> float:
+        """The gap as a share of what Mixup adds, |exact - standard|; NaN where nothing is added and nothing missed."""
+        return _ratio(abs(self.exact - self.quadratic), self.exact - self.standard)
+
+    def to_dict(self) -> dict[str, float | None]:
+        """The numbers with both ratios, for JSON: `None` where a ratio is not finite."""
+        values = asdict(self) | {"relative": self.relative, "of_regularization": self.of_regularization}
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _loaded(model, snapshot) -> tuple[nn.Module | Callable, Mapping[str, Tensor] | None]:
+    """The model and the parameters of a snapshot."""
+    if isinstance(snapshot, Mapping):
+        if model is None:
+            raise TypeError("model: expected the network whose parameters the snapshots hold by name, got None.")
+        return model, snapshot
+    if not callable(snapshot):
+        raise TypeError(f"snapshots: expected models, or mappings of names to tensors, got {type(snapshot).__name__}.")
+    return snapshot, None
+
+
+@torch.no_grad()
+def quadratic_gap_along(
+    model: nn.Module | None,
+    x: Tensor,
+    y: Tensor,
+    snapshots: Sequence[Mapping[str, Tensor] | nn.Module],
+    *,
+    eps: float = 1.0,
+    layer: str | Sequence[str] = "",
+    quadrature: Mapping[str, object] | None = None,
+    **options,
+) -> list[QuadraticGap]:
+    r"""The exact loss against its second-order expansion for every snapshot of a training run (book: eq-expansion).
+
+    $$ \text{relative} = \frac{|L(\varepsilon) - Q(\varepsilon)|}{|L(\varepsilon)|}, \qquad
+       \text{of regularization} = \frac{|L(\varepsilon) - Q(\varepsilon)|}{|L(\varepsilon) - L_{std}|}, \qquad
+       Q = L_{std} + \varepsilon R_1 + \varepsilon^2 (R_2 + R_3 + \dots) $$
+
+    A small relative gap may still miss most of what Mixup adds, which the second share shows. The loss is summed over
+    all pairs, without sampling.
+
+    Args:
+        model: network in eval mode that takes the parameters of the snapshots; `None` if these are models themselves.
+        x: inputs, `(n, *input)`; fixes device and dtype.
+        y: labels, as `nfm_loss`.
+        snapshots: parameters (and buffers) by name, as of `state_dict()` or `named_parameters()`, or models; in order.
+        eps: ε, a number; 1 is the loss that is trained.
+        layer: as `nfm_loss`.
+        quadrature: options of `nfm_loss(..., method="exact")` alone: `rule`, `num_lam`, `num_noise`, `max_rows`, ..
+        **options: of `nfm_loss` and `taylor_terms` alike: `loss`, `alpha`, `beta`, `add_noise`, `mult_noise`, `noise`,
+            `memory_limit`.
+
+    Returns:
+        A `QuadraticGap` for each snapshot.
+
+    Raises:
+        ValueError: without snapshots, and as `nfm_loss`.
+        TypeError: for parameters without a model, snapshots of another kind, and as `nfm_loss`.
+
+    Example:
+        >>> x, y = torch.tensor([[0.0], [2.0]]), torch.tensor([0.0, 0.0])
+        >>> (record,) = quadratic_gap_along(None, x, y, [torch.nn.Identity().eval()], loss="square")
+        >>> round(record.exact, 4), record.relative < 1e-6  # a quadratic loss is its own expansion
+        (0.8333, True)
+    """
+    loaded = [_loaded(model, snapshot) for snapshot in snapshots]
+    if not loaded:
+        raise ValueError("snapshots: expected at least one.")
+    records = []
+    for step, (network, params) in enumerate(tqdm(loaded, desc="snapshots", disable=None, delay=2, leave=False)):
+        setting = {"layer": layer, "params": params, **options}
+        exact = nfm_loss(network, x, y, eps=float(eps), method="exact", **setting, **(quadrature or {}))
+        terms = taylor_terms(network, x, y, remainder=False, **setting)
+        records.append(
+            QuadraticGap(
+                step=step,
+                standard=float(terms.standard),
+                exact=float(exact.value),
+                quadratic=float(terms.polynomial(eps)),
+                R3=float(terms.R3),
+            )
+        )
+    return records
