@@ -5,11 +5,11 @@ import warnings
 
 import pytest
 import torch
+from problems import generator, mlp, randn, small_cnn
 from torch import nn
 from torch.testing import assert_close
 
 from nfm_theory.adversarial.attacks import flip_radius, pgd_attack
-from tests.problems import generator, mlp, randn, small_cnn
 
 
 def lengths(delta, norm):

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from problems import finish, mlp, randn
 from torch import nn
 from torch.testing import assert_close
 
@@ -13,7 +14,6 @@ from nfm_theory.adversarial.bounds import adversarial_bound, validity_radius
 from nfm_theory.adversarial.linear_bounds import region_distance
 from nfm_theory.adversarial.relaxations import network_steps
 from nfm_theory.laws import MixingLaw
-from tests.problems import finish, mlp, randn
 
 
 def homogeneous(seed, sizes, scale=4.0):

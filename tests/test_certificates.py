@@ -1,93 +1,27 @@
 """No false certificate: upper bounds against enumeration, long attacks and dense sampling; tightness is reported."""
 
-import itertools
 import json
-from dataclasses import dataclass
 
 import pytest
 import torch
+from problems import mlp, randn, small_cnn
 from torch import nn
 from torch.testing import assert_close
 
+from benchmarks.certificates import METHODS, Tightness, extend
 from nfm_theory.adversarial.certificates import certify, worst_case
 from nfm_theory.adversarial.linear_bounds import check_ball, region_distance, relaxed_minimum
 from nfm_theory.adversarial.regions import RegionLimitError
 from nfm_theory.adversarial.relaxations import Scalar, network_steps
-from tests.problems import finish, generator, mlp, randn, small_cnn
-
-METHODS = ("crown", "crown-ibp", "interval")
-
-
-@dataclass
-class Tightness:
-    """Worst excess of what was attained over a bound, and upper bound / maximum per case and method."""
-
-    violation: float
-    gap: float
-    ratios: dict[str, list[float]]
-
-    def median(self, method):
-        return float(torch.tensor(self.ratios[method]).median())
-
-
-def random_case(seed):
-    """A small random ReLU or leaky network with points, labels and a ball."""
-    r = generator(seed)
-    pick = lambda low, high: int(torch.randint(low, high + 1, (1,), generator=r))  # noqa: E731
-    d, classes = pick(1, 4), pick(1, 3)
-    hidden = [pick(2, 6) for _ in range(pick(1, 2))]
-
-    def build():
-        sizes, layers = [d, *hidden, classes], []
-        for width, next_width in itertools.pairwise(sizes):
-            layers += [nn.Linear(width, next_width), nn.LeakyReLU(0.2) if seed % 2 else nn.ReLU()]
-        return nn.Sequential(*layers[:-1])
-
-    x = randn(seed + 10**6, 2, d)
-    y = torch.randint(2, (2,), generator=r) if classes == 1 else torch.randint(classes, (2,), generator=r)
-    options = {
-        "radius": torch.rand(2, generator=r, dtype=torch.float64) * 2,
-        "norm": "linf" if seed % 6 == 0 else "l2",
-        "loss": "logistic" if classes == 1 else "cross_entropy",
-        "box": (-3.0, 3.0) if seed % 5 == 0 else None,
-    }
-    if options["box"]:
-        x = x.clamp(-3, 3)
-    return finish(build, seed), x, y, options
-
-
-def check_random_networks(num, *, start=0, attack_steps=30, restarts=2, methods=METHODS):
-    """The check of this file on `num` random networks, two points each; 10,000 of them run in minutes."""
-    violation, gap, ratios = 0.0, 0.0, {name: [] for name in ("enumeration", *methods)}
-    for seed in range(start, start + num):
-        model, x, y, options = random_case(seed)
-        exact = worst_case(
-            model,
-            x,
-            y,
-            method="enumeration",
-            steps=attack_steps,
-            restarts=restarts,
-            generator=generator(seed),
-            **options,
-        )
-        violation = max(violation, float((exact.lower - exact.upper).max()))
-        gap = max(gap, float((exact.certificate.attained - exact.certificate.margins).max()))
-        ratios["enumeration"] += (exact.upper / exact.lower).tolist()
-        for method in methods:
-            found = certify(model, x, y, method=method, **options)
-            violation = max(violation, float((exact.lower - found.loss_upper).max()))
-            violation = max(violation, float((found.margins - exact.certificate.attained).max()))
-            ratios[method] += (found.loss_upper / exact.lower).tolist()
-    return Tightness(violation, gap, ratios)
 
 
 def test_no_false_certificate_on_random_networks():
-    found = check_random_networks(250)
+    """`python -m benchmarks.certificates` runs 10,000 of them."""
+    found = extend(Tightness(), 250)
     assert found.violation <= 1e-10
     assert found.gap <= 1e-5
     assert all(len(values) == 500 for values in found.ratios.values())
-    medians = [found.median(name) for name in ("enumeration", *METHODS)]
+    medians = [found.quantile(name, 0.5) for name in ("enumeration", *METHODS)]
     assert medians == sorted(medians)
     assert medians[0] <= 1 + 1e-6
     assert medians[1] <= 1.1

@@ -292,7 +292,7 @@ def region_distance(steps: Sequence[Step], h: Tensor, *, norm: str = "l2") -> Te
 
     Example:
         >>> from torch import nn
-        >>> from nfm_theory.relaxations import network_steps
+        >>> from nfm_theory.adversarial.relaxations import network_steps
         >>> net = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU())
         >>> _ = nn.init.constant_(net[0].weight, 1.0)
         >>> round(float(region_distance(network_steps(net), torch.tensor([[1.0, 2.0]]))), 4)  # 3 / √2
