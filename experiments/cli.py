@@ -1,6 +1,7 @@
 """The command `nfm`.
 
-Exit status: 0 holds, 1 refuted, 2 bad input, 3 undecided; the worst of several layers; 70 if the command itself fails.
+Exit status: 0 holds or certified, 1 refuted, 2 bad input, 3 undecided; the worst of several layers and scales; 70 if
+the command itself fails.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import torch
 import typer
 
 import nfm_theory as nt
+from nfm_theory.adversarial import adversarial_bound
 
 from .models import MODELS
 from .records import replace_file, versions, write_json
 from .sources import MOST_SAMPLES, Subject, UsageError, load_subject
 
 HOLDS, REFUTED, BAD_INPUT, UNDECIDED, CRASHED = 0, 1, 2, 3, 70
-_STATUS = {"holds": HOLDS, "undecided": UNDECIDED, "refuted": REFUTED}
+_STATUS = {"holds": HOLDS, "certified": HOLDS, "undecided": UNDECIDED, "refuted": REFUTED}
+DEFAULT_ORDER, BOUND_EPS = 2, 0.05
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
@@ -119,6 +122,32 @@ def _verify(subject: Subject, layers: list[str], eps, order: int, method: str, s
     return reports
 
 
+def _bound(subject: Subject, layers: list[str], eps, method: str, seed: int, **options) -> list:
+    """A report for every layer and scale."""
+    options["loss"] = options["loss"] or subject.loss or "cross_entropy"
+    options["samples"] = options.pop("monte_carlo_rows")
+    try:
+        return [
+            adversarial_bound(
+                subject.model, subject.x, subject.y, layer=layer, eps=scale, method=method, seed=seed, **options
+            )
+            for layer in layers
+            for scale in eps or [BOUND_EPS]
+        ]
+    except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _check_bound_options(bound: bool, order: int, plot: Path | None, radius: str | None, certificate: str | None):
+    """Options of one check are not silently dropped by the other."""
+    given = [("--radius", radius), ("--certificate", certificate)]
+    if bound:
+        given = [("--order", order if order != DEFAULT_ORDER else None), ("--plot", plot)]
+    named = [name for name, value in given if value is not None]
+    if named:
+        raise UsageError(f"{named[0]}: does not go with --bound." if bound else f"{named[0]}: needs --bound.")
+
+
 def _list_layers(subject: Subject) -> None:
     try:
         names = nt.layer_names(subject.model, subject.x)
@@ -129,7 +158,7 @@ def _list_layers(subject: Subject) -> None:
 
 
 def _records(subject: Subject, reports: list, device: str, seconds: float):
-    """One object per layer: the report and what it was made of; a list if there are several layers."""
+    """One object per report: the report and what it was made of; a list if there are several."""
     facts = {"model": subject.model_name, "data": subject.data_name, "device": device, "versions": versions()}
     records = [{**report.to_dict(), **facts, "seconds": round(seconds, 2)} for report in reports]
     return records[0] if len(records) == 1 else records
@@ -164,12 +193,15 @@ def verify(
     add_noise: Annotated[float, typer.Option(help="Level of additive noise.")] = 0.4,
     mult_noise: Annotated[float, typer.Option(help="Level of multiplicative noise.")] = 0.2,
     noise: Annotated[str, typer.Option(help="normal, uniform, rademacher or released.")] = "normal",
-    order: Annotated[int, typer.Option(help="Order of the expansion.")] = 2,
+    order: Annotated[int, typer.Option(help="Order of the expansion.")] = DEFAULT_ORDER,
     loss: Annotated[
         str | None,
         typer.Option(help="cross_entropy, logistic or square. (default: the digits' own, or cross_entropy)"),
     ] = None,
-    eps: Annotated[str | None, typer.Option(help="Scales, separated by commas. (default: from 0.1 down)")] = None,
+    eps: Annotated[
+        str | None,
+        typer.Option(help=f"Scales, separated by commas. (default: 0.1 down; with --bound {BOUND_EPS})"),
+    ] = None,
     method: Annotated[str, typer.Option(help="auto, exact or monte_carlo.")] = "auto",
     monte_carlo_rows: Annotated[int, typer.Option(help="Rows of Monte Carlo.")] = 200_000,
     dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
@@ -177,14 +209,30 @@ def verify(
     seed: Annotated[int, typer.Option(help="Of everything random, training of the built-in models included.")] = 0,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the report here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw remainder against eps here (.png, .svg, .pdf).")] = None,
+    bound: Annotated[
+        bool, typer.Option("--bound", help="Check the adversarial bound instead, with each of its assumptions.")
+    ] = False,
+    radius: Annotated[
+        str | None, typer.Option(help="With --bound: sharp, paper, or mean (needs no homogeneity). (default: sharp)")
+    ] = None,
+    certificate: Annotated[
+        str | None,
+        typer.Option(
+            help="With --bound, upper bounds by: auto, region, enumeration, crown, crown-ibp, interval, none. "
+            "(default: auto)"
+        ),
+    ] = None,
     list_layers: Annotated[bool, typer.Option("--list-layers", help="Only list the layers.")] = False,
 ) -> None:
     """Verify the expansion of the NFM loss on a network: does the remainder fall as predicted?
 
-    Exit status: 0 holds, 1 refuted, 2 bad input, 3 undecided; the worst of several layers.
+    With --bound, verify the adversarial bound at each scale: the loss of NFM against attacks and certificates.
+
+    Exit status: 0 holds (--bound: certified), 1 refuted, 2 bad input, 3 undecided; the worst of several layers.
     """
     try:
         scales = _scales(eps)
+        _check_bound_options(bound, order, plot, radius, certificate)
         if dtype not in _DTYPES:
             raise UsageError(f"--dtype: expected one of {list(_DTYPES)}, got {dtype!r}.")
         _check_outputs(json_path, plot)
@@ -195,10 +243,15 @@ def verify(
         if list_layers:
             return _list_layers(subject)
         start = time.perf_counter()
-        reports = _verify(
-            subject, layer or [""], scales, order, method, seed, alpha=alpha, beta=beta, add_noise=add_noise,
-            mult_noise=mult_noise, noise=noise, loss=loss, monte_carlo_rows=monte_carlo_rows,
-        )  # fmt: skip
+        setting = {
+            "alpha": alpha, "beta": beta, "add_noise": add_noise, "mult_noise": mult_noise, "noise": noise,
+            "loss": loss, "monte_carlo_rows": monte_carlo_rows,
+        }  # fmt: skip
+        if bound:
+            kinds = {"radius": radius or "sharp", "certificate": certificate or "auto"}
+            reports = _bound(subject, layer or [""], scales, method, seed, **kinds, **setting)
+        else:
+            reports = _verify(subject, layer or [""], scales, order, method, seed, **setting)
         typer.echo("\n\n".join(map(str, reports)))
         if json_path is not None:
             write_json(json_path, _records(subject, reports, device, time.perf_counter() - start))
@@ -211,7 +264,7 @@ def verify(
         typer.echo(f"nfm: {error}", err=True)
         raise typer.Exit(BAD_INPUT) from None
     verdicts = {report.verdict for report in reports}
-    worst = next(v for v in ("refuted", "undecided", "holds") if v in verdicts)
+    worst = next(v for v in ("refuted", "undecided", "holds", "certified") if v in verdicts)
     raise typer.Exit(_STATUS[worst])
 
 

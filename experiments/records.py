@@ -57,7 +57,8 @@ def read_lines(path: str | Path) -> list[dict]:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; `python -m experiments.verify_digits` writes it.")
+        job = "verify_bounds" if path.name.startswith("bounds") else "verify_digits"
+        raise FileNotFoundError(f"{path} does not exist; `python -m experiments.{job}` writes it.")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

@@ -1,7 +1,8 @@
 """Train a small network on the digits in seconds, the same bits every time, and keep it in a cache.
 
 Plain empirical risk minimisation by default; with `alpha` or noise, NFM at the input by the package's own
-perturbation (one λ, one permutation and one noise scale per minibatch, mixed labels).
+perturbation (one λ, one permutation and one noise scale per minibatch, mixed labels); with `layers`, by
+`NoisyFeatureMixup` at one of these layers per minibatch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,14 +24,18 @@ from torch import Tensor, nn
 
 import nfm_theory as nt
 
-from .digits import Digits, load_digits
-from .models import MODELS
+from .digits import Digits, load_digits, verification_subset
+from .models import NETWORKS
 from .records import replace_file
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights."""
+    """Everything that decides the weights.
+
+    `layers` are those that `NoisyFeatureMixup` may mix, `""` for the input; none for the step at the input that needs
+    no hooks. `centre` subtracts the mean of the first so many samples of `verification_subset`, which are then centred.
+    """
 
     model: str = "mlp"
     classes: int = 10
@@ -43,6 +48,8 @@ class Recipe:
     add_noise: float = 0.0
     mult_noise: float = 0.0
     noise: str = "normal"
+    layers: tuple[str, ...] = ()
+    centre: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ def _initialised(recipe: Recipe) -> nn.Module:
     """A fresh network, seeded without touching the caller's generators."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
-        return MODELS[recipe.model](recipe.classes).double()
+        return NETWORKS[recipe.model](recipe.classes).double()
 
 
 def _losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -100,12 +107,37 @@ def _batch_loss(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, generato
     return (draw.lam * _losses(model, mixed, y) + (1 - draw.lam) * _losses(model, mixed, y[draw.index])).mean()
 
 
+def _mixer(model: nn.Module, recipe: Recipe, generator: torch.Generator) -> nt.NoisyFeatureMixup | None:
+    if not recipe.layers:
+        return None
+    return nt.NoisyFeatureMixup(
+        model, recipe.layers, alpha=recipe.alpha, add_noise=recipe.add_noise, mult_noise=recipe.mult_noise,
+        noise=recipe.noise, num_classes=None if recipe.classes == 2 else recipe.classes, generator=generator,
+    )  # fmt: skip
+
+
 @torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Share of correct predictions, by sign for one logit."""
     outputs = model(x)
     predicted = (outputs[:, 0] > 0).long() if outputs.shape[-1] == 1 else outputs.argmax(-1)
     return float((predicted == y).double().mean())
+
+
+def centred(data: Digits, count: int) -> Digits:
+    """The data less the mean of the first `count` samples of `verification_subset`; 0 leaves them as they are.
+
+    Args:
+        data: images and labels.
+        count: number of samples.
+
+    Raises:
+        ValueError: as `verification_subset`.
+    """
+    if not count:
+        return data
+    mean = verification_subset(data, count)[0].mean(0)
+    return replace(data, x=data.x - mean, x_test=data.x_test - mean)
 
 
 def train(recipe: Recipe, data: Digits | None = None) -> TrainedNetwork:
@@ -118,19 +150,28 @@ def train(recipe: Recipe, data: Digits | None = None) -> TrainedNetwork:
     Raises:
         ValueError: for an unknown model or number of classes.
     """
-    if recipe.model not in MODELS:
-        raise ValueError(f"model: expected one of {sorted(MODELS)}, got {recipe.model!r}.")
-    data = load_digits(recipe.classes) if data is None else data
+    if recipe.model not in NETWORKS:
+        raise ValueError(f"model: expected one of {sorted(NETWORKS)}, got {recipe.model!r}.")
+    data = centred(load_digits(recipe.classes) if data is None else data, recipe.centre)
     start = time.perf_counter()
     model = _initialised(recipe)
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    mixer = _mixer(model, recipe, generator)
     with _one_thread(), torch.enable_grad():
         for _ in range(recipe.epochs):
             for batch in torch.randperm(len(data.x), generator=generator).split(recipe.batch_size):
                 optimizer.zero_grad()
-                _batch_loss(model, data.x[batch], data.y[batch], recipe, generator).backward()
+                if mixer is None:
+                    loss = _batch_loss(model, data.x[batch], data.y[batch], recipe, generator)
+                else:
+                    y = data.y[batch]
+                    x, y = mixer(data.x[batch], y.double() if recipe.classes == 2 else y)
+                    loss = _losses(model, x, y).mean()
+                loss.backward()
                 optimizer.step()
+    if mixer is not None:
+        mixer.remove()
     model.eval().requires_grad_(False)
     return TrainedNetwork(
         model=model,
@@ -170,7 +211,7 @@ def trained_network(model: str = "mlp", classes: int = 10, seed: int = 0, **opti
     """A trained network from the cache, or trained now and kept there.
 
     Args:
-        model: name in `MODELS`.
+        model: name in `NETWORKS`.
         classes: 2 or 10.
         seed: of initialisation and minibatches.
         **options: other fields of `Recipe`.
@@ -178,8 +219,8 @@ def trained_network(model: str = "mlp", classes: int = 10, seed: int = 0, **opti
     Raises:
         ValueError: for an unknown model or number of classes.
     """
-    if model not in MODELS:
-        raise ValueError(f"model: expected one of {sorted(MODELS)}, got {model!r}.")
+    if model not in NETWORKS:
+        raise ValueError(f"model: expected one of {sorted(NETWORKS)}, got {model!r}.")
     recipe = Recipe(model=model, classes=classes, seed=seed, **options)
     path = cache_file(recipe)
     if path.exists():

@@ -9,10 +9,14 @@ from pathlib import Path
 
 from experiments.records import RESULTS
 
-from . import fig_cost, fig_remainder, fig_validity, style
+from . import fig_bounds, fig_cost, fig_remainder, fig_validity, style
 
 #: Every figure with the file of results it reads.
-FIGURES = {"expansion.jsonl": fig_remainder.make, "validity.jsonl": fig_validity.make}
+FIGURES = {
+    "expansion.jsonl": fig_remainder.make,
+    "validity.jsonl": fig_validity.make,
+    "bounds.jsonl": fig_bounds.make,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """The command `nfm`: exit statuses, outputs, and every way to get it wrong."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -30,6 +31,24 @@ def number():
 
 def broken():
     raise KeyError("weights")
+
+def bias_free():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(
+            torch.nn.Linear(3, 8, bias=False), torch.nn.LeakyReLU(0.1), torch.nn.Linear(8, 1, bias=False)
+        )
+        x = torch.randn(4, 3)
+    x = torch.cat([x, -x])
+    return model, x, (model(x)[:, 0] > 0).long()
+
+def biased():
+    model, x, y = bias_free()
+    model.insert(0, torch.nn.Linear(3, 3))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(3))
+        model[0].bias.fill_(3.0)
+    return model, x, (model(x)[:, 0] > 0).long()
 
 module = build()
 """
@@ -110,7 +129,53 @@ def test_weights_are_loaded_and_a_module_is_taken_as_it_is(work):
     assert listed.output.split()[-3:] == ["0", "1", "2"]
 
 
+BOUND = ("--bound", "--add-noise", "0", "--mult-noise", "0", "--loss", "logistic")
+
+
+def test_the_bound_of_a_users_model_is_certified(work):
+    result = run("--model", "mine.py:bias_free", *BOUND, "--eps", "0.01,0.1", "--json", "r.json")
+    assert result.exit_code == cli.HOLDS, result.output
+    assert result.output.count("CERTIFIED") == 2
+    records = json.loads((work / "r.json").read_text())
+    assert [r["eps"] for r in records] == [0.01, 0.1]
+    assert [r["verdict"] for r in records] == ["certified"] * 2
+    assert records[0]["failed"] == []
+    assert records[0]["model"] == "mine.py:bias_free"
+    assert records[0]["label_kept"]["certified"] == 8
+
+
+def test_the_bound_is_refuted_or_undecided_with_a_status_of_its_own(work):
+    refuted = run("--model", "mine.py:biased", *BOUND, "--eps", "0.1", "--json", "r.json")
+    assert refuted.exit_code == cli.REFUTED, refuted.output
+    assert "homogeneity" in json.loads((work / "r.json").read_text())["failed"]
+    undecided = run("--model", "mine.py:bias_free", *BOUND, "--certificate", "none")
+    assert undecided.exit_code == cli.UNDECIDED, undecided.output
+    both = run("--model", "mine.py:biased", *BOUND, "--certificate", "none", "--eps", "0.1", "--radius", "mean")
+    assert both.exit_code in (cli.UNDECIDED, cli.REFUTED)
+    assert "radius mean" in both.output
+
+
+def test_the_bound_of_the_built_in_network_with_noise(work):
+    result = run("--bound", "--num-samples", "4", "--classes", "2", "--eps", "0.01", "--monte-carlo-rows", "20000")
+    assert result.exit_code in (cli.HOLDS, cli.REFUTED, cli.UNDECIDED), result.output
+    assert "Monte Carlo" in result.output
+    assert "Hessian" in result.output
+
+
+def test_the_help_documents_the_bound():
+    text = re.sub(r"\x1b\[[0-9;]*m", "", run("--help").output)  # colours split the names of options
+    assert "--bound" in text
+    assert "certified" in text
+
+
 BAD = [
+    (("--model", "mine.py:bias_free", *BOUND, "--radius", "round"), "radius: expected one of"),
+    (("--model", "mine.py:bias_free", *BOUND, "--certificate", "oracle"), "method: expected one of"),
+    (("--model", "mine.py:bias_free", *BOUND, "--alpha", "0"), "the bound needs mixing"),
+    (("--model", "mine.py:bias_free", "--bound", "--loss", "square"), "'cross_entropy' and 'logistic'"),
+    (("--model", "mine.py:bias_free", *BOUND, "--order", "3"), "--order: does not go with --bound"),
+    (("--model", "mine.py:bias_free", *BOUND, "--plot", "p.png"), "--plot: does not go with --bound"),
+    ((*MINE, "--radius", "sharp"), "--radius: needs --bound"),
     (("--model", "nosuch"), "expected one of"),
     (("--model", "nosuch.py:build"), "no such file"),
     (("--model", "no_such_package:build"), "ModuleNotFoundError"),

@@ -1,10 +1,12 @@
 """Every figure draws from records like those of the main job, and says what it must."""
 
+import json
+
 import pytest
 from matplotlib.figure import Figure
 
 from experiments.records import write_lines
-from figures import fig_remainder, fig_validity
+from figures import fig_bounds, fig_remainder, fig_validity
 from figures.__main__ import main
 from figures.style import SCHEME_TITLES
 
@@ -23,6 +25,26 @@ def record(scheme, layer, q):
     return {"model": "mlp", "classes": 10, "layer": layer, "scheme": scheme, "report": report, "curve": curve}
 
 
+def bound_record(model, classes, scheme, seed=0):
+    sides = [
+        {"eps": e, "verdict": v, "standard_loss": 0.1, "nfm_loss": 0.1 + 0.3 * e, "right_lower": 0.1 + 0.1 * e,
+         "right_upper": None if v == "undecided" else 0.1 + 0.2 * e}
+        for e, v in ((0.1, "refuted"), (0.5, "certified"), (1.0, "undecided"))
+    ]  # fmt: skip
+    points = {
+        "sharp": [0.1, 0.2, 0.3],
+        "paper": [0.1, 0.1, 0.2],
+        "certified": [0.4, 0.5, 0.6],
+        "flip": [0.7, 1.0, None],
+    }
+    return {"model": model, "classes": classes, "scheme": scheme, "seed": seed, "bound": sides, "points": points}
+
+
+BOUNDS = [bound_record(m, k, s) for m in ("leaky_mlp", "relu_mlp") for k in (2, 10) for s in fig_bounds.SCHEME_TITLES]
+COSTS = {
+    "cells": [{"case": "cnn", "quantity": "training, 1 probe", "method": "nfm_theory", "time": 2.0, "memory": 1.5}],
+    "scaling": {name: [{"count": 1, "time": 1.0, "memory": 1.0}] for name in ("directions", "samples")},
+}
 RECORDS = [record(s, layer, 4 if s == "noise" else 3) for s in SCHEME_TITLES for layer in ("", "hidden1")]
 
 
@@ -43,19 +65,45 @@ def test_points_are_measured_and_lines_predicted():
     assert list(line.get_ydata()) == pytest.approx([0.5 * e**3 for e in line.get_xdata()])
 
 
+def test_both_sides_of_the_bound_for_every_network_and_scheme():
+    figure = fig_bounds.draw_sides(BOUNDS)
+    assert len(figure.axes) == 4 * len(fig_bounds.SCHEME_TITLES)
+    assert [ax.get_title() for ax in figure.axes if ax.get_title()] == list(fig_bounds.SCHEME_TITLES.values())
+    low, high, left, *verdicts = figure.axes[0].get_lines()
+    assert list(low.get_ydata()) == pytest.approx([0.1] * 3)
+    assert list(high.get_ydata())[:2] == pytest.approx([0.2] * 2)
+    assert list(left.get_ydata()) == pytest.approx([0.3] * 3)
+    assert [m.get_marker() for m in verdicts] == ["X", "o", "D"]
+
+
+def test_radii_are_medians_and_what_no_attack_reached_is_infinite():
+    figure = fig_bounds.draw_radii(BOUNDS)
+    assert len(figure.axes) == 4
+    medians = [line.get_xdata()[0] for line in figure.axes[0].get_lines() if line.get_marker() != "None"]
+    assert medians[:4] == pytest.approx([0.1, 0.2, 0.5, 1.0])
+
+
 def test_an_unknown_scheme_is_named():
+    with pytest.raises(ValueError, match="scheme: expected"):
+        fig_bounds.draw_radii([{**BOUNDS[0], "scheme": "cutout"}])
     with pytest.raises(ValueError, match="scheme: expected"):
         fig_validity.draw([{**RECORDS[0], "scheme": "cutout"}])
 
 
 def test_the_command_draws_them_all_and_names_what_is_missing(tmp_path, capsys):
-    assert main(["--results", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    arguments = ["--results", str(tmp_path), "--benchmarks", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
     assert "python -m experiments.verify_digits" in capsys.readouterr().err
     for name in ("expansion", "validity"):
         write_lines(tmp_path / f"{name}.jsonl", RECORDS)
-    assert main(["--results", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert main(arguments) == 2
+    assert "python -m experiments.verify_bounds" in capsys.readouterr().err
+    write_lines(tmp_path / "bounds.jsonl", BOUNDS[:2])
+    (tmp_path / "estimators.json").write_text(json.dumps(COSTS))
+    assert main(arguments) == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"remainder.svg", "remainder.png", "validity.svg", "validity.png"}
+    figures = ("remainder", "validity", "bounds", "radii", "cost", "scaling")
+    assert names == {f"{name}.{suffix}" for name in figures for suffix in ("svg", "png")}
     again = (tmp_path / "out" / "remainder.svg").read_bytes()
-    main(["--results", str(tmp_path), "--out", str(tmp_path / "out")])
+    main(arguments)
     assert (tmp_path / "out" / "remainder.svg").read_bytes() == again

@@ -66,11 +66,13 @@ def _regularizer_step(case: Case, penalty: TaylorRegularizer) -> Tensor:
     return value.detach()
 
 
-def _nfm_step(case: Case, mixup: NoisyFeatureMixup) -> Tensor:
-    """A training step with NFM."""
+def _train_step(case: Case, mixup: NoisyFeatureMixup | None) -> Tensor:
+    """A step in training mode (batch norm on the batch), with NFM or plain: eval-mode passes are never mixed."""
     trained = case.trained
-    trained.model.train()  # eval-mode passes are never mixed
-    inputs, targets = mixup(case.x, case.y.float() if mixup.num_classes is None else case.y)
+    trained.model.train()
+    inputs, targets = case.x, case.trained.problem.labels
+    if mixup is not None:
+        inputs, targets = mixup(case.x, case.y.float() if mixup.num_classes is None else case.y)
     outputs = trained.model(inputs).reshape(len(case.x), -1)
     loss = trained.problem.loss(outputs, targets.reshape(outputs.shape)).mean()
     torch.autograd.grad(loss, list(trained.model.parameters()))
@@ -113,8 +115,9 @@ def _gradients(case: Case) -> list[Method]:
         found.append(Method("TaylorRegularizer beside the loss", quantity, step, kind="gradient", passes=3 + count))
     classes = {} if setting.classes == 1 else {"num_classes": setting.classes}
     mixup = NoisyFeatureMixup(case.trained.model, "", add_noise=case.sigma, mult_noise=case.sigma, **classes)
-    step = partial(_nfm_step, case, mixup)
-    found.append(Method(NAME, "NFM training step at the input", step, kind="gradient"))
+    for name, mixing in ((NAME, mixup), ("plain", None)):
+        step = partial(_train_step, case, mixing)
+        found.append(Method(name, "step in training mode, NFM at the input", step, kind="gradient"))
     return found
 
 
