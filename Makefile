@@ -52,6 +52,7 @@ verify: ## verify the expansion on networks trained on real data, again
 $(VERIFIED): $(STAMP) $(SOURCES)
 	@mkdir -p experiments/results
 	$(PY) -m experiments.verify_digits
+	$(PY) -m experiments.verify_bounds
 	@touch $(VERIFIED)
 
 figures: $(STAMP) $(VERIFIED) ## draw the figures into figures/out

@@ -4,6 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import finish, mlp, randn, small_cnn
+from torch import nn
+from torch.testing import assert_close
+
+from nfm_theory import nfm_loss, observed_order
 from nfm_theory.generalization.margins import (
     QuadraticGap,
     jacobian_norms,
@@ -11,11 +16,6 @@ from nfm_theory.generalization.margins import (
     score_gap,
     segment_margins,
 )
-from problems import finish, mlp, randn, small_cnn
-from torch import nn
-from torch.testing import assert_close
-
-from nfm_theory import nfm_loss, observed_order
 
 seeds = st.integers(0, 10_000)
 
