@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments.records import write_lines
-from figures import fig_bounds, fig_remainder, fig_validity
+from figures import fig_bounds, fig_cost, fig_remainder, fig_validity
 from figures.__main__ import main
 from figures.style import SCHEME_TITLES
 
@@ -107,3 +107,39 @@ def test_the_command_draws_them_all_and_names_what_is_missing(tmp_path, capsys):
     again = (tmp_path / "out" / "remainder.svg").read_bytes()
     main(arguments)
     assert (tmp_path / "out" / "remainder.svg").read_bytes() == again
+
+
+def cell(case, quantity, method, time, memory=2.0):
+    return {"case": case, "quantity": quantity, "method": method, "kind": "value", "time": time, "memory": memory}
+
+
+COSTS = {
+    "cells": [
+        cell("mlp64", "R2+R3, data, exact", "nfm_theory", 40.0),
+        cell("mlp64", "R2+R3, data, exact", "jvp(grad), vmap", 200.0),
+        cell("mlp64", "R2+R3, data, exact", "jvp(grad), chunks", 130.0),
+        cell("mlp64", "training, 1 probe", "TaylorRegularizer beside the loss", 4.5),
+        {"case": "cnn", "quantity": "R2+R3, data, exact", "method": "nfm_theory", "kind": "value", "skipped": "why"},
+    ],
+    "scaling": {
+        name: [{"count": n, "time": 2.0 * n, "memory": 7.0} for n in (16, 32)] for name in ("directions", "samples")
+    },
+}
+
+
+def test_costs_are_shown_by_family_and_nothing_that_was_not_measured_is():
+    header, body = fig_cost.rows(COSTS)
+    assert header[:3] == ["case", "quantity", "nfm_theory"]
+    assert [row[:2] for row in body] == [["MLP, d = 64", "R2+R3, data, exact"], ["MLP, d = 64", "training, 1 probe"]]
+    assert body[0][header.index("jvp(grad)")] == "130 (2)"  # the fastest of the family
+    assert body[1][header.index("nfm_theory")] == "4.5 (2)"
+    assert body[0][header.index("Taylor mode")] == "–"
+    figure = fig_cost.draw(COSTS)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [": ".join(row[:2]) for row in body]
+
+
+def test_costs_and_their_growth_are_written(tmp_path):
+    source = tmp_path / "estimators.json"
+    source.write_text(json.dumps(COSTS))
+    names = {path.name for path in fig_cost.make(source, tmp_path)}
+    assert names == {"cost.svg", "cost.png", "scaling.svg", "scaling.png"}
