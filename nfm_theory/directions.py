@@ -17,8 +17,18 @@ def coordinate_basis(h: Tensor) -> Tensor:
 
 
 def centred_features(features: Tensor) -> Tensor:
-    r"""Directions `(g_r - ḡ)/√n`, `(n, *feature)`: their second moment is the covariance of the features."""
-    return (features - features.mean(0)) / len(features) ** 0.5
+    r"""Directions, one fewer than samples, whose second moment is the covariance of the features, `(n - 1, *feature)`.
+
+    They are the features in an orthonormal basis of the vectors that sum to zero (Helmert), over √n. A single sample
+    has one direction, zero.
+    """
+    n = len(features)
+    if n == 1:
+        return torch.zeros_like(features)
+    k = torch.arange(1, n, dtype=features.dtype, device=features.device)
+    helmert = torch.ones(n - 1, n, dtype=features.dtype, device=features.device).tril() / (k * (k + 1)).sqrt()[:, None]
+    helmert[k.long() - 1, k.long()] = -(k / (k + 1)).sqrt()
+    return torch.tensordot(helmert, features, dims=1) / n**0.5
 
 
 def second_moment_directions(features: Tensor) -> Tensor:
@@ -34,7 +44,7 @@ def second_moment_directions(features: Tensor) -> Tensor:
     Returns:
         `(rank, *feature)`.
     """
-    centred = centred_features(features).flatten(1)
+    centred = (features - features.mean(0)).flatten(1) / len(features) ** 0.5
     left, values, _ = torch.linalg.svd(centred.detach(), full_matrices=False)
     keep = values > values.max() * max(centred.shape) * torch.finfo(values.dtype).eps
     return (left[:, keep].T @ centred).reshape(-1, *features.shape[1:])

@@ -22,7 +22,7 @@ from .engine import Linearization, linearize
 from .probes import mean_and_stderr, probe_forms
 from .problem import Problem, build_problem
 from .results import SECOND_ORDER, Estimate, TaylorTerms
-from .second_order import JOINT_WIDTH, SOURCES, active_sources, exact_terms
+from .second_order import JOINT_WIDTH, SOURCES, active_sources, exact_terms, num_directions
 
 METHODS = ("auto", "exact", "probes", "pairs")
 #: Directions up to which exact terms are not worth a pilot run, and the probes of a pilot run.
@@ -73,12 +73,6 @@ class Regularizers:
         return "\n".join([*lines, f"{self.engine}; about {self.passes} forward passes"])
 
 
-def exact_cost(problem: Problem, at: Linearization, source: str) -> int:
-    """Directions behind the exact R3 of a source."""
-    d = problem.features[0].numel()
-    return {"data": min(len(problem.features), at.width) + 1, "additive": min(d, at.width), "multiplicative": d}[source]
-
-
 class _Plan:
     """Decides, term by term, and gathers the probes it had to draw for that."""
 
@@ -109,7 +103,7 @@ class _Plan:
 
     def choose(self, order: str, source: str, joint: bool) -> str:
         """`"exact"` or `"probes"`, whichever gets to `rtol` for less."""
-        cost = self.at.outputs.shape[-1] if order == "R2" else exact_cost(self.problem, self.at, source)
+        cost = self.at.outputs.shape[-1] if order == "R2" else num_directions(self.problem, self.at, [source])
         if cost <= FEW_DIRECTIONS or joint or (order == "R3" and self.at.piecewise_linear):
             return "exact"
         if (source, False) not in self.drawn:
@@ -160,9 +154,7 @@ def problem_regularizers(
     values = exact_terms(problem, at, gauss_newton=exact["R2"], residual=exact["R3"], block_rows=rows)
     passes = plan.passes + (at.outputs.shape[-1] if exact["R2"] else 0)
     if exact["R3"] and not at.piecewise_linear:
-        joint = set(exact["R3"]) == {"data", "additive"} and at.width <= JOINT_WIDTH
-        costs = [exact_cost(problem, at, s) for s in exact["R3"] if not (joint and s == "data")]
-        passes += max(costs) if "multiplicative" in exact["R3"] and "data" not in exact["R3"] else sum(costs)
+        passes += num_directions(problem, at, exact["R3"])
     zero = at.outputs.new_zeros(())
     estimates = {"R1": Estimate(values["R1"], zero, 0, "exact")} if "data" in scales else {}
     for (order, source), name in names.items():

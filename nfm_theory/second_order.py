@@ -49,6 +49,17 @@ def _entered(at: Linearization, directions: Tensor) -> Tensor:
     return at.enter(directions.unsqueeze(1)).squeeze(1)
 
 
+def num_directions(problem: Problem, at: Linearization, sources: Collection[str]) -> int:
+    """Directions that the exact R3 of these sources takes."""
+    d = problem.features[0].numel()
+    data = min(len(problem.features), at.width) + 1 if "data" in sources else 0
+    if "multiplicative" in sources:
+        return data + d
+    noise = min(d, at.width) if "additive" in sources else 0
+    joint = data and noise and at.width <= JOINT_WIDTH and not at.differentiable
+    return noise + 1 if joint else data + noise
+
+
 def _jacobian_forms(curvature: Tensor, rows: Tensor, directions: Tensor) -> Tensor:
     """`Σ_s (J w_s)ᵀ F (J w_s)` per sample, `(b,)`, through the matrix `Σ_s w_s w_sᵀ` where that is smaller."""
     m, w = directions.shape
@@ -107,20 +118,46 @@ def _families(problem: Problem, at: Linearization, sources: Collection[str]) -> 
 
 
 def residual_terms(
-    problem: Problem, at: Linearization, slope: Tensor, sources: Collection[str], *, block_rows: int | None = None
-) -> dict[str, Tensor]:
-    """`tr(a·∇²f C_i)` of each source with unit scale, a = p - y the slope, exact, per sample `(n,)`."""
-    forms = {name: problem.features.new_zeros(len(problem.features)) for name in sources}
-    if at.piecewise_linear:
-        return forms
+    problem: Problem,
+    at: Linearization,
+    slope: Tensor,
+    sources: Collection[str],
+    *,
+    curvature: Tensor | None = None,
+    block_rows: int | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """`tr(a·∇²f C_i)` of each source with unit scale, exact, per sample `(n,)`; and `tr(JᵀFJ C_i)` by the way.
+
+    Args:
+        problem: the setting.
+        at: the head at the features.
+        slope: a = p - y, `(n, K)`.
+        sources: which.
+        curvature: F, `(n, K, K)`; with it the tangents of the sweep give the Gauss-Newton terms too (else empty).
+        block_rows: rows per block.
+    """
+    g = problem.features
+    residual = {name: g.new_zeros(len(g)) for name in sources}
+    gauss_newton = {} if curvature is None else dict(residual)
+    if at.piecewise_linear and curvature is None:
+        return residual, gauss_newton
     for directions, weights in _families(problem, at, sources):
-        bends = at.sweep(directions.unsqueeze(1), slope, tangents=False, entered=True, block_rows=block_rows)[1]
-        for name, weight in weights.items():
-            forms[name] = forms[name] + (weight * bends).sum(0)
+        _add_forms(at, slope, curvature, directions.unsqueeze(1), weights, residual, gauss_newton, True, block_rows)
     if "data" in sources:
-        drift = (problem.features.mean(0) - problem.features).unsqueeze(0)
-        forms["data"] = forms["data"] + at.sweep(drift, slope, tangents=False)[1][0]
-    return forms
+        drift, one = (g.mean(0) - g).unsqueeze(0), {"data": 1.0}
+        _add_forms(at, slope, curvature, drift, one, residual, gauss_newton, False, block_rows)
+    return residual, gauss_newton
+
+
+def _add_forms(at, slope, curvature, directions, weights, residual, gauss_newton, entered, block_rows) -> None:
+    """Add the weighted forms along directions to both dictionaries."""
+    wanted = curvature is not None
+    tangents, bends = at.sweep(directions, slope, tangents=wanted, entered=entered, block_rows=block_rows)
+    forms = gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).T if wanted else None
+    for name, weight in weights.items():
+        residual[name] = residual[name] + (weight * bends).sum(0)
+        if wanted:
+            gauss_newton[name] = gauss_newton[name] + (weight * forms).sum(0)
 
 
 def exact_terms(
@@ -145,13 +182,19 @@ def exact_terms(
     residual = scales if residual is None else residual
     zero, slope = at.outputs.new_zeros(()), problem.loss.gradient(at.outputs, problem.labels)
     terms = {"R1": zero} | {f"{order}{suffix}": zero for suffix in SOURCES.values() for order in ("R2", "R3")}
-    # In this order: the Jacobian rows serve R1, and R1 shares its reverse sweep with R3
-    forms = {"R2": gauss_newton_terms(problem, at, gauss_newton) if gauss_newton else {}}
+    # Where R3 is swept anyway, the tangents of the sweep may be cheaper than K Jacobian rows
+    along = set(gauss_newton) == set(residual) and not at.piecewise_linear
+    along = along and at.tail_share * num_directions(problem, at, residual) < at.outputs.shape[-1]
+    # In this order: Jacobian rows serve R1 as well, and R1 shares its reverse sweep with R3
+    forms = {"R2": gauss_newton_terms(problem, at, gauss_newton) if gauss_newton and not along else {}}
     if "data" in scales:
         pulled = at.pullback(slope)
         drift = at.enter((problem.features.mean(0) - problem.features).unsqueeze(0))[0]
         terms["R1"] = problem.mixing.moment(1) * (pulled * drift).sum(1).mean()
-    forms["R3"] = residual_terms(problem, at, slope, residual, block_rows=block_rows) if residual else {}
+    curvature = problem.loss.hessian(at.outputs, problem.labels) if along else None
+    if residual:
+        forms["R3"], swept = residual_terms(problem, at, slope, residual, curvature=curvature, block_rows=block_rows)
+        forms["R2"] |= swept
     for order, found in forms.items():
         for name, form in found.items():
             terms[order + SOURCES[name]] = scales[name] * form.mean()

@@ -59,6 +59,11 @@ class Linearization(ABC):
     def width(self) -> int:
         """w, the number of coordinates behind `enter`."""
 
+    @property
+    def tail_share(self) -> float:
+        """Share of the head that lies behind its last curved operation: what J v costs beyond a·∇²f[v, v]."""
+        return 0.0
+
     @abstractmethod
     def rows(self) -> Tensor:
         """The Jacobian, in the coordinates of `enter`: `(b, K, w)`."""
@@ -188,6 +193,12 @@ class _Taped(Linearization):
     @property
     def width(self):
         return self._gate.tensor[0].numel()
+
+    @property
+    def tail_share(self):
+        sizes = [node.output.tensor.numel() for node in self._nodes]
+        last = max((k for k, node in enumerate(self._nodes) if node.form is not None), default=0)
+        return sum(sizes[last:]) / sum(sizes)
 
     def _grads(self, targets: list[Tensor], weights: Tensor) -> list[Tensor]:
         with torch.enable_grad():
