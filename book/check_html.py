@@ -18,7 +18,7 @@ HTML = BOOK / "_build" / "html"
 
 # Pages that show nothing without a figure; any other page must hold one if its cells import matplotlib.
 WITH_FIGURES = ("1_expansion", "2_regularizers")
-TROUBLE = ("Traceback (most recent call last)", "MissingReference", "system-message", "$$")
+TROUBLE = ("Traceback (most recent call last)", "MissingReference", "system-message", "$$", "&lt;Figure size")
 REMOTE = re.compile(r"^(https?:)?//", re.IGNORECASE)
 STYLE_LOADS = re.compile(r"""(?:@import\s+|url\(\s*)["']?((?:https?:)?//[^"')\s]+)""", re.IGNORECASE)
 SCRIPT_LOADS = re.compile(r"""["'](?:https?:)?//[^"']+\.(?:m?js|css|woff2?)\b[^"']*["']""", re.IGNORECASE)
