@@ -35,4 +35,5 @@ def test_gain_of_the_control_variate_is_the_benchmarks():
     row = record["tables"]["mlp, trained on digits"]["quadratic"]
     gain = row["effective_gain"][record["eps"].index(0.1)]
     assert quoted(r"remainder ([\d.]+) times cheaper") == pytest.approx(gain, rel=0.01)
-    assert gain >= 10
+    assert gain >= 15
+    assert row["gain"][record["eps"].index(0.1)] >= 50  # in samples, time left out
