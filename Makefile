@@ -15,7 +15,7 @@ BOOK_FLAGS ?=
 
 STAMP = $(VENV)/.installed
 VERIFIED = experiments/results/.verified
-SOURCES = $(wildcard nfm_theory/*.py nfm_theory/*/*.py experiments/*.py)
+SOURCES = $(wildcard nfm_theory/*.py nfm_theory/*/*.py experiments/*.py experiments/data/*.py experiments/models/*.py)
 
 # A backend set outside (often Agg) silently removes every figure from the executed pages.
 unexport MPLBACKEND

@@ -14,8 +14,8 @@ import torch
 import nfm_theory as nt
 from benchmarks.estimators.cases import SETTINGS, build_case
 from benchmarks.estimators.measure import interleaved, machine, num_threads, versions
-from experiments.digits import load_digits, verification_subset
-from experiments.train import trained_network
+from experiments.data.digits import load_digits, verification_subset
+from experiments.trained import trained_network
 from nfm_theory.monte_carlo import CONTROL_VARIATES, Polynomials, monte_carlo_loss
 from nfm_theory.problem import Problem
 

@@ -20,7 +20,7 @@ import typer
 import nfm_theory as nt
 from nfm_theory.adversarial import adversarial_bound
 
-from .models import MODELS
+from .models.small import MODELS
 from .records import replace_file, versions, write_json
 from .sources import MOST_SAMPLES, Subject, UsageError, load_subject
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .digits import CLASSES, load_digits, verification_subset
-from .models import MODELS
-from .train import trained_network
+from .data.digits import CLASSES, load_digits, verification_subset
+from .models.small import MODELS
+from .trained import trained_network
 
 #: Samples that are verified unless the user says otherwise: the cost grows with their square.
 DEFAULT_SAMPLES, MOST_SAMPLES = 10, 100

@@ -30,9 +30,9 @@ from torch import Tensor
 
 from nfm_theory.adversarial import BoundReport, adversarial_bound, certify, flip_radius, validity_radius
 
-from .digits import CLASSES, Digits, load_digits, verification_subset
+from .data.digits import CLASSES, Digits, load_digits, verification_subset
 from .records import RESULTS, versions, write_lines
-from .train import Recipe, centred, train, trained_network
+from .trained import NetworkRecipe, centred, train, trained_network
 
 _LAYERS = ("", "hidden1", "hidden2")
 #: The levels that the NFM paper trains with.
@@ -73,9 +73,9 @@ class Case:
     cifar: str = ""
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> NetworkRecipe:
         """How the network is trained: on data from which the mean of the checked samples is subtracted."""
-        return Recipe(
+        return NetworkRecipe(
             model=self.model, classes=self.classes, seed=self.seed, epochs=self.epochs,
             learning_rate=self.learning_rate, centre=self.n, **SCHEMES[self.scheme],
         )  # fmt: skip

@@ -24,10 +24,10 @@ from rich.table import Table
 
 import nfm_theory as nt
 
-from .digits import CLASSES, load_digits, verification_subset
-from .models import HIDDEN, MODELS
+from .data.digits import CLASSES, load_digits, verification_subset
+from .models.small import HIDDEN, MODELS
 from .records import RESULTS, versions, write_lines
-from .train import trained_network
+from .trained import trained_network
 
 #: The levels that the NFM paper trains with.
 NOISE = {"add_noise": 0.4, "mult_noise": 0.2}

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from experiments import verify_bounds
-from experiments.digits import load_digits, verification_subset
-from experiments.models import MODELS, NETWORKS, PIECEWISE
+from experiments.data.digits import load_digits, verification_subset
+from experiments.models.small import MODELS, NETWORKS, PIECEWISE
 from experiments.records import read_lines
-from experiments.train import Recipe, centred, train
+from experiments.trained import NetworkRecipe, centred, train
 from nfm_theory.adversarial import certify
 
 SHORT = {"classes": 2, "epochs": 2, "centre": 10}
@@ -21,7 +21,7 @@ SHORT = {"classes": 2, "epochs": 2, "centre": 10}
 
 @pytest.mark.parametrize("scheme", verify_bounds.SCHEMES)
 def test_every_scheme_trains_to_the_bit_and_leaves_no_hooks(scheme):
-    recipe = Recipe(model="leaky_mlp", **SHORT, **verify_bounds.SCHEMES[scheme])
+    recipe = NetworkRecipe(model="leaky_mlp", **SHORT, **verify_bounds.SCHEMES[scheme])
     first, second = train(recipe), train(recipe)
     for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -32,11 +32,11 @@ def test_every_scheme_trains_to_the_bit_and_leaves_no_hooks(scheme):
 
 def test_schemes_differ_and_ten_classes_mix_too():
     trained = [
-        train(Recipe(model="relu_mlp", **SHORT, **s)).model.logits.weight for s in verify_bounds.SCHEMES.values()
+        train(NetworkRecipe(model="relu_mlp", **SHORT, **s)).model.logits.weight for s in verify_bounds.SCHEMES.values()
     ]
     for k, weight in enumerate(trained):
         assert not any(torch.equal(weight, other) for other in trained[:k])
-    ten = train(Recipe(model="leaky_mlp", classes=10, epochs=3, **verify_bounds.SCHEMES["nfm"]))
+    ten = train(NetworkRecipe(model="leaky_mlp", classes=10, epochs=3, **verify_bounds.SCHEMES["nfm"]))
     assert ten.test_accuracy > 0.7
 
 

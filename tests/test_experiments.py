@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from experiments import train as training
+from experiments import trained as training
 from experiments import verify_digits
-from experiments.digits import load_digits, verification_subset
-from experiments.models import HIDDEN, MODELS
+from experiments.data.digits import load_digits, verification_subset
+from experiments.models.small import HIDDEN, MODELS
 from experiments.records import read_lines, replace_file, write_json
-from experiments.train import Recipe, train, trained_network
+from experiments.trained import NetworkRecipe, train, trained_network
 
 SHORT = {"epochs": 2}
 
@@ -35,7 +35,7 @@ def test_digits_are_standardised_split_once_and_balanced():
         (lambda: load_digits(7), "classes: expected one of"),
         (lambda: load_digits(10, test_share=1.0), "test_share: expected"),
         (lambda: verification_subset(load_digits(2), 0), "n: expected 1 to"),
-        (lambda: train(Recipe(model="vit")), "model: expected one of"),
+        (lambda: train(NetworkRecipe(model="vit")), "model: expected one of"),
     ],
 )
 def test_bad_requests_say_what_was_expected(call, match):
@@ -46,7 +46,7 @@ def test_bad_requests_say_what_was_expected(call, match):
 @pytest.mark.parametrize("scheme", [{}, {"alpha": 1.0, "add_noise": 0.4, "mult_noise": 0.2, "noise": "released"}])
 def test_training_is_the_same_to_the_bit_and_leaves_the_global_generator_alone(scheme):
     state = torch.random.get_rng_state()
-    first, second = (train(Recipe(classes=2, **SHORT, **scheme)) for _ in range(2))
+    first, second = (train(NetworkRecipe(classes=2, **SHORT, **scheme)) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), state)
     for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 
 import nfm_theory as nt
 
-from .digits import Digits, load_digits, verification_subset
-from .models import NETWORKS
+from .data.digits import Digits, load_digits, verification_subset
+from .models.small import NETWORKS
 from .records import replace_file
 
 
 @dataclass(frozen=True)
-class Recipe:
+class NetworkRecipe:
     """Everything that decides the weights.
 
     `layers` are those that `NoisyFeatureMixup` may mix, `""` for the input; none for the step at the input that needs
@@ -65,7 +65,7 @@ class TrainedNetwork:
     """
 
     model: nn.Module
-    recipe: Recipe
+    recipe: NetworkRecipe
     train_accuracy: float
     test_accuracy: float
     seconds: float
@@ -82,7 +82,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _initialised(recipe: Recipe) -> nn.Module:
+def _initialised(recipe: NetworkRecipe) -> nn.Module:
     """A fresh network, seeded without touching the caller's generators."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
@@ -96,7 +96,7 @@ def _losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(outputs, y, reduction="none")
 
 
-def _batch_loss(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+def _batch_loss(model: nn.Module, x: Tensor, y: Tensor, recipe: NetworkRecipe, generator: torch.Generator) -> Tensor:
     if not (recipe.alpha or recipe.add_noise or recipe.mult_noise):
         return _losses(model, x, y).mean()
     draw = nt.sample_draw(
@@ -107,7 +107,7 @@ def _batch_loss(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, generato
     return (draw.lam * _losses(model, mixed, y) + (1 - draw.lam) * _losses(model, mixed, y[draw.index])).mean()
 
 
-def _mixer(model: nn.Module, recipe: Recipe, generator: torch.Generator) -> nt.NoisyFeatureMixup | None:
+def _mixer(model: nn.Module, recipe: NetworkRecipe, generator: torch.Generator) -> nt.NoisyFeatureMixup | None:
     if not recipe.layers:
         return None
     return nt.NoisyFeatureMixup(
@@ -140,7 +140,7 @@ def centred(data: Digits, count: int) -> Digits:
     return replace(data, x=data.x - mean, x_test=data.x_test - mean)
 
 
-def train(recipe: Recipe, data: Digits | None = None) -> TrainedNetwork:
+def train(recipe: NetworkRecipe, data: Digits | None = None) -> TrainedNetwork:
     """Train by Adam in float64 on the CPU; reproducible to the bit on one machine.
 
     Args:
@@ -187,14 +187,14 @@ def cache_directory() -> Path:
     return Path(os.environ.get("NFM_CACHE") or Path.home() / ".cache" / "nfm_theory")
 
 
-def cache_file(recipe: Recipe) -> Path:
+def cache_file(recipe: NetworkRecipe) -> Path:
     """One file per recipe, architecture and version of PyTorch."""
     facts = {"recipe": asdict(recipe), "network": str(_initialised(recipe)), "torch": torch.__version__}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     return cache_directory() / f"{recipe.model}-{recipe.classes}-{key}.pt"
 
 
-def _load(path: Path, recipe: Recipe) -> TrainedNetwork:
+def _load(path: Path, recipe: NetworkRecipe) -> TrainedNetwork:
     content = torch.load(path, weights_only=True)
     model = _initialised(recipe)
     model.load_state_dict(content["state_dict"])
@@ -214,14 +214,14 @@ def trained_network(model: str = "mlp", classes: int = 10, seed: int = 0, **opti
         model: name in `NETWORKS`.
         classes: 2 or 10.
         seed: of initialisation and minibatches.
-        **options: other fields of `Recipe`.
+        **options: other fields of `NetworkRecipe`.
 
     Raises:
         ValueError: for an unknown model or number of classes.
     """
     if model not in NETWORKS:
         raise ValueError(f"model: expected one of {sorted(NETWORKS)}, got {model!r}.")
-    recipe = Recipe(model=model, classes=classes, seed=seed, **options)
+    recipe = NetworkRecipe(model=model, classes=classes, seed=seed, **options)
     path = cache_file(recipe)
     if path.exists():
         try:

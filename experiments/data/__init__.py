@@ -1,0 +1,1 @@
+"""Data sets: real images that ship inside a dependency, and those a user brings."""

@@ -1,0 +1,1 @@
+"""Networks: small ones for verification, and those of the papers."""
