@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import pickle
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -30,7 +29,9 @@ from torch import Tensor
 
 from nfm_theory.adversarial import BoundReport, adversarial_bound, certify, flip_radius, validity_radius
 
+from .data.cifar import find_cifar, read_batch, release
 from .data.digits import CLASSES, Digits, load_digits, verification_subset
+from .data.integrity import DataError
 from .records import RESULTS, versions, write_lines
 from .trained import NetworkRecipe, centred, train, trained_network
 
@@ -53,7 +54,7 @@ SEEDS = (0, 1, 2)
 NUM_SAMPLES = 40
 #: The two classes of CIFAR-10, airplane and automobile, and how many images of each are used.
 CIFAR_PAIR, CIFAR_TRAIN, CIFAR_TEST, CIFAR_SAMPLES = (0, 1), 100, 500, 12
-CIFAR_VARIABLE = "NFM_CIFAR10"
+CIFAR_VARIABLE = release(10).variable
 _ATTACK = {"steps": 20, "restarts": 1, "progress": False}
 
 
@@ -101,47 +102,19 @@ def cases(*, quick: bool = False, cifar: str = "") -> list[Case]:
     ]
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Reads the arrays of the official files and runs no other code."""
-
-    def find_class(self, module: str, name: str):
-        if module.split(".")[0] == "numpy" or (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"expected arrays, got {module}.{name}")
-
-
-def cifar_folder(given: str) -> Path | None:
-    """The folder with the batches: what was given, else `$NFM_CIFAR10`; `None` if neither.
-
-    Args:
-        given: path, or "".
-
-    Raises:
-        FileNotFoundError: if the folder has no batches.
-    """
-    named = given or os.environ.get(CIFAR_VARIABLE, "")
-    if not named:
-        return None
-    for folder in (Path(named), Path(named) / "cifar-10-batches-py"):
-        if (folder / "data_batch_1").is_file() and (folder / "test_batch").is_file():
-            return folder
-    raise FileNotFoundError(f"expected the official data_batch_1 and test_batch in {named}.")
-
-
-def load_cifar(folder: Path) -> Digits:
+def load_pair(folder: Path, *, check: bool = True) -> Digits:
     """Airplane against automobile, standardised like the digits: the first images of each class.
 
     Args:
         folder: with the official files `data_batch_1` and `test_batch`.
+        check: that they are the official ones.
     """
     parts = []
     for name, count in (("data_batch_1", CIFAR_TRAIN), ("test_batch", CIFAR_TEST)):
-        with (folder / name).open("rb") as file:
-            content = _ArraysOnly(file, encoding="latin1").load()
-        labels = np.asarray(content["labels"])
+        batch = read_batch(folder / name, check=check)
+        labels = batch.labels.numpy()
         chosen = np.sort(np.concatenate([np.flatnonzero(labels == c)[:count] for c in CIFAR_PAIR]))
-        pixels = content["data"][chosen].astype(np.float64).reshape(-1, 3, 32, 32)
-        parts += [torch.from_numpy(pixels), torch.from_numpy((labels[chosen] == CIFAR_PAIR[1]).astype(np.int64))]
+        parts += [batch.images[chosen].double(), (batch.labels[chosen] == CIFAR_PAIR[1]).long()]
     x, y, x_test, y_test = parts
     mean, std = x.mean(), x.std(correction=0)
     return Digits((x - mean) / std, y, (x_test - mean) / std, y_test, 2)
@@ -185,7 +158,7 @@ def run_case(case: Case) -> dict:
     """The record of one network."""
     start = time.perf_counter()
     if case.cifar:
-        data = load_cifar(Path(case.cifar))
+        data = load_pair(Path(case.cifar))
         network = train(case.recipe, data)
     else:
         data = load_digits(case.classes)
@@ -339,8 +312,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = None
     if chosen.cifar is not None:
         try:
-            folder = cifar_folder(chosen.cifar)
-        except FileNotFoundError as error:
+            folder = find_cifar(10, chosen.cifar)
+        except DataError as error:
             parser.error(f"--cifar: {error}")
         if folder is None:
             console.print(f"skipped: no CIFAR-10 was named; give --cifar DIR or set {CIFAR_VARIABLE}", highlight=False)

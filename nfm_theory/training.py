@@ -65,6 +65,7 @@ class NoisyFeatureMixup:
         noise: law of the noise, see `noise_laws`; `"released"` is that of the papers' code.
         num_classes: K, for labels that are class indices.
         label_smoothing: s in [0, 1); targets become `(1 - s) y + s / K`.
+        view_noise: a factor of σ_add for each of the `views`; the released NoisyMix code has (1, 2, 3), the paper none.
         generator: seeds everything; the global generators are used otherwise. With features on another device it
             seeds a generator there for every batch, so that one on the CPU is the right choice for any model.
 
@@ -98,6 +99,7 @@ class NoisyFeatureMixup:
         noise: str | NoiseLaw | tuple[NoiseLaw, NoiseLaw] = "released",
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
+        view_noise: Sequence[float] | None = None,
         generator: torch.Generator | None = None,
     ):
         if not isinstance(model, nn.Module):
@@ -119,6 +121,7 @@ class NoisyFeatureMixup:
         self.add_noise = check_level("add_noise", add_noise)
         self.mult_noise = check_level("mult_noise", mult_noise)
         self.num_classes, self.label_smoothing = num_classes, float(label_smoothing)
+        self.view_noise = None if view_noise is None else tuple(check_level("view_noise", v) for v in view_noise)
         self.generator = generator
         self.last: LayerDraw | None = None
         self._armed = False
@@ -160,6 +163,8 @@ class NoisyFeatureMixup:
                 f"x and y: expected the same number of samples, in x `views` times; got {len(x)} and {len(y)} with "
                 f"views={views}."
             )
+        if self.view_noise is not None and len(self.view_noise) != views:
+            raise ValueError(f"views: expected {len(self.view_noise)}, one for each of view_noise, got {views}.")
         if "" in self.layers and not x.is_floating_point():
             raise TypeError(
                 f"x: expected floating-point inputs, got {x.dtype}; indices cannot be mixed: leave '' out of `layers` "
@@ -202,6 +207,7 @@ class NoisyFeatureMixup:
         options = {
             **{"layers": self.layers, "alpha": self.mixing.alpha, "beta": self.mixing.beta, "noise": self.laws},
             **{name: getattr(self, name) for name in ("add_noise", "mult_noise", "num_classes", "label_smoothing")},
+            "view_noise": self.view_noise,
         }
         return _rebuild, (self._model, options, device, self.state_dict())
 
@@ -289,6 +295,9 @@ class NoisyFeatureMixup:
         draw = self.last.draw
         parts = {name: getattr(draw, name) for name in ("lam", "add", "mult")}
         parts = {name: None if part is None else part.to(h) for name, part in parts.items()}
+        if self.view_noise is not None and parts["add"] is not None:
+            factors = torch.tensor(self.view_noise, dtype=h.dtype).repeat_interleave(len(h) // self._views)
+            parts["add"] = parts["add"] * factors.to(h.device).reshape(-1, *[1] * (h.ndim - 1))
         # Every sample in order is no gather and, above all, no scatter in the backward pass
         anchor = slice(None) if self._in_order else draw.anchor.to(h.device)
         rows = Draw(anchor=anchor, index=draw.index.to(h.device), **parts)

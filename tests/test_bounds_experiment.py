@@ -1,5 +1,6 @@
 """The bound on trained networks, at toy size: schemes, records, summaries, and CIFAR-10 from a folder of any user."""
 
+import dataclasses
 import json
 import math
 import pickle
@@ -10,7 +11,9 @@ import torch
 from torch import nn
 
 from experiments import verify_bounds
+from experiments.data import cifar
 from experiments.data.digits import load_digits, verification_subset
+from experiments.data.integrity import DataError, file_hash
 from experiments.models.small import MODELS, NETWORKS, PIECEWISE
 from experiments.records import read_lines
 from experiments.trained import NetworkRecipe, centred, train
@@ -114,20 +117,23 @@ def test_the_full_list_covers_both_networks_tasks_schemes_and_seeds():
     assert len(verify_bounds.SEEDS) >= 3
 
 
-def write_cifar(folder):
+def write_cifar(folder, monkeypatch):
+    """A toy of the official files, which takes the place of the official checksums."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for name, count in (("data_batch_1", 60), ("test_batch", 30)):
+    for name in cifar.release(10).files:
+        count = 30 if name == "test_batch" else 60
         labels = [k % 3 for k in range(count)]
         data = (rng.integers(0, 200, (count, 3072)) + 50 * (np.array(labels) == 1)[:, None]).astype(np.uint8)
         (folder / name).write_bytes(pickle.dumps({"data": data, "labels": labels}))
+    md5 = {name: file_hash(folder / name) for name in cifar.release(10).files}
+    monkeypatch.setitem(cifar.RELEASES, 10, dataclasses.replace(cifar.release(10), md5=md5, size={}))
     return folder
 
 
 def test_cifar_is_read_from_a_folder_and_checked(tmp_path, monkeypatch):
-    folder = write_cifar(tmp_path / "cifar-10-batches-py")
-    assert verify_bounds.cifar_folder(str(tmp_path)) == folder
-    data = verify_bounds.load_cifar(folder)
+    folder = write_cifar(tmp_path / "cifar-10-batches-py", monkeypatch)
+    data = verify_bounds.load_pair(folder)
     assert data.x.shape == (40, 3, 32, 32)
     assert data.x_test.shape == (20, 3, 32, 32)
     assert torch.bincount(data.y).tolist() == [20, 20]
@@ -144,7 +150,8 @@ def test_cifar_is_read_from_a_folder_and_checked(tmp_path, monkeypatch):
 
 
 def test_cifar_is_skipped_or_named_when_it_is_not_there(tmp_path, monkeypatch, capsys):
-    monkeypatch.delenv(verify_bounds.CIFAR_VARIABLE, raising=False)
+    for name in (verify_bounds.CIFAR_VARIABLE, cifar.DATA_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
     assert verify_bounds.main(["--cifar"]) == 0
     assert "skipped" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
@@ -155,8 +162,10 @@ def test_cifar_is_skipped_or_named_when_it_is_not_there(tmp_path, monkeypatch, c
         verify_bounds.main(["--workers", "0"])
 
 
-def test_a_pickle_that_is_more_than_arrays_is_not_run(tmp_path):
-    folder = write_cifar(tmp_path / "c")
+def test_other_files_than_the_official_ones_are_refused_and_not_run(tmp_path, monkeypatch):
+    folder = write_cifar(tmp_path / "c", monkeypatch)
     (folder / "data_batch_1").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
-    with pytest.raises(pickle.UnpicklingError, match="expected arrays"):
-        verify_bounds.load_cifar(folder)
+    with pytest.raises(DataError, match="md5"):
+        verify_bounds.load_pair(folder)
+    with pytest.raises(DataError, match="expected arrays"):
+        verify_bounds.load_pair(folder, check=False)

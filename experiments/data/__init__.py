@@ -1,1 +1,49 @@
-"""Data sets: real images that ship inside a dependency, and those a user brings."""
+"""Data sets: real images that ship inside a dependency, those a user brings, and toys in the plane."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .imagenet import ImageNet
+    from .images import ImageData
+    from .toy import ToyData
+
+NAMES = ("digits", "cifar10", "cifar100", "toy_rings", "toy_band", "imagenet")
+
+
+def load_data(name: str, **options) -> ImageData | ImageNet | ToyData:
+    """A data set by the name that recipes use.
+
+    Args:
+        name: one of `NAMES`.
+        **options: of `digits_images`, `load_cifar` (without `classes`), `nfm_rings`, `noisymix_band` or
+            `load_imagenet`.
+
+    Returns:
+        Images in memory; for `"imagenet"` images on disk; for toys points.
+
+    Raises:
+        ValueError: for another name; `DataError`, which is one, if files are missing or damaged.
+
+    Example:
+        >>> load_data("digits").train.images.shape
+        torch.Size([1347, 1, 8, 8])
+    """
+    if name == "digits":
+        from .digits_images import digits_images
+
+        return digits_images(**options)
+    if name in ("cifar10", "cifar100"):
+        from .cifar import load_cifar
+
+        return load_cifar(int(name.removeprefix("cifar")), **options)
+    if name in ("toy_rings", "toy_band"):
+        from .toy import nfm_rings, noisymix_band
+
+        return nfm_rings(**options) if name == "toy_rings" else noisymix_band(**options)
+    if name == "imagenet":
+        from .imagenet import load_imagenet
+
+        return load_imagenet(**options)
+    raise ValueError(f"name: expected one of {', '.join(NAMES)}, got {name!r}.")

@@ -27,8 +27,64 @@ class Assumption:
     needed: bool
 
 
+class Inequality:
+    """What reports of a bound share: a left side, an enclosed right side, measured assumptions.
+
+    A report has `left`, `left_error`, `right_lower`, `right_upper`, `predicted_slack` and `assumptions`.
+    """
+
+    #: The verdict if the inequality holds with the certified right side.
+    affirmed = "certified"
+
+    @property
+    def slack(self) -> tuple[float, float]:
+        """Left minus right side: (with the certificate, with the attack)."""
+        return self.left - self.right_upper, self.left - self.right_lower
+
+    @property
+    def slack_ratio(self) -> tuple[float, float]:
+        """`slack` relative to its prediction; NaN if that is 0."""
+        return tuple(s / self.predicted_slack if self.predicted_slack else math.nan for s in self.slack)
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the assumptions that are needed and fail."""
+        return [a.name for a in self.assumptions if a.needed and not a.holds]
+
+    def judged(self, precision: float, missing: str) -> dict[str, str]:
+        """Verdict and reason.
+
+        Args:
+            precision: machine precision of both sides.
+            missing: why there is no certificate; empty if there is one.
+        """
+        low, high = self.slack
+        error = self.left_error + 4 * precision * (1 + abs(self.left))
+        failed = f"; fails: {', '.join(self.failed)}" if self.failed else ""
+        if high + error < 0:
+            verdict, reason = "refuted", f"the attack alone exceeds the left side by {-high:.3g}"
+        elif low - error >= 0:
+            verdict, reason = self.affirmed, f"the certified right side stays {low:.3g} below the left side"
+        else:
+            verdict = "undecided"
+            reason = f"not decided: {missing or f'the slack lies in {low:.3g} .. {high:.3g} +- {error:.2g}'}"
+        return {"verdict": verdict, "reason": reason + failed}
+
+    def assumption_lines(self) -> list[str]:
+        """The assumptions as lines of a table."""
+        lines = [f"  {'assumption':14} {'measured':>12}"]
+        for a in self.assumptions:
+            state = "holds" if a.holds else "FAILS" if a.needed else "fails, not needed"
+            lines.append(f"  {a.name:14} {a.value:12.4g}  {state:18} {a.statement}")
+        return lines
+
+    def plain_assumptions(self) -> dict[str, dict]:
+        """The assumptions by name, without their statements."""
+        return {a.name: {"value": a.value, "holds": a.holds, "needed": a.needed} for a in self.assumptions}
+
+
 @dataclass(frozen=True)
-class BoundReport:
+class BoundReport(Inequality):
     """Outcome of `adversarial_bound`.
 
     Attributes:
@@ -78,6 +134,16 @@ class BoundReport:
     binary: bool
 
     @property
+    def left(self) -> float:
+        """The left side."""
+        return self.nfm_loss
+
+    @property
+    def left_error(self) -> float:
+        """Error of the left side."""
+        return self.nfm_error
+
+    @property
     def right_lower(self) -> float:
         """The right side with the inner maximum from below."""
         return float(self.inner_lower.mean()) + self.regularizer
@@ -87,31 +153,13 @@ class BoundReport:
         """The right side with the inner maximum from above."""
         return float(self.inner_upper.mean()) + self.regularizer
 
-    @property
-    def slack(self) -> tuple[float, float]:
-        """Left minus right side: (with the certificate, with the attack)."""
-        return self.nfm_loss - self.right_upper, self.nfm_loss - self.right_lower
-
-    @property
-    def slack_ratio(self) -> tuple[float, float]:
-        """`slack` relative to its prediction; NaN if that is 0."""
-        return tuple(s / self.predicted_slack if self.predicted_slack else math.nan for s in self.slack)
-
-    @property
-    def failed(self) -> list[str]:
-        """Names of the assumptions that are needed and fail."""
-        return [a.name for a in self.assumptions if a.needed and not a.holds]
-
     def to_dict(self) -> dict:
         """Everything as plain numbers, strings, lists and dicts; infinite and undefined numbers become None."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "assumptions"}
         values |= {
             name: getattr(self, name) for name in ("right_lower", "right_upper", "slack", "slack_ratio", "failed")
         }
-        values["assumptions"] = {
-            a.name: {"value": a.value, "holds": a.holds, "needed": a.needed} for a in self.assumptions
-        }
-        return plain(values)
+        return plain(values | {"assumptions": self.plain_assumptions()})
 
     def __str__(self) -> str:
         """A table: assumptions, both sides, slack, verdict."""
@@ -122,11 +170,8 @@ class BoundReport:
             f"  n = {n}, {'one margin' if self.binary else 'several margins'} per example, radius {self.radius_kind}; "
             f"{self.method}",
             "",
-            f"  {'assumption':14} {'measured':>12}",
+            *self.assumption_lines(),
         ]
-        for a in self.assumptions:
-            state = "holds" if a.holds else "FAILS" if a.needed else "fails, not needed"
-            lines.append(f"  {a.name:14} {a.value:12.4g}  {state:18} {a.statement}")
         low, high = self.slack
         lines += [
             "",

@@ -41,12 +41,41 @@ from torch import Tensor, nn
 from ..nfm import DEFAULT_SAMPLES, nfm_loss
 from ..problem import build_problem
 from ..quadrature import GridTooLargeError
+from ..results import Estimate
 from .attacks import pgd_attack
 from .bound_report import BoundReport, ValidityRadius
 from .bound_terms import RADII, measure
 from .certificates import VERDICTS, between, steps_certificate
 from .linear_bounds import check_ball
 from .relaxations import Step, network_steps
+
+
+def left_side(
+    evaluate: Callable[..., Estimate],
+    *,
+    method: str,
+    samples: int,
+    max_rows: int,
+    generator: torch.Generator,
+) -> tuple[float, float, str]:
+    """A loss by quadrature where that is affordable, otherwise by Monte Carlo: value, error, how it was computed.
+
+    Args:
+        evaluate: of a method and its options.
+        method: `"exact"`, `"monte_carlo"` or `"auto"`.
+        samples: evaluations of the head for Monte Carlo.
+        max_rows: largest deterministic rule.
+        generator: seeds Monte Carlo.
+    """
+    if method != "monte_carlo":
+        try:
+            values = [float(evaluate("exact", num_lam=nodes, max_rows=max_rows).value) for nodes in (24, 16)]
+            return values[0], abs(values[0] - values[1]), "exact by quadrature"
+        except GridTooLargeError:
+            if method == "exact":
+                raise
+    found = evaluate("monte_carlo", samples=samples, generator=generator)
+    return float(found.value), 4 * float(found.stderr), found.method
 
 
 class _Check:
@@ -84,22 +113,11 @@ class _Check:
     def left(self, eps: float) -> tuple[float, float, str]:
         """L_NFM(ε), its error and how it was computed."""
         common = {**self.setting, "eps": eps, "progress": self.attack["progress"]}
-        if self.method != "monte_carlo":
-            try:
-                values = [
-                    float(nfm_loss(*self.arguments, num_lam=nodes, max_rows=self.max_rows, **common).value)
-                    for nodes in (24, 16)
-                ]
-                return values[0], abs(values[0] - values[1]), "exact by quadrature"
-            except GridTooLargeError:
-                if self.method == "exact":
-                    raise
-        x = self.arguments[1]
-        found = nfm_loss(
-            *self.arguments, method="monte_carlo", samples=self.samples,
-            generator=torch.Generator(x.device).manual_seed(self.seed), **common,
+        return left_side(
+            lambda method, **evaluation: nfm_loss(*self.arguments, method=method, **evaluation, **common),
+            method=self.method, samples=self.samples, max_rows=self.max_rows,
+            generator=torch.Generator(self.arguments[1].device).manual_seed(self.seed),
         )  # fmt: skip
-        return float(found.value), 4 * float(found.stderr), found.method
 
     @torch.no_grad()
     def at(self, eps: float) -> BoundReport:
@@ -132,22 +150,7 @@ class _Check:
             predicted_slack=eps * m.slack[0] + eps**2 * m.slack[1],
             inside=inside, label_kept={name: kept[name] for name in VERDICTS}, method=how, binary=binary,
         )  # fmt: skip
-        return self._judged(report)
-
-    def _judged(self, report: BoundReport) -> BoundReport:
-        low, high = report.slack
-        rounding = 4 * torch.finfo(report.radius.dtype).eps * (1 + abs(report.nfm_loss))
-        error = report.nfm_error + rounding
-        failed = f"; fails: {', '.join(report.failed)}" if report.failed else ""
-        if high + error < 0:
-            verdict, reason = "refuted", f"the attack alone exceeds the left side by {-high:.3g}"
-        elif low - error >= 0:
-            verdict, reason = "certified", f"the certified right side stays {low:.3g} below the left side"
-        else:
-            verdict = "undecided"
-            cause = self.missing if self.chain is None else f"the slack lies in {low:.3g} .. {high:.3g} +- {error:.2g}"
-            reason = f"not decided: {cause}"
-        return replace(report, verdict=verdict, reason=reason + failed)
+        return replace(report, **report.judged(torch.finfo(radius.dtype).eps, self.missing))
 
 
 def adversarial_bound(

@@ -8,6 +8,7 @@ r"""The stability loss of NoisyMix: divergence of several branches, its expansio
 | the closed form for equal branches (book: eq-jsd-equal) | `equal_branches_term` |
 | verdict on a network | `verify_stability` |
 | NoisyMix loss (book: eq-noisymix) | `noisymix_loss` |
+| NoisyMix Theorem 3, on top of the adversarial bound | `adversarial.noisymix_bound` |
 | NoisyMix Proposition 1 and the expansion, in SymPy | `symbolic` |
 """
 

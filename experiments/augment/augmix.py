@@ -1,0 +1,185 @@
+r"""AugMix: mix an image with a few short chains of operations on it.
+
+$$ \tilde x = (1 - m)\, x + m \sum_{i=1}^{w} w_i\, T_i(x), \qquad
+   m \sim \mathrm{Beta}(\alpha, \alpha), \quad w \sim \mathrm{Dirichlet}(\alpha, \dots, \alpha) $$
+
+Each chain $T_i$ applies 1, 2 or 3 operations, each uniform over the nine of `operations` with its own level and
+direction. Source: Hendrycks et al. (2020), as run by NoisyMix: width 3, severity 3, alpha 1, operations on bytes and
+the mixture on normalised pixels (protocol, section 2.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.augment.operations import LEVELS, LOWEST_LEVEL, NAMES, Operation, apply_operation
+
+#: Longest chain when the depth is drawn.
+MAX_DEPTH = 3
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The randomness of one augmented view.
+
+    Attributes:
+        share: m, weight of the augmented part.
+        weights: of the chains, `(width,)`, sum 1.
+        chains: operations of each chain, in the order they are applied.
+    """
+
+    share: float
+    weights: np.ndarray
+    chains: tuple[tuple[Operation, ...], ...]
+
+
+def sample_draw(
+    rng: np.random.Generator, *, width: int = 3, depth: int | None = None, severity: float = 3, alpha: float = 1.0
+) -> Draw:
+    """Draw one view.
+
+    Args:
+        rng: source of the draws.
+        width: number of chains.
+        depth: operations in each chain; `None` draws it, uniform on 1, 2, 3, for each chain.
+        severity: largest level, at most 10; levels are uniform on 0.1 to this.
+        alpha: parameter of the Beta and of the Dirichlet law.
+
+    Returns:
+        The draw.
+
+    Raises:
+        ValueError: if an option is out of range.
+    """
+    if width < 1 or not (depth is None or depth >= 1):
+        raise ValueError(f"expected width >= 1 and depth >= 1 (or None), got width = {width}, depth = {depth}.")
+    if not (LOWEST_LEVEL <= severity <= LEVELS and alpha > 0):
+        raise ValueError(
+            f"expected severity from {LOWEST_LEVEL} to {LEVELS} and alpha > 0, got severity = {severity}, "
+            f"alpha = {alpha}."
+        )
+    lengths = rng.integers(1, MAX_DEPTH + 1, size=width).tolist() if depth is None else [depth] * width
+    size = sum(lengths)
+    # One integer for the name and the direction, one uniform for the level: calls cost more than numbers here.
+    kinds = rng.integers(0, 2 * len(NAMES), size=size).tolist()
+    levels = rng.random(size).tolist()
+    span = severity - LOWEST_LEVEL
+    drawn = iter(
+        [
+            Operation(NAMES[kind >> 1], LOWEST_LEVEL + span * u, 1 - 2 * (kind & 1))
+            for kind, u in zip(kinds, levels, strict=True)
+        ]
+    )
+    chains = tuple(tuple(islice(drawn, length)) for length in lengths)
+    # Dirichlet by its Gamma variables: the same law, at a fraction of the cost of Generator.dirichlet.
+    gamma = rng.standard_gamma(alpha, size=width)
+    return Draw(share=float(rng.beta(alpha, alpha)), weights=gamma / gamma.sum(), chains=chains)
+
+
+def apply_draw(image: np.ndarray, draw: Draw) -> np.ndarray:
+    """The view of a draw, before normalisation.
+
+    Args:
+        image: bytes, `(H, W, C)`.
+        draw: weights and operations.
+
+    Returns:
+        float32 pixels in [0, 1], `(C, H, W)`.
+    """
+    parts = np.empty((len(draw.chains) + 1, image.size), dtype=np.float32)
+    parts[0] = image.reshape(-1)
+    for row, chain in zip(parts[1:], draw.chains, strict=True):
+        changed = image
+        for operation in chain:
+            changed = apply_operation(changed, operation)
+        row[:] = changed.reshape(-1)
+    weights = np.empty(len(parts), dtype=np.float32)
+    weights[0], weights[1:] = 1 - draw.share, draw.share * draw.weights
+    weights /= 255
+    mixed = (weights @ parts).reshape(image.shape)
+    # Rounding of the weights may exceed 1 by an ulp.
+    return np.minimum(mixed, 1, out=mixed).transpose(2, 0, 1)
+
+
+def augmix_pixels(image: np.ndarray, rng: np.random.Generator, **options) -> np.ndarray:
+    """One AugMix view before normalisation: float32 pixels in [0, 1], `(C, H, W)`; options as in `sample_draw`.
+
+    Args:
+        image: bytes, `(H, W, C)`.
+        rng: source of the draw.
+        **options: `width`, `depth`, `severity`, `alpha`.
+
+    Returns:
+        The view.
+    """
+    return apply_draw(image, sample_draw(rng, **options))
+
+
+def augmix(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    normalise: Callable[[Tensor], Tensor],
+    width: int = 3,
+    depth: int | None = None,
+    severity: float = 3,
+    alpha: float = 1.0,
+) -> Tensor:
+    """One AugMix view of an image, as a network sees it.
+
+    The published recipe normalises every part and mixes the results. Normalisation is affine by channel and the
+    weights sum to one, so the mixture is taken first and normalised once: the same numbers up to rounding.
+
+    Args:
+        image: bytes, `(H, W, C)`, already cropped and flipped.
+        rng: source of the draw.
+        normalise: affine by channel, for pixels in [0, 1] of shape `(C, H, W)`, such as `ImageData.normalise`.
+        width: number of chains.
+        depth: operations in each chain; `None` draws 1, 2 or 3.
+        severity: largest level.
+        alpha: parameter of the Beta and of the Dirichlet law.
+
+    Returns:
+        float32, `(C, H, W)`.
+    """
+    pixels = augmix_pixels(image, rng, width=width, depth=depth, severity=severity, alpha=alpha)
+    return normalise(torch.from_numpy(np.ascontiguousarray(pixels)))
+
+
+def augmix_views(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    normalise: Callable[[Tensor], Tensor],
+    width: int = 3,
+    depth: int | None = None,
+    severity: float = 3,
+    alpha: float = 1.0,
+) -> Tensor:
+    """The three views of NoisyMix and of AugMix's consistency loss: the clean image and two independent draws.
+
+    Args:
+        image: bytes, `(H, W, C)`, already cropped and flipped (once: the views share it).
+        rng: source of the draws.
+        normalise: as in `augmix`, for `(3, C, H, W)`.
+        width: number of chains.
+        depth: operations in each chain; `None` draws 1, 2 or 3.
+        severity: largest level.
+        alpha: parameter of the Beta and of the Dirichlet law.
+
+    Returns:
+        float32, `(3, C, H, W)`: clean, first draw, second draw.
+    """
+    height, width_px, channels = image.shape
+    views = np.empty((3, channels, height, width_px), dtype=np.float32)
+    views[0] = image.transpose(2, 0, 1)
+    views[0] /= 255
+    for view in views[1:]:
+        view[:] = augmix_pixels(image, rng, width=width, depth=depth, severity=severity, alpha=alpha)
+    return normalise(torch.from_numpy(views))

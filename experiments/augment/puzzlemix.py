@@ -1,0 +1,343 @@
+r"""PuzzleMix: cut two images along a mask that keeps what is salient, and move salient patches into the mask.
+
+From the paper (Kim, Choo and Song, ICML 2020): the mixture $z \odot \Pi_a a + (1 - z) \odot \Pi_b b$; the mask, on a
+coarse grid with L levels between 0 and 1, minimises lost saliency + smoothness of the mask (beta) + smoothness of the
+mixed picture (gamma) + a binomial prior towards lambda (eta), by alpha-beta swaps; each image is then rearranged by a
+permutation that trades displacement (weight t_eps) against saliency brought into its part of the mask, found by
+letting patches choose in turn; the label weight is the mean of the mask.
+
+From the released settings (protocol, section 2.3): lambda ~ Beta(1, 1) and one grid out of 2, 4, 8, 16 for a batch, a
+permutation for partners, L = 3, beta 1.2 (divided by 16 times the grid), gamma 0.5, eta 0.2 (divided by the number of
+cells), edges compared on pictures averaged over 4 x 4 pixels, t_eps 0.8, patches of 4 x 4 pixels or a cell if smaller.
+
+Our reading: for levels between 0 and 1 the smoothness of the mixed picture, given for binary masks, is continued by
+its expansion in $z_i$, $z_j$ and $(z_i - z_j)^2$; a patch that is beaten in its choice never asks for that place
+again, until every place has one patch (the released code stops after one round, and leaves places that nobody wants
+black; they have weight zero); costs are rounded only in the cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from experiments.augment.cutmix import mix_labels, soft_labels
+from experiments.augment.graph_cut import swap_cut
+from nfm_theory.laws import MixingLaw
+
+#: Largest number of entries of the transport costs that are held at once.
+_ENTRIES = 2**25
+
+
+@dataclass(frozen=True)
+class PuzzleOptions:
+    """Settings; the defaults are the released ones.
+
+    Attributes:
+        alpha: of lambda ~ Beta(alpha, alpha).
+        grids: cells along a side, one is drawn for a batch; each must divide the side of the images.
+        n_labels: L, levels of the mask.
+        beta: weight of the mask's smoothness.
+        gamma: share of it for the mixed picture's smoothness, 0 to 1.
+        eta: weight of the prior.
+        neighbourhood: pixels over which pictures are averaged before edges are compared.
+        transport: whether patches are moved.
+        t_eps: weight of displacement.
+        t_size: side of a moved patch, in pixels; for large images choose it larger (cost: patches squared).
+    """
+
+    alpha: float = 1.0
+    grids: tuple[int, ...] = (2, 4, 8, 16)
+    n_labels: int = 3
+    beta: float = 1.2
+    gamma: float = 0.5
+    eta: float = 0.2
+    neighbourhood: int = 4
+    transport: bool = True
+    t_eps: float = 0.8
+    t_size: int = 4
+
+    def __post_init__(self):
+        """Refuse what has no minimum cut."""
+        if not (self.n_labels >= 2 and self.beta >= 0 and 0 <= self.gamma <= 1 and self.alpha > 0):
+            raise ValueError(f"expected n_labels >= 2, beta >= 0, gamma in [0, 1] and alpha > 0, got {self}.")
+
+
+@dataclass(frozen=True)
+class PuzzleDraw:
+    """The randomness of one batch: weight of the first image, partners `(n,)`, cells along a side."""
+
+    lam: float
+    index: Tensor
+    grid: int
+
+
+def sample_draw(n: int, *, generator: torch.Generator, options: PuzzleOptions | None = None) -> PuzzleDraw:
+    """Draw lambda, pairing and grid for a batch of n images."""
+    options = options or PuzzleOptions()
+    device = generator.device
+    grid = options.grids[int(torch.randint(len(options.grids), (), generator=generator, device=device))]
+    index = torch.randperm(n, generator=generator, device=device)
+    lam = MixingLaw(options.alpha).sample((), unmixed=False, generator=generator, dtype=torch.float64)
+    return PuzzleDraw(float(lam), index, grid)
+
+
+def saliency(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """How strongly the loss reacts to each pixel: the root mean square over channels of the input's gradient.
+
+    The model is in evaluation mode meanwhile, and then as before; no gradient of a parameter is touched.
+
+    Args:
+        model: maps images to logits `(n, K)`.
+        x: images, `(n, C, H, W)`.
+        y: class indices `(n,)` or weights `(n, K)`.
+
+    Returns:
+        `(n, H, W)`, detached.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.enable_grad():
+            inputs = x.detach().clone().requires_grad_()
+            loss = F.cross_entropy(model(inputs), y, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, inputs)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return gradient.square().mean(1).sqrt()
+
+
+def cell_shares(saliency_map: Tensor, cell: int) -> Tensor:
+    """Saliency by cells of `cell` x `cell` pixels, sum 1 for each image (equal shares if there is none at all)."""
+    pooled = F.avg_pool2d(saliency_map[:, None], cell)[:, 0]
+    total = pooled.sum((1, 2), keepdim=True)
+    return torch.where(total > 0, pooled / total.clamp_min(torch.finfo(pooled.dtype).tiny), 1 / pooled[0].numel())
+
+
+def edge_distance(upper: Tensor, lower: Tensor, grid: int) -> Tensor:
+    """Mean absolute difference across the edge between each cell of one picture and the cell below in another.
+
+    Args:
+        upper: picture whose cells lie above, averaged by neighbourhood, `(n, C, s, s)`.
+        lower: picture whose cells lie below.
+        grid: cells along a side; divides s.
+
+    Returns:
+        `(n, grid - 1, grid)`.
+    """
+    k = upper.shape[-1] // grid
+    last, first = upper[:, :, k - 1 : -1 : k], lower[:, :, k::k]
+    difference = (last - first).abs().mean(1)
+    return difference.unflatten(2, (grid, k)).mean(3)
+
+
+def mask_costs(
+    shares: Tensor, partner_shares: Tensor, pictures: Tensor, partners: Tensor, lam: float, options: PuzzleOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The objective of the mask as costs of labels and weights of neighbours; see `graph_cut`.
+
+    Label l stands for the share z = 1 - l / (L - 1) of the first image. Costs are the paper's up to a constant.
+
+    Args:
+        shares: saliency of the first images by cells, `(n, g, g)`, sum 1.
+        partner_shares: of their partners.
+        pictures: the first images in pixels of [0, 1], `(n, C, H, H)`.
+        partners: their partners.
+        lam: mean of the prior.
+        options: settings.
+
+    Returns:
+        Costs `(n, L, g, g)`, weights downwards `(n, g - 1, g)`, weights to the right `(n, g, g - 1)`.
+    """
+    grid, steps = shares.shape[-1], options.n_labels - 1
+    beta = options.beta / (16 * grid)
+    size = min(options.neighbourhood, pictures.shape[-1] // grid)
+    coarse = {1: F.avg_pool2d(pictures, size), 0: F.avg_pool2d(partners, size)}
+    # Cost of a cell that shows the first image (1: the partner's saliency is lost) or its partner (0).
+    cost = {1: partner_shares.clone(), 0: shares.clone()}
+    weights = []
+    for turn in (lambda t: t, lambda t: t.transpose(-1, -2)):
+        d = {
+            (i, j): beta * options.gamma * edge_distance(turn(coarse[i]), turn(coarse[j]), grid)
+            for i in (0, 1)
+            for j in (0, 1)
+        }
+        for z in (0, 1):
+            turn(cost[z])[:, :-1] += (d[z, 0] + d[z, 1]) / 2
+            turn(cost[z])[:, 1:] += (d[0, z] + d[1, z]) / 2
+        # Pixels outside [0, 1] could push this below zero, where there is no minimum cut.
+        weights.append(turn(beta + (d[1, 0] + d[0, 1] - d[1, 1] - d[0, 0]) / 2).clamp_min(0))
+    levels = []
+    for label in range(options.n_labels):
+        z = 1 - label / steps
+        chance = comb(steps, label) * lam ** (steps - label) * (1 - lam) ** label
+        prior = -options.eta * np.log(chance + 1e-8) / grid**2
+        levels.append(z * cost[1] + (1 - z) * cost[0] + prior)
+    return torch.stack(levels, 1), *weights
+
+
+def optimal_mask(costs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """The mask that no swap improves: share of the first image in each cell, `(n, g, g)`."""
+    unary = costs[0]
+    labels = swap_cut(*(part.detach().cpu().double().numpy() for part in costs))
+    share = 1 - torch.from_numpy(labels) / (unary.shape[1] - 1)
+    return share.to(device=unary.device, dtype=unary.dtype)
+
+
+def transport_costs(shares: Tensor, wanted: Tensor, t_eps: float) -> Tensor:
+    """Cost of every patch at every place: weighted squared displacement (1 is a side), minus saliency if wanted there.
+
+    Args:
+        shares: saliency of the patches, `(n, m, m)`, m >= 2.
+        wanted: whether the mask shows the place, `(n, m, m)`.
+        t_eps: weight of displacement.
+
+    Returns:
+        `(n, m * m, m * m)`: patch, place.
+    """
+    m = shares.shape[-1]
+    axis = torch.arange(m, device=shares.device, dtype=shares.dtype)
+    squared = (axis[:, None] - axis) ** 2
+    distance = (squared[:, None, :, None] + squared[None, :, None, :]).reshape(m * m, m * m) / (m - 1) ** 2
+    return t_eps * distance - shares.flatten(1)[:, :, None] * wanted.flatten(1)[:, None, :].to(shares.dtype)
+
+
+def assign(costs: Tensor) -> Tensor:
+    """Where each patch goes: each asks for its cheapest place, a place keeps the cheaper patch, losers ask again.
+
+    The result is stable: no patch and place would both rather have each other. Equal costs: the first patch wins.
+
+    Args:
+        costs: `(n, k, k)`: patch, place; finite.
+
+    Returns:
+        A permutation for each example, `(n, k)`: place of each patch.
+    """
+    open_costs = costs.clone()
+    target = open_costs.argmin(-1)
+    number = torch.arange(costs.shape[-1], device=costs.device).expand_as(target)
+    while True:
+        offer = costs.gather(-1, target[..., None])[..., 0]
+        best = torch.full_like(offer, torch.inf).scatter_reduce(1, target, offer, "amin")
+        tied = torch.where(offer == best.gather(1, target), number, costs.shape[-1])
+        winner = torch.full_like(target, costs.shape[-1]).scatter_reduce(1, target, tied, "amin")
+        lost = winner.gather(1, target) != number
+        if not bool(lost.any()):
+            return target
+        example, patch = lost.nonzero(as_tuple=True)
+        open_costs[example, patch, target[example, patch]] = torch.inf
+        target[example, patch] = open_costs[example, patch].argmin(-1)
+
+
+def move_patches(x: Tensor, target: Tensor, size: int) -> Tensor:
+    """Put each patch of `size` x `size` pixels at its place.
+
+    Args:
+        x: images, `(n, C, H, W)`.
+        target: place of each patch, row by row, a permutation `(n, k)`.
+        size: side of a patch; divides H and W.
+
+    Returns:
+        Images of the same shape.
+    """
+    patches = F.unfold(x, size, stride=size)
+    source = target.argsort(1)
+    moved = patches.gather(2, source[:, None].expand_as(patches))
+    return F.fold(moved, x.shape[2:], size, stride=size)
+
+
+def transported(x: Tensor, saliency_map: Tensor, mask: Tensor, options: PuzzleOptions) -> Tensor:
+    """Images with their salient patches moved to where their mask `(n, g, g)` shows them."""
+    size = min(options.t_size, x.shape[-1] // mask.shape[-1])
+    m = x.shape[-1] // size
+    wanted = F.interpolate(mask[:, None], size=(m, m))[:, 0] > 0
+    shares = cell_shares(saliency_map, size)
+    chunk = max(1, _ENTRIES // m**4)
+    pairs = zip(shares.split(chunk), wanted.split(chunk), strict=True)
+    target = torch.cat([assign(transport_costs(s, w, options.t_eps)) for s, w in pairs])
+    return move_patches(x, target, size)
+
+
+def apply_puzzlemix(
+    x: Tensor,
+    targets: Tensor,
+    saliency: Tensor,
+    draw: PuzzleDraw,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    options: PuzzleOptions | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Mix a batch as a draw says.
+
+    Args:
+        x: normalised images, `(n, C, H, H)`; not changed.
+        targets: rows of label weights, `(n, K)`.
+        saliency: `(n, H, H)`, not negative.
+        draw: lambda, partners and grid.
+        mean: of the normalisation, by channel: edges are compared in pixels of [0, 1].
+        std: of the normalisation, by channel.
+        options: settings; `None` means the released ones.
+
+    Returns:
+        Mixed images and mixed targets.
+
+    Raises:
+        ValueError: if the grid or the patches do not divide the images.
+    """
+    options, side = options or PuzzleOptions(), x.shape[-1]
+    cell = max(side // draw.grid, 1)
+    sizes = (draw.grid * cell, *(cell if s >= cell else s for s in (options.neighbourhood, options.t_size)))
+    if x.shape[-2] != side or side != sizes[0] or any(cell % s for s in sizes[1:]) or draw.grid < 2:
+        raise ValueError(
+            f"expected square images whose side is a multiple of the grid ({draw.grid}, at least 2), and cells that "
+            f"are multiples of neighbourhood and t_size, got images of {x.shape[-2]} x {side} and {options}."
+        )
+    index = draw.index.to(x.device)
+    scale, shift = (torch.tensor(v, dtype=x.dtype, device=x.device)[:, None, None] for v in (std, mean))
+    pictures, shares = x * scale + shift, cell_shares(saliency, cell)
+    mask = optimal_mask(mask_costs(shares, shares[index], pictures, pictures[index], draw.lam, options))
+    first, second = x, x[index]
+    if options.transport:
+        first = transported(first, saliency, mask, options)
+        second = transported(second, saliency[index], 1 - mask, options)
+    share = F.interpolate(mask[:, None], size=(side, side))
+    weight = mask.mean((1, 2))[:, None].to(targets.dtype)
+    return share * first + (1 - share) * second, mix_labels(targets, index, weight)
+
+
+def puzzlemix(
+    x: Tensor,
+    y: Tensor,
+    saliency: Tensor,
+    *,
+    generator: torch.Generator,
+    num_classes: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    options: PuzzleOptions | None = None,
+) -> tuple[Tensor, Tensor]:
+    """PuzzleMix of a batch.
+
+    Args:
+        x: normalised images, `(n, C, H, H)`.
+        y: class indices `(n,)` or weights `(n, num_classes)`.
+        saliency: `(n, H, H)`, from the function of that name.
+        generator: source of the draws.
+        num_classes: K.
+        mean: of the normalisation, by channel.
+        std: of the normalisation, by channel.
+        options: settings; `None` means the released ones.
+
+    Returns:
+        Mixed images and soft targets `(n, num_classes)`.
+    """
+    draw = sample_draw(len(x), generator=generator, options=options)
+    targets = soft_labels(y, num_classes)
+    return apply_puzzlemix(x, targets, saliency, draw, mean=mean, std=std, options=options)

@@ -1,0 +1,215 @@
+"""Crop and flip: the augmentation of every recipe, one image at a time or a whole batch at once.
+
+Crops are padded with zero bytes (black), before any normalisation, as in the papers' loaders. CIFAR: crop of 32 with
+padding 4 and flip (NFM crops first, NoisyMix flips first; the distribution is the same, a replay is not). ImageNet:
+random resized crop of 224 and flip; for testing, the shorter side to 256 and the central 224 (protocol, section 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+ORDERS = ("crop_flip", "flip_crop")
+#: Tries before the random resized crop falls back to the centre.
+TRIES = 10
+
+
+def as_picture(image: np.ndarray) -> Image.Image:
+    """Bytes `(H, W, C)` with one or three channels as a Pillow image.
+
+    Raises:
+        ValueError: if the array is something else.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise ValueError(
+            f"image: expected bytes (H, W, C) with 1 or 3 channels, got {image.dtype} of shape {image.shape}."
+        )
+    return Image.fromarray(image if image.shape[2] == 3 else image[:, :, 0])
+
+
+def as_array(picture: Image.Image) -> np.ndarray:
+    """A Pillow image as bytes `(H, W, C)`."""
+    array = np.asarray(picture)
+    return array if array.ndim == 3 else array[:, :, None]
+
+
+def random_crop(image: np.ndarray, rng: np.random.Generator, padding: int = 4) -> np.ndarray:
+    """A window of the image's own size, anywhere in the image padded with zeros.
+
+    Args:
+        image: bytes, `(H, W, C)`.
+        rng: source of the two offsets, uniform on 0 to `2 padding`.
+        padding: width of the black margin, in pixels.
+
+    Returns:
+        Bytes, `(H, W, C)`.
+    """
+    top, left = rng.integers(0, 2 * padding + 1, size=2)
+    height, width = image.shape[:2]
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    return padded[top : top + height, left : left + width]
+
+
+def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The image or, with probability 1/2, its mirror image (left and right exchanged)."""
+    return image[:, ::-1] if rng.random() < 0.5 else image
+
+
+def _central_box(height: int, width: int, low: float, high: float) -> tuple[int, int, int, int]:
+    """The largest central box whose width / height lies in [low, high]: (top, left, height, width)."""
+    h, w = height, width
+    if width / height < low:
+        h = min(height, round(width / low))
+    elif width / height > high:
+        w = min(width, round(height * high))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def resized_crop_box(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    *,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tuple[int, int, int, int]:
+    """Where a random resized crop looks: area uniform in `scale`, log of the aspect ratio uniform, place uniform.
+
+    Args:
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        rng: source of the draws.
+        scale: smallest and largest share of the image's area.
+        ratio: smallest and largest width / height.
+
+    Returns:
+        `(top, left, height, width)`. If no box has fitted after `TRIES` tries: the largest central one.
+    """
+    for _ in range(TRIES):
+        area = height * width * rng.uniform(*scale)
+        aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1])))
+        w, h = round(float(np.sqrt(area * aspect))), round(float(np.sqrt(area / aspect)))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
+    return _central_box(height, width, *ratio)
+
+
+def random_resized_crop(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    size: int = 224,
+    *,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> np.ndarray:
+    """A random part of the image, resized to a square (bilinear, with Pillow's anti-aliasing).
+
+    Args:
+        image: bytes, `(H, W, C)`.
+        rng: source of the box; see `resized_crop_box`.
+        size: side of the result, in pixels.
+        scale: smallest and largest share of the image's area.
+        ratio: smallest and largest width / height.
+
+    Returns:
+        Bytes, `(size, size, C)`.
+    """
+    top, left, h, w = resized_crop_box(*image.shape[:2], rng, scale=scale, ratio=ratio)
+    part = as_picture(np.ascontiguousarray(image[top : top + h, left : left + w]))
+    return as_array(part.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def center_crop_resize(image: np.ndarray, size: int = 224, *, resize: int = 256) -> np.ndarray:
+    """The test view of a large image: shorter side to `resize` (bilinear), then the central square.
+
+    Args:
+        image: bytes, `(H, W, C)`.
+        size: side of the result, in pixels.
+        resize: length of the shorter side before the crop; at least `size`.
+
+    Returns:
+        Bytes, `(size, size, C)`.
+
+    Raises:
+        ValueError: if `size` is larger than `resize`.
+    """
+    if not 0 < size <= resize:
+        raise ValueError(f"size: expected 1 to resize = {resize} pixels, got {size}.")
+    height, width = image.shape[:2]
+    short = min(height, width)
+    height, width = (resize if side == short else int(resize * side / short) for side in (height, width))
+    picture = as_picture(image).resize((width, height), Image.Resampling.BILINEAR)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return as_array(picture.crop((left, top, left + size, top + size)))
+
+
+@dataclass(frozen=True)
+class CropFlip:
+    """What one draw does to each of n images.
+
+    Attributes:
+        top: first row of the window in the padded image, `(n,)`, int64.
+        left: first column, `(n,)`, int64.
+        flip: whether left and right are exchanged, `(n,)`, bool.
+    """
+
+    top: Tensor
+    left: Tensor
+    flip: Tensor
+
+
+def draw_crop_flip(n: int, *, padding: int = 4, generator: torch.Generator) -> CropFlip:
+    """Offsets uniform on 0 to `2 padding` and fair flips for n images, drawn where the generator lives."""
+    device = generator.device
+    top, left = torch.randint(0, 2 * padding + 1, (2, n), generator=generator, device=device)
+    flip = torch.randint(0, 2, (n,), generator=generator, device=device).bool()
+    return CropFlip(top, left, flip)
+
+
+def apply_crop_flip(images: Tensor, draw: CropFlip, *, padding: int = 4, order: str = "crop_flip") -> Tensor:
+    """Crop and flip a batch as a draw says.
+
+    Args:
+        images: `(n, C, H, W)`, any dtype; the margin is filled with zeros.
+        draw: offsets and flips.
+        padding: the one that the offsets were drawn for.
+        order: `"crop_flip"` (NFM) or `"flip_crop"` (NoisyMix).
+
+    Returns:
+        A new tensor of the same shape, dtype and device.
+
+    Raises:
+        ValueError: for another order.
+    """
+    if order not in ORDERS:
+        raise ValueError(f"order: expected one of {ORDERS}, got {order!r}.")
+    n, _, height, width = images.shape
+    top, left, flip = (v.to(images.device) for v in (draw.top, draw.left, draw.flip))
+    if order == "flip_crop":
+        # A mirrored image that is cropped at `left` is the mirror image of a crop at `2 padding - left`.
+        left = torch.where(flip, 2 * padding - left, left)
+    windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    cropped = windows[torch.arange(n, device=images.device), :, top, left]
+    return torch.where(flip[:, None, None, None], cropped.flip(-1), cropped)
+
+
+def crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4, order: str = "crop_flip") -> Tensor:
+    """Random crop and random flip of a batch in memory; one draw for each image.
+
+    Args:
+        images: `(n, C, H, W)`; bytes, not yet normalised (the margin is black, 0).
+        generator: source of the draws.
+        padding: width of the margin, in pixels.
+        order: `"crop_flip"` (NFM) or `"flip_crop"` (NoisyMix).
+
+    Returns:
+        A new tensor of the same shape, dtype and device.
+    """
+    draw = draw_crop_flip(len(images), padding=padding, generator=generator)
+    return apply_crop_flip(images, draw, padding=padding, order=order)

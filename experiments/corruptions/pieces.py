@@ -1,0 +1,70 @@
+"""Pieces of work on a set of images, done here or by worker processes with the same result."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+#: Images that one task handles.
+PIECE = 500
+
+#: The source images inside a worker process, set once when it starts.
+_SOURCE: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of images and where its result goes.
+
+    Attributes:
+        start: first image.
+        stop: image after the last.
+        row: first row of the result in the array.
+        make: maps `(images, start=number of the first)` to rows; a module's function or a partial of one.
+    """
+
+    start: int
+    stop: int
+    row: int
+    make: Callable
+
+
+def pieces_of(count: int, make: Callable, *, row: int = 0) -> Iterator[Piece]:
+    """Cut images 0 to count - 1 into pieces whose results follow each other from `row` on."""
+    for start in range(0, count, PIECE):
+        yield Piece(start, min(start + PIECE, count), row + start, make)
+
+
+@contextmanager
+def runner(images: np.ndarray, workers: int) -> Iterator[Callable]:
+    """A `map` over pieces with the source images at hand, here or in worker processes."""
+    if workers < 1:
+        raise ValueError(f"workers: expected at least 1, got {workers}.")
+    if workers == 1:
+        yield lambda function, pieces: (function(piece, images) for piece in pieces)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(images,)) as pool:
+        yield pool.map
+
+
+def _begin(images: np.ndarray) -> None:
+    global _SOURCE
+    _SOURCE = images
+    # The processes are the parallelism; threads within them would only compete.
+    cv2.setNumThreads(1)
+
+
+def fill(path: str, piece: Piece, images: np.ndarray | None = None) -> None:
+    """Make one piece and put it into the file."""
+    source = _SOURCE if images is None else images
+    rows = piece.make(source[piece.start : piece.stop], start=piece.start)
+    target = np.lib.format.open_memmap(path, mode="r+")
+    target[piece.row : piece.row + len(rows)] = rows
+    target.flush()

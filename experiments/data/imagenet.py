@@ -1,0 +1,271 @@
+"""ImageNet from folders of classes, decoded when asked for.
+
+The layout is the usual one: `train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`, a wnid being a WordNet id such as
+`n01440764`. Classes are numbered in the order of their sorted wnids.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from .cifar import DATA_VARIABLE, NORMALISATION
+from .integrity import DataError
+
+PAGE = "https://www.image-net.org/download.php"
+VARIABLE = "NFM_IMAGENET"
+CLASSES = 1000
+IMAGES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
+_REMEDY = (
+    f"Get ILSVRC 2012 from {PAGE} (it asks for registration), unpack the training archive and the archives in it to "
+    f"train/<wnid>/*.JPEG, sort the validation images into val/<wnid>/*.JPEG, and set {VARIABLE} to the folder that "
+    f"holds train and val (or {DATA_VARIABLE} to a folder with a folder imagenet)."
+)
+
+
+def class_folders(folder: Path | str, *, remedy: str = _REMEDY) -> tuple[str, ...]:
+    """The sorted names of the class folders; hidden folders do not count.
+
+    Args:
+        folder: with one folder per class.
+        remedy: sentence for errors.
+
+    Raises:
+        DataError: if there is no such folder, or none in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: expected a folder of class folders, but there is none. {remedy}")
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise DataError(f"{folder}: expected one folder per class, got none (images must be in them). {remedy}")
+    return tuple(names)
+
+
+def read_image(path: Path | str):
+    """An image as a PIL image in RGB, whole or not at all.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        DataError: if it is missing, cut off or no image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file. Has the folder changed since it was listed?") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be decoded ({error}). Fetch this file again.") from error
+
+
+def centre_view(image, *, resize: int = 256, crop: int = 224):
+    """The view of evaluation: shorter side to `resize`, bilinear, then the centre.
+
+    Args:
+        image: PIL image.
+        resize: pixels of the shorter side; the longer one is rounded down.
+        crop: side of the square that is kept.
+
+    Returns:
+        PIL image, `(crop, crop)`.
+
+    Raises:
+        ValueError: if the crop is larger than the image.
+    """
+    from PIL import Image
+
+    if crop > resize:
+        raise ValueError(f"crop: expected at most resize ({resize}), got {crop}.")
+    width, height = image.size
+    short = min(width, height)
+    width, height = int(resize * width / short), int(resize * height / short)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - crop) / 2), round((height - crop) / 2)
+    return image.crop((left, top, left + crop, top + crop))
+
+
+class FolderDataset:
+    """Files in class folders, by index: a map-style data set for `torch.utils.data.DataLoader`.
+
+    Attributes:
+        folder: with one folder per class.
+        wnids: class names; the label of a file is the place of its folder in them.
+        labels: `(n,)`, int64 array.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        wnids: Sequence[str] | None = None,
+        classes: int | None = None,
+        suffixes: Sequence[str] = IMAGES,
+        remedy: str = _REMEDY,
+    ):
+        """List the files, sorted by class and by name; none is opened.
+
+        Args:
+            folder: with one folder per class.
+            wnids: names of all classes, if labels are to count in a larger list than the folder's own.
+            classes: expected number of class folders; `None` for any.
+            suffixes: of the files that count, in lower case.
+            remedy: sentence for errors.
+
+        Raises:
+            DataError: if classes are missing, unknown or empty.
+        """
+        self.folder = Path(folder)
+        found = class_folders(folder, remedy=remedy)
+        if classes is not None and len(found) != classes:
+            raise DataError(f"{folder}: expected {classes} class folders, got {len(found)}. {remedy}")
+        self.wnids = found if wnids is None else tuple(wnids)
+        try:
+            places = class_indices(found, self.wnids)
+        except DataError as error:
+            raise DataError(f"{folder}: {error}") from error
+        names, labels = [], []
+        for wnid, label in zip(found, places, strict=True):
+            inside = sorted(e.name for e in os.scandir(self.folder / wnid) if e.name.lower().endswith(tuple(suffixes)))
+            if not inside:
+                raise DataError(f"{self.folder / wnid}: expected files {', '.join(suffixes)}, got none. {remedy}")
+            names += [os.fsencode(f"{wnid}/{name}") for name in inside]
+            labels += [label] * len(inside)
+        self._names = np.array(names)  # one block of bytes: worker processes share it, as they would not share a list
+        self.labels = np.array(labels, dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self.labels)
+
+    def path(self, index: int) -> Path:
+        """Path of a file."""
+        return self.folder / os.fsdecode(self._names[index])
+
+
+class ImageFolder(FolderDataset):
+    """Images in class folders; an item is `(uint8 array (H, W, 3), label)`.
+
+    Args of the constructor are those of `FolderDataset` and `transform`, which maps a PIL image to a PIL image or to
+    a uint8 array `(H, W, 3)`.
+    """
+
+    def __init__(self, folder: Path | str, *, transform: Callable | None = None, **options):
+        """List the files; `options` as for `FolderDataset`."""
+        super().__init__(folder, **options)
+        self.transform = transform
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """Decode, transform, and give bytes."""
+        image = read_image(self.path(index))
+        array = np.array(image if self.transform is None else self.transform(image))
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+            raise ValueError(
+                f"transform: expected an image or bytes (H, W, 3) as result, got {array.dtype} {array.shape}."
+            )
+        return array, int(self.labels[index])
+
+
+def class_indices(wnids: Sequence[str], all_wnids: Sequence[str]) -> tuple[int, ...]:
+    """Where some classes stand in the full list, in their own order.
+
+    Args:
+        wnids: of a part, such as the 200 folders of ImageNet-R.
+        all_wnids: of the training set.
+
+    Raises:
+        DataError: if a class is not in the full list.
+    """
+    place = {wnid: k for k, wnid in enumerate(all_wnids)}
+    unknown = [wnid for wnid in wnids if wnid not in place]
+    if unknown:
+        raise DataError(
+            f"expected classes out of the {len(place)} of the full list, got {len(unknown)} others, such as "
+            f"{unknown[0]!r}. Are these folders wnids, and of ImageNet-1k?"
+        )
+    return tuple(place[wnid] for wnid in wnids)
+
+
+def restrict_to_classes(logits: Tensor, indices: Sequence[int]) -> Tensor:
+    """The logits of some classes, as ImageNet-R is scored.
+
+    The reference code of ImageNet-R keeps the 200 logits of its classes before softmax and argmax (protocol,
+    section 4). Labels must then count in the same short list, as those of an `ImageFolder` without `wnids` do.
+
+    Args:
+        logits: `(..., K)`.
+        indices: of the kept classes, see `class_indices`.
+
+    Returns:
+        `(..., len(indices))`.
+
+    Raises:
+        ValueError: if an index is outside 0..K-1 or comes twice.
+    """
+    count = logits.shape[-1]
+    wrong = [k for k in indices if not 0 <= k < count]
+    if wrong or len(set(indices)) != len(indices):
+        raise ValueError(f"indices: expected different classes from 0 to {count - 1}, got {wrong or 'repetitions'}.")
+    return logits[..., list(indices)]
+
+
+@dataclass(frozen=True)
+class ImageNet:
+    """ImageNet on disk; the counterpart of `ImageData`, which is in memory.
+
+    Attributes:
+        name: `"imagenet"`.
+        train: training images.
+        test: validation images.
+        classes: K.
+        mean: of each channel, pixels in [0, 1].
+        std: of each channel.
+    """
+
+    name: str
+    train: ImageFolder
+    test: ImageFolder
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def load_imagenet(
+    folder: Path | str | None = None,
+    *,
+    train_transform: Callable | None = None,
+    test_transform: Callable | None = centre_view,
+    classes: int = CLASSES,
+    normalisation: str = "imagenet",
+) -> ImageNet:
+    """The training and the validation part.
+
+    Args:
+        folder: with `train` and `val`; `None` for `$NFM_IMAGENET`, else `imagenet` in `$NFM_DATA`.
+        train_transform: of PIL images, such as a random crop.
+        test_transform: the same for validation.
+        classes: expected number of classes; another one for a subset such as ImageNet-100.
+        normalisation: one of `cifar.NORMALISATION`.
+
+    Raises:
+        ValueError: for an unknown normalisation.
+        DataError: if no folder is named, or classes are missing.
+    """
+    if normalisation not in NORMALISATION:
+        raise ValueError(f"normalisation: expected one of {', '.join(NORMALISATION)}, got {normalisation!r}.")
+    named = str(folder or "") or os.environ.get(VARIABLE, "")
+    if not named and os.environ.get(DATA_VARIABLE):
+        named = str(Path(os.environ[DATA_VARIABLE]) / "imagenet")
+    if not named:
+        raise DataError(f"ImageNet: no folder is named. {_REMEDY}")
+    train = ImageFolder(Path(named) / "train", transform=train_transform, classes=classes)
+    test = ImageFolder(Path(named) / "val", transform=test_transform, classes=classes, wnids=train.wnids)
+    return ImageNet("imagenet", train, test, classes, *NORMALISATION[normalisation])

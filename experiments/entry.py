@@ -1,0 +1,240 @@
+"""One line of the ledger: a trained network, one suite of measurements on it, and where the numbers come from."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timedelta
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+#: Version of the lines that this code writes, and the only one that it reads.
+SCHEMA = 1
+SIZES = ("digits", "small", "paper", "toy")
+#: First parts of metric keys ("corrupted" of "corrupted/mean") whose values are shares in [0, 1].
+SHARES = frozenset(
+    {"clean", "white_noise", "salt_pepper", "salt_pepper_standard", "corrupted", "flip_probability", "aurra", "ece",
+     "rms_calibration_error", "rms_calibration_error_released"}
+)  # fmt: skip
+#: The same for families of attacks: accuracy under "fgsm_linf", "pgd_linf", "pgd_l2".
+SHARE_PREFIXES = ("fgsm_", "pgd_")
+#: Relative to a reference network: not negative, but above 1 where the reference is better.
+RATIOS = frozenset({"mce", "flip_rate"})
+#: What is known of the training; `final_loss` is null for a network that was not trained here (0 steps).
+TRAINING = ("epochs", "steps", "samples", "seconds", "final_loss")
+
+_IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
+_HASH = re.compile(r"[0-9a-f]{16}")
+_COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
+
+
+class LedgerError(ValueError):
+    """A line or a file that is not as the ledger expects it."""
+
+
+class Cell(NamedTuple):
+    """What is measured only once: the training settings, the seed and the suite."""
+
+    hash: str
+    seed: int
+    suite: str
+
+
+def _need(correct: bool, field: str, expected: str, got: object) -> None:
+    if not correct:
+        raise LedgerError(f"{field}: expected {expected}, got {got!r}.")
+
+
+def _integer(value: Any, field: str) -> int:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    _need(whole and value >= 0, field, "an integer >= 0", value)
+    return int(value)
+
+
+def _number(value: Any, field: str, *, least: float = -math.inf, most: float = math.inf) -> float:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    _need(number and math.isfinite(value), field, "a finite number", value)
+    _need(least <= value <= most, field, f"a number in [{least:g}, {most:g}]", value)
+    return float(value)
+
+
+def _plain(value: Any, field: str) -> Any:
+    """A deep copy as JSON gives it back: tuples become lists; anything that JSON cannot carry is refused."""
+    if isinstance(value, dict):
+        for key in value:
+            _need(isinstance(key, str), field, "keys that are text", key)
+        return {key: _plain(inner, f"{field}.{key}") for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner, f"{field}[{index}]") for index, inner in enumerate(value)]
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return _number(value, field)
+
+
+def _mapping(value: Any, field: str) -> dict:
+    _need(isinstance(value, dict), field, "a mapping", value)
+    return _plain(value, field)
+
+
+def _metrics(value: Any) -> dict[str, float]:
+    _need(isinstance(value, dict) and len(value) > 0, "metrics", "at least one metric", value)
+    checked = {}
+    for key, number in value.items():
+        _need(isinstance(key, str) and key != "", "metrics", "keys that are text", key)
+        first, field = key.split("/")[0], f"metrics[{key!r}]"
+        if first in SHARES or first.startswith(SHARE_PREFIXES):
+            checked[key] = _number(number, field, least=0, most=1)
+        else:
+            checked[key] = _number(number, field, least=0 if first in RATIOS else -math.inf)
+    return checked
+
+
+def _training(value: Any) -> dict:
+    _need(isinstance(value, dict) and set(value) == set(TRAINING), "training", f"the keys {', '.join(TRAINING)}", value)
+    checked: dict = {key: _integer(value[key], f"training.{key}") for key in ("epochs", "steps", "samples")}
+    checked["seconds"] = _number(value["seconds"], "training.seconds", least=0)
+    if value["final_loss"] is None:
+        _need(checked["steps"] == 0, "training.final_loss", "a finite number after training", None)
+        return checked | {"final_loss": None}
+    return checked | {"final_loss": _number(value["final_loss"], "training.final_loss")}
+
+
+def _text(value: Any, field: str, pattern: re.Pattern | None = None, expected: str = "text") -> str:
+    known = isinstance(value, str) and (pattern.fullmatch(value) if pattern else value.strip() != "")
+    _need(bool(known), field, expected, value)
+    return value
+
+
+def _utc(value: Any) -> str:
+    expected = 'an ISO 8601 time in UTC such as "2026-01-31T12:00:00+00:00"'
+    try:
+        parsed = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise LedgerError(f"time: expected {expected}, got {value!r}.") from None
+    _need(parsed.utcoffset() == timedelta(0), "time", expected, value)
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One evaluated suite of one trained network. Everything is checked, and copied, when the entry is made.
+
+    Attributes:
+        recipe: name of the recipe.
+        hash: 16 hexadecimal digits that stand for the training settings.
+        settings: the training settings, the seed not among them.
+        size: "digits", "small", "paper" or "toy".
+        scheme: id of the training scheme, as in `experiments/published`.
+        seed: of the training.
+        suite: what was measured: "clean", "noise", "corrupted", "attacks", "flips", "calibration" or another id.
+        suite_settings: how it was measured.
+        metrics: the numbers; accuracies are shares in [0, 1].
+        training: the keys of `TRAINING`.
+        seconds: time of the evaluation.
+        commit: of the code, null outside a git checkout.
+        dirty: whether the code differed from that commit.
+        versions: of the packages.
+        device: name of the device.
+        time: end of the evaluation, ISO 8601 in UTC.
+
+    Raises:
+        LedgerError: if a field is not of this form, with the field and what came.
+    """
+
+    recipe: str
+    hash: str
+    settings: dict
+    size: str
+    scheme: str
+    seed: int
+    suite: str
+    suite_settings: dict
+    metrics: dict[str, float]
+    training: dict
+    seconds: float
+    commit: str | None
+    dirty: bool
+    versions: dict[str, str]
+    device: str
+    time: str
+
+    def __post_init__(self) -> None:
+        _need(self.size in SIZES, "size", f"one of {', '.join(SIZES)}", self.size)
+        _need(isinstance(self.dirty, bool), "dirty", "true or false", self.dirty)
+        checked: dict[str, Any] = {
+            "recipe": _text(self.recipe, "recipe"),
+            "hash": _text(self.hash, "hash", _HASH, "16 hexadecimal digits"),
+            "settings": _mapping(self.settings, "settings"),
+            "scheme": _text(self.scheme, "scheme", _IDENTIFIER, "an id such as noisy_mixup"),
+            "seed": _integer(self.seed, "seed"),
+            "suite": _text(self.suite, "suite", _IDENTIFIER, "an id such as corrupted"),
+            "suite_settings": _mapping(self.suite_settings, "suite_settings"),
+            "metrics": _metrics(self.metrics),
+            "training": _training(self.training),
+            "seconds": _number(self.seconds, "seconds", least=0),
+            "versions": _mapping(self.versions, "versions"),
+            "device": _text(self.device, "device"),
+            "time": _utc(self.time),
+        }
+        for package, version in checked["versions"].items():
+            _text(version, f"versions[{package!r}]")
+        if self.commit is not None:
+            _text(self.commit, "commit", _COMMIT, "the full hexadecimal name of a commit, or null")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def cell(self) -> Cell:
+        """The key under which this result is stored once."""
+        return Cell(self.hash, self.seed, self.suite)
+
+    def to_json(self) -> str:
+        """The line of the ledger, ASCII, without the newline."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Entry:
+        """Read what `to_json` wrote.
+
+        Args:
+            text: one line.
+
+        Raises:
+            LedgerError: if it is no JSON object, has another schema, lacks a field or has one too many.
+        """
+        try:
+            content = json.loads(text)
+        except ValueError as error:  # also text that is not UTF-8
+            raise LedgerError(f"expected one JSON object, got {text[:40]!r} ({error}).") from None
+        _need(isinstance(content, dict), "line", "a JSON object", content)
+        version = content.pop("schema", None)
+        if isinstance(version, bool) or version != SCHEMA:
+            raise LedgerError(
+                f"schema: expected {SCHEMA}, got {version!r}. Read the ledger with the version of this project that "
+                "wrote it, or move it away and measure again."
+            )
+        names = {field.name for field in fields(cls)}
+        if set(content) != names:
+            missing, unknown = sorted(names - set(content)), sorted(set(content) - names)
+            raise LedgerError(f"fields: expected those of the schema, got none named {missing}, unknown {unknown}.")
+        return cls(**content)
+
+
+def comparable(entry: Entry) -> dict:
+    """What two runs of the same code share on one device, whenever they ran and however often they were interrupted.
+
+    Args:
+        entry: of the ledger.
+
+    Returns:
+        Its fields without `time`, `commit`, `dirty`, `versions` and the seconds of evaluation and training.
+    """
+    kept = asdict(entry)
+    for name in ("time", "seconds", "commit", "dirty", "versions"):
+        del kept[name]
+    del kept["training"]["seconds"]
+    return kept

@@ -1,0 +1,168 @@
+"""What is measured on a trained network: one suite, one entry of the ledger.
+
+Metrics are a flat dict: `"clean"`, `"white_noise/0.1"`, `"corrupted/fog/3"` ...; accuracies are shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from ..corruptions import STANDARD
+from ..data.corrupted import CorruptedSet, PerturbedSet
+from ..data.images import ImageData
+from ..data.toy import ToyData
+from ..metrics.accuracy import accuracy, logits_of
+from ..metrics.attacks import attack_curve, fgsm_curve
+from ..metrics.calibration import calibration_summary
+from ..metrics.corruption import corruption_summary
+from ..metrics.flips import flip_probability, flip_summary
+from ..metrics.noise import noise_curve
+from . import sets
+
+#: Images of one forward pass; small enough to stay in a core's cache.
+BATCH = 64
+SEED = 0
+WHITE_NOISE = (0.1, 0.2, 0.3)
+SALT_PEPPER = (0.02, 0.04, 0.1)
+#: l∞ radii in pixels of [0, 1]. No source states any; digits have larger contrast and take larger ones.
+RADII = {"digits": (0.05, 0.1, 0.2), "small": (2 / 255, 4 / 255), "paper": tuple(r / 255 for r in (1, 2, 4, 8))}
+#: The flips of CIFAR-10-P compare frames of these with the first frame.
+NOISE_SEQUENCES = ("gaussian_noise", "shot_noise")
+#: The six types of NFM Figure 6 include one that is not among the fifteen.
+EXTRA = ("speckle_noise",)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network and what it is measured on.
+
+    Attributes:
+        model: in evaluation mode.
+        data: images, or points of a toy problem.
+        size: of the recipe; the paper's size takes published sets, the others generated ones.
+        workers: processes that may generate sets.
+    """
+
+    model: nn.Module
+    data: ImageData | ToyData
+    size: str
+    workers: int = 1
+    options: dict = field(default_factory=lambda: {"batch_size": BATCH})
+
+    def predict(self, images) -> torch.Tensor:
+        """Logits of a set of images."""
+        return logits_of(self.model, images, self.data, channels_last=True, **self.options)
+
+
+Measured = tuple[dict[str, float], dict]
+
+
+def clean(subject: Subject) -> Measured:
+    """Accuracy on the test set."""
+    if isinstance(subject.data, ToyData):
+        with torch.inference_mode():
+            logits = subject.model(subject.data.x_test.float())
+        return {"clean": accuracy(logits, subject.data.y_test)}, {}
+    test = subject.data.test
+    return {"clean": accuracy(subject.predict(test), test.labels)}, {"images": len(test)}
+
+
+def _curve(subject: Subject, kind: str, levels: tuple[float, ...], variant: str) -> dict[float, float]:
+    return noise_curve(
+        subject.model, subject.data, kind, levels, seed=SEED, variant=variant, channels_last=True, **subject.options
+    )
+
+
+def white_noise(subject: Subject) -> Measured:
+    """Accuracy under white noise in normalised units."""
+    curve = _curve(subject, "white_noise", WHITE_NOISE, "released")
+    return {f"white_noise/{level:g}": value for level, value in curve.items()}, {"levels": list(WHITE_NOISE)}
+
+
+def salt_pepper(subject: Subject) -> Measured:
+    """Accuracy under salt and pepper: as released (one channel), and the standard test beside it."""
+    found = {}
+    for prefix, variant in (("salt_pepper", "released"), ("salt_pepper_standard", "standard")):
+        curve = _curve(subject, "salt_pepper", SALT_PEPPER, variant)
+        found |= {f"{prefix}/{level:g}": value for level, value in curve.items()}
+    return found, {"levels": list(SALT_PEPPER)}
+
+
+def attacks(subject: Subject) -> Measured:
+    """Accuracy under FGSM and PGD with 7 steps."""
+    radii = RADII[subject.size]
+    found = {}
+    for name, curve in (
+        ("fgsm_linf", fgsm_curve(subject.model, subject.data, radii, **subject.options)),
+        ("pgd_linf", attack_curve(subject.model, subject.data, radii, steps=7, seed=SEED, **subject.options)),
+    ):
+        found |= {f"{name}/{radius:.4g}": value for radius, value in curve.items()}
+    return found, {"radii": [round(r, 6) for r in radii], "steps": 7, "norm": "linf"}
+
+
+def _corrupted_set(subject: Subject) -> tuple[CorruptedSet, dict]:
+    if subject.size == "paper":
+        name = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C"}[subject.data.name]
+        return CorruptedSet(sets.published_folder(name)), {"set": name}
+    made = sets.generated_corrupted(subject.data, workers=subject.workers)
+    return made, {"set": f"{subject.data.name}-C (regenerated)", "seed": sets.SEED, "frost": "procedural"}
+
+
+def corrupted(subject: Subject) -> Measured:
+    """Accuracy for each corruption and severity, and their means."""
+    images, settings = _corrupted_set(subject)
+    names = [name for name in images.names if name in STANDARD or name in EXTRA]
+    found = {}
+    for name in names:
+        for severity in range(1, 6):
+            part = images.read(name, severity)
+            found[name, severity] = accuracy(subject.predict(part), part.labels)
+    return corruption_summary(found), settings | {"images": len(subject.data.test)}
+
+
+def flips(subject: Subject) -> Measured:
+    """How often predictions change along sequences of slowly perturbed frames."""
+    if subject.size == "paper":
+        folder = PerturbedSet(sets.published_folder("CIFAR-10-P"))
+        settings = {"set": "CIFAR-10-P"}
+    else:
+        folder = sets.generated_perturbed(subject.data, workers=subject.workers)
+        settings = {"set": f"{subject.data.name}-P (regenerated)", "seed": sets.SEED, "frames": sets.FRAMES}
+    probabilities = {}
+    for name in folder.names:
+        frames = folder.read(name)
+        flat = frames.flatten(0, 1)
+        predicted = subject.predict(flat).argmax(1).unflatten(0, frames.shape[:2])
+        probabilities[name] = flip_probability(predicted, noise=name in NOISE_SEQUENCES)
+    return flip_summary(probabilities), settings
+
+
+def calibration(subject: Subject) -> Measured:
+    """Calibration errors and AURRA on the test set."""
+    test = subject.data.test
+    return calibration_summary(subject.predict(test), test.labels), {"images": len(test)}
+
+
+SUITES: Mapping[str, Callable[[Subject], Measured]] = {
+    suite.__name__: suite for suite in (clean, white_noise, salt_pepper, attacks, corrupted, flips, calibration)
+}
+
+
+def run_suite(name: str, subject: Subject) -> Measured:
+    """Metrics of a suite, and the settings that they depend on.
+
+    Args:
+        name: one of `SUITES`.
+        subject: network and data.
+
+    Raises:
+        ValueError: for an unknown suite.
+        FileNotFoundError: if a published set is not there.
+    """
+    if name not in SUITES:
+        raise ValueError(f"suite: expected one of {sorted(SUITES)}, got {name!r}.")
+    return SUITES[name](subject)

@@ -1,0 +1,132 @@
+r"""Pre-activation residual networks: PreActResNet-18, "Wide-ResNet-18" and a tiny relative for the digits.
+
+A block is BN, ReLU, conv 3x3, BN, ReLU, conv 3x3, and a shortcut. With $a = \mathrm{ReLU}(\mathrm{BN}_1(x))$ and
+$r = \mathrm{conv}_2(\mathrm{ReLU}(\mathrm{BN}_2(\mathrm{conv}_1(a))))$ its output is
+
+| shape | `"released"`, the code of both papers | `"standard"`, He et al. 2016 and Manifold Mixup's code |
+|---|---|---|
+| kept | $r + a$ | $r + x$ |
+| changed | $r + \mathrm{conv}_{1\times1}(a)$ | $r + \mathrm{conv}_{1\times1}(a)$ |
+
+so that only identity shortcuts differ; a projection reads the activated tensor in both. Neither has a BN or ReLU
+behind the last stage. (The papers' text does not mention either point; source: protocol, section 3, "Architectures".)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from .checks import check_sizes
+
+SHORTCUTS = ("released", "standard")
+
+
+class PreActBlock(nn.Module):
+    """One pre-activation block, see the head of this module.
+
+    Args:
+        channels: of the input.
+        planes: channels of the output.
+        stride: of the first convolution.
+        shortcut: what an identity shortcut carries, one of `SHORTCUTS`.
+
+    Raises:
+        ValueError: for another shortcut.
+    """
+
+    def __init__(self, channels: int, planes: int, stride: int = 1, *, shortcut: str = "released"):
+        super().__init__()
+        if shortcut not in SHORTCUTS:
+            raise ValueError(f"shortcut: expected one of {list(SHORTCUTS)}, got {shortcut!r}.")
+        self.carries = shortcut
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, planes, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.relu = nn.ReLU()
+        keeps = stride == 1 and channels == planes
+        self.project = None if keeps else nn.Conv2d(channels, planes, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features `(n, channels, H, W)` to `(n, planes, H / stride, W / stride)`."""
+        active = self.relu(self.bn1(x))
+        residual = self.conv2(self.relu(self.bn2(self.conv1(active))))
+        if self.project is not None:
+            return residual + self.project(active)
+        return residual + (active if self.carries == "released" else x)
+
+
+class PreActResNet(nn.Module):
+    """Stages `layer1`, `layer2`, ... of pre-activation blocks, halving the image from the second on.
+
+    Args:
+        num_classes: K.
+        widths: channels of each stage; the first convolution has those of the first.
+        blocks: number of blocks in each stage.
+        shortcut: see the head of this module.
+        in_channels: of the images.
+
+    Raises:
+        ValueError: for sizes below 1 and an unknown shortcut.
+    """
+
+    def __init__(self, num_classes: int, widths: Sequence[int], *, blocks: int, shortcut: str, in_channels: int):
+        super().__init__()
+        check_sizes(num_classes=num_classes, blocks=blocks, in_channels=in_channels)
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.stages = tuple(f"layer{k}" for k in range(1, len(widths) + 1))
+        before = widths[0]
+        for k, (name, width) in enumerate(zip(self.stages, widths, strict=True)):
+            sizes = [(before, width, 1 if k == 0 else 2)] + (blocks - 1) * [(width, width, 1)]
+            self.add_module(name, nn.Sequential(*(PreActBlock(*size, shortcut=shortcut) for size in sizes)))
+            before = width
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(before, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images `(n, in_channels, H, W)` to logits `(n, K)`."""
+        h = self.conv1(x)
+        for name in self.stages:
+            h = getattr(self, name)(h)
+        return self.linear(self.pool(h).flatten(1))
+
+
+class PreActResNet18(PreActResNet):
+    """PreActResNet-18 for CIFAR: four stages of two blocks; `width=128` is the papers' "Wide-ResNet-18".
+
+    For 32 x 32 images the mean over the last 4 x 4 positions is the papers' pooling. PyTorch's default initialisation.
+
+    Args:
+        num_classes: K.
+        width: channels of the first stage; the others have 2, 4 and 8 times as many.
+        shortcut: `"released"` or `"standard"`, see the head of this module.
+        in_channels: of the images.
+
+    Raises:
+        ValueError: for sizes below 1 and an unknown shortcut.
+    """
+
+    def __init__(self, num_classes: int, *, width: int = 64, shortcut: str = "released", in_channels: int = 3):
+        check_sizes(width=width)
+        widths = [width * factor for factor in (1, 2, 4, 8)]
+        super().__init__(num_classes, widths, blocks=2, shortcut=shortcut, in_channels=in_channels)
+
+
+class DigitsResNet(PreActResNet):
+    """The same blocks for 8 x 8 grey images, our own: three stages of one block, of 8, 4 and 2 positions a side.
+
+    Args:
+        num_classes: K.
+        width: channels of the first stage; the others have 2 and 4 times as many.
+        shortcut: as for `PreActResNet18`.
+
+    Raises:
+        ValueError: for sizes below 1 and an unknown shortcut.
+    """
+
+    def __init__(self, num_classes: int, *, width: int = 8, shortcut: str = "released"):
+        check_sizes(width=width)
+        widths = [width * factor for factor in (1, 2, 4)]
+        super().__init__(num_classes, widths, blocks=1, shortcut=shortcut, in_channels=1)

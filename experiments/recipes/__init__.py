@@ -1,0 +1,55 @@
+"""Recipes: one frozen, named setting for each row of every published table, and for the sizes that run anywhere."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from functools import cache
+
+from nfm_theory.networks import near
+
+from . import nfm, noisymix, ours
+from .recipe import SIZES, Recipe, Scheme, Training
+
+__all__ = ["SIZES", "Recipe", "Scheme", "Training", "all_recipes", "get_recipe", "select_recipes"]
+
+
+@cache
+def all_recipes() -> dict[str, Recipe]:
+    """Every recipe by name, in the order of the tables."""
+    found = [*nfm.recipes(), *noisymix.recipes(), *ours.recipes()]
+    names = [recipe.name for recipe in found]
+    if len(set(names)) != len(names):
+        raise ValueError(f"recipes: expected different names, got {sorted({n for n in names if names.count(n) > 1})}.")
+    return dict(zip(names, found, strict=True))
+
+
+def get_recipe(name: str) -> Recipe:
+    """A recipe by name.
+
+    Raises:
+        ValueError: if there is none, with the nearest name.
+    """
+    known = all_recipes()
+    if name not in known:
+        raise ValueError(f"recipe: there is no {name!r}{near(name, known)}; `nfm recipes list` shows them all.")
+    return known[name]
+
+
+def select_recipes(*patterns: str, size: str | None = None) -> list[Recipe]:
+    """Recipes whose name matches one of the patterns (`*` and `?` as in a shell), in the order of the tables.
+
+    Args:
+        *patterns: names or patterns; none for all.
+        size: only of this size.
+
+    Raises:
+        ValueError: for a pattern that nothing matches, and an unknown size.
+    """
+    if size is not None and size not in SIZES:
+        raise ValueError(f"size: expected one of {SIZES}, got {size!r}.")
+    chosen = [r for r in all_recipes().values() if size in (None, r.size)]
+    for pattern in patterns:
+        if not any(fnmatchcase(r.name, pattern) for r in chosen):
+            where = f" of size {size}" if size else ""
+            raise ValueError(f"recipe: nothing matches {pattern!r}{where}{near(pattern, all_recipes())}.")
+    return [r for r in chosen if not patterns or any(fnmatchcase(r.name, p) for p in patterns)]

@@ -1,0 +1,145 @@
+"""Rows of the NoisyMix paper: Tables 1 to 14.
+
+Several tables show the same networks: Tables 2, 7, 8 and 13 those of CIFAR with PreActResNet-18, Tables 3, 9, 10 and
+14 those with WRN-28, Tables 1, 6, 11 and 12 those of ImageNet. Their recipes then have one hash, and one training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .recipe import Recipe, Scheme, Training
+from .schemes import CHOICES, SCHEMES, VIEWS
+
+_CIFAR = Training(
+    data="cifar10", model="preactresnet18", scheme=Scheme("baseline"), epochs=200, batch_size=128, learning_rate=0.1,
+    model_options=(("shortcut", "released"),), data_options=(("normalisation", "half"),), augmentation="flip_crop",
+    nesterov=True, weight_decay=5e-4, schedule="cosine", final_rate=1e-6,
+)  # fmt: skip
+_WRN = replace(_CIFAR, model="wideresnet28", model_options=(("widen", 4),))
+_IMAGENET = replace(
+    _CIFAR, data="imagenet", model="resnet50", batch_size=256, model_options=(), data_options=(),
+    augmentation="resized_crop", weight_decay=1e-4,
+)  # fmt: skip
+_FAMILY = ("baseline", "mixup", "manifold_mixup", "nfm", "cutmix", "puzzlemix", "augmix", "noisymix")
+_TRAINED_ELSEWHERE = {
+    "baseline": "the library's released weights",
+    "adversarial": "weights by Salman et al.",
+    "stylized_imagenet": "weights trained on stylized and natural ImageNet by Geirhos et al.",
+    "autoaugment": "Fast AutoAugment weights by their authors",
+    "mixup": "weights of the CutMix authors, as far as can be told",
+    "manifold_mixup": "it equals the NFM paper's own network with α = 0.2",
+    "cutmix": "weights by the CutMix authors, 300 epochs",
+    "puzzlemix": "weights by the PuzzleMix authors, 300 epochs",
+    "augmix": "weights by the AugMix authors, 180 epochs",
+}
+_WIDTH = (("model_options.widen", "4, as in every version of the code; the text says 2"),)
+_RELEASED_MIX = (
+    ("view_noise", "(1, 2, 3), as the released code; the text has one level for all views"),
+    ("sparsity", "0.65, as in the released commands; not in the text"),
+    ("jsd", "12, as in the released code; a symbol in the text"),
+)
+
+
+def _choices(name: str) -> tuple[tuple[str, str], ...]:
+    alphas = ("mixup", "manifold_mixup", "cutmix", "puzzlemix", "nfm")
+    alpha = (("alpha", "1.0: nowhere stated for the baselines of this paper"),) if name in alphas else ()
+    return (*alpha, *(_RELEASED_MIX if name == "noisymix" else ()), *CHOICES.get(name, ()))
+
+
+def _training(base: Training, name: str, data: str) -> Training:
+    return replace(base, data=data, scheme=SCHEMES[name], views=VIEWS.get(name, ""))
+
+
+def _cifar_tables():
+    plans = {
+        "noisymix-table2": (_CIFAR, ("cifar10", "cifar100"), ("clean", "corrupted"), ()),
+        "noisymix-table3": (_WRN, ("cifar10", "cifar100"), ("clean", "corrupted"), _WIDTH),
+        "noisymix-table7": (_CIFAR, ("cifar10",), ("corrupted",), ()),
+        "noisymix-table8": (_CIFAR, ("cifar100",), ("corrupted",), ()),
+        "noisymix-table9": (_WRN, ("cifar10",), ("corrupted",), _WIDTH),
+        "noisymix-table10": (_WRN, ("cifar100",), ("corrupted",), _WIDTH),
+        "noisymix-table13": (_CIFAR, ("cifar10",), ("flips",), ()),
+        "noisymix-table14": (_WRN, ("cifar10",), ("flips",), _WIDTH),
+    }
+    for table, (base, sets, suites, choices) in plans.items():
+        for data in sets:
+            for name in _FAMILY:
+                yield Recipe(
+                    f"{table}/{data}-{name}" if len(sets) > 1 else f"{table}/{name}", "paper",
+                    _training(base, name, data), suites, choices=(*choices, *_choices(name)),
+                )  # fmt: skip
+
+
+def _ablation():
+    """Table 4: augmentation, feature mixing, noise and JSD, on or off."""
+    rows = ("0000", "0010", "0100", "0110", "1000", "1001", "1011", "1101", "1110", "1111")
+    full = SCHEMES["noisymix"]
+    for row in rows:
+        augmented, mixed, noisy, divergence = (switch == "1" for switch in row)
+        scheme = Scheme(
+            f"ablation_{row}", alpha=full.alpha if mixed else 0.0, layers="eligible" if mixed or noisy else "input",
+            add_noise=full.add_noise if noisy else 0.0, mult_noise=full.mult_noise if noisy else 0.0,
+            sparsity=full.sparsity if noisy else 0.0, jsd=full.jsd if divergence else 0.0,
+            view_noise=full.view_noise if noisy and divergence else (),
+        )  # fmt: skip
+        choices = (*_WIDTH, *_RELEASED_MIX)
+        if noisy and not mixed:
+            choices = (*choices, ("layers", "noise at a random eligible layer: nowhere stated"))
+        training = replace(_WRN, data="cifar100", scheme=scheme, views="augmix" if augmented else "")
+        yield Recipe(f"noisymix-table4/{row}", "paper", training, ("clean", "corrupted"), choices=choices)
+
+
+def _imagenet_training(name: str) -> Training:
+    """As the authors trained NoisyMix; AugMix trains here likewise, which its published weights did not."""
+    scheme = SCHEMES.get(name, Scheme(name))
+    if name == "noisymix":
+        scheme = replace(scheme, add_noise=0.4, mult_noise=0.4)
+    if name == "manifold_mixup":
+        scheme = replace(scheme, alpha=0.2)
+    if name == "adversarial":
+        scheme = replace(scheme, radius=4 / 255, replays=4)
+    return replace(_IMAGENET, scheme=scheme, views=VIEWS.get(name, ""))
+
+
+def _imagenet_tables():
+    names = (
+        *("baseline", "adversarial", "stylized_imagenet", "autoaugment", "mixup", "manifold_mixup", "cutmix"),
+        *("puzzlemix", "augmix", "noisymix"),
+    )
+    plans = {
+        "noisymix-table1": ("clean", "corrupted", "renditions", "flips"),
+        "noisymix-table6": ("corrupted",),
+        "noisymix-table11": ("renditions", "calibration"),
+        "noisymix-table12": ("flips",),
+    }
+    for table, suites in plans.items():
+        for name in names:
+            choices = _choices(name)
+            if name in _TRAINED_ELSEWHERE:
+                choices = (*choices, ("training", f"ours; the paper's row is {_TRAINED_ELSEWHERE[name]}"))
+            note = "needs stylized images, which are no part of ImageNet" if name == "stylized_imagenet" else ""
+            yield Recipe(
+                f"{table}/{name}", "paper", _imagenet_training(name), suites, seeds=(1,), choices=choices, note=note
+            )
+
+
+def _transfer():
+    """Table 5: networks of Table 1, fine-tuned on CIFAR at 224 pixels."""
+    for data in ("cifar10", "cifar100"):
+        for name in ("baseline", "autoaugment", "mixup", "puzzlemix", "augmix", "noisymix"):
+            training = replace(
+                _IMAGENET, data=data, scheme=Scheme(f"transfer_{name}"), epochs=150, batch_size=64,
+                learning_rate=0.001, weight_decay=5e-4, nesterov=False, schedule="steps", milestones=(49, 99),
+                data_options=(("normalisation", "imagenet"),), image_size=224,
+                pretrained=_imagenet_training(name).hash,
+            )  # fmt: skip
+            yield Recipe(f"noisymix-table5/{data}-{name}", "paper", training, ("clean", "corrupted"), seeds=(1,), choices=(
+                ("epochs", "150, the last one: which epoch was reported is nowhere stated"),
+                ("freezing", "none: the printed numbers are closest to fine-tuning of all layers"),
+            ))  # fmt: skip
+
+
+def recipes() -> list[Recipe]:
+    """All rows."""
+    return [*_cifar_tables(), *_ablation(), *_imagenet_tables(), *_transfer()]

@@ -1,0 +1,203 @@
+r"""Training on the second-order theory instead of the exact scheme: Taylor-NFM and Taylor-NoisyMix.
+
+No paper has these. They show how much of a scheme's effect its expansion explains: the plain loss is taken, and to it
+the regularizers are added that the theory finds in the exact step, with the same α, levels and layers.
+
+| scheme | loss |
+|---|---|
+| Taylor-NFM | $L_{std} + \varepsilon R_1 + \varepsilon^2 (R_2 + R_3 + \dots)$ |
+| Taylor-NoisyMix | that, $+ \gamma\,(S_0 + \varepsilon S_1 + \varepsilon^2 S_2)$ |
+
+Both by one random direction for each example and step, unbiased; the layer is drawn for each batch, as in the exact
+schemes. Derivatives are taken sample by sample, so in evaluation mode, with the batch norm statistics of the plain
+pass in the same step: early in a training the running ones belong to another network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import nfm_theory as nt
+from nfm_theory.laws import MixingLaw, noise_laws
+
+from ..recipes.recipe import Scheme
+from .step import Step
+
+
+class BatchStatistics:
+    """Batch norm with the statistics of a pass in training mode: constants for the features, not for the weights.
+
+    Were they constants for the weights too, a penalty on derivatives would shrink the weights in front of a batch norm,
+    which changes nothing but the effective learning rate.
+
+    Args:
+        model: network; hooks stay on it until `close`.
+    """
+
+    def __init__(self, model: nn.Module):
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        self._found: dict[nn.BatchNorm2d, tuple[Tensor, Tensor]] = {}
+        self._handles = [norm.register_forward_pre_hook(self._keep) for norm in norms]
+
+    def _keep(self, norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
+        if norm.training:
+            variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0, keepdim=True)
+            self._found[norm] = (mean, variance)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Every batch norm is the affine map that it was in the last pass."""
+        try:
+            for norm, (mean, variance) in self._found.items():
+                norm.forward = partial(_affine, norm, mean, variance)
+            yield
+        finally:
+            for norm in self._found:
+                del norm.forward
+            self._found = {}
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def _affine(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, x: Tensor) -> Tensor:
+    scale = norm.weight.reshape(mean.shape) * (variance + norm.eps).rsqrt()
+    return x * scale + (norm.bias.reshape(mean.shape) - mean * scale)
+
+
+class TaylorStep(Step):
+    """Taylor-NFM: the plain loss and the regularizers of one layer."""
+
+    def __init__(self, scheme: Scheme, model: nn.Module, *, layers, classes, generator):
+        super().__init__(scheme, model, layers=layers, classes=classes, generator=generator)
+        self.noise = nt.released_noise(sparsity=scheme.sparsity) if scheme.noise == "released" else scheme.noise
+        self.penalties = [
+            nt.TaylorRegularizer(
+                layer, alpha=scheme.alpha, add_noise=scheme.add_noise, mult_noise=scheme.mult_noise, noise=self.noise,
+                eps=scheme.eps, terms=scheme.terms, generator=generator,
+            )
+            for layer in self.layers
+        ]  # fmt: skip
+        self.statistics = BatchStatistics(model)
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        self.statistics.close()
+
+    def _layer(self) -> int:
+        return int(torch.randint(len(self.layers), (), generator=self.generator))
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Cross entropy of the clean views and the regularizers there."""
+        plain = F.cross_entropy(self.forward(x), y)
+        with self.statistics.applied():
+            return plain + self.penalties[self._layer()](self.model, x, y)
+
+
+class TaylorNoisyMixStep(TaylorStep):
+    """Taylor-NoisyMix: Taylor-NFM on the clean view, and the expansion of the divergence between three views."""
+
+    def __init__(self, scheme: Scheme, model: nn.Module, *, layers, classes, generator):
+        super().__init__(scheme, model, layers=layers, classes=classes, generator=generator)
+        self.mixing = MixingLaw(scheme.alpha)
+        self.laws = noise_laws(self.noise)
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Cross entropy of the clean views, their regularizers, and the divergence with its own."""
+        views, layer = self.scheme.views, self._layer()
+        logits = self.forward(x).chunk(views)
+        loss = F.cross_entropy(logits[0], y) + self.scheme.jsd * nt.jensen_shannon(logits)
+        with self.statistics.applied():
+            loss = loss + self.penalties[layer](self.model, x[: len(y)], y)
+            return loss + self.scheme.jsd * stability_penalty(
+                self.model, x, layer=self.layers[layer], views=views, mixing=self.mixing, laws=self.laws,
+                add_noise=self.scheme.add_noise, mult_noise=self.scheme.mult_noise, eps=self.scheme.eps,
+                view_noise=self.scheme.view_noise or (1.0,) * views, generator=self.generator,
+            )  # fmt: skip
+
+
+def stability_penalty(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    layer: str,
+    views: int,
+    mixing: MixingLaw,
+    laws: tuple,
+    add_noise: float,
+    mult_noise: float,
+    eps: float,
+    view_noise: tuple[float, ...],
+    generator: torch.Generator,
+) -> Tensor:
+    r"""An unbiased, differentiable estimate of $\varepsilon S_1 + \varepsilon^2 S_2$ (book: eq-jsd-expansion).
+
+    With $D$ the divergence of the views' outputs as a function of their features, u the features of all views,
+
+    $$ S_1 = m_1\, \frac1n \sum_r \nabla D \cdot (u_r - u), \qquad
+       S_2 = \tfrac12\, \mathbb E\, \nabla^2 D[v, v], \quad
+       v = \sqrt{m_2}\,(u_r - u) + \sigma_{add}\,\xi + \sigma_{mult}\,\xi' \odot u $$
+
+    where the partner r is one for all views of an example and the noises are independent for each view.
+
+    Args:
+        model: network; runs in evaluation mode here, its mode is put back.
+        x: views, `(views * n, *input)`.
+        layer: dotted name, `""` for the input.
+        views: m.
+        mixing: law of λ.
+        laws: of additive and multiplicative noise.
+        add_noise: σ_add.
+        mult_noise: σ_mult.
+        eps: ε.
+        view_noise: factors of σ_add for the views.
+        generator: draws partners and noise.
+
+    Returns:
+        Penalty, 0-dim.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        at = nt.engine.linearize_layer(model, x, layer)
+    finally:
+        for module, training in modes:
+            module.training = training
+    g, n = at.h, len(x) // views
+    outputs = at.outputs.unflatten(0, (views, n))
+    slope = torch.func.grad(nt.jensen_shannon)(outputs) * n  # of the sum over examples
+    by_view = g.unflatten(0, (views, n))
+    drift = (by_view.mean(1, keepdim=True) - by_view).flatten(0, 1)
+    first = mixing.moment(1) * (at.pullback(slope.flatten(0, 1)) * at.enter(drift.unsqueeze(0))[0]).sum() / n
+    direction = _direction(by_view, mixing, laws, add_noise, mult_noise, view_noise, generator).flatten(0, 1)
+    tangents, bends = at.sweep(direction.unsqueeze(0), None if at.piecewise_linear else slope.flatten(0, 1))
+    tangents = tangents[0].unflatten(0, (views, n))
+    _, turned = torch.func.jvp(torch.func.grad(nt.jensen_shannon), (outputs,), (tangents,))
+    second = (turned * tangents).sum() / 2
+    if bends is not None:
+        second = second + bends.sum() / (2 * n)
+    return eps * first + eps**2 * second
+
+
+def _direction(by_view: Tensor, mixing, laws, add_noise, mult_noise, view_noise, generator) -> Tensor:
+    """V for all views, `(views, n, *feature)`."""
+    partner = torch.rand(by_view.shape[1], generator=generator).argsort().to(by_view.device)
+    total = (mixing.moment(2) if mixing.mixes else 0.0) ** 0.5 * (by_view[:, partner] - by_view)
+    for level, law, multiplicative in ((add_noise, laws[0], False), (mult_noise, laws[1], True)):
+        if level:
+            signs = (torch.rand(by_view.shape, generator=generator) < 0.5).to(by_view) * 2 - 1
+            scale = level * law.second**0.5
+            if multiplicative:
+                total = total + scale * signs * by_view
+            else:
+                factors = torch.tensor(view_noise, dtype=by_view.dtype, device=by_view.device)
+                total = total + scale * signs * factors.reshape(-1, *[1] * (by_view.ndim - 1))
+    return total

@@ -1,0 +1,16 @@
+"""The papers' tables: printed values, ours beside them, their claims, and a cross-check of the printed numbers.
+
+published   every printed number, typed            metrics_map  what a column measures
+registry    what is known of each table            build        joined with the ledger
+claims      statements as data, and verdicts       render       Markdown, LaTeX, HTML
+audit       rules that cross-check the numbers
+"""
+
+from __future__ import annotations
+
+from .audit import audit
+from .build import build_table, judge_claims
+from .published import load_published
+from .registry import TABLES
+
+__all__ = ["TABLES", "audit", "build_table", "judge_claims", "load_published"]

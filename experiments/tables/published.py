@@ -1,0 +1,274 @@
+"""The printed values of both papers, typed, from the CSV files in `experiments/published`; nothing is corrected."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from .metrics_map import Column, metric_key
+from .registry import TABLES, TableInfo, table_info
+
+PUBLISHED = Path(__file__).parent.parent / "published"
+SUBMISSIONS_FILE = "extra_robustbench_noisymix.csv"
+#: Columns that say which row it is, in all files.
+_ROW_COLUMNS = ("scheme", "label", "ref", "alpha", "epochs")
+SWITCHES = ("augmentations", "feature_mixing", "noise_injections", "jsd_loss")
+#: Scheme of a row of the ablation, by its four switches.
+ABLATION = {
+    (0, 0, 0, 0): "baseline",
+    (0, 0, 1, 0): "noise",
+    (0, 1, 0, 0): "manifold_mixup",
+    (0, 1, 1, 0): "nfm",
+    (1, 0, 0, 0): "augmix_no_jsd",
+    (1, 0, 1, 1): "augmix_noise",
+    (1, 0, 0, 1): "augmix",
+    (1, 1, 1, 0): "noisymix_no_jsd",
+    (1, 1, 0, 1): "augmix_manifold_mixup",
+    (1, 1, 1, 1): "noisymix",
+}
+
+
+@dataclass(frozen=True)
+class PublishedValue:
+    """One printed number.
+
+    Attributes:
+        table: id in `TABLES`.
+        row: scheme, followed by alpha or epochs where a scheme has several rows.
+        column: see `metrics_map.Column`.
+        scheme: id of the training scheme.
+        label: row label as printed.
+        data: data set that the network was trained on.
+        network: as the paper names it.
+        metric: key in the ledger.
+        level: of the noise, if the column has one.
+        text: as printed.
+        value: percent.
+        minimum: over the seeds, percent, if printed.
+        maximum: over the seeds, percent, if printed.
+        bold: whether printed bold; `None` where the file does not say.
+        alpha: Beta parameter, if printed.
+        epochs: if printed.
+    """
+
+    table: str
+    row: str
+    column: str
+    scheme: str
+    label: str
+    data: str
+    network: str
+    metric: str
+    level: float | None
+    text: str
+    value: float
+    minimum: float | None = None
+    maximum: float | None = None
+    bold: bool | None = None
+    alpha: float | None = None
+    epochs: int | None = None
+
+    @property
+    def decimals(self) -> int:
+        """Digits after the point, as printed."""
+        return len(self.text.partition(".")[2])
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A network as its authors, or a benchmark, measured it outside of the papers.
+
+    Attributes:
+        data: data set that it was trained on.
+        corrupted_data: its corrupted version.
+        network: architecture as submitted.
+        clean: accuracy, percent.
+        corrupted: mean accuracy on the corrupted version, percent.
+        who: who measured, and on what.
+        source: where it is recorded.
+    """
+
+    data: str
+    corrupted_data: str
+    network: str
+    clean: float
+    corrupted: float
+    who: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """All printed values, with look-up by table, row and column."""
+
+    values: tuple[PublishedValue, ...]
+    submissions: tuple[Submission, ...] = ()
+
+    def __post_init__(self):
+        """Index the values."""
+        index: dict[str, dict[str, dict[str, PublishedValue]]] = {}
+        for value in self.values:
+            index.setdefault(value.table, {}).setdefault(value.row, {})[value.column] = value
+        object.__setattr__(self, "_index", index)
+
+    def tables(self) -> tuple[str, ...]:
+        """Ids, in the order of the papers."""
+        return tuple(self._index)
+
+    def rows(self, table: str) -> dict[str, dict[str, PublishedValue]]:
+        """Rows of a table in printed order, each a mapping from column to value."""
+        return self._index.get(table, {})
+
+    def columns(self, table: str) -> tuple[Column, ...]:
+        """Columns of a table in printed order."""
+        seen = dict.fromkeys(column for row in self.rows(table).values() for column in row)
+        return tuple(column_of(table, name) for name in seen)
+
+    def get(self, table: str, row: str, column: str) -> PublishedValue | None:
+        """A value, or `None` where the table has none."""
+        return self.rows(table).get(row, {}).get(column)
+
+    def number(self, table: str, row: str, column: str) -> float | None:
+        """A value in percent, or `None`."""
+        cell = self.get(table, row, column)
+        return None if cell is None else cell.value
+
+    def amend(self, table: str, row: str, column: str, text: str, **changes) -> Published:
+        """A copy with one number printed differently; for what-if questions.
+
+        Args:
+            table: id.
+            row: id.
+            column: id.
+            text: the number as it would be printed.
+            changes: other fields of the value.
+
+        Raises:
+            KeyError: if there is no such number.
+        """
+        old = self._index[table][row][column]
+        new = replace(old, text=text, value=float(text), **changes)
+        return replace(self, values=tuple(new if value is old else value for value in self.values))
+
+
+def column_of(table: str, column: str) -> Column:
+    """A column of a table; see `metrics_map.metric_key`."""
+    return metric_key(table, column, data=table_info(table).data[0])
+
+
+def read_table(table: str, *, folder: Path = PUBLISHED) -> tuple[PublishedValue, ...]:
+    """The values of one table.
+
+    Args:
+        table: id in `TABLES`.
+        folder: of the CSV files.
+
+    Returns:
+        Values in printed order; empty cells are left out.
+
+    Raises:
+        ValueError: if the id is not known or a cell is no number.
+    """
+    info = table_info(table)
+    with open(Path(folder) / info.file, encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    rows = _row_ids(lines)
+    return tuple(
+        _value(info, row, line, column, text, extra)
+        for row, line in zip(rows, lines, strict=True)
+        for column, text, extra in _cells(line)
+        if text
+    )
+
+
+def _row_ids(lines: list[dict[str, str]]) -> list[str]:
+    """Scheme plus whatever tells two rows of one scheme apart."""
+    for line in lines:
+        if "scheme" not in line:
+            line["scheme"] = ABLATION[tuple(int(line[name]) for name in SWITCHES)]
+            line["label"] = " + ".join(name.replace("_", " ") for name in SWITCHES if line[name] == "1") or "none"
+    kinds: dict[str, set[tuple[str, str]]] = {}
+    for line in lines:
+        kinds.setdefault(line["scheme"], set()).add((line.get("alpha", ""), line.get("epochs", "")))
+    ids = []
+    for line in lines:
+        several = kinds[line["scheme"]]
+        parts = [line["scheme"]]
+        for position, name in enumerate(("alpha", "epochs")):
+            if len({kind[position] for kind in several}) > 1:
+                parts.append(f"{name}={line[name]}")
+        ids.append("/".join(parts))
+    return ids
+
+
+def _cells(line: Mapping[str, str]) -> Iterable[tuple[str, str, dict]]:
+    """Column, text and more for each number of a line of the file."""
+    if "metric" not in line:
+        for name, text in line.items():
+            if name not in (*_ROW_COLUMNS, *SWITCHES):
+                yield name, text, {}
+        return
+    extra: dict = {}
+    if line.get("min"):
+        extra = {"minimum": float(line["min"]), "maximum": float(line["max"])}
+    if "bold" in line:
+        extra["bold"] = line["bold"] == "1"
+    level = line.get("level", "")
+    yield f"{line['metric']}/{level}" if level else line["metric"], line["value"], extra
+    if line.get("value_excl_noise"):
+        yield f"{line['metric']}/excl_noise", line["value_excl_noise"], {}
+
+
+def _value(info: TableInfo, row: str, line: Mapping[str, str], name: str, text: str, extra: dict) -> PublishedValue:
+    column = column_of(info.id, name)
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{info.file}, {row}, {name}: expected a number, got {text!r}.") from None
+    return PublishedValue(
+        table=info.id,
+        row=row,
+        column=name,
+        scheme=line["scheme"],
+        label=line["label"],
+        data=column.data,
+        network=info.network,
+        metric=column.metric,
+        level=float(line["level"]) if line.get("level") else None,
+        text=text,
+        value=value,
+        alpha=float(line["alpha"]) if line.get("alpha") else None,
+        epochs=int(line["epochs"]) if line.get("epochs") else None,
+        **extra,
+    )
+
+
+def read_submissions(*, folder: Path = PUBLISHED) -> tuple[Submission, ...]:
+    """NoisyMix networks as submitted to RobustBench and as measured there."""
+    with open(Path(folder) / SUBMISSIONS_FILE, encoding="utf-8", newline="") as file:
+        return tuple(
+            Submission(
+                data=line["dataset"],
+                corrupted_data=line["corrupted_dataset"],
+                network=line["architecture"],
+                clean=float(line["clean"]),
+                corrupted=float(line["corrupted"]),
+                who=line["who"],
+                source=line["source"],
+            )
+            for line in csv.DictReader(file)
+        )
+
+
+@cache
+def load_published(folder: Path = PUBLISHED) -> Published:
+    """Every table of `TABLES`, and the submissions.
+
+    Args:
+        folder: of the CSV files.
+    """
+    values = tuple(value for table in TABLES for value in read_table(table, folder=folder))
+    return Published(values, read_submissions(folder=folder))

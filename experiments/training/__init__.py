@@ -1,0 +1,17 @@
+"""Training: batches, steps, checkpoints; on one device, or several under `torchrun`."""
+
+from .batches import MemorySource, Source
+from .checkpoint import BusyError, CheckpointError
+from .loop import DivergedError, Execution, Trained, run_folder, train
+
+__all__ = [
+    "BusyError",
+    "CheckpointError",
+    "DivergedError",
+    "Execution",
+    "MemorySource",
+    "Source",
+    "Trained",
+    "run_folder",
+    "train",
+]

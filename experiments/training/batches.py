@@ -1,0 +1,176 @@
+"""Batches of a training: which samples, how each is augmented, in how many views; the same whoever makes them.
+
+Every image has a generator of its own in every epoch, so that workers, processes and a resumed training make the
+same views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..augment.augmix import augmix_pixels
+from ..augment.autoaugment import autoaugment
+from ..augment.standard import random_crop, random_flip, random_resized_crop
+from ..recipes.recipe import Training
+from .distributed import World
+from .streams import epoch_order, image_generator
+
+
+class Source(Protocol):
+    """Training samples.
+
+    Attributes:
+        labels: class indices, `(n,)`.
+        mean: of each channel, pixels in [0, 1]; empty for samples that are no images.
+        std: of each channel.
+    """
+
+    labels: Sequence[int] | Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def sample(self, index: int) -> np.ndarray:
+        """One image as bytes `(H, W, C)`, or a vector of floats."""
+
+
+@dataclass(frozen=True)
+class MemorySource:
+    """Samples in memory.
+
+    Attributes:
+        samples: bytes `(n, H, W, C)`, or floats `(n, d)` that are taken as they are.
+        labels: class indices.
+        mean: of each channel; empty for floats.
+        std: of each channel.
+    """
+
+    samples: np.ndarray
+    labels: np.ndarray
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def sample(self, index: int) -> np.ndarray:
+        """One image or vector."""
+        return self.samples[index]
+
+
+class _Normaliser:
+    """Bytes `(..., H, W, C)` to float32 `(..., C, H, W)`, by channel."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+        self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return np.moveaxis((image.astype(np.float32) / 255 - self.mean) / self.std, -1, -3)
+
+
+class Views(Dataset):
+    """The batches of one epoch, each `(views * n, ...)` inputs with the clean views first, and `(n,)` labels.
+
+    Args:
+        source: samples.
+        training: settings.
+        seed: of the training.
+        epoch: number of the epoch.
+
+    Raises:
+        ValueError: for an unknown augmentation or way to make views.
+    """
+
+    def __init__(self, source: Source, training: Training, seed: int, epoch: int):
+        known = {
+            "augmentation": ("none", "crop_flip", "flip_crop", "resized_crop"),
+            "views": ("", "augmix", "autoaugment"),
+        }
+        for field, names in known.items():
+            if getattr(training, field) not in names:
+                raise ValueError(f"{field}: expected one of {names}, got {getattr(training, field)!r}.")
+        self.source, self.training, self.seed, self.epoch = source, training, seed, epoch
+        self.normalise = _Normaliser(source.mean, source.std) if source.mean else lambda sample: sample
+
+    def __getitem__(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """One batch."""
+        labels = torch.as_tensor(np.asarray(self.source.labels)[indices], dtype=torch.long)
+        if self.training.augmentation == "none" and not self.training.views:
+            clean = self.normalise(np.stack([self.source.sample(i) for i in indices]))
+            parts = [clean] * self.training.scheme.views
+        else:
+            parts = zip(*[self._views(int(i)) for i in indices], strict=True)
+            parts = [np.stack(part) for part in parts]
+        return torch.from_numpy(np.concatenate(parts)), labels
+
+    def _views(self, index: int) -> list[np.ndarray]:
+        rng = image_generator(self.seed, self.epoch, index)
+        image = augment(self.source.sample(index), self.training.augmentation, rng)
+        count, kind = self.training.scheme.views, self.training.views
+        if not kind:
+            return [self.normalise(image)] * count
+        make = self._augmix if kind == "augmix" else self._autoaugment
+        if count == 1:
+            return [make(image, rng)]
+        return [self.normalise(image), *(make(image, rng) for _ in range(count - 1))]
+
+    def _augmix(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        pixels = augmix_pixels(image, rng)
+        mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (self.source.mean, self.source.std))
+        return (pixels - mean) / std
+
+    def _autoaugment(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return self.normalise(autoaugment(image, rng, policy="imagenet" if image.shape[0] > 64 else "cifar"))
+
+
+def augment(image: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
+    """The standard augmentation of an image.
+
+    Args:
+        image: bytes `(H, W, C)`.
+        kind: `"none"`, `"crop_flip"`, `"flip_crop"` (order as in the papers' code) or `"resized_crop"`.
+        rng: generator.
+    """
+    if kind == "crop_flip":
+        return random_flip(random_crop(image, rng), rng)
+    if kind == "flip_crop":
+        return random_crop(random_flip(image, rng), rng)
+    if kind == "resized_crop":
+        return random_flip(random_resized_crop(image, rng), rng)
+    return image
+
+
+def batch_indices(num_samples: int, training: Training, seed: int, epoch: int) -> list[np.ndarray]:
+    """Samples of each batch of an epoch; the last one may be shorter."""
+    order = epoch_order(num_samples, seed, epoch)
+    return [order[i : i + training.batch_size] for i in range(0, num_samples, training.batch_size)]
+
+
+def epoch_batches(
+    source: Source, training: Training, *, seed: int, epoch: int, start: int, world: World, workers: int = 0
+) -> Iterator[tuple[int, Tensor, Tensor, int]]:
+    """This process's part of the batches of an epoch, from the batch number `start` on.
+
+    Args:
+        source: samples.
+        training: settings.
+        seed: of the training.
+        epoch: number of the epoch.
+        start: first batch.
+        world: processes; each takes its share of every batch.
+        workers: loader processes; 0 for none.
+
+    Yields:
+        Number of the batch, inputs, labels, and size of the batch over all processes.
+    """
+    batches = batch_indices(len(source.labels), training, seed, epoch)[start:]
+    views = Views(source, training, seed, epoch)
+    loader = DataLoader(
+        views, batch_size=None, sampler=[world.share(b) for b in batches], num_workers=workers,
+        pin_memory=torch.cuda.is_available(), multiprocessing_context="spawn" if workers else None,
+    )  # fmt: skip
+    for number, ((x, y), batch) in enumerate(zip(loader, batches, strict=True), start):
+        yield number, x, y, len(batch)

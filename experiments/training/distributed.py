@@ -1,0 +1,77 @@
+"""One process or several: what `torchrun` says, and how a batch is divided."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a training.
+
+    Attributes:
+        rank: number of this one.
+        size: how many.
+        local_rank: number on this machine, which is that of its GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files."""
+        return self.rank == 0
+
+    def share(self, batch: np.ndarray) -> np.ndarray:
+        """This process's part of a batch."""
+        return batch[self.rank :: self.size]
+
+    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The model for the forward pass, gradients averaged over the processes."""
+        if self.size == 1:
+            return model
+        return nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+    def collect(self, value: object) -> list:
+        """The value of each process, in every process."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join_world(device: str) -> Iterator[tuple[World, torch.device]]:
+    """The processes that `torchrun` started, or this one alone; and the device of this process.
+
+    Args:
+        device: `"cpu"`, `"cuda"`, or `"auto"` for a GPU if there is one.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    world = World(int(os.environ.get("RANK", 0)), size, int(os.environ.get("LOCAL_RANK", 0)))
+    place = torch.device(name, world.local_rank) if name == "cuda" else torch.device(name)
+    if size == 1:
+        yield World(), place
+        return
+    dist.init_process_group("nccl" if name == "cuda" else "gloo")
+    try:
+        yield world, place
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,263 @@
+"""Train one recipe with one seed; a training that was killed goes on from its last checkpoint with the same bits.
+
+runs/<hash>/seed-<seed>/checkpoint.pt    while it runs
+                        log.jsonl        loss and rate of each epoch
+                        final.pt         weights of the last epoch, and the record of the training
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from ..models import build_model, eligible_layers
+from ..recipes.recipe import Training
+from ..records import write_lines
+from ..schemes import Step, build_step
+from .batches import Source, epoch_batches
+from .checkpoint import CheckpointError, exclusive, load_checkpoint, save_checkpoint
+from .distributed import World, join_world
+from .optimisation import build_optimiser, learning_rate
+from .streams import STEP, stream_seed
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
+
+
+class DivergedError(RuntimeError):
+    """The loss is no number any more."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a training runs; nothing of it is part of the recipe.
+
+    Attributes:
+        device: `"cpu"`, `"cuda"` or `"auto"`.
+        workers: loader processes.
+        channels_last: memory layout of images.
+        compile: whether to compile the model.
+        checkpoint_steps: steps between checkpoints.
+        progress: whether to show a bar.
+    """
+
+    device: str = "auto"
+    workers: int = 0
+    channels_last: bool = True
+    compile: bool = False
+    checkpoint_steps: int = 100
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, in evaluation mode on its device, and the record of its training."""
+
+    model: nn.Module
+    record: dict
+
+
+@dataclass
+class _State:
+    """Where a training stands."""
+
+    epoch: int = 0
+    batch: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    samples: int = 0
+    history: list[dict] = field(default_factory=list)
+
+
+def run_folder(runs: Path, training: Training, seed: int) -> Path:
+    """The folder of a training."""
+    return Path(runs) / training.hash / f"seed-{seed}"
+
+
+def effective_epochs(training: Training) -> int:
+    """Passes over the data: fewer where a batch is used several times."""
+    return max(1, math.ceil(training.epochs / training.scheme.replays))
+
+
+class _Run:
+    """One training: network, optimiser, step, and where it stands."""
+
+    def __init__(self, training: Training, source: Source, classes: int, seed: int, world: World, device, execution):
+        self.training, self.source, self.seed = training, source, seed
+        self.world, self.device, self.execution = world, device, execution
+        dtype = _DTYPES[training.precision]
+        model = build_model(training.model, classes, seed=seed, **dict(training.model_options)).to(device, dtype)
+        self.images = bool(source.mean)
+        if execution.channels_last and self.images:
+            model = model.to(memory_format=torch.channels_last)
+        self.model, self.dtype = model, dtype
+        self.generator = torch.Generator()
+        # Hooks first, then the wrappers: a compiled model does not see hooks that come later
+        self.step: Step = build_step(
+            training.scheme, model, layers=eligible_layers(training.model), classes=classes, mean=source.mean,
+            std=source.std, generator=self.generator,
+        )  # fmt: skip
+        wrapped = world.wrap(model, device)
+        self.step.forward = torch.compile(wrapped) if execution.compile else wrapped
+        self.optimiser = build_optimiser(training, model)
+        self.state = _State()
+        self.batches = math.ceil(len(source.labels) / training.batch_size)
+
+    # State --------------------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        steps = self.world.collect(self.step.state_dict())
+        if self.world.leads:
+            save_checkpoint(path, {
+                "hash": self.training.hash, "seed": self.seed, "world": self.world.size, "state": vars(self.state),
+                "model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "step": steps,
+            })  # fmt: skip
+
+    def resume(self, path: Path) -> None:
+        content = load_checkpoint(path, hash=self.training.hash, seed=self.seed)
+        if content["world"] != self.world.size:
+            raise CheckpointError(
+                f"{path}: expected a checkpoint of {self.world.size} process(es), got one of {content['world']}; start "
+                "as many, or delete it to train from the start."
+            )
+        self.model.load_state_dict(content["model"])
+        self.optimiser.load_state_dict(content["optimiser"])
+        step = content["step"][self.world.rank]
+        self.step.load_state_dict({k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in step.items()})
+        self.state = _State(**content["state"])
+
+    # Work ---------------------------------------------------------------------------------------------------
+
+    def epoch(self, checkpoint: Path) -> None:
+        state, training = self.state, self.training
+        self.model.train()
+        for number, x, y, size in epoch_batches(
+            self.source, training, seed=self.seed, epoch=state.epoch, start=state.batch, world=self.world,
+            workers=self.execution.workers,
+        ):  # fmt: skip
+            if size < self.world.size:
+                continue  # a process would have no sample
+            start = time.perf_counter()
+            loss = self.one_batch(number, x, y, size)
+            if not math.isfinite(loss):
+                raise DivergedError(f"loss {loss} in epoch {state.epoch}, batch {number}; lower the learning rate.")
+            state.loss_sum, state.samples = state.loss_sum + loss * size, state.samples + size
+            state.batch, state.seconds = number + 1, state.seconds + time.perf_counter() - start
+            if (state.epoch * self.batches + state.batch) % self.execution.checkpoint_steps == 0:
+                self.save(checkpoint)
+        rate = learning_rate(training, state.epoch * self.batches, self.batches)
+        state.history.append({
+            "epoch": state.epoch, "loss": state.loss_sum / max(1, state.samples), "learning_rate": rate,
+            "seconds": round(state.seconds, 3),
+        })  # fmt: skip
+        state.epoch, state.batch, state.loss_sum, state.samples = state.epoch + 1, 0, 0.0, 0
+
+    def one_batch(self, number: int, x: Tensor, y: Tensor, size: int) -> float:
+        training, epoch = self.training, self.state.epoch
+        x = x.to(self.device, self.dtype, non_blocking=True)
+        y = y.to(self.device, non_blocking=True)
+        if self.execution.channels_last and self.images:
+            x = x.contiguous(memory_format=torch.channels_last)
+        rate = learning_rate(training, epoch * self.batches + number, self.batches)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        share = len(y) * self.world.size / size  # processes with more samples count more
+        for repeat in range(self.step.repeats):
+            seed = stream_seed(STEP, self.seed, self.world.rank, epoch, number, repeat)
+            self.generator.manual_seed(seed)
+            torch.manual_seed(seed)  # dropout has no generator of its own; the caller's state is put back
+            self.optimiser.zero_grad(set_to_none=True)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
+                loss = self.step.loss(x, y)
+            (share * loss).backward()
+            self.step.after_backward()
+            self.optimiser.step()
+        return float(loss.detach())
+
+
+def train(
+    training: Training,
+    source: Source,
+    *,
+    classes: int,
+    seed: int,
+    runs: Path,
+    execution: Execution | None = None,
+    stop_after: int | None = None,
+) -> Trained | None:
+    """Train, or go on with it, or load what is finished.
+
+    Under `torchrun` every process calls this; the first one writes.
+
+    Args:
+        training: settings.
+        source: samples.
+        classes: K.
+        seed: of weights, order, augmentation and steps.
+        runs: folder of all runs.
+        execution: device and the like.
+        stop_after: epochs after which to stop with a checkpoint, for pieces of a long training.
+
+    Returns:
+        The trained network; `None` if stopped before the end.
+
+    Raises:
+        BusyError: if another process trains this.
+        CheckpointError: for a damaged or foreign file.
+        DivergedError: if the loss is no number any more.
+    """
+    execution = execution or Execution()
+    folder = run_folder(runs, training, seed)
+    with join_world(execution.device) as (world, device):
+        if world.leads:
+            with exclusive(folder):
+                return _train(training, source, classes, seed, folder, world, device, execution, stop_after)
+        return _train(training, source, classes, seed, folder, world, device, execution, stop_after)
+
+
+def _train(training, source, classes, seed, folder, world, device, execution, stop_after) -> Trained | None:
+    final, checkpoint = folder / "final.pt", folder / "checkpoint.pt"
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        run = _Run(training, source, classes, seed, world, device, execution)
+        if final.exists():
+            content = load_checkpoint(final, hash=training.hash, seed=seed)
+            run.model.load_state_dict(content["model"])
+            return _finished(run, content["record"])
+        if checkpoint.exists():
+            run.resume(checkpoint)
+        epochs = range(run.state.epoch, effective_epochs(training))
+        shown = execution.progress and world.leads
+        for count, _ in enumerate(track(epochs, f"{training.scheme.name} seed {seed}", disable=not shown)):
+            if count == stop_after:
+                run.save(checkpoint)
+                run.step.close()
+                return None
+            run.epoch(checkpoint)
+            if world.leads:
+                write_lines(folder / "log.jsonl", run.state.history)
+        record = {
+            "epochs": run.state.epoch,
+            "steps": run.state.epoch * run.batches * run.step.repeats,
+            "samples": len(source.labels),
+            "seconds": round(run.state.seconds, 2),
+            "final_loss": run.state.history[-1]["loss"],
+            "parameters": sum(p.numel() for p in run.model.parameters()),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        }
+        world.wait()
+        if world.leads:
+            model = run.model.state_dict()
+            save_checkpoint(final, {"hash": training.hash, "seed": seed, "model": model, "record": record})
+            checkpoint.unlink(missing_ok=True)
+        return _finished(run, record)
+
+
+def _finished(run: _Run, record: dict) -> Trained:
+    run.step.close()
+    return Trained(run.model.eval().requires_grad_(False), record)

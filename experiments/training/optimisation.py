@@ -1,0 +1,52 @@
+"""Optimiser and learning rate of a recipe: the rate is a function of the step, with nothing to remember."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ..recipes.recipe import Training
+
+
+def build_optimiser(training: Training, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD or Adam on all parameters.
+
+    Raises:
+        ValueError: for another optimiser.
+    """
+    rate, decay = training.learning_rate, training.weight_decay
+    if training.optimiser == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), lr=rate, momentum=training.momentum, nesterov=training.nesterov, weight_decay=decay
+        )
+    if training.optimiser == "adam":
+        return torch.optim.Adam(model.parameters(), lr=rate, weight_decay=decay)
+    raise ValueError(f"optimiser: expected 'sgd' or 'adam', got {training.optimiser!r}.")
+
+
+def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
+    """The rate of a step.
+
+    Args:
+        training: settings.
+        step: number of steps taken before.
+        steps_per_epoch: steps in an epoch.
+
+    Returns:
+        With `"steps"`, a tenth after each milestone has *finished* (protocol: after epoch index 100, 150, 180); with
+        `"cosine"`, for each step anew, from `learning_rate` down to `final_rate`.
+
+    Raises:
+        ValueError: for another schedule.
+    """
+    start, total = training.learning_rate, training.epochs * steps_per_epoch
+    if training.schedule == "constant":
+        return start
+    if training.schedule == "steps":
+        epoch = step // steps_per_epoch
+        return start * 0.1 ** sum(epoch > milestone for milestone in training.milestones)
+    if training.schedule == "cosine":
+        return training.final_rate + (start - training.final_rate) * (1 + math.cos(math.pi * step / total)) / 2
+    raise ValueError(f"schedule: expected 'constant', 'steps' or 'cosine', got {training.schedule!r}.")
