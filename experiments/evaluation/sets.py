@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from ..corruptions import STANDARD
-from ..corruptions.generate import generate_corrupted
+from ..corruptions.generate import generate_corrupted, generate_perturbed
+from ..corruptions.sequences import CIFAR_P
 from ..data.corrupted import CorruptedSet, PerturbedSet
 from ..data.images import ImageData
 from ..trained import cache_directory
 
 #: Of the generated sets; part of their name.
 SEED = 0
-FRAMES = 30
 
 
 @contextmanager
@@ -71,12 +71,10 @@ def generated_perturbed(data: ImageData, *, workers: int = 1) -> PerturbedSet:
         data: whose test images.
         workers: processes that make them.
     """
-    from ..corruptions.sequences import PERTURBATIONS, generate_perturbed
-
     folder = cache_directory() / "sets" / f"{data.name}-p-seed{SEED}"
     with _alone(folder):
-        if not _complete(folder, PERTURBATIONS):
-            generate_perturbed(_channels_last(data), folder, frames=FRAMES, seed=SEED, workers=workers)
+        if not _complete(folder, CIFAR_P):
+            generate_perturbed(_channels_last(data), data.test.labels.numpy(), folder, seed=SEED, workers=workers)
     return PerturbedSet(folder)
 
 

@@ -16,9 +16,14 @@ _DIGITS = Training(
 _DIGITS_SUITES = ("clean", "white_noise", "salt_pepper", "attacks", "corrupted", "flips", "calibration")
 
 
+def _shorter(scheme: Scheme) -> Scheme:
+    """With few epochs there is no room for eight steps on each batch."""
+    return replace(scheme, replays=min(scheme.replays, 4))
+
+
 def _digits():
     for name, scheme in SCHEMES.items():
-        training = replace(_DIGITS, scheme=scheme, views=VIEWS.get(name, ""))
+        training = replace(_DIGITS, scheme=_shorter(scheme), views=VIEWS.get(name, ""))
         yield Recipe(f"digits/{name}", "digits", training, _DIGITS_SUITES, choices=CHOICES.get(name, ()))
 
 
@@ -40,7 +45,7 @@ _SMALL_SUITES = ("clean", "white_noise", "salt_pepper", "attacks", "corrupted", 
 def _small():
     for data in ("cifar10", "cifar100"):
         for name in (*_SMALL_SCHEMES, *(n for n in SCHEMES if n not in _SMALL_SCHEMES)):
-            training = replace(_SMALL, data=data, scheme=SCHEMES[name], views=VIEWS.get(name, ""))
+            training = replace(_SMALL, data=data, scheme=_shorter(SCHEMES[name]), views=VIEWS.get(name, ""))
             yield Recipe(
                 f"{data}-small/{name}", "small", training, _SMALL_SUITES, seeds=(1, 2, 3), choices=CHOICES.get(name, ())
             )

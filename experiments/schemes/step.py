@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import nfm_theory as nt
 
 from ..augment.cutmix import cutmix
-from ..augment.puzzlemix import puzzlemix, saliency
+from ..augment.puzzlemix import PuzzleOptions, puzzlemix, saliency
 from ..recipes.recipe import Scheme
 
 
@@ -119,8 +119,10 @@ class PatchStep(Step):
                 num_classes=self.classes,
             )  # fmt: skip
         else:
+            # a cell of at least two pixels: small images have fewer of them
+            options = PuzzleOptions(grids=tuple(g for g in PuzzleOptions.grids if 2 * g <= x.shape[-1]))
             mixed, targets = puzzlemix(
-                x, y, saliency(self.model, x, y), generator=self.generator, num_classes=self.classes,
+                x, y, saliency(self.model, x, y), generator=self.generator, num_classes=self.classes, options=options,
                 **self.normalisation,
             )  # fmt: skip
         return F.cross_entropy(self.forward(mixed), targets)
