@@ -1,0 +1,224 @@
+"""Many recipes times seeds: on the cores of one machine, or on a Slurm cluster, by the same call.
+
+Workers share the list. Each goes through it and takes what is neither in the ledger nor in another worker's hands, so
+that nothing is planned and nothing is lost: a worker that dies gives its lock back, and the next sweep goes on from
+its last checkpoint. submitit starts the workers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import submitit
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from .ledger import LEDGER, Cell, finished
+from .recipes import Recipe
+from .runner import BUSY, FAILED, FINISHED, Outcome, run_recipe, runs_folder
+from .training import Execution, run_folder
+
+CLUSTERS = ("here", "local", "slurm")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A recipe with a seed."""
+
+    recipe: Recipe
+    seed: int
+
+    @property
+    def cells(self) -> set[Cell]:
+        """What the ledger holds when it is done."""
+        return {Cell(self.recipe.hash, self.seed, suite) for suite in self.recipe.suites}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is to be done, and where.
+
+    Attributes:
+        tasks: all of them, finished or not.
+        ledger: where results go.
+        runs: folder of checkpoints.
+        execution: device and the like.
+        name: of this sweep; a failure is not tried again within one.
+        threads: of each worker; 0 for what the environment says.
+    """
+
+    tasks: tuple[Task, ...]
+    ledger: Path = LEDGER
+    runs: Path = field(default_factory=runs_folder)
+    execution: Execution = field(default_factory=Execution)
+    name: str = field(default_factory=lambda: f"{time.time_ns():x}")
+    threads: int = 0
+
+    def unfinished(self) -> list[Task]:
+        """Tasks of which the ledger lacks something."""
+        known = finished(self.ledger)
+        return [task for task in self.tasks if not task.cells <= known]
+
+    def _marker(self, task: Task) -> Path:
+        return run_folder(self.runs, task.recipe.training, task.seed) / "failed.json"
+
+    def failed_before(self, task: Task) -> str | None:
+        """Why the task failed earlier in this sweep, `None` if it did not."""
+        try:
+            content = json.loads(self._marker(task).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return content["message"] if content.get("sweep") == self.name else None
+
+    def mark_failed(self, task: Task, message: str) -> None:
+        """Tell the other workers."""
+        self._marker(task).parent.mkdir(parents=True, exist_ok=True)
+        self._marker(task).write_text(json.dumps({"sweep": self.name, "message": message}), encoding="utf-8")
+
+
+def make_tasks(recipes: Sequence[Recipe], seeds: Sequence[int] | None = None) -> tuple[Task, ...]:
+    """Every recipe with each of its seeds; seeds come first, so that a sweep that is cut short has whole rows.
+
+    Args:
+        recipes: rows of several tables that are one training are merged, with all suites.
+        seeds: instead of those of the recipes.
+    """
+    merged: dict[str, Recipe] = {}
+    for recipe in recipes:
+        known = merged.get(recipe.hash)
+        suites = dict.fromkeys((*known.suites, *recipe.suites) if known else recipe.suites)
+        merged[recipe.hash] = replace(known or recipe, suites=tuple(suites))
+    tasks = [Task(recipe, seed) for recipe in merged.values() for seed in (seeds or recipe.seeds)]
+    return tuple(sorted(tasks, key=lambda task: task.seed))
+
+
+class Worker:
+    """Goes through the tasks of a sweep; can be sent to another machine, and is sent again when its time is over.
+
+    Args:
+        sweep: what to do.
+        number: of this worker; each starts elsewhere in the list.
+        count: of workers.
+    """
+
+    def __init__(self, sweep: Sweep, number: int = 0, count: int = 1):
+        self.sweep, self.number, self.count = sweep, number, count
+
+    def __call__(self) -> list[Outcome]:
+        """Outcomes of what this worker did."""
+        threads = self.sweep.threads or int(os.environ.get("SLURM_CPUS_PER_TASK", 0))
+        if threads:
+            torch.set_num_threads(threads)
+        found = []
+        for task in self.sweep.unfinished():
+            if self.sweep.failed_before(task) is not None:
+                continue
+            outcome = run_recipe(
+                task.recipe, task.seed, ledger=self.sweep.ledger, runs=self.sweep.runs, execution=self.sweep.execution
+            )
+            if outcome.status == FAILED:
+                self.sweep.mark_failed(task, outcome.message)
+            if outcome.status not in (BUSY, FINISHED):
+                found.append(outcome)
+        return found
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """What submitit starts again after a time limit: the same, which goes on from the checkpoints."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a sweep ended.
+
+    Attributes:
+        done: outcomes of this sweep.
+        failed: outcomes that failed.
+        lost: messages of workers that died.
+        unfinished: tasks that are still to be done, the failed ones among them.
+    """
+
+    done: list[Outcome]
+    failed: list[Outcome]
+    lost: list[str]
+    unfinished: list[Task]
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is in the ledger."""
+        return not self.unfinished
+
+
+def run_sweep(
+    sweep: Sweep,
+    *,
+    cluster: str = "local",
+    workers: int = 1,
+    logs: Path | None = None,
+    progress: bool = True,
+    poll: float = 1.0,
+    **parameters,
+) -> Report:
+    """Do what is not done yet; what fails is reported at the end, and takes nothing else with it.
+
+    Args:
+        sweep: tasks and places.
+        cluster: `"here"` (in this process), `"local"` (a process for each worker) or `"slurm"`.
+        workers: how many at once.
+        logs: folder for submitit's logs; `None` for one beside the runs.
+        progress: whether to show a bar.
+        poll: seconds between looks at the ledger.
+        **parameters: of submitit's executor, such as `slurm_partition`, `timeout_min`, `cpus_per_task`.
+
+    Raises:
+        ValueError: for an unknown cluster or no worker.
+    """
+    if cluster not in CLUSTERS:
+        raise ValueError(f"cluster: expected one of {CLUSTERS}, got {cluster!r}.")
+    if workers < 1:
+        raise ValueError(f"workers: expected at least 1, got {workers}.")
+    if not sweep.unfinished():
+        return Report([], [], [], [])
+    if cluster == "here":
+        return _report(sweep, Worker(sweep)(), [])
+    executor = submitit.AutoExecutor(folder=logs or sweep.runs / "logs", cluster=cluster)
+    executor.update_parameters(**({"timeout_min": 60 * 24 * 7} | parameters))
+    quiet = replace(sweep, execution=replace(sweep.execution, progress=False))
+    jobs = [executor.submit(Worker(quiet, number, workers)) for number in range(workers)]
+    try:
+        _watch(sweep, jobs, progress, poll)
+    except KeyboardInterrupt:
+        for job in jobs:
+            job.cancel()
+        raise
+    outcomes, lost = [], []
+    for job in jobs:
+        try:
+            outcomes += job.result()
+        except Exception as error:  # a worker that was killed, or could not be started
+            lost.append(f"worker {job.job_id}: {type(error).__name__}: {str(error).strip().splitlines()[-1:]}")
+    return _report(sweep, outcomes, lost)
+
+
+def _watch(sweep: Sweep, jobs: list, progress: bool, poll: float) -> None:
+    """A bar of finished tasks, until all workers have ended."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, disable=not progress) as bar:
+        shown = bar.add_task("sweep", total=len(sweep.tasks))
+        while True:
+            ended = all(job.done() for job in jobs)
+            bar.update(shown, completed=len(sweep.tasks) - len(sweep.unfinished()))
+            if ended:
+                return
+            time.sleep(poll)
+
+
+def _report(sweep: Sweep, outcomes: list[Outcome], lost: list[str]) -> Report:
+    failed = [outcome for outcome in outcomes if outcome.status == FAILED]
+    done = [outcome for outcome in outcomes if outcome.status != FAILED]
+    return Report(done, failed, lost, sweep.unfinished())
