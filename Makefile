@@ -13,15 +13,20 @@ TORCH_INDEX ?=
 # make book BOOK_FLAGS=--fresh executes every notebook again, whatever the cache holds
 BOOK_FLAGS ?=
 
+SEEDS ?= 1
+WORKERS ?= 2
+
+NFM = $(VENV)/bin/nfm
 STAMP = $(VENV)/.installed
+RERUN = experiments/results/rerun.jsonl
 VERIFIED = experiments/results/.verified
-SOURCES = $(wildcard nfm_theory/*.py nfm_theory/*/*.py experiments/*.py experiments/data/*.py experiments/models/*.py)
+SOURCES = $(wildcard nfm_theory/*.py nfm_theory/*/*.py experiments/*.py experiments/*/*.py)
 
 # A backend set outside (often Agg) silently removes every figure from the executed pages.
 unexport MPLBACKEND
 
 .DEFAULT_GOAL := help
-.PHONY: help env book verify figures test lint clean
+.PHONY: help env book verify experiments figures test lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -53,7 +58,15 @@ $(VERIFIED): $(STAMP) $(SOURCES)
 	@mkdir -p experiments/results
 	$(PY) -m experiments.verify_digits
 	$(PY) -m experiments.verify_bounds
+	$(MAKE) experiments
 	@touch $(VERIFIED)
+
+# Every scheme on digits and the toy problems of both papers, run again beside the tracked ledger and compared with it.
+# All five seeds: make experiments SEEDS=1,2,3,4,5
+experiments: $(STAMP) ## train every scheme on digits and the toy problems again, and compare with the ledger
+	OMP_NUM_THREADS=1 $(NFM) sweep 'digits/*' 'nfm-figure-toy/*' 'noisymix-figure4/*' --seeds $(SEEDS) \
+		--workers $(WORKERS) --threads 1 --ledger $(RERUN)
+	$(NFM) ledger compare $(RERUN)
 
 figures: $(STAMP) $(VERIFIED) ## draw the figures into figures/out
 	if test -f figures/__main__.py; then $(PY) -m figures; fi
@@ -68,5 +81,5 @@ lint: $(STAMP) ## ruff check and format
 	$(PY) -m ruff format --check .
 
 clean: ## remove what was built; .venv and the tracked results stay
-	rm -rf book/_build figures/out build .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* $(VERIFIED) *.egg-info
+	rm -rf book/_build figures/out build .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* $(VERIFIED) $(RERUN) *.egg-info
 	find nfm_theory experiments figures tests book benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

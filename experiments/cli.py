@@ -20,6 +20,7 @@ import typer
 import nfm_theory as nt
 from nfm_theory.adversarial import adversarial_bound
 
+from .commands import app as experiments_app
 from .models.small import MODELS
 from .records import replace_file, versions, write_json
 from .sources import MOST_SAMPLES, Subject, UsageError, load_subject
@@ -266,6 +267,10 @@ def verify(
     verdicts = {report.verdict for report in reports}
     worst = next(v for v in ("refuted", "undecided", "holds", "certified") if v in verdicts)
     raise typer.Exit(_STATUS[worst])
+
+
+app.registered_commands += experiments_app.registered_commands
+app.registered_groups += experiments_app.registered_groups
 
 
 def main() -> None:

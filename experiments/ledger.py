@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,8 +23,8 @@ from .provenance import provenance
 from .records import RESULTS
 
 __all__ = [
-    "LEDGER", "Cell", "Entry", "LedgerError", "append", "comparable", "finished", "merge", "provenance", "read",
-    "validate",
+    "LEDGER", "Cell", "Entry", "LedgerError", "append", "comparable", "differences", "finished", "merge", "provenance",
+    "read", "validate",
 ]  # fmt: skip
 
 #: The tracked ledger.
@@ -263,6 +264,32 @@ def merge(paths: Iterable[str | Path], into: str | Path) -> int:
     return _add(Path(into), sorted(found.values(), key=lambda entry: (entry.recipe, *entry.cell)))
 
 
+def differences(entries: Iterable[Entry], others: Iterable[Entry]) -> dict[Cell, float]:
+    """How far the same cell is apart in two ledgers, as after running something again.
+
+    Args:
+        entries: of one ledger.
+        others: of the other.
+
+    Returns:
+        The largest difference over the metrics of each cell that both have; infinite if they have other metrics.
+    """
+    known = {entry.cell: entry.metrics for entry in others}
+    found = {}
+    for entry in entries:
+        if (metrics := known.get(entry.cell)) is not None:
+            same = metrics.keys() == entry.metrics.keys()
+            gaps = (abs(metrics[key] - value) for key, value in entry.metrics.items()) if same else [math.inf]
+            found[entry.cell] = max(gaps)
+    return found
+
+
+def _training_settings(entry: Entry) -> dict:
+    """Settings without the scheme's name: two rows of the papers may be the same training."""
+    scheme = entry.settings.get("scheme")
+    return entry.settings | ({"scheme": {**scheme, "name": ""}} if isinstance(scheme, dict) else {})
+
+
 def validate(path: str | Path) -> list[str]:
     """Everything that is wrong with a ledger, one sentence each, with file and line; an empty list if all is well.
 
@@ -296,7 +323,7 @@ def validate(path: str | Path) -> list[str]:
             continue
         if (earlier := first_line.setdefault(entry.cell, number)) != number:
             problems.append(f"{_where(path, number)}: the cell {tuple(entry.cell)} stands in line {earlier} already.")
-        where, before = settings.setdefault(entry.hash, (number, entry.settings))
-        if before != entry.settings:
+        where, before = settings.setdefault(entry.hash, (number, _training_settings(entry)))
+        if before != _training_settings(entry):
             problems.append(f"{_where(path, number)}: hash {entry.hash} stands for other settings in line {where}.")
     return problems

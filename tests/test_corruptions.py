@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from experiments.corruptions import EXTRA, NAMES, SEVERITIES, STANDARD, corrupt
+from experiments.corruptions import EXTRA, NAMES, SEVERITIES, STANDARD, blur, corrupt, digital, weather
 from experiments.corruptions.blur import blur_along, disk_kernel, motion_kernel, zoom_operator
 from experiments.corruptions.constants import CONSTANTS
 from experiments.corruptions.digital import sample
@@ -17,7 +17,7 @@ from experiments.corruptions.generate import generate_corrupted
 from experiments.corruptions.pixels import clipped_zoom, streams
 from experiments.corruptions.store import damaged_files
 from experiments.corruptions.textures import frost_textures
-from experiments.corruptions.weather import plasma, snow_flakes, water_mask
+from experiments.corruptions.weather import plasma, snow_flakes, water_mask, whiten
 
 #: Keeps the tests free of photographs.
 ICE = {"frost": "procedural"}
@@ -220,6 +220,51 @@ def test_fog_is_scaled_plasma_and_snow_is_sparse():
     snowy = corrupt(flat(0), "snow", 1, seed=0)
     assert snowy.min() == int(255 * 0.05 * 0.5)
     assert not water_mask(np.zeros((32, 32)), 0.5).any()
+
+
+def test_plasma_against_a_loop_over_midpoints():
+    side, decay = 8, 2.5
+    noise = iter(streams("fog", 2, range(1), seed=4)[0].uniform(-1, 1, size=side * side - 1))
+    heights, step, amplitude = np.zeros((side, side)), side, 100.0
+    while step >= 2:
+        half = step // 2
+        corners, middles = range(0, side, step), range(half, side, step)
+        for rows, columns, reach in (
+            (middles, middles, [(half, half), (half, -half), (-half, half), (-half, -half)]),
+            (corners, middles, [(0, half), (0, -half), (half, 0), (-half, 0)]),
+            (middles, corners, [(0, half), (0, -half), (half, 0), (-half, 0)]),
+        ):
+            for i in rows:
+                for j in columns:
+                    mean = np.mean([heights[(i + a) % side, (j + b) % side] for a, b in reach])
+                    heights[i, j] = mean + amplitude**2 * next(noise)
+        step, amplitude = half, amplitude / decay
+    heights = (heights - heights.min()) / np.ptp(heights)
+    np.testing.assert_allclose(plasma(side, decay, streams("fog", 2, range(1), seed=4))[0], heights, atol=1e-12)
+
+
+def test_draws_and_strengths_reach_the_functions(monkeypatch):
+    angles, fields = [], []
+    along = blur.blur_along
+    for module in (blur, weather):
+        monkeypatch.setattr(module, "blur_along", lambda x, r, s, a: angles.extend(a) or along(x, r, s, a))
+    images = smooth_images(300)
+    corrupt(images, "motion_blur", 1, seed=0)
+    corrupt(images, "snow", 1, seed=0)
+    for part, low in ((angles[:300], -45), (angles[300:], -135)):
+        assert low <= min(part) < low + 3
+        assert low + 87 < max(part) <= low + 90
+    monkeypatch.setattr(digital, "sample", lambda x, y, c: fields.append((y, c)) or sample(x, y, c))
+    corrupt(images, "elastic_transform", 5, seed=0)
+    # Uniform noise (variance 1/3) through a Gaussian of sigma 0.03 x 32 in two directions, cut at radius 3, times 3.2.
+    weights = np.exp(-(np.arange(-3, 4) ** 2) / (2 * 0.96**2))
+    spread = 3.2 * np.sqrt(1 / 3) * (weights**2).sum() / weights.sum() ** 2
+    for place, grid in zip(fields[0], (np.arange(32)[:, None], np.arange(32)), strict=True):
+        assert (place - grid)[:, 4:-4, 4:-4].std() == pytest.approx(spread, rel=0.03)
+    # 0.7 of the pixel and 0.3 of the larger of the pixel and 1.5 luma + 0.5.
+    colour = np.array([0.1, 0.4, 0.2])
+    light = 1.5 * (0.299 * 0.1 + 0.587 * 0.4 + 0.114 * 0.2) + 0.5
+    np.testing.assert_allclose(whiten(colour, 0.7), 0.7 * colour + 0.3 * light)
 
 
 def test_frost_names_the_way_out_and_mixes_a_piece_of_a_texture(tmp_path, monkeypatch):

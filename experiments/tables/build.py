@@ -21,6 +21,8 @@ from .registry import TableInfo, table_info
 ALIASES = {"noise_injection": "baseline_noise", "noise": "baseline_noise"}
 #: Scheme ids that belong to a table of their own: the ablation's switches, and fine-tuned networks.
 ABLATED = {f"ablation_{''.join(map(str, switches))}": scheme for switches, scheme in ABLATION.items()}
+#: Rows of the ablation that are trainings of the other tables too, and may stand in the ledger under either id.
+SHARED = tuple(f"ablation_{switches}" for switches in ("0000", "0100", "1001", "1111"))
 TRANSFERRED, TRANSFER_TABLE, ABLATION_TABLE = "transfer_", "noisymix-table5", "noisymix-table4"
 #: Settings that belong to the scheme, not to the column group.
 _SCHEME_KEYS = ("scheme", "scheme_options", "views", "pretrained", "name", "seed")
@@ -282,7 +284,7 @@ def _join(
 
 def _scheme_in(table: str, scheme: str) -> str:
     """The scheme that a recipe's stands for in this table."""
-    if table == ABLATION_TABLE:
+    if table == ABLATION_TABLE or scheme in SHARED:
         scheme = ABLATED.get(scheme, scheme)
     if table == TRANSFER_TABLE:
         scheme = scheme.removeprefix(TRANSFERRED)
