@@ -125,6 +125,13 @@ def _parameters(texts: list[str]) -> dict[str, str | int]:
     return found
 
 
+def _seeds(text: str) -> list[int] | None:
+    parts = text.split(",") if text else []
+    if not all(part.strip().isdigit() for part in parts):
+        raise UsageError(f"--seeds: expected whole numbers separated by commas, such as 1,2,3, got {text!r}.")
+    return [int(part) for part in parts] or None
+
+
 @app.command("sweep")
 def sweep_command(
     patterns: Annotated[list[str], typer.Argument(help="Recipes; * and ? as in a shell.")],
@@ -144,7 +151,7 @@ def sweep_command(
     Exit status: 0 all done, 1 something failed or is unfinished, 2 bad input.
     """
     with _plainly():
-        wanted = [int(s) for s in seeds.split(",")] if seeds else None
+        wanted = _seeds(seeds)
         tasks = make_tasks(select_recipes(*patterns, size=size), wanted)
         sweep = Sweep(tasks, ledger, runs or runs_folder(), Execution(device=device, workers=loaders), threads=threads)
         report = run_sweep(sweep, cluster=cluster, workers=workers, **_parameters(parameter or []))
