@@ -141,6 +141,8 @@ def problem_regularizers(
     at = linearize(problem.head, problem.features, engine=engine)
     limits = {"rtol": rtol, "max_passes": max_passes}
     plan = _Plan(problem, at, **limits, deflate=deflate, distribution=distribution, generator=generator)
+    if "data" in scales and set(methods.values()) <= {"probes", "pairs"} and at.path == "tangent-adjoint":
+        at.pullback(problem.loss.gradient(at.outputs, problem.labels))  # one reverse sweep for R1 and the probes
     # Additive noise first: where it is exact, its basis serves the data terms as well
     for (order, source), name in sorted(names.items(), key=lambda item: item[0][1] != "additive"):
         if methods[name] == "auto":

@@ -5,9 +5,11 @@ r"""Second directional derivatives without nested differentiation (book: eq-tang
 | `tape.py` | a head written down operation by operation |
 | `rules.py`, `linear.py`, `products.py`, `nonlinear.py`, `activations.py` | what each operation does to tangents |
 | `local.py` | the rule for any other operation |
-| `linearization.py` | tangents, Jacobian rows and `a·∇²f[v, v]` of a head, by the tape or by nested `torch.func` |
+| `base.py`, `taped.py` | tangents, Jacobian rows and `a·∇²f[v, v]` of a head, in general and by the tape |
+| `linearization.py` | the same by nested `torch.func`, and which of the two is taken |
 """
 
-from .linearization import Linearization, linearize, linearize_layer
+from .base import Linearization
+from .linearization import linearize, linearize_layer
 
 __all__ = ["Linearization", "linearize", "linearize_layer"]

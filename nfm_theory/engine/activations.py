@@ -28,6 +28,9 @@ Derivatives = tuple[Tensor, Tensor | None]
 ACTIVATIONS: dict[Callable, Callable[..., Derivatives]] = {}
 #: Those whose second derivative is 0 almost everywhere.
 PIECEWISE_LINEAR: set[Callable] = set()
+#: Those whose rules need the result alone, and those whose rules need both the argument and the result.
+FROM_RESULT: set[Callable] = set()
+FROM_BOTH: set[Callable] = set()
 _NAMESPACES = (torch, torch.Tensor, F, torch.special, torch._C._nn)
 
 
@@ -37,23 +40,29 @@ def all_names(*names: str) -> list[Callable]:
     return [function for function in found if callable(function)]
 
 
-def _activation(*names: str, piecewise_linear: bool = False):
+#: Piecewise linear ones whose first derivative is 0 or 1.
+GATES: set[Callable] = set(all_names("relu", "relu6", "hardtanh"))
+
+
+def _activation(*names: str, piecewise_linear: bool = False, reads: str = "argument"):
     def register(rule):
         ACTIVATIONS.update(dict.fromkeys(all_names(*names), rule))
         if piecewise_linear:
             PIECEWISE_LINEAR.update(all_names(*names))
+        if reads != "argument":
+            (FROM_RESULT if reads == "result" else FROM_BOTH).update(all_names(*names))
         return rule
 
     return register
 
 
-@_activation("tanh")
+@_activation("tanh", reads="result")
 def _tanh(z, out):
     first = torch.addcmul(out.new_ones(()), out, out, value=-1)  # fused, for training
     return first, torch.addcmul(out.new_zeros(()), out, first, value=-2)
 
 
-@_activation("sigmoid", "expit")
+@_activation("sigmoid", "expit", reads="result")
 def _sigmoid(z, out):
     first = out * (1 - out)
     return first, first * (1 - 2 * out)
@@ -156,7 +165,7 @@ def _hardswish(z, out, inplace=False):
     return torch.where(inside, z / 3 + 0.5, (z >= 3).to(z.dtype)), inside.to(z.dtype) / 3
 
 
-@_activation("exp")
+@_activation("exp", reads="result")
 def _exp(z, out):
     return out, out
 
@@ -173,19 +182,19 @@ def _log1p(z, out):
     return r, -r * r
 
 
-@_activation("sqrt")
+@_activation("sqrt", reads="both")
 def _sqrt(z, out):
     first = 0.5 / out
     return first, -0.5 * first / z
 
 
-@_activation("rsqrt")
+@_activation("rsqrt", reads="both")
 def _rsqrt(z, out):
     first = -0.5 * out / z
     return first, -1.5 * first / z
 
 
-@_activation("reciprocal")
+@_activation("reciprocal", reads="result")
 def _reciprocal(z, out):
     return -out * out, 2 * out**3
 
@@ -195,12 +204,12 @@ def _square(z, out):
     return 2 * z, torch.full_like(z, 2.0)
 
 
-@_activation("sin")
+@_activation("sin", reads="both")
 def _sin(z, out):
     return torch.cos(z), -out
 
 
-@_activation("cos")
+@_activation("cos", reads="both")
 def _cos(z, out):
     return -torch.sin(z), -out
 

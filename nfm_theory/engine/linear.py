@@ -85,11 +85,11 @@ def _max_pool(rec, func, input, kernel_size, stride=None, padding=0, dilation=1,
     if return_indices or x.layout[0] != 0 or input.ndim != spatial + 2:
         raise UnsupportedOperationError("max pooling that returns indices, or without a sample dimension")
     out, index = func(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
-    flat = index.flatten(2)
+    flat, behind = index.flatten(2), out.shape[2:]
 
     def push(t):
         t = spread(t, x).flatten(3)
-        return t.gather(3, flat.expand(len(t), *flat.shape)).unflatten(3, out.shape[2:])
+        return t.gather(3, flat.expand(len(t), *flat.shape)).unflatten(3, behind)
 
     return rec.emit("max_pool", [x], out, push, layout=x.layout)
 
@@ -116,12 +116,13 @@ def _reshape(rec, func, input, *args, **kwargs):
     if x is None:
         return rec.local(rec, func, input, *args, **kwargs)
     out = func(input, *args, **kwargs)
-    layout = _reshaped(x.layout, tuple(input.shape), tuple(out.shape), rec.samples)
+    shape = tuple(out.shape)
+    layout = _reshaped(x.layout, tuple(input.shape), shape, rec.samples)
     shared = x.layout == layout == (0, 1)
 
     def push(t):
         samples = t.shape[1] if shared else None
-        return t.reshape(len(t), samples, *out.shape[1:]) if shared else spread(t, x).reshape(len(t), *out.shape)
+        return t.reshape(len(t), samples, *shape[1:]) if shared else spread(t, x).reshape(len(t), *shape)
 
     return rec.emit(getattr(func, "__name__", "reshape"), [x], out, push, layout=layout, shared=shared)
 
@@ -177,7 +178,8 @@ def _cast(rec, func, input, *args, **kwargs):
     out = func(input, *args, **kwargs)
     if x is None or not out.is_floating_point():
         return out
-    return rec.emit("to", [x], out, lambda t: t.to(out.dtype, copy=False), layout=x.layout, shared=True)
+    dtype = out.dtype
+    return rec.emit("to", [x], out, lambda t: t.to(dtype, copy=False), layout=x.layout, shared=True)
 
 
 @rule("cat", "concat", "concatenate", "stack")
@@ -185,11 +187,13 @@ def _join(rec, func, tensors, dim=0):
     values = [rec.find(t) for t in tensors]
     known = [v for v in values if v is not None]
     stack = func in all_names("stack")
-    dim = dim % (known[0].tensor.ndim + stack)
+    dim = dim % (known[0].ndim + stack)
     out = func(tensors, dim)
     layout = common([v.layout for v in known])
     if layout is not None:
         layout = (layout[0] + (stack and dim <= layout[0]), layout[1]) if stack or dim != layout[0] else None
+
+    fixed = [t if v is None else None for v, t in zip(values, tensors, strict=True)]
 
     def push(*tangents):
         given = iter(tangents)
@@ -197,7 +201,7 @@ def _join(rec, func, tensors, dim=0):
         return func(
             [
                 spread(next(given), v) if v is not None else t.new_zeros(()).expand(m, *t.shape)
-                for v, t in zip(values, tensors, strict=True)
+                for v, t in zip(values, fixed, strict=True)
             ],
             dim + 1,
         )

@@ -28,10 +28,11 @@ def local_rule(rec: Recorder, func: Callable, *args, **kwargs):
         return out
     inputs = [rec.find(args[k]) for k in places]
     layout = common([v.layout for v in inputs])
-    points = tuple(v.tensor for v in inputs)
+    points = tuple(rec.keep(args[k]) for k in places)
+    fixed = [None if k in places else item for k, item in enumerate(args)]
 
     def function(*moved):
-        filled = list(args)
+        filled = list(fixed)
         for k, item in zip(places, moved, strict=True):
             filled[k] = item
         with exact_derivatives():

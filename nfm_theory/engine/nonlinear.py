@@ -3,34 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .activations import ACTIVATIONS, PIECEWISE_LINEAR, Derivatives
+from .activations import ACTIVATIONS, FROM_BOTH, FROM_RESULT, GATES, PIECEWISE_LINEAR, Derivatives
 from .rules import RULES, rule, tracked_elsewhere
 from .tape import Recorder, UnsupportedOperationError, Value
+
+
+class _Slopes:
+    """σ' and σ'' at a point, computed when they are first needed.
+
+    Without gradients no more is held than what is still needed: the second is asked for once, by the only adjoint
+    sweep of a recording, and the point it is computed from goes with it.
+    """
+
+    def __init__(self, derivatives: Callable[[], Derivatives], light: bool):
+        self.derivatives: Callable[[], Derivatives] | None = derivatives
+        self.light, self.known = light, None
+
+    def first(self) -> Tensor:
+        """σ'."""
+        if self.known is None:
+            found = self.derivatives()
+            self.known = (found[0], None) if self.light else found
+        return self.known[0]
+
+    def second(self) -> Tensor:
+        """σ'', once if nothing is kept."""
+        if not self.light:
+            self.first()
+            return self.known[1]
+        first, second = self.derivatives()
+        self.known, self.derivatives = (first, None), None
+        return second
 
 
 def emit_elementwise(
     rec: Recorder, name: str, x: Value, out: Tensor, derivatives: Callable[[], Derivatives], curved: bool = True
 ) -> Tensor:
     """Write down `out = σ(x)`; σ' and σ'' are computed when a tangent first needs them."""
-    derivatives, several = cache(derivatives), rec.samples > 1  # no closure may hold the recorder, which holds them
+    slopes, several = _Slopes(derivatives, rec.light), rec.samples > 1  # no closure may hold the recorder
+    if rec.light and not curved:  # a step function, often a mask, is less than the point it is computed from
+        with torch.no_grad():
+            slopes.known, slopes.derivatives = (derivatives()[0], None), None
 
     def form(adj):
-        weight = adj * derivatives()[1]
+        weight = adj * slopes.second()
 
         def bend(t):
             if several and t.shape[1] == 1 and x.layout == (0, 1):  # the same tangent for all samples
                 return (t * t).reshape(len(t), -1) @ weight.reshape(len(weight), -1).T
-            return t * t * weight
+            square = t * t
+            if torch.is_grad_enabled() or square.shape[1:] != weight.shape:
+                return square * weight
+            return square.mul_(weight)
 
         return bend
 
-    return rec.emit(name, [x], out, lambda t: t * derivatives()[0], form if curved else None, layout=x.layout)
+    return rec.emit(name, [x], out, lambda t: t * slopes.first(), form if curved else None, layout=x.layout)
+
+
+def _mask(derivatives: Callable[[], Derivatives]) -> Derivatives:
+    """A slope of 0 or 1 as a mask: it multiplies faster than numbers and takes a quarter of their memory or less."""
+    return derivatives()[0].bool(), None
 
 
 def _elementwise(rec, func, input, *args, **kwargs):
@@ -39,7 +78,11 @@ def _elementwise(rec, func, input, *args, **kwargs):
         return rec.local(rec, func, input, *args, **kwargs)
     # PyTorch's own function: its first and second reverse derivatives, all that is taken here, are right
     out = func(input, *args, **kwargs)
-    derivatives = partial(ACTIVATIONS[func], input, out, *args, **kwargs)
+    point = None if func in FROM_RESULT else rec.keep(input)
+    result = rec.keep(out) if func in FROM_RESULT | FROM_BOTH else None
+    derivatives = partial(ACTIVATIONS[func], point, result, *args, **kwargs)
+    if func in GATES:
+        derivatives = partial(_mask, derivatives)
     return emit_elementwise(rec, func.__name__, x, out, derivatives, curved=func not in PIECEWISE_LINEAR)
 
 
@@ -55,7 +98,7 @@ def _clamp(rec, func, input, min=None, max=None):
     inside = inside if min is None else inside & (input >= min)
     inside = inside if max is None else inside & (input <= max)
     out = func(input, min, max)
-    return emit_elementwise(rec, "clamp", x, out, lambda: (inside.to(input.dtype), None), curved=False)
+    return emit_elementwise(rec, "clamp", x, out, lambda: (inside, None), curved=False)
 
 
 @rule("masked_fill")
@@ -63,7 +106,7 @@ def _masked_fill(rec, func, input, mask, value):
     x = rec.find(input)
     if x is None or rec.find(value) is not None or input.shape != torch.broadcast_shapes(input.shape, mask.shape):
         return rec.local(rec, func, input, mask, value)
-    keep = (~mask).to(input.dtype).expand(input.shape)
+    keep = (~mask).expand(input.shape)
     return emit_elementwise(rec, "masked_fill", x, func(input, mask, value), lambda: (keep, None), curved=False)
 
 
@@ -75,12 +118,13 @@ def _softmax(rec, func, input, dim, dtype=None, **kwargs):
         return rec.local(rec, func, input, dim, dtype=dtype)
     out = func(input, dim, **kwargs)
     axis = dim - input.ndim  # counted from the end it is the same for tangents
+    s = rec.keep(out)
 
     def centred(t):
-        return t - (out * t).sum(axis, keepdim=True)
+        return t - (s * t).sum(axis, keepdim=True)
 
     def form(adj):
-        weight = (adj - (adj * out).sum(axis, keepdim=True)) * out
+        weight = (adj - (adj * s).sum(axis, keepdim=True)) * s
 
         def bend(t):
             t = centred(t)
@@ -88,7 +132,7 @@ def _softmax(rec, func, input, dim, dtype=None, **kwargs):
 
         return bend
 
-    return rec.emit("softmax", [x], out, lambda t: out * centred(t), form, layout=x.layout)
+    return rec.emit("softmax", [x], out, lambda t: s * centred(t), form, layout=x.layout)
 
 
 @rule("log_softmax")
@@ -104,7 +148,7 @@ def _logsumexp(rec, func, input, dim, keepdim=False):
         return rec.local(rec, func, input, dim, keepdim)
     axis = dim % input.ndim - input.ndim
     out = func(input, axis, True)
-    p = (input - out).exp()
+    p = rec.keep((input - out).exp())
 
     def form(adj):
         def bend(t):
@@ -120,8 +164,7 @@ def _logsumexp(rec, func, input, dim, keepdim=False):
 def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float) -> Tensor:
     r"""`c / sqrt(mean c² + eps)`, c centred, over the last `dims` dimensions, as one operation.
 
-    With r the reciprocal root: ẏ = r (ċ - y r mean(c ċ)) and ÿ = 2 ċ ṙ + c r̈, ṙ = -r³ mean(c ċ),
-    r̈ = 3 r⁵ mean(c ċ)² - r³ mean(ċ²).
+    With r the reciprocal root, μ = mean(y ċ), q = mean(ċ²): ẏ = r (ċ - y μ) and ÿ = r² (y (3 μ² - q) - 2 ċ μ).
     """
     x = rec.find(input)
     if x.layout[0] >= input.ndim - dims:
@@ -131,18 +174,19 @@ def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float)
     r = torch.rsqrt((c * c).mean(axes, keepdim=True) + eps)
     out = c * r
 
+    y, r = rec.keep(out), rec.keep(r)
+
     def push(t):
         t = t - t.mean(axes, keepdim=True)
-        return r * (t - out * (out * t).mean(axes, keepdim=True))
+        return r * (t - y * (y * t).mean(axes, keepdim=True))
 
     def form(adj):
-        along = (adj * c).sum(axes, keepdim=True)
+        along = (adj * y).sum(axes, keepdim=True)
 
         def bend(t):
             t = t - t.mean(axes, keepdim=True)
-            mixed, square = (c * t).mean(axes, keepdim=True), (t * t).mean(axes, keepdim=True)
-            second = 3 * r**5 * mixed * mixed - r**3 * square
-            return second * along - 2 * r**3 * mixed * (adj * t).sum(axes, keepdim=True)
+            mixed, square = (y * t).mean(axes, keepdim=True), (t * t).mean(axes, keepdim=True)
+            return r * r * ((3 * mixed * mixed - square) * along - 2 * mixed * (adj * t).sum(axes, keepdim=True))
 
         return bend
 

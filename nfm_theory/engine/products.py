@@ -13,26 +13,27 @@ from .rules import aligned, common, rule, spread
 from .tape import UnsupportedOperationError, Value
 
 
-def _raised(tangent: Tensor, value: Value, out: Tensor) -> Tensor:
-    """The tangent of a value that is broadcast to the result, ready to be broadcast along."""
-    missing = out.ndim - value.tensor.ndim
+def _raised(tangent: Tensor, value: Value, ndim: int) -> Tensor:
+    """The tangent of a value that is broadcast to a result of `ndim` dimensions, ready to be broadcast along."""
+    missing = ndim - value.ndim
     if not missing:
         return tangent
-    return spread(tangent, value).reshape(len(tangent), *[1] * missing, *value.tensor.shape)
+    return spread(tangent, value).reshape(len(tangent), *[1] * missing, *value.shape)
 
 
 def _sum(rec, name, out, parts):
     """`Σ c x` of values with numbers c; `parts` holds (value, c)."""
     values = [v for v, _ in parts]
-    layout = common([aligned(v.layout, v.tensor, out) for v in values])
-    whole = all(v.tensor.shape == out.shape for v in values)
+    layout = common([aligned(v.layout, v, out) for v in values])
+    shape, ndim = out.shape, out.ndim
+    whole = all(v.shape == shape for v in values)
 
     def push(*tangents):
         total = None
         for (value, factor), t in zip(parts, tangents, strict=True):
-            t = _raised(t, value, out) if factor == 1 else _raised(t, value, out) * factor
+            t = _raised(t, value, ndim) if factor == 1 else _raised(t, value, ndim) * factor
             total = t if total is None else total + t
-        return total if whole else total.expand(len(total), *out.shape)
+        return total if whole else total.expand(len(total), *shape)
 
     return rec.emit(name, values, out, push, layout=layout, shared=whole)
 
@@ -71,28 +72,31 @@ def _mul(rec, func, input, other):
         value, factor = (x, other) if y is None else (y, input)
         return _scaled(rec, "mul", value, factor, out)
     if x is y:
-        z = x.tensor
+        z = rec.keep(input)
         return emit_elementwise(rec, "square", x, out, lambda: (2 * z, torch.full_like(z, 2.0)))
-    layout = common([aligned(v.layout, v.tensor, out) for v in (x, y)])
+    layout = common([aligned(v.layout, v, out) for v in (x, y)])
+
+    left, right, ndim = rec.keep(input), rec.keep(other), out.ndim
 
     def push(s, t):
-        return _raised(s, x, out) * y.tensor + x.tensor * _raised(t, y, out)
+        return _raised(s, x, ndim) * right + left * _raised(t, y, ndim)
 
     def form(adj):
-        return lambda s, t: (_raised(s, x, out) * (2 * adj)) * _raised(t, y, out)
+        return lambda s, t: (_raised(s, x, ndim) * (2 * adj)) * _raised(t, y, ndim)
 
     return rec.emit("mul", [x, y], out, push, form, layout=layout)
 
 
 def _scaled(rec, name, value, factor, out):
     """A value times a constant."""
-    layout = aligned(value.layout, value.tensor, out)
-    whole = value.tensor.shape == out.shape
-    flat = not isinstance(factor, Tensor) or factor.ndim < out.ndim or factor.shape[0] == 1
+    layout = aligned(value.layout, value, out)
+    shape, ndim = out.shape, out.ndim
+    whole = value.shape == shape
+    flat = not isinstance(factor, Tensor) or factor.ndim < ndim or factor.shape[0] == 1
 
     def push(t):
-        t = _raised(t, value, out) * factor
-        return t if whole else t.expand(len(t), *out.shape)
+        t = _raised(t, value, ndim) * factor
+        return t if whole else t.expand(len(t), *shape)
 
     return rec.emit(name, [value], out, push, layout=layout, shared=whole and flat and value.layout[0] == 0)
 
@@ -117,9 +121,8 @@ def _pow(rec, func, input, exponent):
     x = rec.find(input)
     if x is None or isinstance(exponent, Tensor):
         return rec.local(rec, func, input, exponent)
-    return emit_elementwise(
-        rec, "pow", x, func(input, exponent), partial(power, input, exponent), exponent not in (0, 1)
-    )
+    derivatives = partial(power, rec.keep(input), exponent)
+    return emit_elementwise(rec, "pow", x, func(input, exponent), derivatives, exponent not in (0, 1))
 
 
 @rule("matmul", "__matmul__", "bmm", "mm")
@@ -131,22 +134,24 @@ def _matmul(rec, func, input, other):
     layouts = []
     for value, inner in ((x, input.ndim - 1), (y, other.ndim - 2)):
         if value is not None:
-            layouts.append(None if value.layout[0] == inner else aligned(value.layout, value.tensor, out))
+            layouts.append(None if value.layout[0] == inner else aligned(value.layout, value, out))
     layout = common(layouts)
+    ndim = out.ndim
     if x is None or y is None:
-        value = x or y
+        value, factor = (x, other) if y is None else (y, input)
 
         def push(t):
-            t = _raised(t, value, out)
-            return t @ other if y is None else input @ t
+            t = _raised(t, value, ndim)
+            return t @ factor if value is x else factor @ t
 
         shared = y is None and other.ndim == 2 and value.layout[0] == 0
         return rec.emit("matmul", [value], out, push, layout=layout, shared=shared)
+    left, right = rec.keep(input), rec.keep(other)
 
     def push_both(s, t):
-        return _raised(s, x, out) @ y.tensor + x.tensor @ _raised(t, y, out)
+        return _raised(s, x, ndim) @ right + left @ _raised(t, y, ndim)
 
     def form(adj):
-        return lambda s, t: (_raised(s, x, out) @ _raised(t, y, out)) * (2 * adj)
+        return lambda s, t: (_raised(s, x, ndim) @ _raised(t, y, ndim)) * (2 * adj)
 
     return rec.emit("matmul", [x, y], out, push_both, form, layout=layout)

@@ -48,7 +48,7 @@ def per_sample(out: Value, samples: int, product: Tensor) -> Tensor:
     return product.flatten(2).sum(-1).unflatten(1, (samples, per)).sum(-1) if per > 1 else product.flatten(2).sum(-1)
 
 
-def aligned(layout: Layout, before: Tensor, after: Tensor) -> Layout | None:
+def aligned(layout: Layout, before: Value, after: Tensor) -> Layout | None:
     """Samples behind an operation that broadcasts."""
     dim = layout[0] + after.ndim - before.ndim
     return (dim, layout[1]) if after.shape[dim] == before.shape[layout[0]] else None
@@ -61,9 +61,9 @@ def common(layouts: list[Layout | None]) -> Layout | None:
 
 def spread(tangent: Tensor, value: Value) -> Tensor:
     """A tangent that is the same for all samples, written out for each."""
-    if tangent.shape[1:] == value.tensor.shape:
+    if tangent.shape[1:] == value.shape:
         return tangent
-    return tangent.expand(len(tangent), *value.tensor.shape)
+    return tangent.expand(len(tangent), *value.shape)
 
 
 def mapped(function: Callable[[Tensor], Tensor], value: Value) -> Callable[[Tensor], Tensor]:

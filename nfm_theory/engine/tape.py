@@ -17,9 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from weakref import ref
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
 from ..primitives import OUT_OF_PLACE, REPLACEMENTS
@@ -40,17 +43,26 @@ class UnsupportedOperationError(Exception):
 
 @dataclass(eq=False)
 class Value:
-    """A tensor that depends on the features.
+    """What is known of a tensor that depends on the features; the tensor itself is not kept.
 
     Attributes:
-        tensor: the value itself, part of the autograd graph.
+        edge: its place in the autograd graph, which it keeps alive; `None` once that is not needed any more.
+        shape: its shape.
+        nbytes: its size.
         layout: where its samples are.
         shared: whether a tangent that is the same for all samples is the same for all samples here.
     """
 
-    tensor: Tensor
+    edge: GradientEdge | None
+    shape: torch.Size
+    nbytes: int
     layout: Layout
     shared: bool = False
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
 
 
 @dataclass(eq=False)
@@ -113,20 +125,23 @@ class Recorder(TorchFunctionMode):
     Args:
         rules: torch function -> handler `(recorder, function, *args, **kwargs) -> result`.
         local: handler for any other function.
+        light: whether only numbers are wanted, no gradients of them: parameters stay outside the graph, and what the
+            rules keep does not hold on to it.
     """
 
     #: Entering `exact_derivatives` inside does nothing: the rules here are exact themselves.
     exact = True
 
-    def __init__(self, rules: dict[Callable, Callable], local: Callable):
+    def __init__(self, rules: dict[Callable, Callable], local: Callable, *, light: bool = False):
         super().__init__()
-        self.rules, self.local = rules, local
+        self.rules, self.local, self.light = rules, local, light
         self.nodes: list[Node] = []
+        self.features: Tensor | None = None
         self.value: Value | None = None
         self.samples = 0
-        self._values: dict[int, Value] = {}
+        self._values: dict[int, tuple[ref, Value]] = {}  # while the tensor lives, whose id it is
         self._constants: dict[int, Tensor] = {}
-        self._overwritten: dict[int, Tensor] = {}  # by their memory, which other tensors may share
+        self._overwritten: dict[int, StorageWeakRef | Tensor] = {}  # by their memory, which other tensors may share
         self._replacing: list[Callable] = []
 
     def start(self, h: Tensor) -> Tensor:
@@ -134,22 +149,27 @@ class Recorder(TorchFunctionMode):
         if self.value is not None:
             raise UnsupportedOperationError("a layer that is called more than once")
         h = h.view_as(h)  # a graph node of their own, by which a dependence on them can be told
-        self.samples, self.value = len(h), self.track(h, (0, 1), shared=True)
+        self.samples, self.features, self.value = len(h), h, self.track(h, (0, 1), shared=True)
         return h
 
     def track(self, tensor: Tensor, layout: Layout | None, shared: bool = False) -> Value:
-        """Make a tensor known as a function of the features; its record keeps it alive, and so its id."""
+        """Make a tensor known as a function of the features, as long as it lives."""
         if layout is None:
             raise UnsupportedOperationError("the samples of a tensor could not be told apart behind it")
         if tensor.is_complex():
             raise UnsupportedOperationError("complex numbers")
-        value = Value(tensor, layout, shared)
-        self._values[id(tensor)] = value
+        value = Value(GradientEdge(tensor.grad_fn, tensor.output_nr), tensor.shape, tensor.nbytes, layout, shared)
+        key, known = id(tensor), self._values
+        known[key] = ref(tensor, lambda _: known.pop(key, None)), value
         return value
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """A tensor as a rule may hold it: the graph behind it stays alive only where gradients are wanted."""
+        return tensor.detach() if self.light else tensor
 
     def find(self, item) -> Value | None:
         """The record of a tensor that depends on the features."""
-        return self._values.get(id(item)) if isinstance(item, Tensor) else None
+        return self._values.get(id(item), (None, None))[1] if isinstance(item, Tensor) else None
 
     def emit(self, name: str, inputs, out: Tensor, push, form=None, *, layout, shared: bool = False) -> Tensor:
         """Write down one operation and return its result."""
@@ -166,7 +186,7 @@ class Recorder(TorchFunctionMode):
 
     def _reaches_features(self, tensor: Tensor) -> bool:
         """Whether an unknown tensor depends on the features by a way that went unseen."""
-        return any(node is self.value.tensor.grad_fn for node in graph_nodes(tensor.grad_fn))
+        return any(node is self.value.edge.node for node in graph_nodes(tensor.grad_fn))
 
     def _check(self, func, tensors: list[Tensor]) -> None:
         """Whether all tensors are what they seem: known, or independent of the features, and not overwritten."""
@@ -175,8 +195,15 @@ class Recorder(TorchFunctionMode):
                 if self._reaches_features(tensor):
                     raise UnsupportedOperationError("a custom autograd function, whose inside cannot be seen")
                 self._constants[id(tensor)] = tensor
-            if self._overwritten and func not in _METADATA and _memory(tensor) in self._overwritten:
+            if self._overwritten and func not in _METADATA and self._is_overwritten(tensor):
                 raise UnsupportedOperationError("a tensor that is read again after an operation has overwritten it")
+
+    def _is_overwritten(self, tensor: Tensor) -> bool:
+        found = self._overwritten.get(_memory(tensor))
+        if isinstance(found, StorageWeakRef) and found.expired():  # freed, and its memory given to another tensor
+            del self._overwritten[_memory(tensor)]
+            return False
+        return found is not None
 
     def _constant(self, function, args, kwargs):
         out = function(*args, **kwargs)
@@ -203,12 +230,23 @@ class Recorder(TorchFunctionMode):
             raise UnsupportedOperationError(f"{name} under no_grad")
         if kwargs.get("out") is not None or name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
             raise UnsupportedOperationError(f"{name}, which overwrites a tensor")
+        if self.light and any(t.requires_grad and id(t) not in self._values for t in tensors):
+            args, kwargs = self._without_graph(args), self._without_graph(kwargs)
         out = self._record(func, args, kwargs, name)
         if overwrites:
             target = args[0] if args else kwargs["input"]
             if _memory(target) != _memory(out):  # not if nothing had to be done
-                self._overwritten[_memory(target)] = target
+                plain = _memory(target) >= 0
+                self._overwritten[_memory(target)] = StorageWeakRef(target.untyped_storage()) if plain else target
         return out
+
+    def _without_graph(self, item):
+        """The same arguments, those that do not depend on the features cut off from their graph."""
+        if isinstance(item, Tensor):
+            return item.detach() if item.requires_grad and id(item) not in self._values else item
+        if type(item) in (list, tuple):
+            return type(item)(map(self._without_graph, item))
+        return {k: self._without_graph(v) for k, v in item.items()} if type(item) is dict else item
 
     def _record(self, func, args, kwargs, name: str):
         rule = self.rules.get(func)

@@ -1,0 +1,217 @@
+"""Derivatives of a head by its recorded operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .base import Linearization, gradients
+from .rules import per_sample
+from .tape import Node, Recorder, UnsupportedOperationError, Value
+
+#: Bytes of the largest tangent that a sweep carries at once: what stays in a cache, or what keeps a GPU busy.
+BLOCK_BYTES = {"cpu": 2**20, "gpu": 2**28}
+
+
+class Taped(Linearization):
+    """By the recorded operations."""
+
+    path = "tangent-adjoint"
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        outputs: Tensor,
+        differentiable: bool,
+        record: Callable[[], tuple[Recorder, Tensor]] | None = None,
+    ):
+        self.differentiable, self._record = differentiable, record
+        self._load(recorder, outputs)
+        self.h, self.outputs = (z if differentiable else z.detach() for z in (recorder.features, outputs))
+        self.piecewise_linear = not self._curved
+        self._last: tuple[Tensor, Tensor | None, dict] | None = None
+        self._rows: Tensor | None = None
+
+    def _load(self, recorder: Recorder, outputs: Tensor) -> None:
+        """Take over a recording."""
+        self._input, self._nodes, self._samples = recorder.value, recorder.nodes, recorder.samples
+        self._output = recorder.find(outputs)
+        if self._output is None:
+            raise UnsupportedOperationError("outputs that do not depend on the features")
+        if self._output.layout != (0, 1) or outputs.ndim != 2:
+            raise UnsupportedOperationError("outputs whose samples are not along the first dimension")
+        self._curved = [node for node in self._nodes if node.form is not None]
+        self._gate, self._stem = self._find_gate()
+
+    def _find_gate(self) -> tuple[Value, list[Node]]:
+        """The narrowest value that everything passes and that shared directions reach by linear operations alone."""
+        users: dict[int, list[Node]] = {}
+        for node in self._nodes:
+            for value in node.inputs:
+                users.setdefault(id(value), []).append(node)
+        chain = [self._input]
+        while len(users.get(id(chain[-1]), [])) == 1:
+            (node,) = users[id(chain[-1])]
+            if node.form is not None or not node.output.shared or node.output is self._output:
+                break
+            chain.append(node.output)
+        length = min(range(len(chain)), key=lambda k: chain[k].shape.numel())
+        return chain[length], self._nodes[:length]
+
+    @property
+    def width(self):
+        """See `Linearization.width`."""
+        return self._gate.shape[1:].numel()
+
+    @property
+    def tail_share(self):
+        """See `Linearization.tail_share`."""
+        sizes = [node.output.shape.numel() for node in self._nodes]
+        last = max((k for k, node in enumerate(self._nodes) if node.form is not None), default=0)
+        return sum(sizes[last:]) / sum(sizes)
+
+    def _grads(self, targets: list[Value], weights: Tensor, *, retain: bool = True) -> list[Tensor]:
+        with torch.enable_grad():
+            found = torch.autograd.grad(
+                self._output.edge,
+                [value.edge for value in targets],
+                weights,
+                retain_graph=retain,
+                create_graph=self.differentiable,
+                allow_unused=True,
+            )
+        return [
+            self.outputs.new_zeros(value.shape) if f is None else f for f, value in zip(found, targets, strict=True)
+        ]
+
+    def rows(self):
+        """See `Linearization.rows`."""
+        if self._rows is None and self._output.edge is None:
+            self._rows = Taped(*self._record(), False, self._record).rows()
+        if self._rows is None:
+            classes = self.outputs.shape[-1]
+            basis = torch.eye(classes, dtype=self.outputs.dtype, device=self.outputs.device)
+            rows = [self._grads([self._gate], e.expand_as(self.outputs).contiguous())[0] for e in basis]
+            with gradients(self.differentiable):
+                self._rows = torch.stack(rows, dim=1).reshape(len(self.outputs), classes, -1)
+        return self._rows
+
+    def pullback(self, slope):
+        """See `Linearization.pullback`."""
+        if self._rows is not None:
+            with gradients(self.differentiable):
+                return (slope.unsqueeze(1) @ self._rows).squeeze(1)
+        return self._adjoint(slope, gate=True)[0]
+
+    def enter(self, directions):
+        """See `Linearization.enter`."""
+        with gradients(self.differentiable):
+            for node in self._stem:
+                directions = node.push(directions)
+            return directions.reshape(*directions.shape[:2], -1)
+
+    def _adjoint(self, slope: Tensor, *, gate: bool = False) -> tuple[Tensor | None, dict[int, Callable]]:
+        """`Jᵀ a` (if `gate`), and the local second derivatives against the cotangents of `a·f`.
+
+        Those of the last a are kept. The way down to the gate is a large part of the sweep for wide inputs.
+        """
+        known = self._last is not None and self._same(self._last[0], slope)
+        if not known or (gate and self._last[1] is None):
+            pulled, forms = (self._consume if self._record else self._weigh)(slope, gate)
+            self._last = slope, pulled, forms
+        return self._last[1:]
+
+    def _same(self, slope: Tensor, other: Tensor) -> bool:
+        return slope is other or (not self.differentiable and torch.equal(slope, other))
+
+    def _weigh(self, slope: Tensor, gate: bool) -> tuple[Tensor | None, dict[int, Callable]]:
+        """The adjoint sweep with all cotangents at once, through a graph that stays."""
+        targets = [node.output for node in self._curved] + [self._gate] * gate
+        adjoints = self._grads(targets, slope) if targets else []
+        with gradients(self.differentiable):
+            forms = {id(node): node.form(adj) for node, adj in zip(self._curved, adjoints, strict=False)}
+        return adjoints[-1].reshape(self._samples, -1) if gate else None, forms
+
+    def _consume(self, slope: Tensor, gate: bool) -> tuple[Tensor | None, dict[int, Callable]]:
+        """The same for numbers alone, with no more alive than needed.
+
+        Each cotangent is turned into what the tangents will need of it as soon as it is there, and the graph is freed
+        on the way: the gradients of another slope take another recording.
+        """
+        if self._output.edge is None:
+            self._load(*self._record())
+        forms: dict[int, Callable] = {}
+
+        def take(node: Node, adjoints: tuple[Tensor | None, ...]) -> None:
+            adjoint = adjoints[node.output.edge.output_nr]
+            if adjoint is not None:
+                forms[id(node)] = node.form(adjoint)
+
+        # The sweep ends at the gate, or at the first curved operations, where autograd hands the cotangents out
+        ends = [] if gate else self._first_curved()
+        within = [node for node in self._curved if node not in ends]
+        handles = [node.output.edge.node.register_prehook(partial(take, node)) for node in within]
+        targets = [self._gate] if gate else [node.output for node in ends]
+        try:
+            adjoints = self._grads(targets, slope, retain=False) if targets else []
+        finally:
+            for handle in handles:
+                handle.remove()
+        with torch.no_grad():
+            forms |= {id(node): node.form(adjoint) for node, adjoint in zip(ends, adjoints, strict=False)}
+        for value in [self._input, *(node.output for node in self._nodes)]:
+            value.edge = None
+        return adjoints[0].reshape(self._samples, -1) if gate else None, forms
+
+    def _first_curved(self) -> list[Node]:
+        """The curved operations that no other one precedes."""
+        behind: set[int] = set()
+        first = []
+        for node in self._nodes:
+            after = any(id(value) in behind for value in node.inputs)
+            if node.form is not None and not after:
+                first.append(node)
+            if node.form is not None or after:
+                behind.add(id(node.output))
+        return first
+
+    def _plan(self, forms: dict[int, Callable], want_tangents: bool) -> list[tuple[Node, bool]]:
+        """The nodes behind the gate that are needed, in order, and whether their own tangent is."""
+        wanted = {id(self._output)} if want_tangents else set()
+        plan = []
+        for node in reversed(self._nodes[len(self._stem) :]):
+            needed = id(node.output) in wanted
+            if needed or id(node) in forms:
+                wanted.update(id(value) for value in node.inputs)
+                plan.append((node, needed))
+        return plan[::-1]
+
+    def _block_rows(self):
+        largest = max(node.output.nbytes for node in self._nodes) / self._samples
+        return int((BLOCK_BYTES["cpu" if self.h.device.type == "cpu" else "gpu"]) // largest)
+
+    def _block(self, directions, slope, tangents, entered):
+        with gradients(self.differentiable):
+            forms = {} if slope is None else self._adjoint(slope)[1]
+            directions = directions if entered else self.enter(directions)
+            moving = {id(self._gate): directions.reshape(*directions.shape[:2], *self._gate.shape[1:])}
+            plan = self._plan(forms, tangents)
+            last = {id(value): k for k, (node, _) in enumerate(plan) for value in node.inputs}
+            bends = self.outputs.new_zeros(len(directions), self._samples)
+            for k, (node, needed) in enumerate(plan):
+                given = [moving[id(value)] for value in node.inputs]
+                if id(node) in forms:
+                    bends = bends + per_sample(node.output, self._samples, forms[id(node)](*given))
+                if needed:
+                    moving[id(node.output)] = node.push(*given)
+                del given
+                for value in node.inputs:
+                    if last[id(value)] == k:
+                        moving.pop(id(value), None)
+            out = None
+            if tangents:
+                out = moving[id(self._output)].expand(len(directions), *self.outputs.shape)
+            return out, None if slope is None else bends
