@@ -15,8 +15,8 @@ SCHEMA = 1
 SIZES = ("digits", "small", "paper", "toy")
 #: First parts of metric keys ("corrupted" of "corrupted/mean") whose values are shares in [0, 1].
 SHARES = frozenset(
-    {"clean", "white_noise", "salt_pepper", "salt_pepper_standard", "corrupted", "flip_probability", "aurra", "ece",
-     "rms_calibration_error", "rms_calibration_error_released"}
+    {"clean", "white_noise", "salt_pepper", "salt_pepper_standard", "corrupted", "imagenet_r", "flip_probability",
+     "aurra", "ece", "rms_calibration_error", "rms_calibration_error_released"}
 )  # fmt: skip
 #: The same for families of attacks: accuracy under "fgsm_linf", "pgd_linf", "pgd_l2".
 SHARE_PREFIXES = ("fgsm_", "pgd_")

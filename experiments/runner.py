@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from .data import load_data
+from .data.imagenet import ImageNet
 from .data.images import ImageData
 from .data.toy import ToyData
-from .evaluation import Subject, run_suite
+from .evaluation import Subject, at_size, run_suite
 from .ledger import LEDGER, Cell, Entry, append, finished, provenance
 from .recipes.recipe import Recipe, Training
 from .trained import cache_directory
-from .training import BusyError, Execution, MemorySource, Source, Trained, train
+from .training import BusyError, Execution, MemorySource, Source, Trained, run_folder, train
+from .training.checkpoint import exclusive
 
 FINISHED, DONE, BUSY, FAILED = "finished before", "done", "busy", "failed"
 
@@ -53,7 +55,7 @@ def _load(name: str, options: tuple):
     return load_data(name, **dict(options))
 
 
-def load_training_data(training: Training) -> tuple[Source, ImageData | ToyData, int]:
+def load_training_data(training: Training) -> tuple[Source, ImageData | ImageNet | ToyData, int]:
     """Samples to train on, the data set with its test part, and K.
 
     Args:
@@ -66,7 +68,7 @@ def load_training_data(training: Training) -> tuple[Source, ImageData | ToyData,
     data = _load(training.data, training.data_options)
     if isinstance(data, ToyData):
         return MemorySource(data.x.numpy().astype(np.float32), data.y.numpy()), data, data.classes
-    if not isinstance(data, ImageData):  # images on disk come with a source of their own
+    if isinstance(data, ImageNet):
         return data.source(training), data, data.classes
     if training.samples is not None and training.samples > len(data.train):
         raise ValueError(f"samples: expected at most {len(data.train)}, got {training.samples}.")
@@ -111,10 +113,14 @@ def run_recipe(
             return outcome(FAILED, recipe.note)
         execution = execution or Execution()
         source, data, classes = load_training_data(recipe.training)
-        trained = train(
-            recipe.training, source, classes=classes, seed=seed, runs=runs or runs_folder(), execution=execution
-        )
-        measure(recipe, seed, suites, trained, data, ledger)
+        runs = runs or runs_folder()
+        trained = train(recipe.training, source, classes=classes, seed=seed, runs=runs, execution=execution)
+        if int(os.environ.get("RANK", 0)):
+            return outcome(DONE)  # under torchrun the first process measures
+        # A lock of its own: that of the training is given back, and another worker would measure the same again
+        with exclusive(run_folder(runs, recipe.training, seed) / "measuring"):
+            suites = missing_suites(recipe, seed, ledger)
+            measure(recipe, seed, suites, trained, data, ledger, loaders=execution.workers)
         return outcome(DONE)
     except BusyError as error:
         return outcome(BUSY, str(error))
@@ -123,10 +129,13 @@ def run_recipe(
         return outcome(FAILED, f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})")
 
 
-def measure(recipe: Recipe, seed: int, suites: Sequence[str], trained: Trained, data, ledger: Path) -> None:
+def measure(
+    recipe: Recipe, seed: int, suites: Sequence[str], trained: Trained, data, ledger: Path, *, loaders: int = 0
+) -> None:
     """Run suites on a trained network and append each result."""
     device = next(trained.model.parameters()).device
-    subject = Subject(trained.model, data, recipe.size)
+    size = recipe.training.image_size
+    subject = Subject(trained.model, at_size(data, size), recipe.size, image_size=size, loaders=loaders)
     keys = ("epochs", "steps", "samples", "seconds", "final_loss")
     for suite in suites:
         start = time.perf_counter()

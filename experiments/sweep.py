@@ -115,7 +115,9 @@ class Worker:
         if threads:
             torch.set_num_threads(threads)
         found = []
-        for task in self.sweep.unfinished():
+        tasks = self.sweep.unfinished()
+        first = self.number % max(1, len(tasks))
+        for task in (*tasks[first:], *tasks[:first]):
             if self.sweep.failed_before(task) is not None:
                 continue
             outcome = run_recipe(
@@ -201,7 +203,7 @@ def run_sweep(
         try:
             outcomes += job.result()
         except Exception as error:  # a worker that was killed, or could not be started
-            lost.append(f"worker {job.job_id}: {type(error).__name__}: {str(error).strip().splitlines()[-1:]}")
+            lost.append(f"worker {job.job_id}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}")
     return _report(sweep, outcomes, lost)
 
 

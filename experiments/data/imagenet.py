@@ -6,6 +6,7 @@ The layout is the usual one: `train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`, a wn
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,14 @@ import numpy as np
 from torch import Tensor
 
 from .cifar import DATA_VARIABLE, NORMALISATION
+from .images import normalised
 from .integrity import DataError
 
 PAGE = "https://www.image-net.org/download.php"
 VARIABLE = "NFM_IMAGENET"
 CLASSES = 1000
+#: Of the draw of a part of the training images.
+SUBSET_SEED = 0
 IMAGES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
 _REMEDY = (
     f"Get ILSVRC 2012 from {PAGE} (it asks for registration), unpack the training archive and the archives in it to "
@@ -163,6 +167,12 @@ class ImageFolder(FolderDataset):
         super().__init__(folder, **options)
         self.transform = transform
 
+    def through(self, transform: Callable | None) -> ImageFolder:
+        """The same files, not listed again, through another transform; `None` for whole images."""
+        other = copy.copy(self)
+        other.transform = transform
+        return other
+
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         """Decode, transform, and give bytes."""
         image = read_image(self.path(index))
@@ -218,6 +228,31 @@ def restrict_to_classes(logits: Tensor, indices: Sequence[int]) -> Tensor:
 
 
 @dataclass(frozen=True)
+class FolderSource:
+    """Images of a folder as the samples of a training; whole, and decoded when asked for.
+
+    Attributes:
+        folder: of the images.
+        chosen: their places in the folder, `(n,)`.
+        labels: class indices, `(n,)`.
+        mean: of each channel, pixels in [0, 1].
+        std: of each channel.
+        classes: K.
+    """
+
+    folder: ImageFolder
+    chosen: np.ndarray
+    labels: np.ndarray
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: int
+
+    def sample(self, index: int) -> np.ndarray:
+        """One image, bytes `(H, W, 3)` of its own size."""
+        return self.folder[int(self.chosen[index])][0]
+
+
+@dataclass(frozen=True)
 class ImageNet:
     """ImageNet on disk; the counterpart of `ImageData`, which is in memory.
 
@@ -236,6 +271,31 @@ class ImageNet:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """What a network sees; as `ImageData.normalise`."""
+        return normalised(images, self.mean, self.std)
+
+    def source(self, training) -> FolderSource:
+        """The samples of a training.
+
+        Files are sorted by class, so that the first ones would all be of a few classes. A part is a seeded draw
+        instead; a smaller part lies in a larger one.
+
+        Args:
+            training: its `samples` says how many; `None` for all.
+
+        Raises:
+            ValueError: if there are fewer.
+        """
+        total, count = len(self.train), training.samples
+        chosen = np.arange(total)
+        if count is not None:
+            if not 1 <= count <= total:
+                raise ValueError(f"samples: expected 1 to {total}, the images in {self.train.folder}, got {count}.")
+            chosen = np.sort(np.random.default_rng(SUBSET_SEED).permutation(total)[:count])
+        whole = self.train.through(None)
+        return FolderSource(whole, chosen, whole.labels[chosen], self.mean, self.std, self.classes)
 
 
 def load_imagenet(

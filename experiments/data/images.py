@@ -44,6 +44,22 @@ class ImageSet:
         return self if count is None else ImageSet(self.images[:count], self.labels[:count])
 
 
+def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """What a network sees.
+
+    Args:
+        images: `(..., C, H, W)`; bytes, or floating point in [0, 1].
+        mean: of each channel, pixels in [0, 1].
+        std: of each channel.
+
+    Returns:
+        float32 (or the given floating dtype), `(pixel - mean) / std` by channel.
+    """
+    pixels = images if images.is_floating_point() else images.float() / 255
+    shift, scale = (torch.tensor(v, dtype=pixels.dtype, device=pixels.device)[:, None, None] for v in (mean, std))
+    return (pixels - shift) / scale
+
+
 @dataclass(frozen=True)
 class ImageData:
     """A data set for training and testing.
@@ -73,8 +89,4 @@ class ImageData:
         Returns:
             float32 (or the given floating dtype), `(pixel - mean) / std` by channel.
         """
-        pixels = images if images.is_floating_point() else images.float() / 255
-        mean, std = (
-            torch.tensor(v, dtype=pixels.dtype, device=pixels.device)[:, None, None] for v in (self.mean, self.std)
-        )
-        return (pixels - mean) / std
+        return normalised(images, self.mean, self.std)

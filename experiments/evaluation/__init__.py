@@ -1,5 +1,6 @@
 """Measurements on trained networks, suite by suite, and the test sets that they need."""
 
-from .suites import SUITES, Subject, run_suite
+from .subject import Subject, at_size
+from .suites import SUITES, run_suite, suites_of
 
-__all__ = ["SUITES", "Subject", "run_suite"]
+__all__ = ["SUITES", "Subject", "at_size", "run_suite", "suites_of"]

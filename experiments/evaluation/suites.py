@@ -6,26 +6,23 @@ Metrics are a flat dict: `"clean"`, `"white_noise/0.1"`, `"corrupted/fog/3"` ...
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
 from ..corruptions import STANDARD
 from ..data.corrupted import CorruptedSet, PerturbedSet
-from ..data.images import ImageData
+from ..data.imagenet import ImageNet
 from ..data.toy import ToyData
-from ..metrics.accuracy import accuracy, logits_of
+from ..metrics.accuracy import accuracy
 from ..metrics.attacks import attack_curve, fgsm_curve
 from ..metrics.calibration import calibration_summary
 from ..metrics.corruption import corruption_summary
 from ..metrics.flips import flip_probability, flip_summary
 from ..metrics.noise import noise_curve
 from . import sets
+from .imagenet import IMAGENET_SUITES
+from .subject import SEED, Measured, Subject
 
-#: Images of one forward pass; small enough to stay in a core's cache.
-BATCH = 64
-SEED = 0
 #: Levels of NFM Tables 1 to 3; digits, which hardly notice them, are tested beyond.
 WHITE_NOISE = {"digits": (0.1, 0.2, 0.3, 0.5, 1.0), "imagenet": (0.1, 0.25, 0.5)}
 SALT_PEPPER = {"digits": (0.02, 0.04, 0.1, 0.2), "imagenet": (0.06, 0.1, 0.15)}
@@ -36,31 +33,6 @@ RADII = {"digits": (0.05, 0.1, 0.2), "small": (2 / 255, 4 / 255), "paper": tuple
 NOISE_SEQUENCES = ("gaussian_noise", "shot_noise")
 #: The six types of NFM Figure 6 include one that is not among the fifteen.
 EXTRA = ("speckle_noise",)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A network and what it is measured on.
-
-    Attributes:
-        model: in evaluation mode.
-        data: images, or points of a toy problem.
-        size: of the recipe; the paper's size takes published sets, the others generated ones.
-        workers: processes that may generate sets.
-    """
-
-    model: nn.Module
-    data: ImageData | ToyData
-    size: str
-    workers: int = 1
-    options: dict = field(default_factory=lambda: {"batch_size": BATCH})
-
-    def predict(self, images) -> torch.Tensor:
-        """Logits of a set of images."""
-        return logits_of(self.model, images, self.data, channels_last=True, **self.options)
-
-
-Measured = tuple[dict[str, float], dict]
 
 
 def clean(subject: Subject) -> Measured:
@@ -150,22 +122,46 @@ def calibration(subject: Subject) -> Measured:
     return calibration_summary(subject.predict(test), test.labels), {"images": len(test)}
 
 
+def renditions(subject: Subject) -> Measured:
+    """Accuracy on ImageNet-R, for networks that were trained on ImageNet only.
+
+    Raises:
+        ValueError: always, for images in memory.
+    """
+    raise ValueError(
+        "suite: 'renditions' needs a network for the classes of ImageNet and images on disk, got "
+        f"{subject.data.name!r}; leave it out of the recipe's suites."
+    )
+
+
+#: For points and images in memory; those for ImageNet have the same names.
 SUITES: Mapping[str, Callable[[Subject], Measured]] = {
-    suite.__name__: suite for suite in (clean, white_noise, salt_pepper, attacks, corrupted, flips, calibration)
+    suite.__name__: suite
+    for suite in (clean, white_noise, salt_pepper, attacks, corrupted, flips, calibration, renditions)
 }
+
+
+def suites_of(data) -> Mapping[str, Callable[[Subject], Measured]]:
+    """The suites by name for a kind of data.
+
+    Args:
+        data: images in memory or on disk, or points of a toy problem.
+    """
+    return IMAGENET_SUITES if isinstance(data, ImageNet) else SUITES
 
 
 def run_suite(name: str, subject: Subject) -> Measured:
     """Metrics of a suite, and the settings that they depend on.
 
     Args:
-        name: one of `SUITES`.
+        name: one of `suites_of(subject.data)`.
         subject: network and data.
 
     Raises:
-        ValueError: for an unknown suite.
+        ValueError: for a suite that is unknown, or that there is not for these data.
         FileNotFoundError: if a published set is not there.
     """
-    if name not in SUITES:
-        raise ValueError(f"suite: expected one of {sorted(SUITES)}, got {name!r}.")
-    return SUITES[name](subject)
+    suites = suites_of(subject.data)
+    if name not in suites:
+        raise ValueError(f"suite: expected one of {sorted(suites)} for {subject.data.name!r}, got {name!r}.")
+    return suites[name](subject)

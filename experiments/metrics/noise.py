@@ -105,8 +105,17 @@ def salt_pepper(
     return torch.where(salt, (1 - mean) / std, torch.where(pepper, -mean / std, x))
 
 
-def _noise_of_chunk(kind: str, variant: str, data: ImageData, level: float, seed: int, chunk: int) -> Callable:
-    """What is done to the batches of one chunk, in their order."""
+def noise_of_chunk(kind: str, variant: str, data: ImageData, level: float, seed: int, chunk: int) -> Callable:
+    """What is done to the normalised batches of one chunk, in their order.
+
+    Args:
+        kind: as `noise_curve`.
+        variant: as `noise_curve`.
+        data: whose mean and std say what black and white are.
+        level: σ or γ.
+        seed: as `noise_curve`.
+        chunk: number of the chunk, of `CHUNK` images each; a chunk needs a new one.
+    """
     if kind == "salt_pepper" and variant == "released":
         return partial(salt_pepper_released, level=level, generator=np.random.RandomState(RELEASED_SEED))
     generator = chunk_generator(seed, kind, level, chunk)
@@ -157,9 +166,7 @@ def noise_curve(
     options = {"batch_size": batch_size, "device": device, "channels_last": channels_last}
     for level in levels:
         logits = [
-            logits_of(
-                model, images, data, transform=_noise_of_chunk(kind, variant, data, level, seed, chunk), **options
-            )
+            logits_of(model, images, data, transform=noise_of_chunk(kind, variant, data, level, seed, chunk), **options)
             for chunk, images in enumerate(test.images.split(CHUNK))
         ]
         curve[level] = accuracy(torch.cat(logits), test.labels)

@@ -22,6 +22,9 @@ from ..recipes.recipe import Training
 from .distributed import World
 from .streams import epoch_order, image_generator
 
+#: Side of the images of ImageNet as networks see them, where a recipe names no other.
+IMAGENET_SIZE = 224
+
 
 class Source(Protocol):
     """Training samples.
@@ -92,6 +95,11 @@ class Views(Dataset):
         for field, names in known.items():
             if getattr(training, field) not in names:
                 raise ValueError(f"{field}: expected one of {names}, got {getattr(training, field)!r}.")
+        if training.image_size and training.augmentation != "resized_crop":
+            raise ValueError(
+                f"augmentation: expected 'resized_crop', which brings images to image_size={training.image_size}, got "
+                f"{training.augmentation!r}."
+            )
         self.source, self.training, self.seed, self.epoch = source, training, seed, epoch
         self.normalise = _Normaliser(source.mean, source.std) if source.mean else lambda sample: sample
 
@@ -108,7 +116,8 @@ class Views(Dataset):
 
     def _views(self, index: int) -> list[np.ndarray]:
         rng = image_generator(self.seed, self.epoch, index)
-        image = augment(self.source.sample(index), self.training.augmentation, rng)
+        size = self.training.image_size or IMAGENET_SIZE
+        image = augment(self.source.sample(index), self.training.augmentation, rng, size=size)
         count, kind = self.training.scheme.views, self.training.views
         if not kind:
             return [self.normalise(image)] * count
@@ -126,20 +135,21 @@ class Views(Dataset):
         return self.normalise(autoaugment(image, rng, policy="imagenet" if image.shape[0] > 64 else "cifar"))
 
 
-def augment(image: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
+def augment(image: np.ndarray, kind: str, rng: np.random.Generator, *, size: int = IMAGENET_SIZE) -> np.ndarray:
     """The standard augmentation of an image.
 
     Args:
         image: bytes `(H, W, C)`.
         kind: `"none"`, `"crop_flip"`, `"flip_crop"` (order as in the papers' code) or `"resized_crop"`.
         rng: generator.
+        size: side of a resized crop, in pixels; the others keep the size.
     """
     if kind == "crop_flip":
         return random_flip(random_crop(image, rng), rng)
     if kind == "flip_crop":
         return random_crop(random_flip(image, rng), rng)
     if kind == "resized_crop":
-        return random_flip(random_resized_crop(image, rng), rng)
+        return random_flip(random_resized_crop(image, rng, size), rng)
     return image
 
 
@@ -167,6 +177,7 @@ def epoch_batches(
         Number of the batch, inputs, labels, and size of the batch over all processes.
     """
     batches = batch_indices(len(source.labels), training, seed, epoch)[start:]
+    batches = [batch for batch in batches if len(batch) >= world.size]  # else a process would have no sample
     views = Views(source, training, seed, epoch)
     loader = DataLoader(
         views, batch_size=None, sampler=[world.share(b) for b in batches], num_workers=workers,

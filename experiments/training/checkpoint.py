@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import pickle
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,8 +50,11 @@ def load_checkpoint(path: Path, *, hash: str, seed: int) -> dict:
     """
     remedy = "delete it to train from the start"
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(damaged)
         content = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # whatever bytes may lead to
         raise CheckpointError(
             f"{path}: expected a checkpoint, but it cannot be read ({type(error).__name__}); it is damaged or no "
             f"checkpoint of ours, {remedy}."

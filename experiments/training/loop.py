@@ -24,6 +24,7 @@ from .batches import Source, epoch_batches
 from .checkpoint import CheckpointError, exclusive, load_checkpoint, save_checkpoint
 from .distributed import World, join_world
 from .optimisation import build_optimiser, learning_rate
+from .pretrained import load_pretrained
 from .streams import STEP, stream_seed
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
@@ -42,6 +43,7 @@ class Execution:
         workers: loader processes.
         channels_last: memory layout of images.
         compile: whether to compile the model.
+        compile_backend: of `torch.compile`.
         checkpoint_steps: steps between checkpoints.
         progress: whether to show a bar.
     """
@@ -50,6 +52,7 @@ class Execution:
     workers: int = 0
     channels_last: bool = True
     compile: bool = False
+    compile_backend: str = "inductor"
     checkpoint_steps: int = 100
     progress: bool = True
 
@@ -103,7 +106,11 @@ class _Run:
             std=source.std, generator=self.generator,
         )  # fmt: skip
         wrapped = world.wrap(model, device)
-        self.step.forward = torch.compile(wrapped) if execution.compile else wrapped
+        self.step.forward = wrapped
+        if execution.compile:
+            # Graphs of earlier trainings in this process count against the limit of variants, and hooks are lost there
+            torch._dynamo.reset()
+            self.step.forward = torch.compile(wrapped, backend=execution.compile_backend)
         self.optimiser = build_optimiser(training, model)
         self.state = _State()
         self.batches = math.ceil(len(source.labels) / training.batch_size)
@@ -140,8 +147,6 @@ class _Run:
             self.source, training, seed=self.seed, epoch=state.epoch, start=state.batch, world=self.world,
             workers=self.execution.workers,
         ):  # fmt: skip
-            if size < self.world.size:
-                continue  # a process would have no sample
             start = time.perf_counter()
             loss = self.one_batch(number, x, y, size)
             if not math.isfinite(loss):
@@ -208,7 +213,7 @@ def train(
 
     Raises:
         BusyError: if another process trains this.
-        CheckpointError: for a damaged or foreign file.
+        CheckpointError: for a damaged or foreign file, and if the training to start from is not finished.
         DivergedError: if the loss is no number any more.
     """
     execution = execution or Execution()
@@ -222,15 +227,24 @@ def train(
 
 def _train(training, source, classes, seed, folder, world, device, execution, stop_after) -> Trained | None:
     final, checkpoint = folder / "final.pt", folder / "checkpoint.pt"
+    if world.leads:  # it holds the lock, so these are left from a process that was killed
+        for name in (final.name, checkpoint.name, "log.jsonl"):
+            for left in folder.glob(f".{name}.*"):
+                left.unlink()
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         run = _Run(training, source, classes, seed, world, device, execution)
         if final.exists():
             content = load_checkpoint(final, hash=training.hash, seed=seed)
             run.model.load_state_dict(content["model"])
+            if world.leads:
+                checkpoint.unlink(missing_ok=True)
             return _finished(run, content["record"])
         if checkpoint.exists():
             run.resume(checkpoint)
+        elif training.pretrained:
+            start = folder.parent.parent / training.pretrained / folder.name / final.name
+            load_pretrained(run.model, start, hash=training.pretrained, seed=seed)
         epochs = range(run.state.epoch, effective_epochs(training))
         shown = execution.progress and world.leads
         for count, _ in enumerate(track(epochs, f"{training.scheme.name} seed {seed}", disable=not shown)):

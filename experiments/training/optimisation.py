@@ -31,17 +31,19 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
 
     Args:
         training: settings.
-        step: number of steps taken before.
-        steps_per_epoch: steps in an epoch.
+        step: number of batches before this one; a batch that is used several times counts as often, so that shorter
+            trainings of free adversarial training go through the whole schedule.
+        steps_per_epoch: batches in an epoch.
 
     Returns:
         With `"steps"`, a tenth after each milestone has *finished* (protocol: after epoch index 100, 150, 180); with
-        `"cosine"`, for each step anew, from `learning_rate` down to `final_rate`.
+        `"cosine"`, for each batch anew, from `learning_rate` down to `final_rate`.
 
     Raises:
         ValueError: for another schedule.
     """
     start, total = training.learning_rate, training.epochs * steps_per_epoch
+    step = min(step * training.scheme.replays, total)
     if training.schedule == "constant":
         return start
     if training.schedule == "steps":
