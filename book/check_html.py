@@ -81,9 +81,15 @@ def page_faults(page: Page, source: str) -> list[str]:
     drawn = "matplotlib" in source or ".plot(" in source
     if page.figures == 0 and (page.path.stem in WITH_FIGURES or drawn):
         faults.append("holds no figure (was MPLBACKEND set?)")
-    if page.formulas == 0 and "$" in source:
+    if page.formulas == 0 and "$" in prose(source):
         faults.append("holds no formula")
     return faults
+
+
+def prose(source: str) -> str:
+    """A page's source without code, in which a dollar begins the name of a variable and no formula."""
+    source = re.sub(r"^(```+)(?:\{code-cell\}.*?|\w+)\n.*?^\1$", "", source, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`\n]+`", "", source)
 
 
 def visible(text: str) -> str:

@@ -7,16 +7,31 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.ledger import LEDGER
 from experiments.records import RESULTS
+from experiments.tables.published import PUBLISHED
 
-from . import fig_bounds, fig_cost, fig_remainder, fig_validity, style
+from . import (
+    fig_audit,
+    fig_bounds,
+    fig_corruptions,
+    fig_cost,
+    fig_remainder,
+    fig_robustness,
+    fig_toy,
+    fig_validity,
+    style,
+)
 
 #: Every figure with the file of results it reads.
-FIGURES = {
-    "expansion.jsonl": fig_remainder.make,
-    "validity.jsonl": fig_validity.make,
-    "bounds.jsonl": fig_bounds.make,
-}
+FIGURES = (
+    ("expansion.jsonl", fig_remainder.make),
+    ("validity.jsonl", fig_validity.make),
+    ("bounds.jsonl", fig_bounds.make),
+    (LEDGER.name, fig_toy.make),
+    (LEDGER.name, fig_robustness.make),
+    (LEDGER.name, fig_corruptions.make),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--benchmarks", type=Path, default=fig_cost.RESULTS, help="directory of the measured costs")
     parser.add_argument("--out", type=Path, default=style.OUT, help="directory of the figures")
     chosen = parser.parse_args(arguments)
-    sources = {chosen.results / name: make for name, make in FIGURES.items()}
-    sources[chosen.benchmarks / "estimators.json"] = fig_cost.make
-    for source, make in sources.items():
+    sources = [(chosen.results / name, make) for name, make in FIGURES]
+    sources += [(chosen.benchmarks / "estimators.json", fig_cost.make), (PUBLISHED, fig_audit.make)]
+    for source, make in sources:
         try:
             written = make(source, chosen.out)
         except FileNotFoundError as error:

@@ -106,6 +106,13 @@ def test_build_environment_keeps_figures(monkeypatch):
     assert "MPLBACKEND" not in BUILD.environment()
 
 
+def test_dollars_of_code_are_no_formulas():
+    code_only = "Set `$NFM_DATA`.\n\n```sh\necho $HOME\n```\n\n```{code-cell} ipython3\nx = '$y$'\n```\n"
+    assert "$" not in CHECK_HTML.prose(code_only)
+    for text in ("so $x$ is", "```{math}\n$x$\n```", "````{prf:theorem}\n$$\nx\n$$\n````"):
+        assert "$" in CHECK_HTML.prose(code_only + text + "\n" + code_only)
+
+
 GOOD = """<html><head><link rel="stylesheet" href="_static/a.css"></head><body id="top">
 <a href="p.html">p</a><a href="intro.html">i</a><span class="math">x</span>
 <img src="_images/f.png"><a href="https://example.org">elsewhere</a></body></html>"""

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from ledger_entries import entry
 from matplotlib.figure import Figure
 
+from experiments.ledger import LEDGER, append
 from experiments.records import write_lines
 from figures import fig_bounds, fig_cost, fig_remainder, fig_validity
 from figures.__main__ import main
@@ -99,13 +101,15 @@ def test_the_command_draws_them_all_and_names_what_is_missing(tmp_path, capsys):
     assert main(arguments) == 2
     assert "python -m experiments.verify_bounds" in capsys.readouterr().err
     write_lines(tmp_path / "bounds.jsonl", BOUNDS[:2])
+    append(tmp_path / LEDGER.name, entry("digits/baseline", 1, clean=0.9, ece=0.1, **{"pgd_linf/0.1": 0.5}))
     (tmp_path / "estimators.json").write_text(json.dumps(COSTS))
     assert main(arguments) == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    figures = ("remainder", "validity", "bounds", "radii", "cost", "scaling")
+    figures = ["remainder", "validity", "bounds", "radii", "cost", "scaling", "audit"]
+    figures += ["robustness_digits", "stability_digits"]
     assert names == {f"{name}.{suffix}" for name in figures for suffix in ("svg", "png")}
     again = (tmp_path / "out" / "remainder.svg").read_bytes()
-    main(arguments)
+    fig_remainder.make(tmp_path / "expansion.jsonl", tmp_path / "out")
     assert (tmp_path / "out" / "remainder.svg").read_bytes() == again
 
 

@@ -28,7 +28,7 @@ _TRAINED_ELSEWHERE = {
     "stylized_imagenet": "weights trained on stylized and natural ImageNet by Geirhos et al.",
     "autoaugment": "Fast AutoAugment weights by their authors",
     "mixup": "weights of the CutMix authors, as far as can be told",
-    "manifold_mixup": "it equals the NFM paper's own network with α = 0.2",
+    "manifold_mixup": "that of the NFM paper's own network with α = 0.2, to the printed digit",
     "cutmix": "weights by the CutMix authors, 300 epochs",
     "puzzlemix": "weights by the PuzzleMix authors, 300 epochs",
     "augmix": "weights by the AugMix authors, 180 epochs",
@@ -157,7 +157,8 @@ def _transfer():
                 data_options=(("normalisation", "imagenet"),), image_size=224,
                 pretrained=_imagenet_training(name).hash,
             )  # fmt: skip
-            yield Recipe(f"noisymix-table5/{data}-{name}", "paper", training, ("clean", "corrupted"), seeds=(1,), choices=(
+            row = f"noisymix-table5/{data}-{name}"
+            yield Recipe(row, "paper", training, ("clean", "corrupted"), seeds=(1,), choices=(
                 ("epochs", "150, the last one: which epoch was reported is nowhere stated"),
                 ("freezing", "none: the printed numbers are closest to fine-tuning of all layers"),
             ))  # fmt: skip

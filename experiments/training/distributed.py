@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,8 +71,8 @@ def join_world(device: str) -> Iterator[tuple[World, torch.device]]:
     if size == 1:
         yield World(), place
         return
-    dist.init_process_group("nccl" if name == "cuda" else "gloo")
-    try:
-        yield world, place
-    finally:
-        dist.destroy_process_group()
+    # Once for the whole process: a second group would find the addresses of the first one in torchrun's store
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if name == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    yield world, place

@@ -1,0 +1,115 @@
+"""Claim: what mixing and noise do to the decision boundary on the toy problems of both papers can be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from torch import nn
+
+from experiments.data.toy import ToyData
+from experiments.ledger import LEDGER, read
+from experiments.recipes import Recipe
+from experiments.runner import load_training_data, runs_folder
+from experiments.studies import TITLES, Study, study
+from experiments.tables import load_published
+from experiments.training import Execution, train
+
+from . import style
+
+PROBLEMS = {"nfm-figure-toy": 4, "noisymix-figure4": 3}
+#: Of the networks that are drawn.
+SEED = 1
+_COLUMNS, _POINTS = PROBLEMS, 161
+_COLOURS = LinearSegmentedColormap.from_list("classes", (style.ORANGE, "#ffffff", style.BLUE))
+
+
+def trained(recipe: Recipe, *, seed: int = SEED, runs: Path | None = None) -> tuple[nn.Module, ToyData]:
+    """A network of a toy problem, from the folder of runs or trained now in a second, and its data.
+
+    Args:
+        recipe: of a toy problem.
+        seed: of the training.
+        runs: folder of checkpoints; `None` for the usual one.
+    """
+    source, data, classes = load_training_data(recipe.training)
+    execution = Execution(device="cpu", progress=False)
+    done = train(recipe.training, source, classes=classes, seed=seed, runs=runs or runs_folder(), execution=execution)
+    return done.model, data
+
+
+def probability(model: nn.Module, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Probability of class 1 on a grid.
+
+    Args:
+        model: two inputs, two logits.
+        x: first coordinates `(m,)`.
+        y: second coordinates `(n,)`.
+
+    Returns:
+        `(n, m)`.
+    """
+    points = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    with torch.inference_mode():
+        found = model(torch.from_numpy(points.astype(np.float32))).softmax(1)[:, 1]
+    return found.double().numpy().reshape(len(y), len(x))
+
+
+def caption(one: Study, scheme: str) -> str:
+    """Accuracy of ours, mean over the seeds with the smallest and the largest, and the paper's."""
+    printed = load_published().get(one.name, scheme, "accuracy")
+    ours = one.summary(scheme, "clean")
+    words = "not run" if ours is None else f"{ours.mean:.1f} % ({ours.min:.1f} to {ours.max:.1f})"
+    return f"ours {words}\npaper {'–' if printed is None else f'{printed.text} %'}"
+
+
+def draw(one: Study, networks: Mapping[str, tuple[nn.Module, ToyData]]) -> Figure:
+    """Probability of class 1 over the plane with the test points, for each scheme.
+
+    Args:
+        one: the study of the problem.
+        networks: trained network and data by scheme.
+    """
+    columns = _COLUMNS[one.name]
+    rows = -(-len(one.recipes) // columns)
+    with style.style():
+        figure = Figure(figsize=(0.3 + 2.25 * columns, 0.5 + 2.75 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).flat
+        for ax, scheme in zip(axes, one.recipes, strict=False):
+            ax.set(title=TITLES.get(scheme, scheme), xticks=[], yticks=[])
+            ax.set_xlabel(caption(one, scheme), fontsize=8.5)
+            ax.grid(visible=False)
+            ax.spines[:].set_visible(False)
+            if scheme in networks:
+                _panel(ax, *networks[scheme])
+        for ax in list(axes)[len(one.recipes) :]:
+            ax.set_axis_off()
+    return figure
+
+
+def _panel(ax, model: nn.Module, data: ToyData) -> None:
+    points, labels = data.x_test.numpy(), data.y_test.numpy()
+    reach = 1.08 * float(np.abs(points).max())
+    grid = np.linspace(-reach, reach, _POINTS)
+    map_ = probability(model, grid, grid)
+    extent = (-reach, reach, -reach, reach)
+    ax.imshow(map_, origin="lower", extent=extent, cmap=_COLOURS, vmin=0, vmax=1, alpha=0.75, interpolation="bilinear")
+    ax.contour(grid, grid, map_, levels=[0.5], colors="black", linewidths=1.1)
+    for label, colour, marker in ((0, style.ORANGE, "s"), (1, style.BLUE, "o")):
+        some = points[labels == label]
+        ax.plot(*some.T, marker, color=colour, ms=3.0, mec="white", mew=0.4)
+
+
+def networks_of(one: Study, *, runs: Path | None = None) -> dict[str, tuple[nn.Module, ToyData]]:
+    """The networks of a problem that the ledger knows, trained again where the folder of runs lacks them."""
+    return {scheme: trained(one.recipes[scheme], runs=runs) for scheme in one.run}
+
+
+def make(source: Path = LEDGER, out: Path = style.OUT) -> list[Path]:
+    """Draw a figure for each toy problem in the ledger and write them; returns the files."""
+    studies = [study(read(source), name) for name in PROBLEMS]
+    return [file for one in studies if one.run for file in style.save(draw(one, networks_of(one)), one.name, out)]
