@@ -13,6 +13,7 @@ TORCH_INDEX ?=
 # make book BOOK_FLAGS=--fresh executes every notebook again, whatever the cache holds
 BOOK_FLAGS ?=
 
+RECIPES ?= 'digits/*' 'nfm-figure-toy/*' 'noisymix-figure4/*'
 SEEDS ?= 1
 WORKERS ?= 2
 
@@ -64,7 +65,7 @@ $(VERIFIED): $(STAMP) $(SOURCES)
 # Every scheme on digits and the toy problems of both papers, run again beside the tracked ledger and compared with it.
 # All five seeds: make experiments SEEDS=1,2,3,4,5
 experiments: $(STAMP) ## train every scheme on digits and the toy problems again, and compare with the ledger
-	OMP_NUM_THREADS=1 $(NFM) sweep 'digits/*' 'nfm-figure-toy/*' 'noisymix-figure4/*' --seeds $(SEEDS) \
+	OMP_NUM_THREADS=1 $(NFM) sweep $(RECIPES) --seeds $(SEEDS) \
 		--workers $(WORKERS) --threads 1 --ledger $(RERUN)
 	$(NFM) ledger compare $(RERUN)
 
