@@ -88,7 +88,7 @@ def test_unknown_order_and_bad_images_say_what_was_expected():
         standard.crop_flip(torch.zeros(1, 3, 8, 8), torch.Generator(), order="flip")
     with pytest.raises(ValueError, match="image: expected bytes"):
         standard.as_picture(np.zeros((8, 8, 3)))
-    with pytest.raises(ValueError, match="size: expected 1 to resize"):
+    with pytest.raises(ValueError, match="crop: expected 1 to resize"):
         standard.center_crop_resize(picture(), 300)
 
 

@@ -105,7 +105,7 @@ def test_centre_view_keeps_the_middle():
     large = np.array(centre_view(Image.fromarray(pixels), resize=100, crop=60)).astype(float)
     np.testing.assert_array_equal(large, large[::-1, ::-1])
     assert large[20:40, 20:40].mean() > 230
-    with pytest.raises(ValueError, match="crop: expected at most"):
+    with pytest.raises(ValueError, match="crop: expected 1 to resize"):
         centre_view(Image.fromarray(pixels), resize=10, crop=20)
 
 

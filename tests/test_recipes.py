@@ -9,7 +9,6 @@ import pytest
 from experiments.data.cifar import NORMALISATION
 from experiments.recipes import SIZES, Recipe, Scheme, Training, all_recipes, get_recipe, select_recipes
 from experiments.recipes.recipe import _changed
-from experiments.recipes.schemes import SCHEMES, theory_noise
 from experiments.tables.published import ABLATION, load_published
 from experiments.tables.registry import TABLES
 from experiments.training.optimisation import learning_rate
@@ -343,12 +342,6 @@ def test_choices_that_name_a_number_name_the_one_that_is_taken():
 
 def test_what_cannot_be_run_says_so():
     assert {r.name.rpartition("/")[2] for r in all_recipes().values() if r.note} == {"stylized_imagenet"}
-
-
-def test_noise_of_the_text():
-    plain = theory_noise(SCHEMES["noisymix"])
-    assert (plain.noise, plain.sparsity, plain.view_noise) == ("normal", 0.0, ())
-    assert replace(plain, noise="released", sparsity=0.65, view_noise=(1.0, 2.0, 3.0)) == SCHEMES["noisymix"]
 
 
 # Selection ------------------------------------------------------------------------------------------------------

@@ -125,8 +125,32 @@ def random_resized_crop(
     return as_array(part.resize((size, size), Image.Resampling.BILINEAR))
 
 
+def centre_view(image: Image.Image, *, resize: int = 256, crop: int = 224) -> Image.Image:
+    """The view of evaluation: shorter side to `resize`, bilinear, then the centre.
+
+    Args:
+        image: picture.
+        resize: pixels of the shorter side; the longer one is rounded down.
+        crop: side of the square that is kept.
+
+    Returns:
+        Picture, `(crop, crop)`.
+
+    Raises:
+        ValueError: if the crop is larger than the image.
+    """
+    if not 0 < crop <= resize:
+        raise ValueError(f"crop: expected 1 to resize = {resize} pixels, got {crop}.")
+    width, height = image.size
+    short = min(width, height)
+    width, height = int(resize * width / short), int(resize * height / short)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - crop) / 2), round((height - crop) / 2)
+    return image.crop((left, top, left + crop, top + crop))
+
+
 def center_crop_resize(image: np.ndarray, size: int = 224, *, resize: int = 256) -> np.ndarray:
-    """The test view of a large image: shorter side to `resize` (bilinear), then the central square.
+    """`centre_view` of an image in bytes.
 
     Args:
         image: bytes, `(H, W, C)`.
@@ -139,14 +163,7 @@ def center_crop_resize(image: np.ndarray, size: int = 224, *, resize: int = 256)
     Raises:
         ValueError: if `size` is larger than `resize`.
     """
-    if not 0 < size <= resize:
-        raise ValueError(f"size: expected 1 to resize = {resize} pixels, got {size}.")
-    height, width = image.shape[:2]
-    short = min(height, width)
-    height, width = (resize if side == short else int(resize * side / short) for side in (height, width))
-    picture = as_picture(image).resize((width, height), Image.Resampling.BILINEAR)
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return as_array(picture.crop((left, top, left + size, top + size)))
+    return as_array(centre_view(as_picture(image), resize=resize, crop=size))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from ..augment.standard import centre_view
 from .cifar import DATA_VARIABLE, NORMALISATION
 from .images import normalised
 from .integrity import DataError
@@ -69,32 +70,6 @@ def read_image(path: Path | str):
         raise DataError(f"{path}: no such file. Has the folder changed since it was listed?") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be decoded ({error}). Fetch this file again.") from error
-
-
-def centre_view(image, *, resize: int = 256, crop: int = 224):
-    """The view of evaluation: shorter side to `resize`, bilinear, then the centre.
-
-    Args:
-        image: PIL image.
-        resize: pixels of the shorter side; the longer one is rounded down.
-        crop: side of the square that is kept.
-
-    Returns:
-        PIL image, `(crop, crop)`.
-
-    Raises:
-        ValueError: if the crop is larger than the image.
-    """
-    from PIL import Image
-
-    if crop > resize:
-        raise ValueError(f"crop: expected at most resize ({resize}), got {crop}.")
-    width, height = image.size
-    short = min(width, height)
-    width, height = int(resize * width / short), int(resize * height / short)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - crop) / 2), round((height - crop) / 2)
-    return image.crop((left, top, left + crop, top + crop))
 
 
 class FolderDataset:

@@ -5,8 +5,6 @@ Levels are those of the released commands (protocol, sections 1 and 2). "Our cho
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from .recipe import Scheme
 
 #: Everything that the expansion of the exact step consists of.
@@ -65,8 +63,3 @@ CHOICES: dict[str, tuple[tuple[str, str], ...]] = {
     "taylor_nfm": (("terms", "all: no paper has this scheme"), ("eps", "1, at which NFM trains")),
     "taylor_noisymix": (("terms", "all: no paper has this scheme"), ("eps", "1, at which NoisyMix trains")),
 }
-
-
-def theory_noise(scheme: Scheme) -> Scheme:
-    """The scheme as the paper's text has it: plain normal noise, the same level for all views."""
-    return replace(scheme, noise="normal", sparsity=0.0, view_noise=())
