@@ -17,7 +17,7 @@ BOOK = Path(__file__).resolve().parent
 HTML = BOOK / "_build" / "html"
 
 # Pages that show nothing without a figure; any other page must hold one if its cells import matplotlib.
-WITH_FIGURES = ("1_expansion", "2_regularizers")
+WITH_FIGURES = ("expansion", "regularizers")
 TROUBLE = ("Traceback (most recent call last)", "MissingReference", "system-message", "$$", "&lt;Figure size")
 REMOTE = re.compile(r"^(https?:)?//", re.IGNORECASE)
 STYLE_LOADS = re.compile(r"""(?:@import\s+|url\(\s*)["']?((?:https?:)?//[^"')\s]+)""", re.IGNORECASE)
