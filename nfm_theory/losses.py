@@ -150,6 +150,41 @@ SQUARE = PointwiseLoss(
 _BY_NAME = {loss.name: loss for loss in (CROSS_ENTROPY, LOGISTIC, SQUARE)}
 
 
+def mixable_labels(y: Tensor, x: Tensor, classes: int | None, smoothing: float = 0.0) -> Tensor:
+    """Labels that can be mixed: distributions `(n, K)` or numbers `(n,)`.
+
+    Args:
+        y: class indices `(n,)`, distributions over the classes `(n, K)`, or floating-point targets `(n,)`.
+        x: inputs, whose dtype indices take.
+        classes: K, for class indices; `None` for other targets.
+        smoothing: s in [0, 1), of labels over classes.
+
+    Raises:
+        ValueError: for labels of another kind, indices outside 0..K-1, and targets that cannot be smoothed.
+    """
+    fits = y.ndim == 1 or (y.ndim == 2 and y.is_floating_point() and classes in (None, y.shape[1]))
+    if not fits or (y.ndim == 1 and y.is_floating_point() == (classes is not None)):
+        wanted = (
+            "floating-point targets (n,) or distributions (n, K); give `num_classes` for class indices"
+            if classes is None
+            else f"class indices (n,) or distributions (n, {classes}); leave `num_classes` out for other targets"
+        )
+        raise ValueError(f"y: expected {wanted}. Got shape {tuple(y.shape)}, {y.dtype}.")
+    if not y.is_floating_point():
+        # not on a GPU, where looking at the labels would stop the stream; scatter refuses them there
+        low, high = (int(y.min()), int(y.max())) if y.device.type == "cpu" and len(y) else (0, 0)
+        if low < 0 or high >= classes:
+            raise ValueError(f"y: expected class indices in 0..{classes - 1}, got {low}..{high}; check num_classes.")
+        dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+        empty = torch.zeros(len(y), classes, dtype=dtype, device=y.device)
+        y = empty.scatter_(1, y.long().unsqueeze(1), 1.0)
+    if not smoothing:
+        return y
+    if y.ndim == 1:
+        raise ValueError("label_smoothing: expected 0 with targets (n,), there are no classes to smooth over.")
+    return (1 - smoothing) * y + smoothing / y.shape[1]
+
+
 def pointwise_loss(loss: str | PointwiseLoss | Callable[[Tensor, Tensor], Tensor]) -> PointwiseLoss:
     """The `loss=` option as a `PointwiseLoss`.
 

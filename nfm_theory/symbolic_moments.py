@@ -14,6 +14,7 @@ from functools import cache
 import sympy as sp
 
 LAM = sp.Symbol("lambda", positive=True)
+#: Names of the noise laws whose moments are known in closed form.
 LAWS = ("normal", "uniform", "rademacher", "released")
 
 

@@ -7,9 +7,10 @@ r"""Training with Noisy Feature Mixup: the step of the theory inside any trainin
 | $(1 + \sigma_{mult}\xi_{mult}) \odot (\lambda g_i + (1-\lambda) g_r) + \sigma_{add}\xi_{add}$ | `perturb` |
 | $\lambda y_i + (1-\lambda) y_r$ | the targets returned |
 
-As in the papers' code one batch has one λ, one permutation and one layer. λ is not drawn from the unmixed law:
-here the labels are mixed. The batch must be mixed where its features are, inside the forward pass, so a call
-with a hidden layer leaves the inputs as they are and arms a forward hook, which mixes in the next pass.
+As in the papers' code one batch has one λ, one permutation and one layer. λ is drawn from Beta(α, β) where the labels
+are mixed, and from the unmixed law where each sample keeps its own (`form="unmixed"`), which exists at any scale ε. The
+batch must be mixed where its features are, inside the forward pass, so a call with a hidden layer leaves the inputs as
+they are and arms a forward hook, which mixes in the next pass.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from .draws import Draw, sample_draw
 from .hooks import Hook, hooked_modules, unwrap
 from .laws import MixingLaw, NoiseLaw, noise_laws
+from .losses import mixable_labels
 from .networks import kind
 from .problem import check_level, perturb
 
@@ -51,6 +53,9 @@ class NoisyFeatureMixup:
     mixup; `alpha=0` only adds noise. When the layer drawn is a hidden one, the next forward pass of the model in
     training mode is mixed at its output, once; passes in evaluation mode are always plain and do not use it up.
 
+    `form="unmixed"` is a step on the loss L(ε) of the theory (book: eq-nfm-loss): λ from the unmixed law, `1-λ` and
+    both levels times ε, every sample with its own label. At ε = 1 its expected loss is that of the mixed labels.
+
     The model is referred to, not registered: it has the same parameters and the same state dict as before. Wrap it in
     `DistributedDataParallel` before or after, compile it after. A copy of the model has no active hooks.
     No check is made that the head behind a layer sees its output only; `split` and `layer_names` make it.
@@ -66,6 +71,8 @@ class NoisyFeatureMixup:
         num_classes: K, for labels that are class indices.
         label_smoothing: s in [0, 1); targets become `(1 - s) y + s / K`.
         view_noise: a factor of σ_add for each of the `views`; the released NoisyMix code has (1, 2, 3), the paper none.
+        eps: ε ≥ 0, scale of mixing and noise; other than 1 for unmixed labels only.
+        form: `"mixed"` labels, as in the papers, or `"unmixed"`, as in the theory.
         generator: seeds everything; the global generators are used otherwise. With features on another device it
             seeds a generator there for every batch, so that one on the CPU is the right choice for any model.
 
@@ -100,6 +107,8 @@ class NoisyFeatureMixup:
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
         view_noise: Sequence[float] | None = None,
+        eps: float = 1.0,
+        form: str = "mixed",
         generator: torch.Generator | None = None,
     ):
         if not isinstance(model, nn.Module):
@@ -115,6 +124,7 @@ class NoisyFeatureMixup:
             )
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing: expected a number in [0, 1), got {label_smoothing!r}.")
+        self.eps, self.form = check_level("eps", eps), check_form(form, eps)
         self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
         self.mixing = MixingLaw(alpha, beta)
         self.laws = noise_laws(noise)
@@ -170,14 +180,16 @@ class NoisyFeatureMixup:
                 f"x: expected floating-point inputs, got {x.dtype}; indices cannot be mixed: leave '' out of `layers` "
                 "and name the embedding instead, or convert the inputs, x.float()."
             )
-        labels = self._labels(y.to(x.device), x)
+        labels = mixable_labels(y.to(x.device), x, self.num_classes, self.label_smoothing)
         step = self._step(x, views) if replay is None else self._check_replay(replay, x)
         draw, own = step.draw, step.draw[: len(y)]
         self._views = views
         self._replay = replay is not None
         self._in_order = replay is None or bool((draw.anchor == torch.arange(len(x), device=draw.anchor.device)).all())
         lam = own.lam.to(labels).reshape(-1, *[1] * (labels.ndim - 1))
-        targets = lam * labels[own.anchor] + (1 - lam) * labels[own.index]
+        targets = labels[own.anchor]
+        if self.form == "mixed":
+            targets = lam * targets + (1 - lam) * labels[own.index]
         if step.layer:
             self.last, self._armed, self._mixed = step, True, ""
             return x, targets
@@ -207,7 +219,7 @@ class NoisyFeatureMixup:
         options = {
             **{"layers": self.layers, "alpha": self.mixing.alpha, "beta": self.mixing.beta, "noise": self.laws},
             **{name: getattr(self, name) for name in ("add_noise", "mult_noise", "num_classes", "label_smoothing")},
-            "view_noise": self.view_noise,
+            **{name: getattr(self, name) for name in ("view_noise", "eps", "form")},
         }
         return _rebuild, (self._model, options, device, self.state_dict())
 
@@ -255,7 +267,7 @@ class NoisyFeatureMixup:
             len(x) // views,
             (),
             mixing=self.mixing,
-            unmixed=False,
+            unmixed=self.form == "unmixed",
             as_trained=True,
             additive=False,
             multiplicative=False,
@@ -301,34 +313,7 @@ class NoisyFeatureMixup:
         # Every sample in order is no gather and, above all, no scatter in the backward pass
         anchor = slice(None) if self._in_order else draw.anchor.to(h.device)
         rows = Draw(anchor=anchor, index=draw.index.to(h.device), **parts)
-        return perturb(h, rows, add_noise=self.add_noise, mult_noise=self.mult_noise)
-
-    def _labels(self, y: Tensor, x: Tensor) -> Tensor:
-        """Labels that can be mixed: distributions `(n, K)` or numbers `(n,)`."""
-        classes = self.num_classes
-        fits = y.ndim == 1 or (y.ndim == 2 and y.is_floating_point() and classes in (None, y.shape[1]))
-        if not fits or (y.ndim == 1 and y.is_floating_point() == (classes is not None)):
-            wanted = (
-                "floating-point targets (n,) or distributions (n, K); give `num_classes` for class indices"
-                if classes is None
-                else f"class indices (n,) or distributions (n, {classes}); leave `num_classes` out for other targets"
-            )
-            raise ValueError(f"y: expected {wanted}. Got shape {tuple(y.shape)}, {y.dtype}.")
-        if not y.is_floating_point():
-            # not on a GPU, where looking at the labels would stop the stream; scatter refuses them there
-            low, high = (int(y.min()), int(y.max())) if y.device.type == "cpu" and len(y) else (0, 0)
-            if low < 0 or high >= classes:
-                raise ValueError(
-                    f"y: expected class indices in 0..{classes - 1}, got {low}..{high}; check num_classes."
-                )
-            dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
-            empty = torch.zeros(len(y), classes, dtype=dtype, device=y.device)
-            y = empty.scatter_(1, y.long().unsqueeze(1), 1.0)
-        if not self.label_smoothing:
-            return y
-        if y.ndim == 1:
-            raise ValueError("label_smoothing: expected 0 with targets (n,), there are no classes to smooth over.")
-        return (1 - self.label_smoothing) * y + self.label_smoothing / y.shape[1]
+        return perturb(h, rows, eps=self.eps, add_noise=self.add_noise, mult_noise=self.mult_noise)
 
     def _check_replay(self, step: LayerDraw, x: Tensor) -> LayerDraw:
         if step.layer not in self.layers:
@@ -391,6 +376,19 @@ class NoisyFeatureMixup:
                 f"shape {tuple(h.shape)}; run the model on the inputs that the call returned, all at once (use "
                 "DistributedDataParallel instead of DataParallel), and name layers whose output has the batch first."
             )
+
+
+def check_form(form: str, eps: float) -> str:
+    """The form of the labels, refused at scales at which there is none.
+
+    Raises:
+        ValueError: for another name, and mixed labels at ε ≠ 1.
+    """
+    if form not in ("mixed", "unmixed"):
+        raise ValueError(f"form: expected 'mixed' or 'unmixed', got {form!r}.")
+    if form == "mixed" and eps != 1:
+        raise ValueError(f"eps: expected 1 with mixed labels, got {eps!r}; use form='unmixed' for other scales.")
+    return form
 
 
 def _rebuild(model, options, device, state):
