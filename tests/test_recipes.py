@@ -181,6 +181,8 @@ _NFM_CIFAR = {**_NFM, **_CIFAR, "augmentation": "crop_flip", "model_options": ((
 _MIX_CIFAR = {**_MIX, **_CIFAR, "augmentation": "flip_crop", "data_options": (("normalisation", "half"),)}
 _PREACT = {"model": "preactresnet18", "model_options": (("shortcut", "released"),)}
 _WRN = {"model": "wideresnet28", "model_options": (("widen", 4),)}
+_WRN2 = {"model": "wideresnet28", "model_options": (("widen", 2), ("released", False))}
+_STANDARD = {"model_options": (("shortcut", "standard"),)}
 FACTS = {
     "nfm-table1/*": _NFM_CIFAR | {"data": "cifar10", "model": "preactresnet18"},
     "nfm-table2/*": _NFM_CIFAR | {"data": "cifar100", "model": "wideresnet18"},
@@ -201,6 +203,12 @@ FACTS = {
     **{f"noisymix-table{n}/*": _MIX | _IMAGENET for n in (1, 6, 11, 12)},
     **{f"noisymix-table{n}/*": _MIX_CIFAR | _PREACT for n in (7, 8, 13)},
     **{f"noisymix-table{n}/*": _MIX_CIFAR | _WRN for n in (9, 10, 14)},
+    "nfm-table1-text/*": _NFM_CIFAR | _STANDARD | {"data": "cifar10", "model": "preactresnet18"},
+    "nfm-table2-text/*": _NFM_CIFAR | _STANDARD | {"data": "cifar100", "model": "wideresnet18"},
+    "nfm-table3-text/*": _NFM | _IMAGENET,
+    "noisymix-table1-text/*": _MIX | _IMAGENET,
+    "noisymix-table2-text/*": _MIX_CIFAR | _PREACT | _STANDARD,
+    **{f"noisymix-table{n}-text/*": _MIX_CIFAR | _WRN2 for n in (3, 4)},
 }  # fmt: skip
 
 
@@ -299,6 +307,61 @@ def test_seeds_and_normalisation_are_those_of_the_protocol():
     assert NORMALISATION["nfm_preprint"] == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 
 
+# The papers' text -----------------------------------------------------------------------------------------------
+
+_ONE_LEVEL = {"noise": "normal", "alpha": 1.0, "layers": "eligible"}
+
+
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [
+        ("nfm-table1-text/baseline", {}),
+        ("nfm-table1-text/baseline_noise", {"noise": "normal", "add_noise": 0.2}),
+        ("nfm-table2-text/nfm", {**_ONE_LEVEL, "add_noise": 0.4, "mult_noise": 0.2}),
+        ("nfm-table3-text/nfm-alpha0.2", {**_ONE_LEVEL, "alpha": 0.2, "add_noise": 0.1, "mult_noise": 0.1}),
+        ("noisymix-table1-text/noisymix", {**_ONE_LEVEL, "add_noise": 0.4, "mult_noise": 0.4, "jsd": 12.0}),
+        ("noisymix-table3-text/cifar10-noisymix", {**_ONE_LEVEL, "add_noise": 0.5, "mult_noise": 0.5, "jsd": 12.0}),
+        ("digits-text/noisymix", {**_ONE_LEVEL, "add_noise": 0.5, "mult_noise": 0.5, "jsd": 12.0}),
+        ("digits-text/noisymix-levels", {**_NOISYMIX, "view_noise": (), "add_noise": 0.5, "mult_noise": 0.5}),
+    ],
+)
+def test_the_text_has_fixed_normal_noise_of_one_level(name, levels):
+    found = get_recipe(name).training.scheme
+    assert found == Scheme(found.name, **levels)
+
+
+def test_the_text_keeps_everything_else():
+    for recipe in select_recipes("*-text/*"):
+        if recipe.name.count("-moments") + recipe.name.count("-noise") + recipe.name.count("-levels"):
+            continue
+        source = get_recipe(recipe.name.replace("-text/", "/").removesuffix("-shortcut"))
+        same = {"scheme": source.training.scheme, "model_options": source.training.model_options}
+        assert replace(recipe.training, **same) == source.training
+        assert (recipe.size, recipe.suites, recipe.seeds) == (source.size, source.suites, source.seeds)
+        assert recipe.training.scheme.name.endswith("_text")  # or a table would take it for a printed row
+        assert recipe.hash != source.hash
+
+
+def test_every_row_that_the_text_changes_has_a_recipe_of_the_text():
+    expected = {"nfm-table1": 9, "nfm-table2": 9, "nfm-table3": 2, "noisymix-table1": 1, "noisymix-table4": 10}
+    expected |= {"noisymix-table2": 16, "noisymix-table3": 16}
+    assert Counter(r.name.partition("-text/")[0] for r in select_recipes("*-text/*", size="paper")) == expected
+
+
+@pytest.mark.parametrize(("scheme", "sparsity"), [("nfm", 0.0), ("noisymix", 0.65)])
+def test_one_change_at_a_time_and_equal_second_moments(scheme, sparsity):
+    released = get_recipe(f"digits/{scheme}").training
+    matched = get_recipe(f"digits-text/{scheme}-moments").training
+    assert matched.model_options == released.model_options
+    second = 3 / 28 * (1 - sparsity)  # of Beta(2, 5) times a normal variable that is left out with probability s
+    assert matched.scheme.add_noise == pytest.approx(released.scheme.add_noise * second**0.5, abs=5e-5)
+    assert matched.scheme.mult_noise == pytest.approx(released.scheme.mult_noise * (second / 3) ** 0.5, abs=5e-5)
+    law = get_recipe(f"digits-text/{scheme}-noise").training
+    assert replace(law.scheme, noise="released", sparsity=sparsity, name=scheme) == released.scheme
+    only = get_recipe("digits-text/nfm-shortcut").training
+    assert replace(only.scheme, name="nfm") == get_recipe("digits/nfm").training.scheme
+
+
 # What is our choice ---------------------------------------------------------------------------------------------
 
 
@@ -321,6 +384,9 @@ def test_seeds_and_normalisation_are_those_of_the_protocol():
         ("nfm-figure-toy/nfm", ["epochs, batch_size, width, add_noise, mult_noise"]),
         ("noisymix-figure4/noisymix", ["views", "add_noise, mult_noise, jsd"]),
         ("digits/taylor_nfm", ["terms", "eps"]),
+        ("nfm-table1-text/nfm", ["noise", "model_options.shortcut", "data_options.normalisation", "salt_pepper"]),
+        ("noisymix-table3-text/cifar10-noisymix", ["noise", "model_options.widen", "model_options.released", "jsd"]),
+        ("digits-text/nfm-moments", ["noise"]),
     ],
 )
 def test_what_no_source_states_is_named(name, settings):

@@ -110,6 +110,27 @@ def test_the_callers_random_state_is_left_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_watched_training_has_the_same_bits_and_shows_every_epoch(tmp_path):
+    training, seen = toy("nfm", model_options=(("width", 6), ("dropout", 0.5))), {}
+
+    def watch(epoch, model):
+        seen[epoch] = {name: value.clone() for name, value in model.state_dict().items()}
+        model.eval()
+        torch.rand(3)
+
+    plain = run(training, tmp_path / "plain")
+    watched = run(training, tmp_path / "watched", watch=watch)
+    assert list(seen) == [0, 1, 2, 3]
+    assert same(seen[3], weights(watched))
+    assert same(weights(watched), weights(plain))
+    assert run(training, tmp_path / "pieces", stop_after=2) is None
+    before = {epoch: seen.pop(epoch) for epoch in list(seen)}
+    run(training, tmp_path / "pieces", watch=watch)
+    assert list(seen) == [2, 3]
+    assert all(same(seen[epoch], before[epoch]) for epoch in seen)
+    run(training, tmp_path / "pieces", watch=lambda *_: pytest.fail("a finished training is only loaded"))
+
+
 RESUMED = {
     "nfm": toy("nfm", nesterov=True),
     "dropout": toy("baseline", model_options=(("width", 6), ("dropout", 0.5))),

@@ -10,6 +10,8 @@ $r = \mathrm{conv}_2(\mathrm{ReLU}(\mathrm{BN}_2(\mathrm{conv}_1(a))))$ its outp
 
 so that only identity shortcuts differ; a projection reads the activated tensor in both. Neither has a BN or ReLU
 behind the last stage. (The papers' text does not mention either point; source: protocol, section 3, "Architectures".)
+The papers have ReLU, whose second derivative is zero almost everywhere; the network for digits can have a smooth
+activation instead, for which every term of the expansion can be trained with.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from torch import Tensor, nn
 from .checks import check_sizes
 
 SHORTCUTS = ("released", "standard")
+#: Activations by name.
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 
 
 class PreActBlock(nn.Module):
@@ -31,28 +35,33 @@ class PreActBlock(nn.Module):
         planes: channels of the output.
         stride: of the first convolution.
         shortcut: what an identity shortcut carries, one of `SHORTCUTS`.
+        activation: a name of `ACTIVATIONS`.
 
     Raises:
-        ValueError: for another shortcut.
+        ValueError: for another shortcut or activation.
     """
 
-    def __init__(self, channels: int, planes: int, stride: int = 1, *, shortcut: str = "released"):
+    def __init__(
+        self, channels: int, planes: int, stride: int = 1, *, shortcut: str = "released", activation: str = "relu"
+    ):
         super().__init__()
         if shortcut not in SHORTCUTS:
             raise ValueError(f"shortcut: expected one of {list(SHORTCUTS)}, got {shortcut!r}.")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation: expected one of {list(ACTIVATIONS)}, got {activation!r}.")
         self.carries = shortcut
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv1 = nn.Conv2d(channels, planes, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
-        self.relu = nn.ReLU()
+        self.activation = ACTIVATIONS[activation]()
         keeps = stride == 1 and channels == planes
         self.project = None if keeps else nn.Conv2d(channels, planes, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features `(n, channels, H, W)` to `(n, planes, H / stride, W / stride)`."""
-        active = self.relu(self.bn1(x))
-        residual = self.conv2(self.relu(self.bn2(self.conv1(active))))
+        active = self.activation(self.bn1(x))
+        residual = self.conv2(self.activation(self.bn2(self.conv1(active))))
         if self.project is not None:
             return residual + self.project(active)
         return residual + (active if self.carries == "released" else x)
@@ -67,12 +76,22 @@ class PreActResNet(nn.Module):
         blocks: number of blocks in each stage.
         shortcut: see the head of this module.
         in_channels: of the images.
+        activation: a name of `ACTIVATIONS`.
 
     Raises:
-        ValueError: for sizes below 1 and an unknown shortcut.
+        ValueError: for sizes below 1 and an unknown shortcut or activation.
     """
 
-    def __init__(self, num_classes: int, widths: Sequence[int], *, blocks: int, shortcut: str, in_channels: int):
+    def __init__(
+        self,
+        num_classes: int,
+        widths: Sequence[int],
+        *,
+        blocks: int,
+        shortcut: str,
+        in_channels: int,
+        activation: str = "relu",
+    ):
         super().__init__()
         check_sizes(num_classes=num_classes, blocks=blocks, in_channels=in_channels)
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
@@ -80,7 +99,8 @@ class PreActResNet(nn.Module):
         before = widths[0]
         for k, (name, width) in enumerate(zip(self.stages, widths, strict=True)):
             sizes = [(before, width, 1 if k == 0 else 2)] + (blocks - 1) * [(width, width, 1)]
-            self.add_module(name, nn.Sequential(*(PreActBlock(*size, shortcut=shortcut) for size in sizes)))
+            options = {"shortcut": shortcut, "activation": activation}
+            self.add_module(name, nn.Sequential(*(PreActBlock(*size, **options) for size in sizes)))
             before = width
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(before, num_classes)
@@ -121,12 +141,13 @@ class DigitsResNet(PreActResNet):
         num_classes: K.
         width: channels of the first stage; the others have 2 and 4 times as many.
         shortcut: as for `PreActResNet18`.
+        activation: `"relu"`, or a smooth one, `"silu"` or `"gelu"`.
 
     Raises:
-        ValueError: for sizes below 1 and an unknown shortcut.
+        ValueError: for sizes below 1 and an unknown shortcut or activation.
     """
 
-    def __init__(self, num_classes: int, *, width: int = 8, shortcut: str = "released"):
+    def __init__(self, num_classes: int, *, width: int = 8, shortcut: str = "released", activation: str = "relu"):
         check_sizes(width=width)
         widths = [width * factor for factor in (1, 2, 4)]
-        super().__init__(num_classes, widths, blocks=1, shortcut=shortcut, in_channels=1)
+        super().__init__(num_classes, widths, blocks=1, shortcut=shortcut, in_channels=1, activation=activation)

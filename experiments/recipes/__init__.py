@@ -7,7 +7,7 @@ from functools import cache
 
 from nfm_theory.networks import near
 
-from . import nfm, noisymix, ours
+from . import nfm, noisymix, ours, second_order, text
 from .recipe import SIZES, Recipe, Scheme, Training
 
 __all__ = ["SIZES", "Recipe", "Scheme", "Training", "all_recipes", "get_recipe", "select_recipes"]
@@ -17,6 +17,7 @@ __all__ = ["SIZES", "Recipe", "Scheme", "Training", "all_recipes", "get_recipe",
 def all_recipes() -> dict[str, Recipe]:
     """Every recipe by name, in the order of the tables."""
     found = [*nfm.recipes(), *noisymix.recipes(), *ours.recipes()]
+    found += [*text.recipes(found), *second_order.recipes(found)]
     names = [recipe.name for recipe in found]
     if len(set(names)) != len(names):
         raise ValueError(f"recipes: expected different names, got {sorted({n for n in names if names.count(n) > 1})}.")

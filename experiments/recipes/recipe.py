@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 
+#: Sizes of a recipe, from seconds to the tables of the papers.
 SIZES = ("toy", "digits", "small", "paper")
 #: Options by name, as pairs, so that recipes stay hashable.
 Options = tuple[tuple[str, object], ...]
@@ -32,7 +33,8 @@ class Scheme:
         replays: steps on each batch in free adversarial training; the number of epochs is divided by it.
         terms: names of the regularizers that are added to the plain loss (Taylor schemes); they stand for the exact
             step with the same `alpha`, `layers` and noise.
-        eps: scale of these regularizers.
+        eps: scale of these regularizers, or of mixing and noise in an exact step with unmixed labels.
+        form: `"mixed"` labels in an exact step, as in the papers, or `"unmixed"` ones, as in the theory.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Scheme:
     replays: int = 1
     terms: tuple[str, ...] = ()
     eps: float = 1.0
+    form: str = "mixed"
 
     @property
     def views(self) -> int:

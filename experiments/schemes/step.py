@@ -76,7 +76,7 @@ class MixingStep(Step):
         self.mixing = nt.NoisyFeatureMixup(
             model, self.layers, alpha=scheme.alpha, add_noise=scheme.add_noise, mult_noise=scheme.mult_noise,
             noise=self.noise, num_classes=classes, label_smoothing=scheme.label_smoothing,
-            view_noise=scheme.view_noise or None, generator=generator,
+            view_noise=scheme.view_noise or None, eps=scheme.eps, form=scheme.form, generator=generator,
         )  # fmt: skip
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Training: batches, steps, checkpoints; on one device, or several under `torchrun`."""
 
+from .along import networks_along
 from .batches import MemorySource, Source
 from .checkpoint import BusyError, CheckpointError
 from .loop import DivergedError, Execution, Trained, run_folder, train
@@ -12,6 +13,7 @@ __all__ = [
     "MemorySource",
     "Source",
     "Trained",
+    "networks_along",
     "run_folder",
     "train",
 ]

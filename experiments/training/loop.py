@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -194,6 +195,7 @@ def train(
     runs: Path,
     execution: Execution | None = None,
     stop_after: int | None = None,
+    watch: Callable[[int, nn.Module], None] | None = None,
 ) -> Trained | None:
     """Train, or go on with it, or load what is finished.
 
@@ -207,6 +209,8 @@ def train(
         runs: folder of all runs.
         execution: device and the like.
         stop_after: epochs after which to stop with a checkpoint, for pieces of a long training.
+        watch: called with the number of finished epochs and the network, before the first epoch of this call and after
+            each one; not for a training that was finished before. It may look, but not change the weights.
 
     Returns:
         The trained network; `None` if stopped before the end.
@@ -221,11 +225,11 @@ def train(
     with join_world(execution.device) as (world, device):
         if world.leads:
             with exclusive(folder):
-                return _train(training, source, classes, seed, folder, world, device, execution, stop_after)
-        return _train(training, source, classes, seed, folder, world, device, execution, stop_after)
+                return _train(training, source, classes, seed, folder, world, device, execution, stop_after, watch)
+        return _train(training, source, classes, seed, folder, world, device, execution, stop_after, watch)
 
 
-def _train(training, source, classes, seed, folder, world, device, execution, stop_after) -> Trained | None:
+def _train(training, source, classes, seed, folder, world, device, execution, stop_after, watch) -> Trained | None:
     final, checkpoint = folder / "final.pt", folder / "checkpoint.pt"
     if world.leads:  # it holds the lock, so these are left from a process that was killed
         for name in (final.name, checkpoint.name, "log.jsonl"):
@@ -245,6 +249,8 @@ def _train(training, source, classes, seed, folder, world, device, execution, st
         elif training.pretrained:
             start = folder.parent.parent / training.pretrained / folder.name / final.name
             load_pretrained(run.model, start, hash=training.pretrained, seed=seed)
+        if watch is not None:
+            watch(run.state.epoch, run.model)
         epochs = range(run.state.epoch, effective_epochs(training))
         shown = execution.progress and world.leads
         for count, _ in enumerate(track(epochs, f"{training.scheme.name} seed {seed}", disable=not shown)):
@@ -255,6 +261,8 @@ def _train(training, source, classes, seed, folder, world, device, execution, st
             run.epoch(checkpoint)
             if world.leads:
                 write_lines(folder / "log.jsonl", run.state.history)
+            if watch is not None:
+                watch(run.state.epoch, run.model)
         record = {
             "epochs": run.state.epoch,
             "steps": run.state.epoch * run.batches * run.step.repeats,
