@@ -57,7 +57,9 @@ def read_lines(path: str | Path) -> list[dict]:
     """
     path = Path(path)
     if not path.exists():
-        job = "verify_bounds" if path.name.startswith("bounds") else "verify_digits"
+        jobs = {"bounds": "verify_bounds", "validity_": "verify_validity", "decomposition": "decompose_training",
+                "explore": "explore"}  # fmt: skip
+        job = next((jobs[start] for start in jobs if path.name.startswith(start)), "verify_digits")
         raise FileNotFoundError(f"{path} does not exist; `python -m experiments.{job}` writes it.")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 

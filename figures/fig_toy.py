@@ -91,14 +91,38 @@ def draw(one: Study, networks: Mapping[str, tuple[nn.Module, ToyData]]) -> Figur
     return figure
 
 
+def axis(data: ToyData, count: int = _POINTS) -> np.ndarray:
+    """Coordinates of a grid that shows all test points, `(count,)`, the same in both directions.
+
+    Args:
+        data: of a toy problem.
+        count: points on a side.
+    """
+    reach = 1.08 * float(np.abs(data.x_test.numpy()).max())
+    return np.linspace(-reach, reach, count)
+
+
 def _panel(ax, model: nn.Module, data: ToyData) -> None:
+    grid = axis(data)
+    show(ax, probability(model, grid, grid), grid, data)
+
+
+def show(ax, map_: np.ndarray, grid: np.ndarray, data: ToyData, *, levels: int = 256) -> None:
+    """Draw a map of probabilities with its boundary and the test points.
+
+    Args:
+        ax: where.
+        map_: `(n, n)`.
+        grid: coordinates in both directions, `(n,)`.
+        data: of the problem.
+        levels: number of colours of the map.
+    """
+    colours = _COLOURS.resampled(levels)
     points, labels = data.x_test.numpy(), data.y_test.numpy()
-    reach = 1.08 * float(np.abs(points).max())
-    grid = np.linspace(-reach, reach, _POINTS)
-    map_ = probability(model, grid, grid)
-    extent = (-reach, reach, -reach, reach)
-    ax.imshow(map_, origin="lower", extent=extent, cmap=_COLOURS, vmin=0, vmax=1, alpha=0.75, interpolation="bilinear")
-    ax.contour(grid, grid, map_, levels=[0.5], colors="black", linewidths=1.1)
+    extent = (grid[0], grid[-1], grid[0], grid[-1])
+    ax.imshow(map_, origin="lower", extent=extent, cmap=colours, vmin=0, vmax=1, alpha=0.75, interpolation="bilinear")
+    if map_.min() < 0.5 < map_.max():  # without a boundary there is nothing to draw
+        ax.contour(grid, grid, map_, levels=[0.5], colors="black", linewidths=1.1)
     for label, colour, marker in ((0, style.ORANGE, "s"), (1, style.BLUE, "o")):
         some = points[labels == label]
         ax.plot(*some.T, marker, color=colour, ms=3.0, mec="white", mew=0.4)
