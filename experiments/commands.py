@@ -1,7 +1,8 @@
-"""The commands on experiments: `nfm recipes`, `train`, `sweep`, `sets`, `tables`, `audit` and `ledger`."""
+"""The commands on experiments: `nfm recipes`, `train`, `sweep`, `sets`, `tables`, `audit`, `claims` and `ledger`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .ledger import LEDGER, differences, merge, read, validate
 from .recipes import Recipe, get_recipe, select_recipes
@@ -180,6 +182,33 @@ def sets_command(
         typer.echo(generated_corrupted(images, workers=workers).folder)
         if flips:
             typer.echo(generated_perturbed(images, workers=workers).folder)
+
+
+@app.command("claims")
+def claims_command(
+    ids: Annotated[list[str] | None, typer.Argument(help="Of statements; * and ? as in a shell.")] = None,
+    paper: Annotated[str | None, typer.Option(help="nfm, noisymix, mixup or here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+) -> None:
+    """Judge every statement of the papers, from the records and by quick computations; takes a minute.
+
+    Exit status: 0 judged, 2 bad input.
+    """
+    from .statements import count, index, load_records
+
+    with _plainly():
+        rows = index(load_records(), paper, ids or ())
+    if as_json:
+        typer.echo(json.dumps([row.to_dict() for row in rows], indent=2, ensure_ascii=False))
+        return
+    table = Table("id", "number", "statement", "verdict", "page", show_lines=True)
+    for row in rows:
+        cell = row.to_dict()
+        verdict = f"{row.verdict.text}: {row.verdict.detail}"
+        table.add_row(*(Text(text) for text in (cell["id"], cell["number"], cell["statement"], verdict, cell["page"])))
+    Console().print(table)
+    for group, counts in count(rows).items():
+        typer.echo(f"{group}: " + ", ".join(f"{number} {words}" for words, number in counts.items()))
 
 
 @ledger_app.command("check")

@@ -1,0 +1,31 @@
+"""The outcome of a quick computation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HOLDS, LIMITS, FAILS, OPEN = "holds", "limits", "fails", "open"
+OUTCOMES = (HOLDS, LIMITS, FAILS, OPEN)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was computed.
+
+    Attributes:
+        outcome: `"holds"`, `"limits"` (it does where it should, and fails where it need not hold), `"fails"`, `"open"`.
+        detail: with the numbers.
+    """
+
+    outcome: str
+    detail: str
+
+    def __post_init__(self):
+        """Refuse other outcomes."""
+        if self.outcome not in OUTCOMES:
+            raise ValueError(f"outcome: expected one of {', '.join(OUTCOMES)}; got {self.outcome!r}.")
+
+    @classmethod
+    def of(cls, good: bool, detail: str) -> Check:
+        """`"holds"` or `"fails"`."""
+        return cls(HOLDS if good else FAILS, detail)
