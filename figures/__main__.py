@@ -12,14 +12,19 @@ from experiments.records import RESULTS
 from experiments.tables.published import PUBLISHED
 
 from . import (
+    anim_toy,
     fig_audit,
     fig_bounds,
     fig_corruptions,
     fig_cost,
+    fig_maps,
+    fig_overview,
     fig_remainder,
     fig_robustness,
+    fig_second_order,
     fig_toy,
     fig_validity,
+    fig_validity_trained,
     style,
 )
 
@@ -27,11 +32,19 @@ from . import (
 FIGURES = (
     ("expansion.jsonl", fig_remainder.make),
     ("validity.jsonl", fig_validity.make),
+    ("validity_trained.jsonl", fig_validity_trained.make),
     ("bounds.jsonl", fig_bounds.make),
     (LEDGER.name, fig_toy.make),
+    (LEDGER.name, anim_toy.make),
     (LEDGER.name, fig_robustness.make),
     (LEDGER.name, fig_corruptions.make),
+    (LEDGER.name, fig_second_order.make),
+    ("decomposition.jsonl", fig_second_order.make_decomposition),
 )
+
+
+#: Figures that are computed when they are drawn, from networks that train in seconds.
+COMPUTED = (fig_maps.make, fig_overview.make)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return 2
         print(*written, sep="\n")
+    for make in COMPUTED:
+        print(*make(chosen.out), sep="\n")
     return 0
 
 

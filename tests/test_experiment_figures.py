@@ -8,9 +8,10 @@ from torch import nn
 
 from experiments.data.toy import nfm_rings
 from experiments.ledger import append
+from experiments.records import write_lines
 from experiments.studies import TITLES, study
 from experiments.tables import audit, load_published
-from figures import fig_audit, fig_corruptions, fig_robustness, fig_toy, style
+from figures import fig_audit, fig_corruptions, fig_robustness, fig_second_order, fig_toy, style
 
 
 def some_entries():
@@ -137,3 +138,74 @@ def test_files_are_written_for_what_the_ledger_has(tmp_path):
         f"{n}_digits.{s}" for n in ("robustness", "stability") for s in ("svg", "png")
     }
     assert style.OUT not in {path.parent for path in written}
+
+
+# Second order ---------------------------------------------------------------------------------------------------
+
+
+def gain_entries(rows, smooth=""):
+    """The baseline, and rows with gains of so many points and half a point of spread; two metrics."""
+    found = []
+    for row, gain in {"baseline": 0.0, **rows}.items():
+        kind = "eps" if row.startswith(("nfm-", "taylor_nfm-")) else "terms"
+        for seed, more in ((1, 0.0), (2, 0.005), (3, -0.005)):
+            values = {"clean": 0.7 + gain / 100 + more * (row != "baseline"), "corrupted/mean": 0.5}
+            found.append(entry(f"digits-{kind}{smooth}/{row}", seed, **values))
+    return found
+
+
+def test_gains_against_the_scale_are_means_with_their_interval():
+    scales = fig_second_order.studies_of(gain_entries({"nfm-0.1": 1.0, "nfm-1": 4.0, "taylor_nfm-1": 2.0}), "eps")
+    figure = fig_second_order.draw_scales(scales)
+    assert [ax.get_title() for ax in figure.axes] == ["clean", "corrupted: mean", "", ""]
+    assert ["ReLU" in figure.axes[0].get_ylabel(), "SiLU" in figure.axes[2].get_ylabel()] == [True, True]
+    first, *rest = figure.axes[0].get_lines()
+    assert list(first.get_ydata()) == pytest.approx([1, 4])
+    assert list(first.get_xdata()) == pytest.approx([0.1, 1], abs=0.01)
+    half = 4.302653 * 0.5 / 3**0.5  # the 97.5 % point of Student's t with 2 degrees of freedom
+    assert list(rest[0].get_ydata()) == pytest.approx([1 - half, 1 + half], rel=1e-5)
+    points = [line.get_ydata()[0] for line in figure.axes[0].get_lines() if line.get_marker() == "s"]
+    assert points == pytest.approx([2])
+    assert len(figure.axes[2].get_lines()) == 3  # two empty curves and the line at zero
+
+
+def test_each_term_has_its_gain_and_nothing_that_was_not_run():
+    studies = fig_second_order.studies_of(gain_entries({"R2": 1.0, "taylor_nfm": 3.0, "nfm": 5.0}), "terms")
+    figure = fig_second_order.draw_terms(studies)
+    ax = figure.axes[0]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["R2", "all terms", "NFM"]
+    points = [line for line in ax.get_lines() if line.get_marker() in ("s", "o")]
+    assert [line.get_marker() for line in points] == ["s", "s", "o"]
+    assert [line.get_xdata()[0] for line in points] == pytest.approx([1, 3, 5])
+    assert [line.get_ydata()[0] for line in points] == [0, 1, 2]
+    assert list(figure.axes[2].get_yticks()) == []
+
+
+def decomposed(epoch, activation="relu", scheme="nfm"):
+    names = ("standard", "R1", "R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult")
+    terms = {name: (k + 1) / (epoch + 1) for k, name in enumerate(names)}
+    loss = sum(terms.values()) + 0.5
+    return {"activation": activation, "scheme": scheme, "seed": 1, "epoch": epoch, "loss": loss, "stderr": 0.1,
+            "terms": terms, "remainder": 0.5}  # fmt: skip
+
+
+def test_the_loss_is_drawn_in_its_parts():
+    records = [decomposed(e, a, s) for e in (0, 1) for a in ("relu", "silu") for s in ("baseline", "nfm")]
+    figure = fig_second_order.draw_decomposition(records)
+    assert [ax.get_title() for ax in figure.axes if ax.get_title()] == ["trained: Baseline", "trained: NFM"]
+    assert len(figure.axes) == 4
+    drawn = np.array([line.get_ydata() for line in figure.axes[0].get_lines()])
+    parts = [[1, 0.5], [35.5, 18], [2, 1], [3, 1.5], [4, 2], [11, 5.5], [15, 7.5], [0.5, 0.5]]
+    assert drawn == pytest.approx(np.array(parts))
+
+
+def test_second_order_files_are_written_for_what_there_is(tmp_path):
+    for line in gain_entries({"R1": 1.0, "nfm-0.1": 1.0}):
+        append(tmp_path / "some.jsonl", line)
+    append(tmp_path / "other.jsonl", entry("digits/nfm", 1, clean=0.5))
+    write_lines(tmp_path / "decomposition.jsonl", [decomposed(0)])
+    written = fig_second_order.make(tmp_path / "some.jsonl", tmp_path / "out")
+    written += fig_second_order.make_decomposition(tmp_path / "decomposition.jsonl", tmp_path / "out")
+    names = ("second_order_scales", "second_order_terms", "decomposition")
+    assert {path.name for path in written} == {f"{name}.{s}" for name in names for s in ("svg", "png")}
+    assert fig_second_order.make(tmp_path / "other.jsonl", tmp_path / "other") == []

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from experiments.ledger import LEDGER, append
 from experiments.records import write_lines
-from figures import fig_bounds, fig_cost, fig_remainder, fig_validity
+from figures import __main__ as command
+from figures import fig_bounds, fig_cost, fig_remainder, fig_validity, fig_validity_trained, style
 from figures.__main__ import main
 from figures.style import SCHEME_TITLES
 
@@ -47,6 +48,10 @@ COSTS = {
     "cells": [{"case": "cnn", "quantity": "training, 1 probe", "method": "nfm_theory", "time": 2.0, "memory": 1.5}],
     "scaling": {name: [{"count": 1, "time": 1.0, "memory": 1.0}] for name in ("directions", "samples")},
 }
+DECOMPOSED = {
+    "activation": "relu", "scheme": "nfm", "seed": 1, "epoch": 0, "loss": 2.0, "stderr": 0.1, "remainder": 0.5,
+    "terms": {"standard": 1.5, **dict.fromkeys(("R1", "R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult"), 0.0)},
+}  # fmt: skip
 RECORDS = [record(s, layer, 4 if s == "noise" else 3) for s in SCHEME_TITLES for layer in ("", "hidden1")]
 
 
@@ -92,21 +97,29 @@ def test_an_unknown_scheme_is_named():
         fig_validity.draw([{**RECORDS[0], "scheme": "cutout"}])
 
 
-def test_the_command_draws_them_all_and_names_what_is_missing(tmp_path, capsys):
+def test_the_command_draws_them_all_and_names_what_is_missing(tmp_path, capsys, monkeypatch):
+    # Computed figures have tests of their own, and take networks
+    monkeypatch.setattr(command, "COMPUTED", (lambda out: style.save(Figure(), "computed", out),))
     arguments = ["--results", str(tmp_path), "--benchmarks", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main(arguments) == 2
     assert "python -m experiments.verify_digits" in capsys.readouterr().err
     for name in ("expansion", "validity"):
         write_lines(tmp_path / f"{name}.jsonl", RECORDS)
     assert main(arguments) == 2
+    assert "python -m experiments.verify_validity" in capsys.readouterr().err
+    write_lines(tmp_path / "validity_trained.jsonl", TRAINED)
+    assert main(arguments) == 2
     assert "python -m experiments.verify_bounds" in capsys.readouterr().err
     write_lines(tmp_path / "bounds.jsonl", BOUNDS[:2])
     append(tmp_path / LEDGER.name, entry("digits/baseline", 1, clean=0.9, ece=0.1, **{"pgd_linf/0.1": 0.5}))
     (tmp_path / "estimators.json").write_text(json.dumps(COSTS))
+    assert main(arguments) == 2
+    assert "python -m experiments.decompose_training" in capsys.readouterr().err
+    write_lines(tmp_path / "decomposition.jsonl", [DECOMPOSED])
     assert main(arguments) == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    figures = ["remainder", "validity", "bounds", "radii", "cost", "scaling", "audit"]
-    figures += ["robustness_digits", "stability_digits"]
+    figures = ["remainder", "validity", "validity_trained", "bounds", "radii", "cost", "scaling", "audit"]
+    figures += ["robustness_digits", "stability_digits", "decomposition", "computed"]
     assert names == {f"{name}.{suffix}" for name in figures for suffix in ("svg", "png")}
     again = (tmp_path / "out" / "remainder.svg").read_bytes()
     fig_remainder.make(tmp_path / "expansion.jsonl", tmp_path / "out")
@@ -147,3 +160,52 @@ def test_costs_and_their_growth_are_written(tmp_path):
     source.write_text(json.dumps(COSTS))
     names = {path.name for path in fig_cost.make(source, tmp_path)}
     assert names == {"cost.svg", "cost.png", "scaling.svg", "scaling.png"}
+
+
+def trained_record(model, training, layer, law, *, radius=0.3, verdict="undecided", upper=None):
+    """A record of `experiments.verify_validity`."""
+    errors = {str(p): [0.001 / p, 0.04 / p, 0.6 / p] for p in (1, 2, 3, 4)}
+    curve = {
+        "eps": [0.05, 0.3, 1.0], "relative_error": errors, "linearised_error": [1e-4, 1e-2, 0.2],
+        "relative_stderr": {**{p: [0.0, 0.001, 0.2] for p in errors}, "linearised": [0.0, 0.001, 0.01]},
+        "linearised": [0.1, 0.2, 0.3] if "resnet" in model else None,
+        "radius": dict.fromkeys(errors, radius), "radius_range": {p: [radius and radius / 1.1, None] for p in errors},
+    }  # fmt: skip
+    sides = [
+        {"eps": e, "verdict": v, "nfm_loss": 1.0, "right_lower": 0.4, "right_upper": upper}
+        for e, v in ((0.1, "refuted"), (1.0, verdict))
+    ]
+    bound = {"n": 5, "failed": ["homogeneity"], "sides": sides}
+    facts = {"data": "digits", "model": model, "training": training, "layer": layer, "law": law}
+    return {**facts, "n": 20, "curve": curve, "bound": bound, "witness": {"miss": [0.5, -1.0]}}
+
+
+TRAINED = [
+    trained_record(m, t, layer, law)
+    for m in ("mlp", "digits_resnet") for t in ("baseline", "nfm", "noisymix") for layer in ("", "layer1")
+    for law in ("released", "mixing")
+]  # fmt: skip
+
+
+def test_trained_networks_have_curves_by_training_and_radii_by_layer():
+    figure = fig_validity_trained.draw(TRAINED)
+    assert len(figure.axes) == 2 * (len(fig_validity_trained.TRAININGS) + 1)
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["Baseline", "Mixup"]
+    curves = [line for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 3]
+    assert [list(c.get_ydata()) for c in curves] == [
+        pytest.approx([0.001 / p, 0.04 / p, 0.6 / p]) for p in (1, 2, 3, 4)
+    ]
+    assert not figure.axes[1].get_lines()  # no network was trained with Mixup
+    assert figure.axes[1].texts[0].get_text() == "not run"
+    marks = [line for line in figure.axes[3].get_lines() if line.get_marker() in style.MARKERS]
+    assert [m.get_xdata()[0] for m in marks] == pytest.approx([0.3] * 6)
+    assert [t.get_text() for t in figure.axes[3].get_yticklabels()] == ["Baseline", "NFM", "NoisyMix"]
+
+
+def test_a_radius_beyond_one_is_an_arrow_and_unknown_networks_are_named():
+    far = [trained_record("mlp", "nfm", "", "released", radius=None)]
+    assert [line.get_marker() for line in fig_validity_trained.draw(far).axes[3].get_lines()][-1] == ">"
+    with pytest.raises(ValueError, match="models \\["):
+        fig_validity_trained.draw([trained_record("vgg", "nfm", "", "released")])
+    with pytest.raises(ValueError, match="law 'released'"):
+        fig_validity_trained.draw([trained_record("mlp", "nfm", "", "mixing")])
