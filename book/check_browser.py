@@ -1,0 +1,249 @@
+"""Look at the built book in a browser: `python book/check_browser.py`. Exit status 1 and one line per fault.
+
+`check_html.py` reads the files; this opens every page of the table of contents from disk, as a reader does, and checks
+what only a browser can tell: no error in the console, no request that fails or leaves the disk; images that decode and
+have an alternative text; formulas rendered, without error; no sideways scrolling at 1200 and at 390 pixels; text of
+enough contrast in light and dark mode; every control reached by Tab, with a focus that can be seen, and a skip link
+that works; and the weight of a page.
+
+The weight is what a reader's browser fetches from a server that compresses text, as those of static pages do, with
+everything that pages share (mathematics, theme, search) counted for every page.
+
+It needs Chromium, Chrome or Edge. The one named by `$BOOK_BROWSER` is taken, else one on the path, else the one that
+`python -m playwright install chromium` fetches. Without any, nothing is checked, which is said, and the exit status is
+0, or 2 with `--require`.
+"""
+
+import argparse
+import gzip
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import yaml
+from playwright.sync_api import Browser, BrowserContext, Error, Page, Playwright, TimeoutError, sync_playwright
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from check_html import toc_pages
+
+BOOK = Path(__file__).resolve().parent
+SCRIPT = (BOOK / "check_browser.js").read_text(encoding="utf-8")
+
+DESKTOP, PHONE = (1200, 900), (390, 844)
+WEIGHT_LIMIT = 2_000_000
+TEXT = {".html", ".js", ".css", ".svg", ".json", ".ttf"}
+PATIENCE = 60_000  # milliseconds for anything a page does; a loaded machine is slow, not wrong
+BROWSERS = (
+    "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge", "msedge",
+)  # fmt: skip
+EXTRAS = ("search", "genindex")  # made by Sphinx, in no table of contents
+
+NOT_RUN = (
+    "book/check_browser.py was NOT RUN: no browser found. Install Chromium or Chrome, or fetch one with\n"
+    "    python -m playwright install chromium\n"
+    "or name one: BOOK_BROWSER=/path/to/chrome"
+)
+
+
+def find_browser(playwright: Playwright) -> str | None:
+    """The browser to use: the one asked for, one on the path, or playwright's own; `None` without any.
+
+    Raises:
+        FileNotFoundError: if the one asked for is not there.
+    """
+    named = os.environ.get("BOOK_BROWSER")
+    if named:
+        if not shutil.which(named):
+            raise FileNotFoundError(f"BOOK_BROWSER: expected a program, got {named!r}.")
+        return named
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    own = playwright.chromium.executable_path
+    return found or (own if Path(own).is_file() else None)
+
+
+@cache
+def transferred(path: Path) -> int:
+    """Bytes of a file as a server sends it."""
+    content = path.read_bytes()
+    return len(gzip.compress(content, 6)) if path.suffix in TEXT else len(content)
+
+
+def weigh(urls: list[str]) -> int:
+    """Bytes that a browser fetches for these addresses, each once."""
+    paths = {Path(unquote(urlsplit(url).path)) for url in urls if url.startswith("file:")}
+    return sum(transferred(path) for path in paths if path.is_file())
+
+
+class Watch:
+    """What a page asks for and complains of."""
+
+    def __init__(self, page: Page):
+        self.urls: list[str] = []
+        self.faults: list[str] = []
+        page.on("request", self._request)
+        page.on("requestfailed", lambda r: self.faults.append(f"request failed: {short(r.url)} ({r.failure})"))
+        page.on("pageerror", lambda error: self.faults.append(f"script error: {error}"))
+        page.on("console", self._console)
+
+    def _request(self, request):
+        self.urls.append(request.url)
+        if urlsplit(request.url).scheme not in ("file", "data", "blob", "about"):
+            self.faults.append(f"asks for {short(request.url)}")
+
+    def _console(self, message):
+        # A failed request is told by its own event, with the address
+        if message.type == "error" and not message.text.startswith("Failed to load resource"):
+            self.faults.append(f"console: {message.text}")
+
+
+def short(url: str) -> str:
+    """An address without the folders above the book."""
+    return url.rsplit("/html/", 1)[-1] if url.startswith("file:") else url[:100]
+
+
+def settle(page: Page) -> None:
+    """Wait until scripts, formulas, fonts and images are there."""
+    page.evaluate("() => window.MathJax?.startup?.promise?.then(() => null)")
+    page.evaluate("() => document.fonts.ready.then(() => null)")
+    page.evaluate(SCRIPT)
+    page.evaluate("() => bookCheck.loadImages()")
+
+
+def ask(page: Page, *questions: str) -> list[str]:
+    """The faults that functions of `check_browser.js` find."""
+    return [fault for question in questions for fault in page.evaluate(f"() => bookCheck.{question}()")]
+
+
+def walk(page: Page) -> list[str]:
+    """Faults of a walk through the page by Tab, and of its skip link."""
+    count = page.evaluate("() => bookCheck.watchFocus()")
+    page.keyboard.press("Tab")
+    faults = ask(page, "skipLink")
+    # Boxes that scroll are stops, too, so there may be more stops than controls
+    for _ in range(0, 2 * count + 40, 10):
+        for _ in range(10):
+            page.keyboard.press("Tab")
+        if page.evaluate("() => bookCheck.cameRound()"):
+            break
+    faults += ask(page, "keyboard")
+    if not faults:
+        page.evaluate('() => document.querySelector(\'a[href="#main-content"], a[href^="#"]\').focus()')
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        faults += ask(page, "skipped")
+    return faults
+
+
+def on_a_desk(page: Page, watch: Watch) -> list[str]:
+    """Everything that is seen at full width, in both colour schemes."""
+    faults = ask(page, "images", "mathematics", "overflow", "contrast")
+    if (weight := weigh(watch.urls)) > WEIGHT_LIMIT:
+        faults.append(f"weighs {weight / 1e6:.2f} MB, more than {WEIGHT_LIMIT / 1e6:.0f} MB")
+    page.emulate_media(color_scheme="dark")
+    try:  # the theme learns of it by an event
+        page.wait_for_function("() => (document.documentElement.dataset.theme || 'dark') === 'dark'", timeout=5_000)
+    except TimeoutError:
+        faults.append("dark mode does not come on where the reader's system asks for it")
+    faults += [f"dark: {fault}" for fault in ask(page, "contrast")]
+    page.emulate_media(color_scheme="light")
+    return faults + walk(page)
+
+
+def on_a_phone(page: Page, watch: Watch) -> list[str]:
+    """What changes with the width."""
+    del watch
+    return ask(page, "overflow") + walk(page)
+
+
+def look(context: BrowserContext, path: Path, checks: Callable) -> tuple[list[str], int]:
+    """Open a page in a tab of its own.
+
+    Args:
+        context: a window of a running browser.
+        path: the page.
+        checks: what to look at, `on_a_desk` or `on_a_phone`.
+
+    Returns:
+        Faults, and the weight of the page in bytes.
+    """
+    page = context.new_page()
+    watch, where = Watch(page), f"{path.name} at {page.viewport_size['width']} px"
+    try:
+        page.goto(path.resolve().as_uri(), wait_until="load")
+        settle(page)
+        faults = checks(page, watch)
+    except Error as error:
+        faults = [error.message.splitlines()[0]]
+    finally:
+        page.close()
+    return [f"{where}: {fault}" for fault in dict.fromkeys(watch.faults + faults)], weigh(watch.urls)
+
+
+def window(browser: Browser, size: tuple[int, int]) -> BrowserContext:
+    """A window of this width and height on a system in light mode."""
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme="light")
+    context.set_default_timeout(PATIENCE)
+    return context
+
+
+def pages_of(book: Path) -> list[Path]:
+    """The built pages of the table of contents, and those that Sphinx adds."""
+    html = book / "_build" / "html"
+    toc = toc_pages(yaml.safe_load((book / "_toc.yml").read_text(encoding="utf-8")))
+    extras = [name for name in EXTRAS if (html / f"{name}.html").is_file()]
+    return [html / f"{name}.html" for name in [*toc, *extras]]
+
+
+def check(book: Path, only: list[str] | None = None) -> list[str] | None:
+    """All faults, one line each; `None` if there is no browser.
+
+    Args:
+        book: the folder with `_toc.yml` and `_build/html`.
+        only: names of pages, all of them if `None`.
+
+    Raises:
+        FileNotFoundError: if `$BOOK_BROWSER` names none.
+    """
+    start, faults, weights = time.perf_counter(), [], {}
+    pages = [path for path in pages_of(book) if not only or path.stem in only]
+    with sync_playwright() as playwright:
+        program = find_browser(playwright)
+        if program is None:
+            return None
+        browser = playwright.chromium.launch(executable_path=program)
+        desk, phone = window(browser, DESKTOP), window(browser, PHONE)
+        for path in pages:
+            found, weights[path.stem] = look(desk, path, on_a_desk)
+            faults += found + look(phone, path, on_a_phone)[0]
+        version = browser.version
+        browser.close()
+    if not faults:
+        heaviest = max(weights, key=weights.get)
+        print(
+            f"{len(pages)} pages looked at in Chromium {version} in {time.perf_counter() - start:.0f} s; "
+            f"the heaviest, {heaviest}, weighs {weights[heaviest] / 1e6:.2f} MB"
+        )
+    return faults
+
+
+def main() -> int:
+    """Check; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pages", nargs="*", help="names of pages; all of the table of contents by default")
+    parser.add_argument("--require", action="store_true", help="fail if there is no browser")
+    arguments = parser.parse_args()
+    faults = check(BOOK, arguments.pages)
+    if faults is None:
+        print(NOT_RUN, file=sys.stderr)
+        return 2 if arguments.require else 0
+    print("\n".join(faults), file=sys.stderr, end="\n" if faults else "")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
