@@ -60,6 +60,7 @@ $(VERIFIED): $(STAMP) $(SOURCES)
 	$(PY) -m experiments.verify_digits
 	$(PY) -m experiments.verify_bounds
 	$(MAKE) experiments
+	OMP_NUM_THREADS=1 $(PY) -m experiments.verify_validity --check
 	@touch $(VERIFIED)
 
 # Every scheme on digits and the toy problems of both papers, run again beside the tracked ledger and compared with it.
