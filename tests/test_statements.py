@@ -1,6 +1,5 @@
 """The index of statements: no empty cell, links to what exists, and verdicts that follow the records."""
 
-import ast
 import importlib.util
 import json
 import re
@@ -17,7 +16,7 @@ from experiments import statements
 from experiments.cli import app
 from experiments.recipes import select_recipes
 from experiments.records import write_lines
-from experiments.statements import STAND_INS, VOCABULARY, Records, Verdict, all_statements, count, index, judge
+from experiments.statements import VOCABULARY, Records, Verdict, all_statements, count, index, judge
 from experiments.statements import records as records_module
 from experiments.statements.check import Check
 from experiments.statements.checks import CHECKS
@@ -274,12 +273,6 @@ def test_only_reasons_are_typed():
 
 def test_cells_of_a_table_are_escaped_outside_formulas():
     assert escape(r"a|b_c $|x|_2$") == r"a\|b\_c $\vert x\vert _2$"
-
-
-def test_stand_ins_are_those_of_the_page_on_experiments():
-    text = (BOOK / "experiments.md").read_text(encoding="utf-8")
-    line = re.search(r"^STAND_INS = (\{.*\})$", text, re.MULTILINE)
-    assert line is None or ast.literal_eval(line[1]) == STAND_INS
 
 
 def test_the_real_records_are_read():

@@ -204,6 +204,12 @@ def test_stand_ins_are_for_sizes_other_than_the_papers():
     assert build_table("nfm-table3", [small, full]).groups == ()
 
 
+def test_another_activation_is_another_network():
+    smooth = entry(model_options=(("activation", "silu"), ("width", 8)))
+    (group,) = build_table("nfm-table1", [entry(), smooth]).groups
+    assert build_table("nfm-table1", [smooth]).groups == () and "activation" not in group.heading
+
+
 def test_every_recipe_of_a_table_finds_its_row():
     """Each recipe with metrics of every kind: no row stays empty, no cell has two recipes."""
     keys = {column.metric: 0.5 for table in TABLES for column in PRINTED.columns(table) if column.metric}

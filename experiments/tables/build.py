@@ -227,6 +227,8 @@ def _belongs(entry: LedgerEntry, info: TableInfo, data: Iterable[str], stand_ins
     setup = flatten(entry.settings)
     if _plain(setup.get("data")) not in _allowed(data, entry, stand_ins):
         return False
+    if "activation" in setup:  # all published networks have ReLU; another activation is another network
+        return False
     model = _plain(setup.get("model"))
     if not model.startswith(tuple(_allowed(info.networks, entry, stand_ins))):
         return False
