@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .comparison import Paired, holm
-from .recipes.schemes import TAYLOR_TERMS
-from .recipes.second_order import SCALES, SOURCES
+from .recipes.second_order import ALONE, SCALES, SOURCES
 from .studies import Study, is_clear, lower_is_better
 
 #: Networks by the end of the study's name.
@@ -20,7 +19,7 @@ NETWORKS = {"": "ReLU", "-smooth": "SiLU"}
 EXACT = {"nfm": "NFM", "manifold_mixup": "Manifold Mixup", "feature_noise": "noise at a random layer"}
 AGAINST = {"nfm": "taylor_nfm", "manifold_mixup": "data", "feature_noise": "noise"}
 TERM_TITLES = {
-    "R1": "R1", "R2": "R2", "R3": "R3", "R2_add": "R2, additive noise", "R3_add": "R3, additive noise",
+    "R2": "R2", "R3": "R3", "R2_add": "R2, additive noise", "R3_add": "R3, additive noise",
     "R2_mult": "R2, multiplicative noise", "R3_mult": "R3, multiplicative noise", "data": "all data terms",
     "noise": "all noise terms", "taylor_nfm": "all terms",
 }  # fmt: skip
@@ -82,7 +81,7 @@ def by_scale(one: Study, metric: str) -> dict[float, Gains]:
 
 def terms_of(one: Study, metric: str) -> dict[str, Paired]:
     """Gain of each row of `digits-terms/...`, single terms first; those that were run."""
-    rows = (*TAYLOR_TERMS, *SOURCES, "taylor_nfm", *EXACT)
+    rows = (*ALONE, *SOURCES, "taylor_nfm", *EXACT)
     found = {row: one.gain(row, "baseline", metric) for row in rows if row in one.recipes}
     return {row: gain for row, gain in found.items() if gain is not None}
 
@@ -135,7 +134,7 @@ def better(gain: Paired, metric: str) -> bool:
 
 def strongest(one: Study, metric: str) -> tuple[str, Paired] | None:
     """The single term whose gain is the largest improvement; `None` if none was run."""
-    found = {row: gain for row, gain in terms_of(one, metric).items() if row in TAYLOR_TERMS}
+    found = {row: gain for row, gain in terms_of(one, metric).items() if row in ALONE}
     if not found:
         return None
     sign = -1 if lower_is_better(metric) else 1

@@ -211,10 +211,14 @@ def _watch(sweep: Sweep, jobs: list, progress: bool, poll: float) -> None:
     """A bar of finished tasks, until all workers have ended."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, disable=not progress) as bar:
-        shown = bar.add_task("sweep", total=len(sweep.tasks))
+        shown, counted = bar.add_task("sweep", total=len(sweep.tasks)), None
         while True:
             ended = all(job.done() for job in jobs)
-            bar.update(shown, completed=len(sweep.tasks) - len(sweep.unfinished()))
+            # A ledger of a thousand lines takes longer to read than to look whether it has grown
+            size = sweep.ledger.stat().st_size if sweep.ledger.exists() else 0
+            if counted != size:
+                counted = size
+                bar.update(shown, completed=len(sweep.tasks) - len(sweep.unfinished()))
             if ended:
                 return
             time.sleep(poll)

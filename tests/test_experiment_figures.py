@@ -200,7 +200,7 @@ def test_the_loss_is_drawn_in_its_parts():
 
 
 def test_second_order_files_are_written_for_what_there_is(tmp_path):
-    for line in gain_entries({"R1": 1.0, "nfm-0.1": 1.0}):
+    for line in gain_entries({"R2": 1.0, "nfm-0.1": 1.0}):
         append(tmp_path / "some.jsonl", line)
     append(tmp_path / "other.jsonl", entry("digits/nfm", 1, clean=0.5))
     write_lines(tmp_path / "decomposition.jsonl", [decomposed(0)])

@@ -19,7 +19,7 @@ from experiments.models.preactresnet import DigitsResNet
 from experiments.recipes import get_recipe, select_recipes
 from experiments.recipes.recipe import Scheme
 from experiments.recipes.schemes import TAYLOR_TERMS
-from experiments.recipes.second_order import SCALES, SOURCES
+from experiments.recipes.second_order import ALONE, SCALES, SOURCES
 from experiments.records import read_lines
 from experiments.schemes import build_step
 from experiments.second_order import (
@@ -48,13 +48,15 @@ def rows(name):
 def test_every_term_of_the_penalty_has_a_recipe_and_is_trained_alone():
     assert set(nt.TaylorRegularizer(add_noise=1.0, mult_noise=1.0).terms) == set(TAYLOR_TERMS)
     smooth, relu = rows("digits-terms-smooth"), rows("digits-terms")
-    for row in TAYLOR_TERMS:
+    assert "R1" not in smooth.keys() | relu.keys()
+    assert (*ALONE, "R1") == (*TAYLOR_TERMS[1:], TAYLOR_TERMS[0])
+    for row in ALONE:
         assert smooth[row].training.scheme.terms == (row,)
         assert (row in relu) == (not row.startswith("R3"))
     assert smooth["data"].training.scheme.terms + smooth["noise"].training.scheme.terms == TAYLOR_TERMS
     assert set(smooth["data"].training.scheme.terms) == {"R1", "R2", "R3"} == set(SOURCES["data"])
     taylor = get_recipe("digits/taylor_nfm").training
-    for row in (*TAYLOR_TERMS, *SOURCES):
+    for row in (*ALONE, *SOURCES):
         found = smooth[row].training
         assert replace(found.scheme, name="taylor_nfm", terms=TAYLOR_TERMS) == taylor.scheme
         options = (*taylor.model_options, ("activation", "silu"))
@@ -283,11 +285,11 @@ def test_the_correction_is_for_the_whole_family():
 
 
 def test_the_best_single_term_and_what_better_means():
-    some = lines("digits-terms/baseline", [0.8, 0.8]) + lines("digits-terms/R1", [0.81, 0.82])
+    some = lines("digits-terms/baseline", [0.8, 0.8]) + lines("digits-terms/R2_add", [0.81, 0.82])
     some += lines("digits-terms/R2", [0.9, 0.91]) + lines("digits-terms/data", [0.95, 0.96])
     one = study(some, "digits-terms")
     assert strongest(one, "clean")[0] == "R2"
-    assert list(terms_of(one, "clean")) == ["R1", "R2", "data"]
+    assert list(terms_of(one, "clean")) == ["R2", "R2_add", "data"]
     assert strongest(study([], "digits-terms"), "clean") is None
     gain = paired_difference({1: 1.0, 2: 1.1}, {1: 0.0, 2: 0.0})
     assert better(gain, "clean")

@@ -7,7 +7,8 @@
 | `digits-terms-smooth/...`, `digits-eps-smooth/...` | the same with SiLU in place of ReLU |
 
 With ReLU the terms with second derivatives of the network, R3, are zero almost everywhere, and training with one of
-them alone is training the baseline: they have recipes for the smooth network only. A row that is one of `digits/...`
+them alone is training the baseline: they have recipes for the smooth network only. R1 alone has none: the plain loss
+with it is a tangent of a convex loss, has no lower bound, and its training diverges. A row that is one of `digits/...`
 is the same training.
 """
 
@@ -22,6 +23,8 @@ from .schemes import CHOICES, SCHEMES, TAYLOR_TERMS
 #: Scales ε at which NFM and its expansion are trained; at 1 as NFM trains.
 SCALES = (0.1, 0.25, 0.5, 0.75, 1.0)
 SOURCES = {"data": TAYLOR_TERMS[:3], "noise": TAYLOR_TERMS[3:]}
+#: Terms that are trained alone.
+ALONE = tuple(term for term in TAYLOR_TERMS if term != "R1")
 #: What a study has of `digits/...`, and noise at a random layer without mixing, which stands against the noise terms.
 _KNOWN = ("baseline", "manifold_mixup", "nfm", "taylor_nfm")
 _EXACT_NOISE = replace(SCHEMES["nfm"], name="feature_noise", alpha=0.0)
@@ -56,7 +59,7 @@ def _terms(base: Training, *, smooth: bool) -> Iterator[Recipe]:
     exact = [SCHEMES[name] for name in _KNOWN] + [_EXACT_NOISE]
     for scheme, training in _trainings(base, exact, smooth=smooth):
         yield _recipe(f"{study}/{scheme.name}", training, *CHOICES.get(scheme.name, ()))
-    rows = [row for row in (*TAYLOR_TERMS, *SOURCES) if smooth or not row.startswith("R3")]
+    rows = [row for row in (*ALONE, *SOURCES) if smooth or not row.startswith("R3")]
     for row, (scheme, training) in zip(rows, _trainings(base, map(terms_scheme, rows), smooth=smooth), strict=True):
         why = ("terms", f"{', '.join(scheme.terms)} only: no paper has this scheme")
         yield _recipe(f"{study}/{row}", training, why, ("eps", "1, at which NFM trains"))

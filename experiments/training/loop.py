@@ -144,14 +144,16 @@ class _Run:
     def epoch(self, checkpoint: Path) -> None:
         state, training = self.state, self.training
         self.model.train()
+        loss = math.nan
         for number, x, y, size in epoch_batches(
             self.source, training, seed=self.seed, epoch=state.epoch, start=state.batch, world=self.world,
             workers=self.execution.workers,
         ):  # fmt: skip
             start = time.perf_counter()
-            loss = self.one_batch(number, x, y, size)
+            before, loss = loss, self.one_batch(number, x, y, size)
             if not math.isfinite(loss):
-                raise DivergedError(f"loss {loss} in epoch {state.epoch}, batch {number}; lower the learning rate.")
+                where = f"epoch {state.epoch}, batch {number}"
+                raise DivergedError(f"loss {loss} in {where}, after {before:.3g}; lower the learning rate.")
             state.loss_sum, state.samples = state.loss_sum + loss * size, state.samples + size
             state.batch, state.seconds = number + 1, state.seconds + time.perf_counter() - start
             if (state.epoch * self.batches + state.batch) % self.execution.checkpoint_steps == 0:
