@@ -2,7 +2,8 @@
 
 Executed notebooks are cached, but a cache knows only the text of the cells. So it is kept under a key, a hash of what
 the cells depend on (library, experiments and their results, figures, versions), and dropped when that key changes.
-Sphinx's own incremental build is switched off: it would leave pages alone whose text did not change, and would forget
+All pages are executed before Sphinx reads them, as many at once as there are cores; what fails is left to Sphinx, which
+executes it again and reports it. Sphinx's own incremental build is switched off: it would leave pages alone whose text did not change, and would forget
 the warnings of the build before, which `-W` is there to catch.
 """
 
@@ -22,6 +23,7 @@ BUILD = BOOK / "_build"
 CACHE = BUILD / ".jupyter_cache"
 KEY = BUILD / "cache.key"
 INDEX = BUILD / "html" / "index.html"
+TIMEOUT = 600  # seconds for a cell, as in _config.yml
 
 SOURCES = ("nfm_theory", "experiments", "figures", "benchmarks/results")
 SUFFIXES = {".py", ".json", ".jsonl", ".csv", ".npz", ".pt"}
@@ -53,6 +55,20 @@ def environment() -> dict[str, str]:
     return env
 
 
+def execute_pages() -> None:
+    """Execute every page that the cache does not know, a kernel of one thread for each core."""
+    CACHE.mkdir(exist_ok=True)
+    env = environment() | {"JUPYTERCACHE": str(CACHE), "OMP_NUM_THREADS": "1"}
+    # Those without a header have no cells
+    pages = [str(path) for path in sorted(BOOK.glob("*.md")) if path.read_text(encoding="utf-8").startswith("---")]
+    jcache = [sys.executable, "-c", "from jupyter_cache.cli.commands.cmd_main import jcache; jcache()"]
+    for command in (
+        ["notebook", "add", "--reader", "myst_nb_md", *pages],
+        ["project", "execute", "--executor", "local-parallel", "--timeout", str(TIMEOUT)],
+    ):
+        subprocess.run([*jcache, *command], env=env, stdin=subprocess.DEVNULL, check=False)
+
+
 def main() -> int:
     """Build; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -67,6 +83,7 @@ def main() -> int:
     BUILD.mkdir(exist_ok=True)
     KEY.write_text(key)
 
+    execute_pages()
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
     command += ["build", str(BOOK), "--all", "-W", "-n", "--keep-going"]
     status = subprocess.run(command, env=environment(), stdin=subprocess.DEVNULL, check=False).returncode
