@@ -192,6 +192,8 @@ def claims_command(
 ) -> None:
     """Judge every statement of the papers, from the records and by quick computations; takes a minute.
 
+    Page, evidence and the command that does it again are in the JSON, and in the book.
+
     Exit status: 0 judged, 2 bad input.
     """
     from .statements import count, index, load_records
@@ -201,12 +203,18 @@ def claims_command(
     if as_json:
         typer.echo(json.dumps([row.to_dict() for row in rows], indent=2, ensure_ascii=False))
         return
-    table = Table("id", "number", "statement", "verdict", "page", show_lines=True)
+    table = Table(show_lines=True)
+    table.add_column("id", no_wrap=True)
+    for name in ("verdict", "statement"):
+        table.add_column(name, overflow="fold")
     for row in rows:
         cell = row.to_dict()
-        verdict = f"{row.verdict.text}: {row.verdict.detail}"
-        table.add_row(*(Text(text) for text in (cell["id"], cell["number"], cell["statement"], verdict, cell["page"])))
-    Console().print(table)
+        verdict, statement = f"{row.verdict.text}: {row.verdict.detail}", f"{cell['number']}: {cell['statement']}"
+        table.add_row(*(Text(text) for text in (cell["id"], verdict, statement)))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # in a log, lines are not cut to a terminal that is not there
+    console.print(table)
     for group, counts in count(rows).items():
         typer.echo(f"{group}: " + ", ".join(f"{number} {words}" for words, number in counts.items()))
 
