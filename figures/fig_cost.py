@@ -95,6 +95,27 @@ def rows(costs: dict) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
+def arithmetic_rows(costs: dict) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: of each peer the least arithmetic of its family over ours, and the ratio of the times.
+
+    Empty without `python -m benchmarks.estimators.arithmetic`.
+    """
+    peers = [name for name in FAMILIES if name not in (OURS, "other")]
+    header, body = ["case", "quantity", OURS, *peers], []
+    for (case, quantity), cells in _groups(costs).items():
+        counted = [c for c in cells if "flops" in c]
+        ours = min((c for c in counted if c["method"] == OURS), key=lambda c: c["flops"], default=None)
+        if ours is None:
+            continue
+        texts = []
+        for name in peers:
+            of_family = [c for c in counted if family(c["method"]) == name]
+            less, quickest = (min((c[key] / ours[key] for c in of_family), default=None) for key in ("flops", "time"))
+            texts.append("–" if less is None else f"× {less:.3g} (× {quickest:.3g})")
+        body.append([CASES[case], quantity, f"{ours['flops']:.3g} ({ours['time']:.3g})", *texts])
+    return header, body
+
+
 def draw_scaling(scaling: dict) -> Figure:
     """Time and memory against the number of directions, and of samples.
 

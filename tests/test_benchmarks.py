@@ -14,8 +14,9 @@ from nfm_theory.expansion import problem_terms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.estimators import guard, peers
+from benchmarks.estimators import arithmetic, guard, peers
 from benchmarks.estimators.__main__ import main
+from benchmarks.estimators.arithmetic import count_flops
 from benchmarks.estimators.cases import SETTINGS, STANDARD, build_case
 from benchmarks.estimators.measure import Timing, interleaved, machine, num_threads, peak_memory, summary, versions
 from benchmarks.estimators.method import Method
@@ -315,6 +316,36 @@ def test_quick_run_of_a_tiny_case_resumes(tmp_path, capsys):
     kept = {(c["quantity"], c["method"]): c for c in json.loads(before)["cells"] if "time" in c}
     after = {(c["quantity"], c["method"]): c for c in json.loads(path.read_text())["cells"] if "time" in c}
     assert all(after[key] == kept[key] for key in kept)
+
+
+# Arithmetic -------------------------------------------------------------------------------------------------
+
+
+def test_operations_of_a_product_are_counted():
+    a, b = torch.ones(3, 5), torch.ones(5, 7)
+    assert count_flops(lambda: a @ b) == 2 * 3 * 5 * 7
+    assert count_flops(lambda: torch.func.vmap(lambda row: row @ b)(a)) == 2 * 3 * 5 * 7
+    assert count_flops(lambda: a.exp()) == 0
+
+
+def test_arithmetic_is_added_to_what_was_measured(tmp_path, monkeypatch):
+    case = CASES["tiny"]
+    names = ("nfm_theory", "jvp(grad), vmap", "double backward, loop")
+    cells = [{"case": "tiny", "quantity": "R2+R3, 4 probes", "method": n, "kind": "value", "time": 1.0} for n in names]
+    skipped = {"case": "tiny", "quantity": "R2+R3, data, exact", "method": names[0], "kind": "value", "skipped": "why"}
+    path = tmp_path / "costs.json"
+    path.write_text(json.dumps({"cells": [*cells, skipped], "scaling": {}}))
+    monkeypatch.setattr(sys, "argv", ["arithmetic", "--json", str(path)])
+    arithmetic.main()
+    found = json.loads(path.read_text())
+    assert found["scaling"] == {}
+    assert "flops" not in found["cells"][3]
+    ours, vmapped, loop = (cell["flops"] for cell in found["cells"][:3])
+    # A forward pass, the adjoint and four tangents are at most as much as seven passes; a double backward costs more
+    assert 4 < ours <= 7
+    assert ours < loop <= vmapped
+    assert vmapped == pytest.approx(12, abs=1)  # forward, backward, and four times tangents of both
+    assert count_flops(case.forward) == 2 * 6 * (5 * 8 + 8 * 3)
 
 
 # The guard --------------------------------------------------------------------------------------------------

@@ -155,6 +155,16 @@ def test_costs_are_shown_by_family_and_nothing_that_was_not_measured_is():
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [": ".join(row[:2]) for row in body]
 
 
+def test_arithmetic_is_compared_with_ours_where_it_was_counted():
+    header, body = fig_cost.arithmetic_rows(COSTS)
+    assert body == []
+    counted = [c | {"flops": f} for c, f in zip(COSTS["cells"][:3], (30.0, 90.0, 120.0), strict=True)]
+    _, ((case, quantity, ours, *peers),) = fig_cost.arithmetic_rows({"cells": counted})
+    assert (case, quantity, ours) == ("MLP, d = 64", "R2+R3, data, exact", "30 (40)")
+    assert dict(zip(header[3:], peers, strict=True))["jvp(grad)"] == "× 3 (× 3.25)"
+    assert set(peers) == {"–", "× 3 (× 3.25)"}
+
+
 def test_costs_and_their_growth_are_written(tmp_path):
     source = tmp_path / "estimators.json"
     source.write_text(json.dumps(COSTS))

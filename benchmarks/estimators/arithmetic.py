@@ -1,0 +1,60 @@
+"""What each way has to compute, whatever the machine: `python -m benchmarks.estimators.arithmetic --json PATH`.
+
+Counts the floating-point operations of matrix products, convolutions and attention (`torch.utils.flop_counter`) in
+multiples of a forward pass, or of a training step, and adds them to the measured cells of the file of
+`python -m benchmarks.estimators`. A way that needs k times the arithmetic of another can only be made less than k times
+slower by wasting less of the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.progress import track
+from torch.utils.flop_counter import FlopCounterMode
+
+from .cases import Case, build_case
+from .measure import num_threads
+from .methods import METHODS
+
+
+def count_flops(call: Callable[[], object]) -> int:
+    """Floating-point operations of one call, element-wise ones left out."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def case_flops(case: Case, cells: list[dict]) -> None:
+    """Put `"flops"` into the cells that were measured, in multiples of the unit of their kind.
+
+    Args:
+        case: built case.
+        cells: of that case; changed in place.
+    """
+    known = {(method.quantity, method.name): method for method in METHODS[case.name](case)}
+    units = {"value": case.forward, "gradient": case.training_step}
+    for cell in cells:
+        method = known.get((cell["quantity"], cell["method"]))
+        if method is not None and "time" in cell:
+            cell["flops"] = count_flops(method.ready()) / count_flops(units[cell["kind"]])
+
+
+def main() -> None:
+    """Count, and add to the file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.estimators.arithmetic", description=__doc__)
+    parser.add_argument("--json", type=Path, required=True, help="file of `python -m benchmarks.estimators`")
+    path = parser.parse_args().json
+    record = json.loads(path.read_text())
+    names = dict.fromkeys(cell["case"] for cell in record["cells"])
+    with num_threads(1):
+        for name in track(names, description="counting"):
+            case_flops(build_case(name), [cell for cell in record["cells"] if cell["case"] == name])
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
