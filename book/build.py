@@ -3,8 +3,8 @@
 Executed notebooks are cached, but a cache knows only the text of the cells. So it is kept under a key, a hash of what
 the cells depend on (library, experiments and their results, figures, versions), and dropped when that key changes.
 All pages are executed before Sphinx reads them, as many at once as there are cores; what fails is left to Sphinx, which
-executes it again and reports it. Sphinx's own incremental build is switched off: it would leave pages alone whose text did not change, and would forget
-the warnings of the build before, which `-W` is there to catch.
+executes it again and reports it. Sphinx's own incremental build is switched off: it would leave pages alone whose text
+did not change, and would forget the warnings of the build before, which `-W` is there to catch.
 """
 
 import argparse
