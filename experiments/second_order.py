@@ -19,7 +19,7 @@ NETWORKS = {"": "ReLU", "-smooth": "SiLU"}
 EXACT = {"nfm": "NFM", "manifold_mixup": "Manifold Mixup", "feature_noise": "noise at a random layer"}
 AGAINST = {"nfm": "taylor_nfm", "manifold_mixup": "data", "feature_noise": "noise"}
 TERM_TITLES = {
-    "R2": "R2", "R3": "R3", "R2_add": "R2, additive noise", "R3_add": "R3, additive noise",
+    "R2": "R2", "R2_add": "R2, additive noise", "R3_add": "R3, additive noise",
     "R2_mult": "R2, multiplicative noise", "R3_mult": "R3, multiplicative noise", "data": "all data terms",
     "noise": "all noise terms", "taylor_nfm": "all terms",
 }  # fmt: skip

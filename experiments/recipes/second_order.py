@@ -7,9 +7,9 @@
 | `digits-terms-smooth/...`, `digits-eps-smooth/...` | the same with SiLU in place of ReLU |
 
 With ReLU the terms with second derivatives of the network, R3, are zero almost everywhere, and training with one of
-them alone is training the baseline: they have recipes for the smooth network only. R1 alone has none: the plain loss
-with it is a tangent of a convex loss, has no lower bound, and its training diverges. A row that is one of `digits/...`
-is the same training.
+them alone is training the baseline: they have recipes for the smooth network only. R1 and R3 of the data alone have
+none: they are linear in slope and curvature, the plain loss with one of them has no lower bound, and its training
+diverges. A row that is one of `digits/...` is the same training.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from .schemes import CHOICES, SCHEMES, TAYLOR_TERMS
 #: Scales ε at which NFM and its expansion are trained; at 1 as NFM trains.
 SCALES = (0.1, 0.25, 0.5, 0.75, 1.0)
 SOURCES = {"data": TAYLOR_TERMS[:3], "noise": TAYLOR_TERMS[3:]}
-#: Terms that are trained alone.
-ALONE = tuple(term for term in TAYLOR_TERMS if term != "R1")
+#: Terms whose training alone diverges, and those that are trained alone.
+UNBOUNDED = ("R1", "R3")
+ALONE = tuple(term for term in TAYLOR_TERMS if term not in UNBOUNDED)
 #: What a study has of `digits/...`, and noise at a random layer without mixing, which stands against the noise terms.
 _KNOWN = ("baseline", "manifold_mixup", "nfm", "taylor_nfm")
 _EXACT_NOISE = replace(SCHEMES["nfm"], name="feature_noise", alpha=0.0)
