@@ -1,6 +1,6 @@
 """What each way has to compute, whatever the machine: `python -m benchmarks.estimators.arithmetic --json PATH`.
 
-Counts the floating-point operations of matrix products, convolutions and attention (`torch.utils.flop_counter`) in
+Counts the floating-point operations of matrix products, convolutions and attention (PyTorch's formulas) in
 multiples of a forward pass, or of a training step, and adds them to the measured cells of the file of
 `python -m benchmarks.estimators`. A way that needs k times the arithmetic of another can only be made less than k times
 slower by wasting less of the machine.
@@ -14,18 +14,31 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.progress import track
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from .cases import Case, build_case
 from .measure import num_threads
 from .methods import METHODS
 
 
+class _Counter(TorchDispatchMode):
+    """`FlopCounterMode` also follows modules, by hooks that refuse `torch.autograd.grad` with respect to inputs."""
+
+    flops = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
 def count_flops(call: Callable[[], object]) -> int:
     """Floating-point operations of one call, element-wise ones left out."""
-    with FlopCounterMode(display=False) as counter:
+    with _Counter() as counter:
         call()
-    return counter.get_total_flops()
+    return counter.flops
 
 
 def case_flops(case: Case, cells: list[dict]) -> None:
@@ -55,7 +68,7 @@ def main() -> None:
     with num_threads(1):
         for name in track(names, description="counting"):
             case_flops(build_case(name), [cell for cell in record["cells"] if cell["case"] == name])
-    path.write_text(json.dumps(record, indent=1) + "\n")
+            path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
