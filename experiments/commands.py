@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .console import wide_console
 from .ledger import LEDGER, differences, merge, read, validate
 from .recipes import Recipe, get_recipe, select_recipes
 from .runner import BUSY, FAILED, load_training_data, run_recipe, runs_folder
@@ -51,14 +51,16 @@ def list_recipes(
     """Print the recipes."""
     with _plainly():
         chosen = select_recipes(*(patterns or ()), size=size)
-    table = Table("recipe", "size", "data", "network", "epochs", "seeds", "measured", "hash")
+    table = Table()
+    for name in ("recipe", "size", "data", "network", "epochs", "seeds", "measured", "hash"):
+        table.add_column(name, no_wrap=name in ("recipe", "hash"))
     for recipe in chosen:
         training = recipe.training
         table.add_row(
             recipe.name, recipe.size, training.data, training.model, str(training.epochs), str(len(recipe.seeds)),
             ", ".join(recipe.suites), recipe.hash,
         )  # fmt: skip
-    Console().print(table)
+    wide_console().print(table)
     typer.echo(f"{len(chosen)} recipes, {len({r.hash for r in chosen})} different trainings")
 
 
@@ -211,10 +213,7 @@ def claims_command(
         cell = row.to_dict()
         verdict, statement = f"{row.verdict.text}: {row.verdict.detail}", f"{cell['number']}: {cell['statement']}"
         table.add_row(*(Text(text) for text in (cell["id"], verdict, statement)))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # in a log, lines are not cut to a terminal that is not there
-    console.print(table)
+    wide_console().print(table)
     for group, counts in count(rows).items():
         typer.echo(f"{group}: " + ", ".join(f"{number} {words}" for words, number in counts.items()))
 

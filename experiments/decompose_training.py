@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 import nfm_theory as nt
 from nfm_theory.results import SECOND_ORDER
 
+from .console import wide_console
 from .data.digits_images import digits_images
 from .models import build_model, eligible_layers
 from .recipes import get_recipe
@@ -211,9 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     start = time.perf_counter()
     todo = cases(seeds=chosen.seeds, quick=chosen.quick)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # in a log, lines are not cut to a terminal that is not there
+    console = wide_console()
     progress = track(
         run(todo), total=len(todo), description="training", transient=True, disable=not console.is_terminal
     )

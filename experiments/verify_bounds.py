@@ -22,13 +22,13 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
 from nfm_theory.adversarial import BoundReport, adversarial_bound, certify, flip_radius, validity_radius
 
+from .console import wide_console
 from .data.cifar import find_cifar, read_batch, release
 from .data.digits import CLASSES, Digits, load_digits, verification_subset
 from .data.integrity import DataError
@@ -306,9 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.workers < 1:
         parser.error(f"--workers: expected at least 1, got {chosen.workers}")
     out = chosen.out if chosen.out or chosen.quick else RESULTS
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=130)  # in a log, lines are not cut to a terminal that is not there
+    console = wide_console(130)
     folder = None
     if chosen.cifar is not None:
         try:

@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 import nfm_theory as nt
 
+from .console import wide_console
 from .data.digits import CLASSES, load_digits, verification_subset
 from .models.small import HIDDEN, MODELS
 from .records import RESULTS, versions, write_lines
@@ -169,9 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     start = time.perf_counter()
     todo = cases(quick=chosen.quick)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=130)  # in a log, lines are not cut to a terminal that is not there
+    console = wide_console(130)
     progress = track(run(todo, chosen.workers), total=len(todo), description="verifying", transient=True,
                      disable=not console.is_terminal)  # fmt: skip
     expansion, validity = (list(part) for part in zip(*progress, strict=True))

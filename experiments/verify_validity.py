@@ -32,6 +32,7 @@ from rich.table import Table
 
 import nfm_theory as nt
 
+from .console import wide_console
 from .data.integrity import DataError
 from .recipes import select_recipes
 from .records import RESULTS, read_lines, versions, write_lines
@@ -254,9 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; returns the exit status."""
     parser, chosen = _arguments(arguments)
     out = chosen.out if chosen.out or chosen.quick or chosen.check else RESULTS
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=170)  # in a log, lines are not cut to a terminal that is not there
+    console = wide_console(170)
     start = time.perf_counter()
     todo = _todo(parser, chosen, console)
     records: list[dict] = []
