@@ -77,10 +77,12 @@ def label(metric: str) -> str:
     """A metric's key in words.
 
     Example:
-        >>> label("white_noise/0.5"), label("corrupted/category/blur")
-        ('white noise σ = 0.5', 'corrupted: blur')
+        >>> label("white_noise/0.5"), label("corrupted/category/blur"), label("pgd_linf/0.007843")
+        ('white noise σ = 0.5', 'corrupted: blur', 'PGD radius 2/255')
     """
     kind, _, level = metric.rpartition("/")
+    if kind.endswith("_linf") and level != f"{float(level):.2g}":  # a radius in pixel values, rounded in the key
+        level = f"{round(255 * float(level))}/255"
     return _LABELS.get(metric) or (_KINDS[kind] + level if kind in _KINDS else metric)
 
 
