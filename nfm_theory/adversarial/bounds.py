@@ -49,6 +49,9 @@ from .certificates import VERDICTS, between, steps_certificate
 from .linear_bounds import check_ball
 from .relaxations import Step, network_steps
 
+#: ε that `validity_radius` tries: 2⁻¹⁰ to 1.
+SCALES = tuple(2.0**-k for k in range(10, -1, -1))
+
 
 def left_side(
     evaluate: Callable[..., Estimate],
@@ -228,7 +231,7 @@ def validity_radius(
     y: Tensor,
     *,
     layer: str = "",
-    scales: Sequence[float] = tuple(2.0**-k for k in range(10, -1, -1)),
+    scales: Sequence[float] = SCALES,
     bisections: int = 5,
     radius: str = "sharp",
     method: str = "auto",
@@ -253,7 +256,7 @@ def validity_radius(
         x: inputs.
         y: hard labels.
         layer: as `adversarial_bound`.
-        scales: increasing ε > 0.
+        scales: increasing ε > 0; 2⁻¹⁰, 2⁻⁹, ..., 1 if not given.
         bisections: geometric bisections of each end.
         radius: as `adversarial_bound`.
         method: as `adversarial_bound`.
