@@ -11,11 +11,9 @@ from a folder `cifar-10-batches-py` of yours (or `$NFM_CIFAR10`), into `bounds_c
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -32,6 +30,7 @@ from .console import wide_console
 from .data.cifar import find_cifar, read_batch, release
 from .data.digits import CLASSES, Digits, load_digits, verification_subset
 from .data.integrity import DataError
+from .processes import map_cases
 from .records import RESULTS, versions, write_lines
 from .trained import NetworkRecipe, centred, train, trained_network
 
@@ -216,12 +215,7 @@ def run_case(case: Case) -> dict:
 
 def run(todo: Sequence[Case], workers: int) -> Iterator[dict]:
     """Records of all cases in order; every network belongs to one case, which trains it."""
-    if workers == 1:
-        yield from map(run_case, todo)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(run_case, todo)
+    return map_cases(run_case, todo, workers)
 
 
 def groups(records: Sequence[dict]) -> dict[tuple[str, int, str], list[dict]]:

@@ -9,15 +9,12 @@ prints the table of verdicts and exits with 1 if any expansion is refuted, with 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from rich.progress import track
 from rich.table import Table
 
@@ -26,6 +23,7 @@ import nfm_theory as nt
 from .console import wide_console
 from .data.digits import CLASSES, load_digits, verification_subset
 from .models.small import HIDDEN, MODELS
+from .processes import map_cases
 from .records import RESULTS, versions, write_lines
 from .trained import trained_network
 
@@ -110,12 +108,7 @@ def run(todo: Sequence[Case], workers: int) -> Iterator[tuple[dict, dict]]:
     """Records of all cases in order, computed in several processes of one thread each."""
     for model, classes in sorted({(c.model, c.classes) for c in todo}):
         trained_network(model, classes)  # before the processes start, so that each network is trained once
-    if workers == 1:
-        yield from map(run_case, todo)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(run_case, todo)
+    yield from map_cases(run_case, todo, workers)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -17,15 +17,12 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -34,6 +31,7 @@ import nfm_theory as nt
 
 from .console import wide_console
 from .data.integrity import DataError
+from .processes import map_cases
 from .recipes import select_recipes
 from .records import RESULTS, read_lines, versions, write_lines
 from .runner import runs_folder
@@ -129,12 +127,7 @@ def run_case(case: Case) -> list[dict]:
 
 def run(todo: Sequence[Case], workers: int) -> Iterator[list[dict]]:
     """Records of all cases in order, computed in several processes of one thread each."""
-    if workers == 1:
-        yield from map(run_case, todo)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(run_case, todo)
+    return map_cases(run_case, todo, workers)
 
 
 def file_name(records: Sequence[dict], *, main: bool) -> str:
