@@ -72,7 +72,7 @@ def jacobian_rows(head: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
 def gauss_newton_forms(curvature: Tensor, tangents: Tensor) -> Tensor:
     """`tᵀ F t` for F `(b, K, K)` and tangents `(b, K, *rest)`: `(b, *rest)`."""
     flat = tangents.flatten(2) if tangents.ndim > 2 else tangents.unsqueeze(-1)
-    return torch.einsum("bkr,bkl,blr->br", flat, curvature, flat).reshape(len(flat), *tangents.shape[2:])
+    return ((curvature @ flat) * flat).sum(1).reshape(len(flat), *tangents.shape[2:])
 
 
 def _rows(tensor: Tensor, repeats: int) -> Tensor:

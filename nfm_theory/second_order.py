@@ -23,6 +23,7 @@ from torch import Tensor
 from .curvature import gauss_newton_forms
 from .directions import centred_features, compressed, coordinate_basis, joint_directions
 from .engine import Linearization
+from .engine.base import block_bytes
 from .problem import Problem
 
 #: What a perturbation is made of, and the suffix of its terms.
@@ -60,12 +61,27 @@ def num_directions(problem: Problem, at: Linearization, sources: Collection[str]
     return noise + 1 if joint else data + noise
 
 
-def _jacobian_forms(curvature: Tensor, rows: Tensor, directions: Tensor) -> Tensor:
+def _blocks(curvature: Tensor, rows: Tensor, columns: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Blocks of samples for which K × `columns` numbers each are not too many."""
+    block = max(1, block_bytes(rows.device) // (rows.shape[1] * columns * rows.element_size()))
+    yield from zip(curvature.split(block), rows.split(block), strict=True)
+
+
+def _jacobian_forms(curvature: Tensor, rows: Tensor, directions: Tensor | None = None) -> Tensor:
+    """`(J w_s)ᵀ F (J w_s)` of each sample and direction, `(b, m)`; of the unit vectors if there are no directions."""
+    if directions is None:
+        return torch.cat([gauss_newton_forms(f, r) for f, r in _blocks(curvature, rows, rows.shape[-1])])
+    blocks = _blocks(curvature, rows, len(directions))
+    return torch.cat([gauss_newton_forms(f, r @ directions.T) for f, r in blocks])
+
+
+def _summed_forms(curvature: Tensor, rows: Tensor, directions: Tensor) -> Tensor:
     """`Σ_s (J w_s)ᵀ F (J w_s)` per sample, `(b,)`, through the matrix `Σ_s w_s w_sᵀ` where that is smaller."""
     m, w = directions.shape
     if m <= w:
-        return gauss_newton_forms(curvature, rows @ directions.T).sum(1)
-    return torch.einsum("bkl,bkl->b", curvature, (rows @ (directions.T @ directions)) @ rows.mT)
+        return _jacobian_forms(curvature, rows, directions).sum(1)
+    moment = directions.T @ directions
+    return torch.cat([(f * (r @ moment @ r.mT)).sum((1, 2)) for f, r in _blocks(curvature, rows, w)])
 
 
 def gauss_newton_terms(problem: Problem, at: Linearization, sources: Collection[str]) -> dict[str, Tensor]:
@@ -77,16 +93,13 @@ def gauss_newton_terms(problem: Problem, at: Linearization, sources: Collection[
     if "data" in sources:
         drift = at.enter((g.mean(0) - g).unsqueeze(0))[0]
         tangent = (rows @ drift.unsqueeze(-1)).squeeze(-1)
-        spread = _jacobian_forms(curvature, rows, _entered(at, centred_features(g)))
+        spread = _summed_forms(curvature, rows, _entered(at, centred_features(g)))
         forms["data"] = spread + gauss_newton_forms(curvature, tangent)
     if {"additive", "multiplicative"} & set(sources):
-        if at.width == g[0].numel():
-            squares = gauss_newton_forms(curvature, rows)
-        else:
-            basis = _entered(at, coordinate_basis(g))
-            if "multiplicative" not in sources:
-                return forms | {"additive": _jacobian_forms(curvature, rows, basis)}
-            squares = gauss_newton_forms(curvature, rows @ basis.T)
+        basis = None if at.width == g[0].numel() else _entered(at, coordinate_basis(g))
+        if basis is not None and "multiplicative" not in sources:
+            return forms | {"additive": _summed_forms(curvature, rows, basis)}
+        squares = _jacobian_forms(curvature, rows, basis)
         weights = {"additive": 1.0, "multiplicative": g.flatten(1) ** 2}
         forms |= {name: (squares * weight).sum(1) for name, weight in weights.items() if name in sources}
     return forms

@@ -4,10 +4,12 @@ import mpmath
 import pytest
 import torch
 import torch.nn.functional as F
+from problems import randn
 from torch.testing import assert_close
 
 from nfm_theory import linearize
 from nfm_theory.engine.activations import ACTIVATIONS, PIECEWISE_LINEAR, all_names, power
+from nfm_theory.engine.nonlinear import _WeightedSquare
 
 EVERYWHERE = [-60.0, -25.0, -7.0, -3.2, -1.3, -0.2, 0.3, 0.9, 2.1, 3.4, 8.0, 21.0, 70.0]
 POSITIVE = [1e-3, 0.2, 0.9, 1.7, 40.0]
@@ -180,3 +182,13 @@ def test_all_names_lead_to_the_same_result(name):
         tangents, bends = at.sweep(v, slope)
         assert_close(tangents[0, 0], first.detach(), rtol=1e-14, atol=0)
         assert float(bends) == pytest.approx(total, rel=1e-12, abs=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (1, 4, 5), (3, 1, 5)], ids=["several", "one", "shared"])
+def test_weighted_squares_have_derivatives_of_both_orders(shape):
+    t, weight = (randn(seed, *s).requires_grad_() for seed, s in ((0, shape), (1, (1, 4, 5))))
+    assert_close(_WeightedSquare.apply(t, weight), t**2 * weight)
+    torch.autograd.gradcheck(_WeightedSquare.apply, (t, weight))
+    torch.autograd.gradgradcheck(_WeightedSquare.apply, (t, weight))
+    torch.autograd.gradcheck(_WeightedSquare.apply, (t.detach(), weight))
+    torch.autograd.gradcheck(_WeightedSquare.apply, (t, weight.detach()))

@@ -11,7 +11,9 @@ from torch.testing import assert_close
 
 import nfm_theory as nt
 from nfm_theory import linearize
+from nfm_theory.engine.base import BLOCK_BYTES
 from nfm_theory.primitives import exact_derivatives
+from nfm_theory.second_order import exact_terms
 
 WIDTH, BATCH, DEPTH, MAPS = 96, 64, 6, (8, 12, 12)
 
@@ -188,3 +190,20 @@ def test_probes_of_all_terms_take_one_recording():
         nt.split(model, x)
         checks = model.calls - counts
     assert counts - checks == 2  # the outputs are checked, and recorded once for R1 and the probes
+
+
+@pytest.mark.parametrize("noise", [{"add_noise": 0.1}, {"add_noise": 0.1, "mult_noise": 0.1}], ids=["add", "add, mult"])
+def test_the_exact_gauss_newton_terms_hold_the_jacobian_once_and_no_forms_of_all_samples(noise, monkeypatch):
+    samples, inputs, width, classes = 64, 96, 48, 12
+    model = nn.Sequential(nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, classes)).eval()
+    x, y = randn(0, samples, inputs, dtype=torch.float32), torch.arange(samples) % classes
+    monkeypatch.setitem(BLOCK_BYTES, "cpu", 2**14)
+    problem = nt.build_problem(model, x, y, **noise)
+
+    @torch.no_grad()
+    def measured():
+        return exact_terms(problem, linearize(problem.head, problem.features), residual=())
+
+    measured()
+    rows, basis = 4 * samples * classes * width, 4 * inputs * (inputs + width)
+    assert memory(measured)[0] <= rows + basis + 4 * samples * (inputs + 6 * width + classes**2)

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 import nfm_theory as nt
 from nfm_theory import regularizers
+from nfm_theory.engine.base import BLOCK_BYTES
 from nfm_theory.probes import mean_and_stderr, random_signs
 
 SECOND = ("R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult")
@@ -85,6 +86,17 @@ def test_exact_values_are_those_of_the_expansion(engine):
     assert found.engine.startswith({"auto": "tangent-adjoint", "nested": "nested torch.func (as asked)"}[engine])
     assert set(found.terms.to_dict()) >= set(SECOND)
     assert_close(found.terms.R3_add, truth.R3_add, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("sizes", [[5, 6, 3], [5, 4, 3], [3, 6, 3]], ids=["wide", "narrow", "few inputs"])
+def test_exact_values_do_not_depend_on_the_blocks(sizes, monkeypatch):
+    model, x = mlp(0, sizes, "gelu"), randn(1, 6, sizes[0])
+    with torch.no_grad():
+        whole = regularizers(model, x, Y, method="exact", **NOISE)
+        monkeypatch.setitem(BLOCK_BYTES, "cpu", 1)
+        parts = regularizers(model, x, Y, method="exact", **NOISE)
+    for term in ("R1", *SECOND):
+        assert_close(parts[term].value, whole[term].value, rtol=1e-12, atol=1e-15)
 
 
 def test_engines_give_the_same_probes():

@@ -8,6 +8,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+#: Bytes of the largest tensors that are carried at once: what stays in a cache, or what keeps a GPU busy.
+BLOCK_BYTES = {"cpu": 2**19, "gpu": 2**28}
+
+
+def block_bytes(device: torch.device) -> int:
+    """Bytes of a block on this device."""
+    return BLOCK_BYTES["cpu" if device.type == "cpu" else "gpu"]
+
 
 def gradients(wanted: bool):
     """Context in which gradients are recorded, or not."""

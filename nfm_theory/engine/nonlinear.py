@@ -42,6 +42,26 @@ class _Slopes:
         return second
 
 
+class _WeightedSquare(torch.autograd.Function):
+    """`t² w`, whose gradients take fewer passes through memory than those of the two products."""
+
+    @staticmethod
+    def forward(ctx, t: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(t, weight)
+        return t * t * weight
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        t, weight = ctx.saved_tensors
+        scaled = t * gradient
+        of_weight = (scaled * t).sum_to_size(weight.shape) if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[0]:
+            return None, of_weight
+        again = torch.is_grad_enabled() or scaled.shape != t.shape
+        of_t = scaled * weight * 2 if again else scaled.mul_(weight).mul_(2)
+        return of_t.sum_to_size(t.shape), of_weight
+
+
 def emit_elementwise(
     rec: Recorder, name: str, x: Value, out: Tensor, derivatives: Callable[[], Derivatives], curved: bool = True
 ) -> Tensor:
@@ -57,14 +77,17 @@ def emit_elementwise(
         def bend(t):
             if several and t.shape[1] == 1 and x.layout == (0, 1):  # the same tangent for all samples
                 return (t * t).reshape(len(t), -1) @ weight.reshape(len(weight), -1).T
+            if torch.is_grad_enabled():
+                return _WeightedSquare.apply(t, weight.unsqueeze(0))
             square = t * t
-            if torch.is_grad_enabled() or square.shape[1:] != weight.shape:
-                return square * weight
-            return square.mul_(weight)
+            return square * weight if square.shape[1:] != weight.shape else square.mul_(weight)
 
         return bend
 
-    return rec.emit(name, [x], out, lambda t: t * slopes.first(), form if curved else None, layout=x.layout)
+    def push(t):  # with as many dimensions as the tangent: the gradient of a single direction needs no sum
+        return t * slopes.first().unsqueeze(0)
+
+    return rec.emit(name, [x], out, push, form if curved else None, layout=x.layout)
 
 
 def _mask(derivatives: Callable[[], Derivatives]) -> Derivatives:

@@ -8,12 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .base import Linearization, gradients
+from .base import Linearization, block_bytes, gradients
 from .rules import per_sample
 from .tape import Node, Recorder, UnsupportedOperationError, Value
-
-#: Bytes of the largest tangent that a sweep carries at once: what stays in a cache, or what keeps a GPU busy.
-BLOCK_BYTES = {"cpu": 2**20, "gpu": 2**28}
 
 
 class Taped(Linearization):
@@ -94,9 +91,15 @@ class Taped(Linearization):
         if self._rows is None:
             classes = self.outputs.shape[-1]
             basis = torch.eye(classes, dtype=self.outputs.dtype, device=self.outputs.device)
-            rows = [self._grads([self._gate], e.expand_as(self.outputs).contiguous())[0] for e in basis]
-            with gradients(self.differentiable):
-                self._rows = torch.stack(rows, dim=1).reshape(len(self.outputs), classes, -1)
+            rows = (self._grads([self._gate], e.expand_as(self.outputs).contiguous())[0] for e in basis)
+            rows = (row.reshape(self._samples, -1) for row in rows)
+            if self.differentiable:
+                with torch.enable_grad():
+                    self._rows = torch.stack(list(rows), dim=1)
+            else:  # each into its place, so that no two copies are held
+                self._rows = self.outputs.new_empty(self._samples, classes, self.width)
+                for k, row in enumerate(rows):
+                    self._rows[:, k] = row
         return self._rows
 
     def pullback(self, slope):
@@ -191,7 +194,7 @@ class Taped(Linearization):
 
     def _block_rows(self):
         largest = max(node.output.nbytes for node in self._nodes) / self._samples
-        return int((BLOCK_BYTES["cpu" if self.h.device.type == "cpu" else "gpu"]) // largest)
+        return int(block_bytes(self.h.device) // largest)
 
     def _block(self, directions, slope, tangents, entered):
         with gradients(self.differentiable):
