@@ -5,18 +5,16 @@ $$ \tilde x = (1 - m)\, x + m \sum_{i=1}^{w} w_i\, T_i(x), \qquad
 
 Each chain $T_i$ applies 1, 2 or 3 operations, each uniform over the nine of `operations` with its own level and
 direction. Source: Hendrycks et al. (2020), as run by NoisyMix: width 3, severity 3, alpha 1, operations on bytes and
-the mixture on normalised pixels (protocol, section 2.4).
+the mixture on normalised pixels (protocol, section 2.4). Normalisation is affine by channel and the weights sum to one,
+so pixels are mixed here and normalised once: the same numbers up to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from experiments.augment.operations import LEVELS, LOWEST_LEVEL, NAMES, Operation, apply_operation
 
@@ -119,67 +117,3 @@ def augmix_pixels(image: np.ndarray, rng: np.random.Generator, **options) -> np.
         The view.
     """
     return apply_draw(image, sample_draw(rng, **options))
-
-
-def augmix(
-    image: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    normalise: Callable[[Tensor], Tensor],
-    width: int = 3,
-    depth: int | None = None,
-    severity: float = 3,
-    alpha: float = 1.0,
-) -> Tensor:
-    """One AugMix view of an image, as a network sees it.
-
-    The published recipe normalises every part and mixes the results. Normalisation is affine by channel and the
-    weights sum to one, so the mixture is taken first and normalised once: the same numbers up to rounding.
-
-    Args:
-        image: bytes, `(H, W, C)`, already cropped and flipped.
-        rng: source of the draw.
-        normalise: affine by channel, for pixels in [0, 1] of shape `(C, H, W)`, such as `ImageData.normalise`.
-        width: number of chains.
-        depth: operations in each chain; `None` draws 1, 2 or 3.
-        severity: largest level.
-        alpha: parameter of the Beta and of the Dirichlet law.
-
-    Returns:
-        float32, `(C, H, W)`.
-    """
-    pixels = augmix_pixels(image, rng, width=width, depth=depth, severity=severity, alpha=alpha)
-    return normalise(torch.from_numpy(np.ascontiguousarray(pixels)))
-
-
-def augmix_views(
-    image: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    normalise: Callable[[Tensor], Tensor],
-    width: int = 3,
-    depth: int | None = None,
-    severity: float = 3,
-    alpha: float = 1.0,
-) -> Tensor:
-    """The three views of NoisyMix and of AugMix's consistency loss: the clean image and two independent draws.
-
-    Args:
-        image: bytes, `(H, W, C)`, already cropped and flipped (once: the views share it).
-        rng: source of the draws.
-        normalise: as in `augmix`, for `(3, C, H, W)`.
-        width: number of chains.
-        depth: operations in each chain; `None` draws 1, 2 or 3.
-        severity: largest level.
-        alpha: parameter of the Beta and of the Dirichlet law.
-
-    Returns:
-        float32, `(3, C, H, W)`: clean, first draw, second draw.
-    """
-    height, width_px, channels = image.shape
-    views = np.empty((3, channels, height, width_px), dtype=np.float32)
-    views[0] = image.transpose(2, 0, 1)
-    views[0] /= 255
-    for view in views[1:]:
-        view[:] = augmix_pixels(image, rng, width=width, depth=depth, severity=severity, alpha=alpha)
-    return normalise(torch.from_numpy(views))

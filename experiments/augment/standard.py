@@ -1,4 +1,4 @@
-"""Crop and flip: the augmentation of every recipe, one image at a time or a whole batch at once.
+"""Crop and flip: the augmentation of every recipe, one image at a time.
 
 Crops are padded with zero bytes (black), before any normalisation, as in the papers' loaders. CIFAR: crop of 32 with
 padding 4 and flip (NFM crops first, NoisyMix flips first; the distribution is the same, a replay is not). ImageNet:
@@ -7,15 +7,9 @@ random resized crop of 224 and flip; for testing, the shorter side to 256 and th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
 
-ORDERS = ("crop_flip", "flip_crop")
 #: Tries before the random resized crop falls back to the centre.
 TRIES = 10
 
@@ -164,69 +158,3 @@ def center_crop_resize(image: np.ndarray, size: int = 224, *, resize: int = 256)
         ValueError: if `size` is larger than `resize`.
     """
     return as_array(centre_view(as_picture(image), resize=resize, crop=size))
-
-
-@dataclass(frozen=True)
-class CropFlip:
-    """What one draw does to each of n images.
-
-    Attributes:
-        top: first row of the window in the padded image, `(n,)`, int64.
-        left: first column, `(n,)`, int64.
-        flip: whether left and right are exchanged, `(n,)`, bool.
-    """
-
-    top: Tensor
-    left: Tensor
-    flip: Tensor
-
-
-def draw_crop_flip(n: int, *, padding: int = 4, generator: torch.Generator) -> CropFlip:
-    """Offsets uniform on 0 to `2 padding` and fair flips for n images, drawn where the generator lives."""
-    device = generator.device
-    top, left = torch.randint(0, 2 * padding + 1, (2, n), generator=generator, device=device)
-    flip = torch.randint(0, 2, (n,), generator=generator, device=device).bool()
-    return CropFlip(top, left, flip)
-
-
-def apply_crop_flip(images: Tensor, draw: CropFlip, *, padding: int = 4, order: str = "crop_flip") -> Tensor:
-    """Crop and flip a batch as a draw says.
-
-    Args:
-        images: `(n, C, H, W)`, any dtype; the margin is filled with zeros.
-        draw: offsets and flips.
-        padding: the one that the offsets were drawn for.
-        order: `"crop_flip"` (NFM) or `"flip_crop"` (NoisyMix).
-
-    Returns:
-        A new tensor of the same shape, dtype and device.
-
-    Raises:
-        ValueError: for another order.
-    """
-    if order not in ORDERS:
-        raise ValueError(f"order: expected one of {ORDERS}, got {order!r}.")
-    n, _, height, width = images.shape
-    top, left, flip = (v.to(images.device) for v in (draw.top, draw.left, draw.flip))
-    if order == "flip_crop":
-        # A mirrored image that is cropped at `left` is the mirror image of a crop at `2 padding - left`.
-        left = torch.where(flip, 2 * padding - left, left)
-    windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-    cropped = windows[torch.arange(n, device=images.device), :, top, left]
-    return torch.where(flip[:, None, None, None], cropped.flip(-1), cropped)
-
-
-def crop_flip(images: Tensor, generator: torch.Generator, padding: int = 4, order: str = "crop_flip") -> Tensor:
-    """Random crop and random flip of a batch in memory; one draw for each image.
-
-    Args:
-        images: `(n, C, H, W)`; bytes, not yet normalised (the margin is black, 0).
-        generator: source of the draws.
-        padding: width of the margin, in pixels.
-        order: `"crop_flip"` (NFM) or `"flip_crop"` (NoisyMix).
-
-    Returns:
-        A new tensor of the same shape, dtype and device.
-    """
-    draw = draw_crop_flip(len(images), padding=padding, generator=generator)
-    return apply_crop_flip(images, draw, padding=padding, order=order)
