@@ -113,6 +113,20 @@ def test_what_has_no_second_derivative_is_told(name):
     assert (second is None) == (name in FLAT) == (CASES[name][0] in PIECEWISE_LINEAR)
 
 
+@pytest.mark.parametrize("name", ["tanh", "sigmoid", "silu", "gelu", "softplus", "mish", "gelu by tanh"])
+def test_the_derivatives_are_themselves_differentiable_twice(name):
+    function, options, *_ = CASES[name]
+    z = torch.tensor([-3.0, -0.7, 0.2, 1.9], dtype=torch.float64, requires_grad=True)
+
+    def both(z):
+        return ACTIVATIONS[function](z, function(z, **options), **options)
+
+    torch.autograd.gradcheck(both, z)
+    torch.autograd.gradgradcheck(both, z)
+    third = torch.func.vmap(torch.func.grad(lambda v: both(v)[1]))(z)  # torch.func differentiates them too
+    assert_close(third, torch.autograd.grad(both(z)[1].sum(), z)[0])
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_of_the_derivatives_are_finite_and_follow_each_other(name):
     z, (first, second) = derivatives(name)

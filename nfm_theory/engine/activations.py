@@ -9,8 +9,9 @@ r"""First and second derivatives of elementwise functions, in closed form.
 | GELU, z Φ(z) | Φ + z φ | (2 - z²) φ |
 | ReLU and other piecewise-linear ones | a step | 0 almost everywhere, returned as `None` |
 
-Every entry is a composition of differentiable PyTorch operations, so that a penalty built from it has parameter
-gradients. The functions are found under all the names PyTorch gives them (`torch.tanh`, `Tensor.tanh`, ..).
+Every entry is differentiable, so that a penalty built from it has parameter gradients: a composition of PyTorch
+operations, or for the most common functions a closed form of the next derivative. The functions are found under all
+the names PyTorch gives them (`torch.tanh`, `Tensor.tanh`, ..).
 """
 
 from __future__ import annotations
@@ -56,23 +57,66 @@ def _activation(*names: str, piecewise_linear: bool = False, reads: str = "argum
     return register
 
 
-@_activation("tanh", reads="result")
-def _tanh(z, out):
-    first = torch.addcmul(out.new_ones(()), out, out, value=-1)  # fused, for training
+class _Closed(torch.autograd.Function):
+    """σ' and σ'' with gradients in closed form, which take fewer passes through memory than those of the formulas."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(point: Tensor, formulas: Callable, raised: Callable) -> tuple[Tensor, Tensor]:
+        """Args: the point; it to (σ', σ''); it, σ' and σ'' to the derivatives of those two at the point."""
+        return formulas(point)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.raised = inputs[2]
+        ctx.save_for_backward(inputs[0], *output)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, None, None]:
+        total = None
+        for gradient, raised in zip(gradients, ctx.raised(*ctx.saved_tensors), strict=True):
+            if gradient is not None:
+                total = gradient * raised if total is None else torch.addcmul(total, gradient, raised)
+        return total, None, None
+
+
+def _tanh_formulas(out):
+    first = torch.addcmul(out.new_ones(()), out, out, value=-1)
     return first, torch.addcmul(out.new_zeros(()), out, first, value=-2)
 
 
-@_activation("sigmoid", "expit", reads="result")
-def _sigmoid(z, out):
+@_activation("tanh", reads="result")
+def _tanh(z, out):
+    return _Closed.apply(out, _tanh_formulas, lambda t, first, second: (-2 * t, torch.rsub(first, 4, alpha=6)))
+
+
+def _sigmoid_formulas(out):
     first = out * (1 - out)
     return first, first * (1 - 2 * out)
 
 
-@_activation("silu")
-def _silu(z, out, inplace=False):
+@_activation("sigmoid", "expit", reads="result")
+def _sigmoid(z, out):
+    return _Closed.apply(out, _sigmoid_formulas, lambda s, first, second: (1 - 2 * s, 1 - 6 * first))
+
+
+def _silu_formulas(z):
     s = torch.sigmoid(z)
     slope = s * (1 - s)
     return s + z * slope, slope * (2 + z * (1 - 2 * s))
+
+
+def _silu_raised(z, first, second):
+    s = torch.sigmoid(z)
+    slope, turn = s * (1 - s), 1 - 2 * s
+    return second, slope * (turn * (3 + z * turn) - 2 * z * slope)
+
+
+@_activation("silu")
+def _silu(z, out, inplace=False):
+    return _Closed.apply(z, _silu_formulas, _silu_raised)
 
 
 @_activation("mish")
@@ -83,11 +127,19 @@ def _mish(z, out, inplace=False):
     return t + z * inner * s, 2 * inner * s + z * bend
 
 
+def _normal_density(z):
+    return torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
+def _gelu_formulas(z):
+    density = _normal_density(z)
+    return torch.special.ndtr(z) + z * density, (2 - z * z) * density
+
+
 @_activation("gelu")
 def _gelu(z, out, approximate="none"):
     if approximate == "none":
-        density = torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-        return torch.special.ndtr(z) + z * density, (2 - z * z) * density
+        return _Closed.apply(z, _gelu_formulas, lambda z, first, second: (second, z * (z * z - 4) * _normal_density(z)))
     scale, cubic = math.sqrt(2 / math.pi), 0.044715
     t = torch.tanh(scale * (z + cubic * z**3))
     inner, slope, bend = 1 - t * t, scale * (1 + 3 * cubic * z * z), scale * 6 * cubic * z

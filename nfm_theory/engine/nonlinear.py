@@ -45,10 +45,15 @@ class _Slopes:
 class _WeightedSquare(torch.autograd.Function):
     """`t² w`, whose gradients take fewer passes through memory than those of the two products."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, t: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(t, weight)
+    def forward(t: Tensor, weight: Tensor) -> Tensor:
         return t * t * weight
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
