@@ -116,6 +116,8 @@ def test_one_page_can_be_asked_for_and_a_good_book_has_no_fault(browser, tmp_pat
     assert CHECK.check(book, ["good"]) == []
     assert "1 pages looked at" in capsys.readouterr().out
     assert len(CHECK.check(book)) == 1
+    with pytest.raises(ValueError, match="pages: expected some of good, bad, got none"):
+        CHECK.check(book, ["good", "none"])
 
 
 def test_weight_counts_each_file_once_and_text_compressed(tmp_path):
