@@ -21,9 +21,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
-from itertools import chain
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -211,58 +209,37 @@ def pages_of(book: Path) -> list[Path]:
     return [html / f"{name}.html" for name in [*toc, *extras]]
 
 
-def look_at_all(program: str, pages: list[Path]) -> tuple[str, list[str], dict[str, int]]:
-    """Open pages at both widths, in one browser.
-
-    Args:
-        program: the browser.
-        pages: what to open.
-
-    Returns:
-        Version of the browser, all faults, and the weight of each page in bytes.
-    """
-    faults, weights = [], {}
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program)
-        desk, phone = window(browser, DESKTOP), window(browser, PHONE)
-        for path in pages:
-            found, weights[path.stem] = look(desk, path, on_a_desk)
-            faults += found + look(phone, path, on_a_phone)[0]
-        version = browser.version
-        browser.close()
-    return version, faults, weights
-
-
-def check(book: Path, only: list[str] | None = None, workers: int | None = None) -> list[str] | None:
+def check(book: Path, only: list[str] | None = None) -> list[str] | None:
     """All faults, one line each; `None` if there is no browser.
 
     Args:
         book: the folder with `_toc.yml` and `_build/html`.
         only: names of pages, all of them if `None`.
-        workers: browsers that share the pages, one for each core if `None`.
 
     Raises:
         FileNotFoundError: if `$BOOK_BROWSER` names none.
         ValueError: for a page that the table of contents has not.
     """
-    start = time.perf_counter()
+    start, faults, weights = time.perf_counter(), [], {}
     known = {path.stem: path for path in pages_of(book)}
     if unknown := set(only or ()) - known.keys():
         raise ValueError(f"pages: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}.")
-    pages = [known[name] for name in only or known]
     with sync_playwright() as playwright:
         program = find_browser(playwright)
-    if program is None:
-        return None
-    workers = min(workers or os.cpu_count() or 1, len(pages))
-    shares = [pages[k::workers] for k in range(workers)]
-    with ThreadPoolExecutor(workers) as pool:  # each with a driver and a browser of its own
-        versions, faults, weights = zip(*pool.map(partial(look_at_all, program), shares), strict=True)
-    faults, weights = list(chain(*faults)), dict(chain(*(share.items() for share in weights)))
+        if program is None:
+            return None
+        # One browser: beside a second one the styles of the focus come too late to be seen
+        browser = playwright.chromium.launch(executable_path=program)
+        desk, phone = window(browser, DESKTOP), window(browser, PHONE)
+        for name in only or known:
+            found, weights[name] = look(desk, known[name], on_a_desk)
+            faults += found + look(phone, known[name], on_a_phone)[0]
+        version = browser.version
+        browser.close()
     if not faults:
         heaviest = max(weights, key=weights.get)
         print(
-            f"{len(pages)} pages looked at in Chromium {versions[0]} in {time.perf_counter() - start:.0f} s; "
+            f"{len(weights)} pages looked at in Chromium {version} in {time.perf_counter() - start:.0f} s; "
             f"the heaviest, {heaviest}, weighs {weights[heaviest] / 1e6:.2f} MB"
         )
     return faults
