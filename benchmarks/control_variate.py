@@ -16,7 +16,8 @@ from benchmarks.estimators.cases import SETTINGS, build_case
 from benchmarks.estimators.measure import interleaved, machine, num_threads, versions
 from experiments.data.digits import load_digits, verification_subset
 from experiments.trained import trained_network
-from nfm_theory.monte_carlo import CONTROL_VARIATES, Polynomials, monte_carlo_loss
+from nfm_theory.monte_carlo import CONTROL_VARIATES, block_sweeps, monte_carlo_loss
+from nfm_theory.paths import Polynomials, taylor_coefficients
 from nfm_theory.problem import Problem
 
 EPS = (0.1, 0.03, 0.01)
@@ -49,23 +50,26 @@ CASES = {
     "mlp, trained on digits": (trained_mlp, 20_000, True),
     "mlp64": (lambda: standard("mlp64", 64), 10_000, False),
     "cnn": (lambda: standard("cnn", 16), 2_000, False),
-    "preact_resnet18, last stage": (lambda: standard("preact_resnet18", 8, "layer4"), 2_000, False),
+    "preact_resnet18, last stage": (lambda: standard("preact_resnet18", 8, "layer3"), 2_000, False),
+    "preact_resnet18, classifier": (lambda: standard("preact_resnet18", 8, "layer4"), 2_000, False),
 }
 
 
-def costs(problem: Problem, cubic: bool, rows: int = 4096) -> dict[str, float]:
-    """Time of a draw with each control variate, in forward passes."""
+def costs(problem: Problem, cubic: bool) -> dict[str, float]:
+    """Time of a draw with each control variate, in forward passes of the head; all but the random numbers counts."""
     n, eps = len(problem.features), 0.1
-    rows = min(rows, 2**25 // problem.features[0].nbytes)  # as many as a block of the library holds
-    sweeps = max(8, rows // n)
+    sweeps = block_sweeps(problem, order=2)
     polynomials, draw = Polynomials(problem), problem.draw(n, sweeps, generator=torch.Generator().manual_seed(0))
-    path, points = problem.path(draw), problem.features.repeat(sweeps, *[1] * (problem.features.ndim - 1))
+    points = problem.features.repeat(sweeps, *[1] * (problem.features.ndim - 1))
 
     def with_control(order: int):
         def call():
+            path = problem.path(draw)
             path(eps)
-            if order >= 0:
-                polynomials(draw, order)
+            if order > 2:
+                taylor_coefficients(path, order)
+            elif order >= 0:
+                polynomials(path, order)
 
         return call
 

@@ -93,7 +93,7 @@ class RuleEvidence:
         small = problem_grid(problem, rule="smallest", degree=q, num_lam=q // 2 + 1, max_rows=limits["max_rows"])
 
         def rows(draw) -> Tensor:
-            values = taylor_coefficients(problem, draw, q)
+            values = taylor_coefficients(problem.path(draw), q)
             return torch.cat([values, values.abs()], dim=-1)
 
         sums = rule_sum(problem, small, rows, passes=2**q, title="coefficients", **self._bars())
@@ -160,11 +160,12 @@ class SampledEvidence:
 
     def _rows(self, draw, eps: Sequence[float], integral: bool) -> Tensor:
         """Of every row: coefficients 0..q, then the remainders of its own polynomial."""
-        values = taylor_coefficients(self.problem, draw, self.q)
+        path = self.problem.path(draw)
+        values = taylor_coefficients(path, self.q)
         if integral:
             parts = [integral_remainder(self.problem, draw, e, order=self.q - 1) for e in eps]
         else:
-            path, powers = self.problem.path(draw), torch.arange(self.q, device=values.device)
+            powers = torch.arange(self.q, device=values.device)
             parts = [path(e) - values[:, : self.q] @ e**powers for e in _scales(self.problem, eps)]
         return torch.cat([values, torch.stack(parts, dim=-1)], dim=-1)
 

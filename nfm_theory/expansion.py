@@ -206,7 +206,7 @@ def problem_coefficients(
     total = rule_sum(
         problem,
         grid,
-        lambda draw: taylor_coefficients(problem, draw, order),
+        lambda draw: taylor_coefficients(problem.path(draw), order),
         passes=2**order,
         memory_limit=memory_limit,
         progress=progress,

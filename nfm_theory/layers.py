@@ -7,7 +7,7 @@ r"""Where in the network the features live: $f = f_k \circ g_k$ for any layer of
 | k | `Split.layer`, dotted name of a submodule, whose *output* are the features; `""` is the input |
 
 The network is not taken apart. For one call a forward hook reads the layer's output, or puts other features
-in its place; the layers before it then run on a single example, whose result is thrown away. That the outputs
+in its place; what comes before it is known from a single example, and its result is thrown away. That the outputs
 are a function of these features alone, sample by sample and without chance, is not assumed but probed.
 """
 
@@ -151,8 +151,13 @@ def _cut(network: Network, x: Tensor, layer: str) -> tuple[Split, Tensor]:
             break
     else:
         raise _Bypass
-    head = lambda h, repeat=repeat: network.head(h, layer, dummy, repeat)  # noqa: E731
-    return Split(encode=lambda x: network.encode(x, layer), head=head, layer=layer), outputs
+    # With the batch repeated everything may depend on the batch size, otherwise what comes before need not run again
+    front = {} if repeat else network.front(layer, dummy)
+    return Split(
+        encode=lambda x: network.encode(x, layer),
+        head=lambda h: network.head(h, layer, dummy, repeat, front),
+        layer=layer,
+    ), outputs
 
 
 def _check_features(found: list, layer: str) -> None:

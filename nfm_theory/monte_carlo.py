@@ -7,7 +7,7 @@ $$ \hat L(\varepsilon) = T_q(\varepsilon) + \frac1N \sum_{rows} \Big[\varphi(\va
 
 so that a remainder of O(ε³) is resolved with noise of O(ε³), not O(ε). Which order q pays is measured, not assumed:
 at large ε a polynomial hurts. Up to order 2 a row's polynomial costs one tangent through the recorded head
-(`sweep_coefficients`); order 3 takes nested differentiation and has to earn its cost.
+(`paths.Polynomials`); order 3 takes nested differentiation and has to earn its cost.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .draws import Draw, antithetic
-from .engine import linearize
+from .engine.base import block_bytes
 from .expansion import problem_terms
-from .paths import sweep_coefficients, taylor_coefficients
+from .paths import Polynomials, taylor_coefficients
 from .problem import Problem
 from .results import Estimate
 
@@ -54,18 +54,17 @@ class RunningMoments:
         return (self.squares / max(self.count - 1, 1) / max(self.count, 1)) ** 0.5
 
 
-class Polynomials:
-    """Taylor coefficients of rows that sweep over the samples, `(rows, order + 1)`."""
+def block_sweeps(problem: Problem, order: int, memory_limit: int | None = None) -> int:
+    """Sweeps drawn at once: what the memory limit allows, and perturbations that stay in a cache.
 
-    def __init__(self, problem: Problem):
-        self.problem, self.at = problem, linearize(problem.head, problem.features)
-        self.slope = problem.loss.gradient(self.at.outputs, problem.labels)
-
-    def __call__(self, draw: Draw, order: int) -> Tensor:
-        """Coefficients up to `order` ≥ 0 of the rows of a draw."""
-        if order > 2:
-            return taylor_coefficients(self.problem, draw, order)
-        return sweep_coefficients(self.problem, self.at, self.slope, draw, order)
+    Args:
+        problem: the setting.
+        order: of the control variate.
+        memory_limit: bytes per block.
+    """
+    rows = problem.block_rows(memory_limit, passes=8 if order > 2 else 2)
+    cached = 4 * block_bytes(problem.features.device) // problem.features[0].nbytes
+    return max(1, min(rows, cached) // len(problem.features))
 
 
 def _sweep_means(
@@ -76,8 +75,11 @@ def _sweep_means(
     losses, coefficients = [], []
     for rows in (draw, antithetic(draw)) if both_signs else (draw,):
         path = problem.path(rows)
-        losses.append(torch.stack([path(e) for e in eps], dim=-1))
-        coefficients.append(polynomials(rows, order) if order >= 0 else losses[-1][:, :0])
+        losses.append(torch.stack([path(float(e)) for e in eps], dim=-1))
+        if order > 2:
+            coefficients.append(taylor_coefficients(path, order))
+        else:
+            coefficients.append(polynomials(path, order) if order >= 0 else losses[-1][:, :0])
     sweeps = len(draw) // n
     return tuple(
         sum(part).reshape(sweeps, n, part[0].shape[-1]).mean(1).double() / len(part) for part in (losses, coefficients)
@@ -176,7 +178,7 @@ def monte_carlo_loss(
         ]
     )
 
-    block = max(1, problem.block_rows(memory_limit, passes=2 ** max(top, 0)) // n)
+    block = block_sweeps(problem, top, memory_limit)
     moments, done, converged = RunningMoments(), 0, None
     disable = None if progress is None else not progress
     with tqdm(

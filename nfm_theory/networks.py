@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,22 @@ from torch.nn.parameter import is_lazy
 
 class Stop(Exception):
     """Ends the forward pass behind the layer whose output is wanted."""
+
+
+@contextlib.contextmanager
+def _replayed(outputs: Mapping[nn.Module, Tensor]):
+    """Modules return known outputs, whatever they are given, while the block lasts."""
+    own = {module: vars(module)["forward"] for module in outputs if "forward" in vars(module)}
+    try:
+        for module, output in outputs.items():
+            module.forward = lambda *args, output=output, **kwargs: output.clone()
+        yield
+    finally:
+        for module in outputs:
+            if module in own:
+                module.forward = own[module]
+            else:
+                vars(module).pop("forward", None)
 
 
 class Network:
@@ -108,12 +125,48 @@ class Network:
             self(x.clone())
         return found[0]
 
-    def head(self, h: Tensor, layer: str, dummy: Tensor, repeat: bool) -> Tensor:
-        """Outputs for features `h`; the layers before run on the one example `dummy`, to no effect."""
+    def front(self, layer: str, dummy: Tensor) -> dict[nn.Module, Tensor]:
+        """Modules that need not run for the head of the layer, with their outputs for `dummy`.
+
+        The outermost ones that are called once and return no later than the layer, which is the last of them.
+        """
+        calls: Counter[nn.Module] = Counter()
+        begun: list[int] = []
+        returned: list[tuple[nn.Module, object]] = []
+        before: list[tuple[nn.Module, object]] = []
+
+        def enter(module, args):
+            calls[module] += 1
+            begun.append(len(returned))
+
+        def leave(module, args, output):
+            del returned[begun.pop() :]  # what it called itself
+            returned.append((module, output.detach() if isinstance(output, Tensor) else output))
+            if module is self.modules[layer]:
+                before.extend(returned)
+
+        with contextlib.ExitStack() as hooks, torch.no_grad():
+            for module in set(self.modules.values()):
+                hooks.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+                hooks.callback(module.register_forward_hook(leave).remove)
+            self(dummy.clone())
+        return {
+            module: output
+            for module, output in before
+            if calls[module] == 1 and isinstance(output, Tensor) and not isinstance(module, torch.jit.ScriptModule)
+        }
+
+    def head(
+        self, h: Tensor, layer: str, dummy: Tensor, repeat: bool, front: Mapping[nn.Module, Tensor] | None = None
+    ) -> Tensor:
+        """Outputs for features `h`; the layers before run on the one example `dummy`, to no effect.
+
+        Those in `front` do not run at all.
+        """
         if repeat:
             dummy = dummy.expand(len(h), *dummy.shape[1:])
         # copies: an in-place layer behind (or at) the cut must not overwrite the caller's tensors
-        with self.hook(layer, lambda module, args, output: h.clone()):
+        with self.hook(layer, lambda module, args, output: h.clone()), _replayed(front or {}):
             return self(dummy.clone())
 
     def check(self, x: Tensor, layer: str) -> None:

@@ -11,6 +11,7 @@ with no difference of nearly equal numbers on the right, and Lagrange's form bou
 
 from __future__ import annotations
 
+from functools import cached_property
 from math import factorial
 
 import torch
@@ -19,58 +20,81 @@ from torch import Tensor
 
 from .curvature import directional_derivatives, gauss_newton_forms, scalar_derivatives
 from .draws import Draw
-from .engine import Linearization
-from .problem import Problem
+from .engine import Linearization, linearize
+from .problem import Path, Problem
 from .results import Interval
 
 
-def taylor_coefficients(problem: Problem, draw: Draw, order: int) -> Tensor:
+def taylor_coefficients(path: Path, order: int) -> Tensor:
     """`φ^(k)(0)/k!` of every row for k = 0..order by forward mode, `(rows, order + 1)`."""
-    zero = torch.zeros((), dtype=problem.features.dtype, device=problem.features.device)
-    derivatives = scalar_derivatives(problem.path(draw), zero, order)
+    derivatives = scalar_derivatives(path, path.first.new_zeros(()), order)
     return torch.stack([d / factorial(k) for k, d in enumerate(derivatives)], dim=-1)
 
 
-def second_order_coefficients(problem: Problem, draw: Draw) -> Tensor:
+def second_order_coefficients(path: Path) -> Tensor:
     r"""`φ^(k)(0)/k!`, k = 0, 1, 2, from the derivatives of loss and head apart, `(rows, 3)`.
 
     With `e = ε e¹ + ε² e²`: φ' = a·J e¹ and φ''/2 = ½ (J e¹)ᵀF(J e¹) + ½ a·∇²f[e¹, e¹] + a·J e². The second
     witness of `taylor_coefficients`, and what R1, R2 and R3 are before the expectation is taken.
     """
-    first, linear, quadratic = problem.perturbation(draw)
-    outputs, tangent, bend = directional_derivatives(problem.head, first, linear, 2)
-    labels = problem.labels[draw.anchor]
+    problem, labels = path.problem, path.problem.labels[path.anchor]
+    outputs, tangent, bend = directional_derivatives(problem.head, path.first, path.linear, 2)
     slope = problem.loss.gradient(outputs, labels)
     curvature = problem.loss.hessian(outputs, labels)
     second = torch.einsum("bk,bkl,bl->b", tangent, curvature, tangent) / 2 + (slope * bend).sum(-1) / 2
-    if quadratic is not None:
-        second = second + (slope * directional_derivatives(problem.head, first, quadratic, 1)[1]).sum(-1)
+    if path.quadratic is not None:
+        second = second + (slope * directional_derivatives(problem.head, path.first, path.quadratic, 1)[1]).sum(-1)
     return torch.stack([problem.loss(outputs, labels), (slope * tangent).sum(-1), second], dim=-1)
 
 
-def sweep_coefficients(problem: Problem, at: Linearization, slope: Tensor, draw: Draw, order: int = 2) -> Tensor:
-    """`second_order_coefficients` of whole sweeps over the samples, `(rows, order + 1)`, for one tangent a row.
+class Polynomials:
+    """`second_order_coefficients` of whole sweeps over the samples, for one tangent a row.
 
-    The recording of the head and its adjoint are shared by all rows of a sample, so that a row costs about one forward
-    pass at order 2, and none at order 1.
+    What a sample's rows have in common is computed once: the gradient of its loss, `Jᵀ a`, and the recording of the
+    head with its adjoint. A row then costs about one forward pass at order 2, and next to nothing at order 1.
 
     Args:
         problem: the setting.
-        at: the head at the features, `linearize(problem.head, problem.features)`.
-        slope: ∂ℓ/∂u at the features, `(n, K)`; the adjoint of the same tensor is computed once.
-        draw: rows whose anchors are 0, .., n - 1, again and again.
-        order: 0, 1 or 2.
     """
-    n, labels = len(problem.features), problem.labels
-    _, linear, quadratic = (None if e is None else e.unflatten(0, (-1, n)) for e in problem.perturbation(draw))
-    pulled = at.pullback(slope)
-    columns = [problem.loss(at.outputs, labels).expand(len(linear), n), (at.enter(linear) * pulled).sum(-1)]
-    if order == 2:
-        tangents, bends = at.sweep(linear, slope)
-        curvature = problem.loss.hessian(at.outputs, labels)
-        second = (gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).T + bends) / 2
-        columns.append(second if quadratic is None else second + (at.enter(quadratic) * pulled).sum(-1))
-    return torch.stack(columns[: order + 1], dim=-1).flatten(0, 1)
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+        with torch.enable_grad():
+            features = problem.features.detach().requires_grad_()
+            losses = problem.losses(features, torch.arange(len(features), device=features.device))
+            (gradient,) = torch.autograd.grad(losses.sum(), features)
+        self.losses, self.gradient = losses.detach(), gradient.flatten(1)
+
+    @cached_property
+    def _head(self) -> tuple[Linearization, Tensor, Tensor]:
+        """The head at the features, with the slope and the curvature of the loss there."""
+        problem = self.problem
+        at = linearize(problem.head, problem.features, differentiable=False)
+        derivatives = problem.loss.gradient, problem.loss.hessian
+        return at, *(d(at.outputs, problem.labels).detach() for d in derivatives)
+
+    def _slopes(self, along: Tensor) -> Tensor:
+        """`a·J e` of perturbations `(sweeps, n, *feature)`, `(sweeps, n)`."""
+        return torch.einsum("mnd,nd->mn", along.flatten(2), self.gradient)
+
+    def __call__(self, path: Path, order: int) -> Tensor:
+        """`φ^(k)(0)/k!` for k = 0..order, `(rows, order + 1)`.
+
+        Args:
+            path: of rows whose anchors are 0, .., n - 1, again and again.
+            order: 0, 1 or 2.
+        """
+        n = len(self.losses)
+        linear, quadratic = (None if e is None else e.unflatten(0, (-1, n)) for e in (path.linear, path.quadratic))
+        columns = [self.losses.expand(len(linear), n)]
+        if order >= 1:
+            columns.append(self._slopes(linear))
+        if order >= 2:
+            at, slope, curvature = self._head
+            tangents, bends = at.sweep(linear, slope)
+            second = (gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).T + bends) / 2
+            columns.append(second if quadratic is None else second + self._slopes(quadratic))
+        return torch.stack(columns, dim=-1).flatten(0, 1)
 
 
 def _at_points(problem: Problem, draw: Draw, points: Tensor, order: int) -> Tensor:

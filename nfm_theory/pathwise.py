@@ -25,7 +25,7 @@ from .curvature import scalar_derivatives
 from .draws import Draw, antithetic
 from .engine import Linearization, linearize
 from .losses import PointwiseLoss
-from .problem import Problem
+from .problem import Path, Problem
 
 
 @dataclass(frozen=True)
@@ -120,37 +120,36 @@ def _polynomial(coefficients: Sequence[Tensor], eps: Tensor) -> Tensor:
     return value
 
 
-def output_coefficients(problem: Problem, at: Linearization, draw: Draw, order: int) -> list[Tensor]:
+def output_coefficients(at: Linearization, path: Path, order: int) -> list[Tensor]:
     """Taylor coefficients of the outputs `f(g_i + e_i(ε))` of every row, `order + 1` times `(rows, K)`.
 
     Args:
-        problem: the setting.
         at: the head at the features, `linearize(problem.head, problem.features)`.
-        draw: rows; for a piecewise-linear head their anchors are 0, .., n - 1, again and again.
+        path: of rows whose anchors, for a piecewise-linear head, are 0, .., n - 1, again and again.
         order: highest power of ε.
     """
-    first, linear, quadratic = problem.perturbation(draw)
+    first, linear, quadratic = path.first, path.linear, path.quadratic
     if not at.piecewise_linear:
 
         def outputs(eps: Tensor) -> Tensor:
-            return problem.head(first + eps * (linear if quadratic is None else linear + eps * quadratic))
+            return path.problem.head(first + eps * (linear if quadratic is None else linear + eps * quadratic))
 
         return _coefficients(outputs, order, first)
-    n = len(problem.features)
-    known = [at.outputs.repeat(len(draw) // n, 1)]
+    n = len(at.outputs)
+    known = [at.outputs.repeat(len(first) // n, 1)]
     for part in (linear, quadratic)[:order]:
         if part is not None:
             known.append(at.sweep(part.unflatten(0, (-1, n)), None)[0].flatten(0, 1))
     return known + [torch.zeros_like(known[0])] * (order + 1 - len(known))
 
 
-def jets(problem: Problem, at: Linearization, draw: Draw, order: int) -> tuple[Tensor, list[Tensor]]:
+def jets(at: Linearization, path: Path, order: int) -> tuple[Tensor, list[Tensor]]:
     """`φ^(k)(0)/k!` of every row for k = 0..order, `(rows, order + 1)`, and the coefficients of the outputs behind it.
 
     Arguments as `output_coefficients`; the same numbers as `paths.taylor_coefficients`.
     """
-    outputs = output_coefficients(problem, at, draw, order)
-    labels = problem.labels[draw.anchor]
+    outputs, problem = output_coefficients(at, path, order), path.problem
+    labels = problem.labels[path.anchor]
     along = _coefficients(lambda eps: problem.loss(_polynomial(outputs, eps), labels), order, outputs[0])
     return torch.stack(along, dim=-1), outputs
 
@@ -173,10 +172,10 @@ def _sweep(
         parts = torch.arange(len(draw), device=draw.lam.device).split(max(1, block >> order))
         return (
             torch.cat(losses),
-            torch.cat([jets(problem, at, draw[rows], order)[0] for rows in parts]),
+            torch.cat([jets(at, problem.path(draw[rows]), order)[0] for rows in parts]),
             draw.lam.new_zeros(len(draw), 0),
         )
-    coefficients, outputs = jets(problem, at, draw, order)
+    coefficients, outputs = jets(at, problem.path(draw), order)
     labels = problem.labels[draw.anchor]
     linear = torch.stack([problem.loss(_polynomial(outputs[:3], e), labels) for e in eps], dim=-1)
     return torch.cat(losses), coefficients, linear

@@ -52,6 +52,9 @@ def _displace(parts: tuple[Tensor, Tensor, Tensor | None], eps: float | Tensor) 
     first, linear, quadratic = parts
     if isinstance(eps, float) and eps == 1.0:  # as in training, where every operation on large features counts
         return first + linear if quadratic is None else first + linear + quadratic
+    if isinstance(eps, float):
+        along = linear if quadratic is None else torch.add(linear, quadratic, alpha=eps)
+        return torch.add(first, along, alpha=eps)
     if isinstance(eps, Tensor) and eps.ndim:
         eps = eps.reshape(-1, *[1] * (first.ndim - 1))
     return first + eps * (linear if quadratic is None else linear + eps * quadratic)
@@ -167,10 +170,9 @@ class Problem:
             **options,
         )
 
-    def path(self, draw: Draw) -> Callable[[Tensor], Tensor]:
+    def path(self, draw: Draw) -> Path:
         """φ: ε (0-dim, or one per row) to the losses of the rows, label of the first sample, `(rows,)`."""
-        parts = self.perturbation(draw)
-        return lambda eps: self.losses(_displace(parts, eps), draw.anchor)
+        return Path(self, draw.anchor, *self.perturbation(draw))
 
     def mixed_label_losses(self, draw: Draw) -> Tensor:
         """Losses at ε = 1 with the mixed label, `(rows,)`; λ of the rows from Beta(α, β)."""
@@ -190,6 +192,29 @@ class Problem:
         if memory_limit is not None and memory_limit < per_row:
             raise ValueError(f"memory_limit: one row alone needs about {per_row} bytes, got a limit of {memory_limit}.")
         return max(1, int((MEMORY_LIMIT if memory_limit is None else memory_limit) // per_row))
+
+
+@dataclass(frozen=True)
+class Path:
+    """The loss along every row of a draw, φ: a function of ε; made by `Problem.path`.
+
+    Attributes:
+        problem: the setting.
+        anchor: index i of the rows, `(rows,)`.
+        first: g_i, `(rows, *feature)`.
+        linear: e¹.
+        quadratic: e², `None` where it vanishes.
+    """
+
+    problem: Problem
+    anchor: Tensor
+    first: Tensor
+    linear: Tensor
+    quadratic: Tensor | None
+
+    def __call__(self, eps: float | Tensor) -> Tensor:
+        """φ(ε), `(rows,)`; ε a number, 0-dim, or one per row."""
+        return self.problem.losses(_displace((self.first, self.linear, self.quadratic), eps), self.anchor)
 
 
 def check_level(name: str, value: float) -> float:

@@ -44,8 +44,8 @@ def _pathwise(problem: Problem, order: int, generator) -> tuple[int, int]:
     draw = problem.draw(n, -(-PATHWISE_DRAWS // n), generator=generator)[:PATHWISE_DRAWS]
     zero = torch.zeros((), dtype=problem.features.dtype, device=problem.features.device)
     eps = zero + PATHWISE_EPS
-    coefficients = second_order_coefficients(problem, draw)[:, : order + 1]
-    value = problem.path(draw)(eps)
+    path = problem.path(draw)
+    coefficients, value = second_order_coefficients(path)[:, : order + 1], path(eps)
     rounding = ROUNDING * rounding_unit(problem)[draw.anchor]
     remainder = value - coefficients @ eps ** torch.arange(order + 1, device=value.device)
     unit = factorial(order + 1) / eps ** (order + 1)

@@ -64,10 +64,11 @@ def package(name):
         (partial(peers.full_hessian, chunk=4), 1e-8),
         (peers.double_backward, 1e-8),
         (partial(peers.jvp_of_grad, chunk=3), 1e-8),
+        (partial(peers.jvp_of_grad, rewritten=True), 1e-8),
         (partial(peers.jvp_of_jvp, chunk=3), 1e-8),
         (peers.finite_differences, 1e-4),
     ],
-    ids=["vmap(hessian)", "double backward", "jvp(grad)", "jvp(jvp)", "finite differences"],
+    ids=["vmap(hessian)", "double backward", "jvp(grad)", "exact_derivatives", "jvp(jvp)", "finite differences"],
 )
 def test_peers_agree_with_the_exact_terms(case, reference, way, tolerance, quantity):
     sets, (gauss_newton, residual) = reference
@@ -126,7 +127,7 @@ def test_training_peers_agree_in_value_and_gradient(case):
             for p, g in zip(parameters, first[1:], strict=True):
                 p.add_(g, alpha=sign * 1e-5)
         penalty = peers.train_double_backward(case, probes)[0]
-        total.append(penalty + peers.mean_function(case.trained.problem, "R2+R3")(case.x).detach())
+        total.append(penalty + peers.mean_function(case.trained, "R2+R3")(case.x).detach())
         with torch.no_grad():
             for p, g in zip(parameters, first[1:], strict=True):
                 p.sub_(g, alpha=sign * 1e-5)

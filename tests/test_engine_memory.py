@@ -92,6 +92,17 @@ def test_parameters_that_could_be_trained_cost_no_memory(build):
     assert 0 < trainable <= frozen + 10_000
 
 
+def test_few_directions_are_not_carried_all_at_once():
+    width, batch = 512, 128
+    large = 4 * batch * width  # bytes of an activation, half a block
+    model = nn.Sequential(nn.Linear(8, width), nn.Tanh(), nn.Linear(width, 1)).requires_grad_(False)
+    g = randn(0, batch, 8, dtype=torch.float32)
+    assert 2 * large == BLOCK_BYTES["cpu"]
+    at, slope, v = linearize(model, g), torch.ones(batch, 1), randn(1, 4, batch, 8, dtype=torch.float32)
+    at.sweep(v[:1], slope)
+    assert memory(lambda: at.sweep(v, slope))[0] < 3 * large
+
+
 def test_memory_of_a_sweep_does_not_depend_on_the_number_of_directions():
     model, shape = dense(nn.Tanh)
     model = model.double()

@@ -140,13 +140,64 @@ def test_nested_transforms_of_a_head_agree_with_the_plain_rest():
     assert_close(second(head), second(model[2:]), rtol=1e-12, atol=1e-14)
 
 
-def test_part_before_the_layer_runs_on_one_example():
-    rows = []
+class Counted(nn.Module):
+    """A linear map that counts the rows it is given."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.map, self.rows = linear(seed), []
+
+    def forward(self, x):
+        self.rows.append(len(x))
+        return self.map(x)
+
+
+def test_part_before_the_layer_does_not_run():
+    block = nn.Sequential(Counted(1), nn.Tanh(), Counted(2))
+    model = net(lambda m, x: m.c(torch.relu(m.block(m.a(x)))), a=Counted(), block=block, c=Counted(3))
+    expected = model(X)
+    for layer, before, behind in (("a", [model.a], [block[0], block[2], model.c]),
+                                  ("block.1", [model.a, block[0]], [block[2], model.c]),
+                                  ("block", [model.a, block[0], block[2]], [model.c])):  # fmt: skip
+        cut = split(model, X, layer=layer)
+        features = cut.encode(X)
+        for part in (*before, *behind):
+            part.rows.clear()
+        assert_close(cut.head(features), expected, rtol=0, atol=0)
+        assert [part.rows for part in before] == [[]] * len(before), layer
+        assert [part.rows for part in behind] == [[len(X)]] * len(behind), layer
+    assert_close(model(X), expected, rtol=0, atol=0)  # nothing is left behind
+
+
+def test_what_runs_again_behind_the_layer_runs():
+    shared = Counted()
+    model = net(lambda m, x: m.shared(torch.tanh(m.b(m.shared(x)))), shared=shared, b=linear(1))
+    cut = split(model, X, layer="b")
+    features = cut.encode(X)
+    shared.rows.clear()
+    assert_close(cut.head(features), model(X), rtol=0, atol=0)
+    assert shared.rows == [1, len(X), len(X), len(X)]
+
+
+def test_replaced_forward_methods_come_back():
     model = mlp(0, (3, 5, 4, 2))
+    own = model[0].forward
+    model[0].forward = lambda x: 2 * own(x)
+    expected, patched = model(X), model[0].forward
     cut = split(model, X, layer="1")
-    model[0].register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
-    cut.head(torch.zeros(100, 5, dtype=torch.float64))
-    assert rows == [1]
+    assert_close(cut.head(cut.encode(X)), expected, rtol=0, atol=0)
+    with pytest.raises(RuntimeError):
+        cut.head(torch.zeros(2, 7, dtype=torch.float64))
+    assert model[0].forward is patched
+    assert "forward" not in vars(model[1])
+    assert_close(model(X), expected, rtol=0, atol=0)
+
+
+def test_results_before_the_layer_may_be_overwritten_in_place():
+    model = net(lambda m, x: m.b(m.a(x).mul_(3)), a=linear(), b=linear(1))
+    cut = split(model, X, layer="b")
+    for _ in range(3):
+        assert_close(cut.head(cut.encode(X)), model(X), rtol=0, atol=0)
 
 
 def test_batch_size_seen_before_the_layer_may_be_used_behind_it():

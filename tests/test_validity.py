@@ -27,7 +27,7 @@ def along(model, x, y, order=4, replicates=2, **options):
     problem = nt.build_problem(model, x, y, **options)
     draw = problem.draw(len(x), replicates, generator=generator())
     at = linearize(problem.head, problem.features, differentiable=False)
-    return problem, draw, at, jets(problem, at, draw, order)
+    return problem, draw, at, jets(at, problem.path(draw), order)
 
 
 def hessian_chain(problem, draw, row, order):
@@ -55,7 +55,7 @@ def test_coefficients_against_nested_reverse_mode():
 def test_coefficients_against_nested_forward_mode(case):
     model, x, y, options = case
     problem, draw, _, (found, _) = along(model, x, y, order=3, **options)
-    assert_close(found, taylor_coefficients(problem, draw, 3), rtol=1e-8, atol=1e-11)
+    assert_close(found, taylor_coefficients(problem.path(draw), 3), rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_coefficients_against_nested_forward_mode(case):
 def test_two_tangents_are_all_orders_of_a_relu_network(model, x, layer):
     problem, draw, at, (found, outputs) = along(model, x, Y, layer=layer, **NOISY)
     assert at.piecewise_linear
-    assert_close(found, taylor_coefficients(problem, draw, 4), rtol=1e-10, atol=1e-13)
+    assert_close(found, taylor_coefficients(problem.path(draw), 4), rtol=1e-10, atol=1e-13)
     assert not outputs[3].any()
     assert not outputs[4].any()
     eps = torch.tensor(1e-9, dtype=torch.float64)  # before any kink

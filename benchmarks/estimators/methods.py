@@ -48,6 +48,18 @@ def _exact(case: Case, label: str, sets: tuple[Tensor, ...], count: int, *, prob
         Method("double backward, loop", both, lambda: double_backward(case, *sets), passes=5 * count),
         Method("jvp(grad), vmap", both, lambda: jvp_of_grad(case, *sets, chunk=chunk), passes=6 * count),
         Method("jvp(jvp), vmap", both, lambda: jvp_of_jvp(case, *sets, chunk=chunk), passes=7 * count),
+        Method(
+            "exact_derivatives, jvp(grad), vmap",
+            both,
+            lambda: jvp_of_grad(case, *sets, chunk=chunk, rewritten=True),
+            passes=6 * count,
+        ),
+        Method(
+            "exact_derivatives, jvp(jvp), vmap",
+            both,
+            lambda: jvp_of_jvp(case, *sets, chunk=chunk, rewritten=True),
+            passes=7 * count,
+        ),
         Method("finite differences, float64", both, passes=5 * count, prepare=differences),
         Method("curvlinops, Hessian", both, lambda: linear_operator(case, *sets, chunk=chunk), passes=6 * count),
         Method("Taylor mode, collapsed", both, prepare=lambda: taylor_mode(None), passes=2 * count),

@@ -37,7 +37,10 @@ def _import(name: str) -> types.ModuleType:
 
 
 class _Features(nn.Module):
-    """The head with the features as its parameter, so that curvature in parameters is curvature in features."""
+    """The head with the features as its parameter, so that curvature in parameters is curvature in features.
+
+    The rewritten one: the package works under `no_grad`, where PyTorch refuses to differentiate SiLU twice.
+    """
 
     def __init__(self, case: Case):
         super().__init__()

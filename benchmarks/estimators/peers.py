@@ -1,5 +1,11 @@
 r"""Other ways to compute the same numbers, all with derivatives that PyTorch offers itself.
 
+They differentiate the network as its user has it. Behind the rewritings of `exact_derivatives`, which
+`Problem.head` applies, the same calls may be faster (batch norm in evaluation mode is one multiplication and one
+addition there), and some that fail or are wrong on the network itself are right; `rewritten=True` takes that head.
+Parameters do not require gradients, so that nothing is kept; under `no_grad` PyTorch refuses to differentiate some
+activations twice.
+
 Unless said otherwise a peer maps a case and sets of directions v, each `(m, b, *feature)` with b = 1 (shared by the
 samples) or b = n, to a 0-dim tensor: the mean over the samples of `½ Σ_j Dv_jᵀ · A_i · v_j` over all directions, with
 
@@ -20,41 +26,40 @@ from torch import Tensor
 from torch.func import grad, hessian, jvp, vmap
 
 from nfm_theory.curvature import directional_derivatives
-from nfm_theory.problem import Problem
 
 from .cases import Case
 
 
-def sample_function(problem: Problem, quantity: str) -> Callable[[Tensor, Tensor], Tensor]:
+def sample_function(case: Case, quantity: str, *, rewritten: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
     """The function `(points (b, *feature), samples (b,)) -> (b,)` whose second derivative the quantity is."""
+    problem, head = case.problem, case.problem.head if rewritten else case.plain_head
     if quantity == "R2+R3":
-        return problem.losses
+        return lambda h, rows: problem.loss.function(head(h), problem.labels[rows])
     if quantity != "R3":
         raise ValueError(f"quantity: expected 'R2+R3' or 'R3', got {quantity!r}.")
     with torch.no_grad():
-        slope = problem.loss.gradient(problem.head(problem.features), problem.labels)
-    return lambda h, rows: (slope[rows] * problem.head(h)).sum(-1)
+        slope = problem.loss.gradient(head(problem.features), problem.labels)
+    return lambda h, rows: (slope[rows] * head(h)).sum(-1)
 
 
-def mean_function(problem: Problem, quantity: str) -> Callable[[Tensor], Tensor]:
+def mean_function(case: Case, quantity: str, **options) -> Callable[[Tensor], Tensor]:
     """`sample_function` at all samples, averaged: points `(n, *feature)` to a 0-dim tensor."""
-    function = sample_function(problem, quantity)
-    rows = torch.arange(len(problem.features), device=problem.features.device)
+    function = sample_function(case, quantity, **options)
+    rows = torch.arange(len(case.problem.features), device=case.problem.features.device)
     return lambda h: function(h, rows).mean()
 
 
 def full_hessian(case: Case, *sets: Tensor, quantity: str = "R2+R3", chunk: int = 64) -> Tensor:
     """`vmap(hessian)` over `chunk` samples at a time, contracted with the directions."""
-    g, function = case.problem.features, sample_function(case.problem, quantity)
+    g, function = case.problem.features, sample_function(case, quantity)
     rows, d = torch.arange(len(g), device=g.device), g[0].numel()
     total = g.new_zeros(())
-    with torch.no_grad():
-        for part in rows.split(chunk):
-            square = vmap(hessian(lambda h, row: function(h[None], row[None])[0]))(g[part], part).reshape(-1, d, d)
-            for v in sets:
-                v = v[:, part] if v.shape[1] > 1 else v.expand(-1, len(part), *v.shape[2:])
-                flat = v.flatten(2).transpose(0, 1)
-                total = total + ((flat @ square) * flat).sum()
+    for part in rows.split(chunk):
+        square = vmap(hessian(lambda h, row: function(h[None], row[None])[0]))(g[part], part).reshape(-1, d, d)
+        for v in sets:
+            v = v[:, part] if v.shape[1] > 1 else v.expand(-1, len(part), *v.shape[2:])
+            flat = v.flatten(2).transpose(0, 1)
+            total = total + ((flat @ square) * flat).sum()
     return total / (2 * len(g))
 
 
@@ -62,7 +67,7 @@ def double_backward(case: Case, *sets: Tensor, quantity: str = "R2+R3") -> Tenso
     """A loop over the directions of Hessian-vector products, each one backward pass through the gradient."""
     h = case.problem.features.detach().requires_grad_()
     with torch.enable_grad():
-        value = mean_function(case.problem, quantity)(h)
+        value = mean_function(case, quantity)(h)
         (slope,) = torch.autograd.grad(value, h, create_graph=True)
     total = h.new_zeros(())
     for row in chain.from_iterable(sets):
@@ -73,13 +78,14 @@ def double_backward(case: Case, *sets: Tensor, quantity: str = "R2+R3") -> Tenso
 
 
 def _over_directions(form: Callable[[Tensor], Tensor], sets: tuple[Tensor, ...], chunk: int | None) -> Tensor:
-    with torch.no_grad():
-        return sum(vmap(form, chunk_size=chunk)(v).sum() for v in sets) / 2
+    return sum(vmap(form, chunk_size=chunk)(v).sum() for v in sets) / 2
 
 
-def jvp_of_grad(case: Case, *sets: Tensor, quantity: str = "R2+R3", chunk: int | None = None) -> Tensor:
+def jvp_of_grad(
+    case: Case, *sets: Tensor, quantity: str = "R2+R3", chunk: int | None = None, rewritten: bool = False
+) -> Tensor:
     """`jvp(grad)`, forward over reverse, under `vmap` over `chunk` directions at a time."""
-    g, function = case.problem.features, mean_function(case.problem, quantity)
+    g, function = case.problem.features, mean_function(case, quantity, rewritten=rewritten)
 
     def form(v: Tensor) -> Tensor:
         v = v.expand_as(g)
@@ -88,16 +94,17 @@ def jvp_of_grad(case: Case, *sets: Tensor, quantity: str = "R2+R3", chunk: int |
     return _over_directions(form, sets, chunk)
 
 
-def jvp_of_jvp(case: Case, *sets: Tensor, quantity: str = "R2+R3", chunk: int | None = None) -> Tensor:
+def jvp_of_jvp(
+    case: Case, *sets: Tensor, quantity: str = "R2+R3", chunk: int | None = None, rewritten: bool = False
+) -> Tensor:
     """Nested forward mode under `vmap` over `chunk` directions at a time."""
-    g, function = case.problem.features, mean_function(case.problem, quantity)
+    g, function = case.problem.features, mean_function(case, quantity, rewritten=rewritten)
     return _over_directions(lambda v: directional_derivatives(function, g, v.expand_as(g), 2)[2], sets, chunk)
 
 
 def finite_differences(case: Case, *sets: Tensor, quantity: str = "R2+R3") -> Tensor:
     """Central second differences in float64, a loop over the directions; the step balances truncation and rounding."""
-    problem = case.double.problem
-    g, function = problem.features, sample_function(problem, quantity)
+    g, function = case.double.problem.features, sample_function(case.double, quantity)
     rows, total = torch.arange(len(g), device=g.device), g.new_zeros(())
     with torch.no_grad():
         centre = function(g, rows)
@@ -135,7 +142,7 @@ def jacobian_projections(case: Case, *, projections: int = 1, seed: int = 0) -> 
     problem = case.problem
     h = problem.features.detach().requires_grad_()
     with torch.enable_grad():
-        outputs = problem.head(h)
+        outputs = case.plain_head(h)
     values, vectors = torch.linalg.eigh(problem.loss.hessian(outputs.detach(), problem.labels))
     root = vectors * values.clamp_min(0).sqrt().unsqueeze(-2)
     generator = torch.Generator(h.device).manual_seed(seed)
@@ -157,7 +164,7 @@ def _penalised(case: Case, penalty: Callable[[Callable[[Tensor], Tensor]], Tenso
         raise NotImplementedError("gradient peers perturb the input only")
     trained = case.trained
     with torch.enable_grad():
-        function = mean_function(trained.problem, "R2+R3")
+        function = mean_function(trained, "R2+R3")
         value = penalty(function)
         gradient = torch.autograd.grad(function(trained.x) + value, list(trained.model.parameters()))
     return value.detach(), *gradient

@@ -161,7 +161,7 @@ def integral_form() -> Check:
     truth = nt.integral_remainder(double, draw, 0.01)
     value = double.path(draw)(torch.tensor(0.01, dtype=torch.float64))
     powers = 0.01 ** torch.arange(3, dtype=torch.float64)
-    plain = value - nt.paths.taylor_coefficients(double, draw, 2) @ powers
+    plain = value - nt.paths.taylor_coefficients(double.path(draw), 2) @ powers
     gap = float((truth - plain).abs().max() / truth.abs().max())
     return Check.of(gap < 1e-6, f"40 draws at ε = 0.01 in float64: the two forms differ by {gap:.0e} of the largest")
 

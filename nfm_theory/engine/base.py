@@ -89,7 +89,11 @@ class Linearization(ABC):
             block_rows: rows (directions times samples) carried at once.
         """
         block = max(1, (block_rows or self._block_rows()) // len(self.h))
-        parts = tqdm(directions.split(block), desc="directions", disable=None, delay=2, leave=False)
+        if not block_rows and not self.differentiable:  # a few directions need not take a whole block
+            block = max(1, block // 4, min(block, -(-len(directions) // 4)))
+        parts = directions.split(block)
+        if len(parts) > 1:
+            parts = tqdm(parts, desc="directions", disable=None, delay=2, leave=False)
         results = [self._block(part, slope, tangents, entered) for part in parts]
         with gradients(self.differentiable):
             return tuple(None if found[0] is None else torch.cat(found) for found in zip(*results, strict=True))
