@@ -17,6 +17,7 @@ CASES = {
     "mlp784": "MLP, d = 784",
     "cnn": "CNN",
     "preact_resnet18": "PreActResNet-18",
+    "preact_resnet18_stage1": "PreActResNet-18, stage 1",
     "preact_resnet18_stage2": "PreActResNet-18, stage 2",
     "vit": "ViT",
 }

@@ -53,6 +53,9 @@ SETTINGS = {
     "mlp784": Setting(lambda: networks.mlp(784, 256, 256, 10), (784,), 256, 10),
     "cnn": Setting(networks.cnn, (1, 16, 16), 64, 10),
     "preact_resnet18": Setting(networks.PreActResNet18, (3, 32, 32), 32, 10),
+    "preact_resnet18_stage1": Setting(
+        networks.PreActResNet18, (3, 32, 32), 32, 10, "layer1", lambda m: lambda h: m.tail(m.layer2(h))
+    ),
     "preact_resnet18_stage2": Setting(networks.PreActResNet18, (3, 32, 32), 32, 10, "layer2", lambda m: m.tail),
     "vit": Setting(networks.VisionTransformer, (3, 32, 32), 16, 10),
 }

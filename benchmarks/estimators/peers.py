@@ -24,15 +24,26 @@ from itertools import chain
 import torch
 from torch import Tensor
 from torch.func import grad, hessian, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nfm_theory.curvature import directional_derivatives
 
 from .cases import Case
 
 
+def _twice_differentiable(head: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The head with attention by plain operations: PyTorch's fused kernels have a first derivative only."""
+
+    def call(h: Tensor) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return head(h)
+
+    return call
+
+
 def sample_function(case: Case, quantity: str, *, rewritten: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
     """The function `(points (b, *feature), samples (b,)) -> (b,)` whose second derivative the quantity is."""
-    problem, head = case.problem, case.problem.head if rewritten else case.plain_head
+    problem, head = case.problem, case.problem.head if rewritten else _twice_differentiable(case.plain_head)
     if quantity == "R2+R3":
         return lambda h, rows: problem.loss.function(head(h), problem.labels[rows])
     if quantity != "R3":
