@@ -67,7 +67,7 @@ def block_sweeps(problem: Problem, order: int, memory_limit: int | None = None) 
     return max(1, min(rows, cached) // len(problem.features))
 
 
-def _sweep_means(
+def sweep_means(
     problem: Problem, polynomials: Polynomials, draw: Draw, eps: Tensor, order: int, both_signs: bool
 ) -> tuple[Tensor, Tensor]:
     """Sweep means of the loss at every ε, `(sweeps, E)`, and of the Taylor coefficients, `(sweeps, order + 1)`."""
@@ -86,7 +86,7 @@ def _sweep_means(
     )
 
 
-def _corrected(losses: Tensor, coefficients: Tensor, eps: Tensor, orders: list[int]) -> Tensor:
+def corrected(losses: Tensor, coefficients: Tensor, eps: Tensor, orders: list[int]) -> Tensor:
     """Losses minus the rows' own Taylor polynomial of the order chosen for each ε."""
     columns = []
     for column, order in enumerate(orders):
@@ -161,8 +161,8 @@ def monte_carlo_loss(
     polynomials = Polynomials(problem)
     if control_variate == "auto":
         draw = problem.draw(n, pilot, generator=generator)
-        losses, coefficients = _sweep_means(problem, polynomials, draw, eps, 3, both_signs)
-        variances = {q: _corrected(losses, coefficients, eps, [q] * len(eps)).var(0) for q in CONTROL_VARIATES.values()}
+        losses, coefficients = sweep_means(problem, polynomials, draw, eps, 3, both_signs)
+        variances = {q: corrected(losses, coefficients, eps, [q] * len(eps)).var(0) for q in CONTROL_VARIATES.values()}
         orders = _cheapest(variances)
     else:
         orders = [CONTROL_VARIATES[control_variate]] * len(eps)
@@ -192,10 +192,10 @@ def monte_carlo_loss(
     ) as bar:
         while done < sweeps:
             count = min(block, sweeps - done)
-            losses, coefficients = _sweep_means(
+            losses, coefficients = sweep_means(
                 problem, polynomials, problem.draw(n, count, generator=generator), eps, top, both_signs
             )
-            moments.add(_corrected(losses, coefficients, eps, orders))
+            moments.add(corrected(losses, coefficients, eps, orders))
             done += count
             bar.update(count * per_sweep)
             if target_stderr is not None and done >= 30:
