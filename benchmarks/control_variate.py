@@ -18,7 +18,7 @@ from benchmarks.estimators.measure import interleaved, machine, num_threads, ver
 from experiments.data.digits import load_digits, verification_subset
 from experiments.trained import trained_network
 from nfm_theory.monte_carlo import CONTROL_VARIATES, RunningMoments, block_sweeps, corrected, sweep_means
-from nfm_theory.paths import Polynomials, taylor_coefficients
+from nfm_theory.paths import Polynomials
 from nfm_theory.problem import Problem
 
 EPS = (0.1, 0.03, 0.01)
@@ -67,9 +67,7 @@ def costs(problem: Problem, cubic: bool) -> dict[str, float]:
         def call():
             path = problem.path(draw)
             path(eps)
-            if order > 2:
-                taylor_coefficients(path, order)
-            elif order >= 0:
+            if order >= 0:
                 polynomials(path, order)
 
         return call

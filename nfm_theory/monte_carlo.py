@@ -21,7 +21,7 @@ from tqdm import tqdm
 from .draws import Draw, antithetic
 from .engine.base import block_bytes
 from .expansion import problem_terms
-from .paths import Polynomials, taylor_coefficients
+from .paths import Polynomials
 from .problem import Problem
 from .results import Estimate
 
@@ -75,11 +75,8 @@ def sweep_means(
     losses, coefficients = [], []
     for rows in (draw, antithetic(draw)) if both_signs else (draw,):
         path = problem.path(rows)
-        losses.append(torch.stack([path(float(e)) for e in eps], dim=-1))
-        if order > 2:
-            coefficients.append(taylor_coefficients(path, order))
-        else:
-            coefficients.append(polynomials(path, order) if order >= 0 else losses[-1][:, :0])
+        losses.append(torch.stack([path(e) for e in eps], dim=-1))
+        coefficients.append(polynomials(path, order) if order >= 0 else losses[-1][:, :0])
     sweeps = len(draw) // n
     return tuple(
         sum(part).reshape(sweeps, n, part[0].shape[-1]).mean(1).double() / len(part) for part in (losses, coefficients)

@@ -48,7 +48,7 @@ def second_order_coefficients(path: Path) -> Tensor:
 
 
 class Polynomials:
-    """`second_order_coefficients` of whole sweeps over the samples, for one tangent a row.
+    """`taylor_coefficients` of whole sweeps over the samples, up to the second for one tangent a row.
 
     What a sample's rows have in common is computed once: the gradient of its loss, `Jᵀ a`, and the recording of the
     head with its adjoint. A row then costs about one forward pass at order 2, and next to nothing at order 1.
@@ -82,8 +82,10 @@ class Polynomials:
 
         Args:
             path: of rows whose anchors are 0, .., n - 1, again and again.
-            order: 0, 1 or 2.
+            order: from 0; above 2 by nested differentiation, as `taylor_coefficients`.
         """
+        if order > 2:
+            return taylor_coefficients(path, order)
         n = len(self.losses)
         linear, quadratic = (None if e is None else e.unflatten(0, (-1, n)) for e in (path.linear, path.quadratic))
         columns = [self.losses.expand(len(linear), n)]

@@ -52,9 +52,6 @@ def _displace(parts: tuple[Tensor, Tensor, Tensor | None], eps: float | Tensor) 
     first, linear, quadratic = parts
     if isinstance(eps, float) and eps == 1.0:  # as in training, where every operation on large features counts
         return first + linear if quadratic is None else first + linear + quadratic
-    if isinstance(eps, float):
-        along = linear if quadratic is None else torch.add(linear, quadratic, alpha=eps)
-        return torch.add(first, along, alpha=eps)
     if isinstance(eps, Tensor) and eps.ndim:
         eps = eps.reshape(-1, *[1] * (first.ndim - 1))
     return first + eps * (linear if quadratic is None else linear + eps * quadratic)

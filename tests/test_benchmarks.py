@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from nfm_theory.expansion import problem_terms
+from nfm_theory.monte_carlo import CONTROL_VARIATES, monte_carlo_loss
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import control_variate
 from benchmarks.estimators import arithmetic, guard, peers
 from benchmarks.estimators.__main__ import main
 from benchmarks.estimators.arithmetic import count_flops
@@ -52,6 +54,21 @@ def reference(request, case):
 
 def package(name):
     return pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not installed")
+
+
+# Control variate --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("control", ["none", "quadratic"])
+@pytest.mark.parametrize("both_signs", [False, True])
+def test_variances_are_those_of_the_estimator(case, control, both_signs):
+    eps = torch.tensor([0.3, 0.1], dtype=case.x.dtype)
+    run = monte_carlo_loss(
+        case.problem, eps, samples=2_000, control_variate=control, antithetic_noise=both_signs,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    found = control_variate.variances(case.problem, eps, CONTROL_VARIATES[control], both_signs, 2_000)
+    torch.testing.assert_close(found, run.stderr**2 * run.samples, rtol=1e-8, atol=0)
 
 
 # Values -----------------------------------------------------------------------------------------------------

@@ -35,8 +35,8 @@ def test_polynomials_of_whole_sweeps_are_those_of_the_rows(case):
     model, x, y, options = case
     problem, draw = problem_and_draw(model, x, y, **options)
     path, polynomials = problem.path(draw), Polynomials(problem)
-    expected = taylor_coefficients(path, 2)
-    for order in range(3):
+    expected = taylor_coefficients(path, 3)
+    for order in range(4):
         assert_close(polynomials(path, order), expected[:, : order + 1], rtol=1e-9, atol=1e-11)
 
 
