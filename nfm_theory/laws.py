@@ -192,14 +192,15 @@ class NoiseLaw:
         if self.base == "normal":
             z = torch.randn(shape, generator=generator, dtype=dtype, device=source)
         else:
-            z = torch.rand(shape, generator=generator, dtype=dtype, device=source) * 2 - 1
-            z = z.sign() if self.base == "rademacher" else z
+            z = torch.rand(shape, generator=generator, dtype=dtype, device=source).mul_(2).sub_(1)
+            z = z.sign_() if self.base == "rademacher" else z
         if self.sparsity:
-            z = z * (torch.rand(shape, generator=generator, dtype=dtype, device=source) >= self.sparsity)
+            z.mul_(torch.rand(shape, generator=generator, dtype=dtype, device=source) >= self.sparsity)
         if self.beta_scaled:
             u = _uniform((-(-shape[0] // shared),), generator, device).cpu().numpy()
             b = torch.as_tensor(special.betaincinv(SCALE_ALPHA, SCALE_BETA, u)).to(z)
-            z = z * b.repeat_interleave(shared)[: shape[0]].reshape(-1, *[1] * (len(shape) - 1))
+            b = b if len(b) == 1 else b.repeat_interleave(shared)[: shape[0]]
+            z.mul_(b.reshape(-1, *[1] * (len(shape) - 1)))
         return z.to(device)
 
 

@@ -51,7 +51,8 @@ def _displace(parts: tuple[Tensor, Tensor, Tensor | None], eps: float | Tensor) 
     """`g + ε e¹ + ε² e²` in as few operations as possible: it is differentiated in ε many times."""
     first, linear, quadratic = parts
     if isinstance(eps, float) and eps == 1.0:  # as in training, where every operation on large features counts
-        return first + linear if quadratic is None else first + linear + quadratic
+        moved = first + linear
+        return moved if quadratic is None else moved.add_(quadratic)
     if isinstance(eps, Tensor) and eps.ndim:
         eps = eps.reshape(-1, *[1] * (first.ndim - 1))
     return first + eps * (linear if quadratic is None else linear + eps * quadratic)

@@ -182,7 +182,8 @@ class NoisyFeatureMixup:
             )
         labels = mixable_labels(y.to(x.device), x, self.num_classes, self.label_smoothing)
         step = self._step(x, views) if replay is None else self._check_replay(replay, x)
-        draw, own = step.draw, step.draw[: len(y)]
+        draw = step.draw
+        own = draw if views == 1 else draw[: len(y)]
         self._views = views
         self._replay = replay is not None
         self._in_order = replay is None or bool((draw.anchor == torch.arange(len(x), device=draw.anchor.device)).all())
@@ -275,10 +276,11 @@ class NoisyFeatureMixup:
             dtype=x.dtype if x.is_floating_point() else None,
             device=home,
         )
-        offsets = (len(draw) * torch.arange(views, device=home)).repeat_interleave(len(draw))
-        rows = Draw(offsets + draw.anchor.repeat(views), draw.lam.repeat(views), offsets + draw.index.repeat(views))
+        if views > 1:
+            offsets = (len(draw) * torch.arange(views, device=home)).repeat_interleave(len(draw))
+            draw = Draw(offsets + draw.anchor.repeat(views), draw.lam.repeat(views), offsets + draw.index.repeat(views))
         ahead = home.type == "cpu"  # copies from a GPU must be waited for
-        parts = {name: getattr(rows, name).to(x.device, non_blocking=ahead) for name in ("anchor", "lam", "index")}
+        parts = {name: getattr(draw, name).to(x.device, non_blocking=ahead) for name in ("anchor", "lam", "index")}
         return LayerDraw(layer, Draw(**parts))
 
     def _complete(self, draw: Draw, h: Tensor) -> Draw:
