@@ -117,6 +117,24 @@ def arithmetic_rows(costs: dict) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
+def cut_rows(costs: dict) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: peers that were measured both over all directions at once and in chunks, as multiples of ours.
+
+    Args:
+        costs: what `python -m benchmarks.estimators --json` writes.
+    """
+    body = []
+    for (case, quantity), cells in _groups(costs).items():
+        known = {cell["method"]: cell for cell in cells}
+        for name in (name for name in known if name.endswith(", chunks")):
+            way = name.removesuffix(", chunks")
+            whole = next((known[n] for n in (f"{way}, vmap", f"{way}, collapsed", way) if n in known), None)
+            if whole is not None and OURS in known:
+                pairs = [[cell[key] / known[OURS][key] for key in ("time", "memory")] for cell in (whole, known[name])]
+                body.append([CASES[case], quantity, way, *(f"× {time:.3g} (× {memory:.3g})" for time, memory in pairs)])
+    return ["case", "quantity", "way", "all at once", "in chunks"], body
+
+
 def draw_scaling(scaling: dict) -> Figure:
     """Time and memory against the number of directions, and of samples.
 

@@ -165,6 +165,17 @@ def test_arithmetic_is_compared_with_ours_where_it_was_counted():
     assert set(peers) == {"–", "× 3 (× 3.25)"}
 
 
+def test_peers_at_once_and_in_chunks_are_multiples_of_ours():
+    header, ((*what, whole, chunks),) = fig_cost.cut_rows(COSTS)
+    assert what == ["MLP, d = 64", "R2+R3, data, exact", "jvp(grad)"]
+    assert dict(zip(header[3:], (whole, chunks), strict=True)) == {
+        "all at once": "× 5 (× 1)",
+        "in chunks": "× 3.25 (× 1)",
+    }
+    alone = [entry for entry in COSTS["cells"] if entry["method"] != "jvp(grad), vmap"]
+    assert fig_cost.cut_rows({"cells": alone})[1] == []
+
+
 def test_costs_and_their_growth_are_written(tmp_path):
     source = tmp_path / "estimators.json"
     source.write_text(json.dumps(COSTS))

@@ -21,9 +21,10 @@ from .peers import (
     train_jvp_of_grad,
 )
 
-#: Rows that one vectorised call may hold: of vectors, of images (whose activations are larger), and where it is cut
-#: into chunks that stay in the caches.
-ROWS, IMAGE_ROWS, SMALL_ROWS = 2**17, 256, 2**12
+#: Rows (directions times samples) that one vectorised call may hold, and where it is cut into chunks that stay small.
+ROWS, SMALL_ROWS = 2**17, 2**12
+#: The same of images, whose activations are larger.
+IMAGE_ROWS, SMALL_IMAGE_ROWS = 2**12, 2**8
 PROBES, TRAINING_PROBES = 4, (1, 8)
 
 
@@ -32,8 +33,11 @@ def _exact(case: Case, label: str, sets: tuple[Tensor, ...], count: int, *, prob
     both, residual, gauss_newton = (f"{terms}, {label}" for terms in ("R2+R3", "R3", "R2"))
     dim, batch = case.problem.features[0].numel(), len(case.x)
     vectors = case.x.ndim == 2
-    chunk = max(1, (ROWS if vectors else IMAGE_ROWS) // batch)
-    small = max(1, SMALL_ROWS // batch)
+    most, few = (ROWS, SMALL_ROWS) if vectors else (IMAGE_ROWS, SMALL_IMAGE_ROWS)
+    small = max(1, few // batch)
+    # Images are cut, except that the main peer runs at once too; vectors run at once, and some also in chunks
+    chunk = max(1, most // batch) if vectors else small
+    way = "vmap" if vectors or count <= chunk else "chunks"
 
     def differences() -> Callable[[], Tensor]:
         _ = case.double.problem  # converted once, outside what is measured
@@ -46,20 +50,8 @@ def _exact(case: Case, label: str, sets: tuple[Tensor, ...], count: int, *, prob
 
     found = [
         Method("double backward, loop", both, lambda: double_backward(case, *sets), passes=5 * count),
-        Method("jvp(grad), vmap", both, lambda: jvp_of_grad(case, *sets, chunk=chunk), passes=6 * count),
-        Method("jvp(jvp), vmap", both, lambda: jvp_of_jvp(case, *sets, chunk=chunk), passes=7 * count),
-        Method(
-            "exact_derivatives, jvp(grad), vmap",
-            both,
-            lambda: jvp_of_grad(case, *sets, chunk=chunk, rewritten=True),
-            passes=6 * count,
-        ),
-        Method(
-            "exact_derivatives, jvp(jvp), vmap",
-            both,
-            lambda: jvp_of_jvp(case, *sets, chunk=chunk, rewritten=True),
-            passes=7 * count,
-        ),
+        Method(f"jvp(grad), {way}", both, lambda: jvp_of_grad(case, *sets, chunk=chunk), passes=6 * count),
+        Method(f"jvp(jvp), {way}", both, lambda: jvp_of_jvp(case, *sets, chunk=chunk), passes=7 * count),
         Method("finite differences, float64", both, passes=5 * count, prepare=differences),
         Method("curvlinops, Hessian", both, lambda: linear_operator(case, *sets, chunk=chunk), passes=6 * count),
         Method("Taylor mode, collapsed", both, prepare=lambda: taylor_mode(None), passes=2 * count),
@@ -70,14 +62,20 @@ def _exact(case: Case, label: str, sets: tuple[Tensor, ...], count: int, *, prob
             passes=5 * count,
         ),
     ]
+    if not vectors:  # a perceptron has nothing that is rewritten
+        for name, function in (("jvp(grad)", jvp_of_grad), ("jvp(jvp)", jvp_of_jvp)):
+            call = partial(function, case, *sets, chunk=chunk, rewritten=True)
+            found.append(Method(f"exact_derivatives, {name}, {way}", both, call, passes=6 * count))
     if probes:
         return found
     for quantity, terms in ((both, "R2+R3"), (residual, "R3")):
         by_direction = partial(jvp_of_grad, case, *sets, quantity=terms)
         if quantity == residual:
-            found.append(Method("jvp(grad), vmap", residual, partial(by_direction, chunk=chunk), passes=6 * count))
+            found.append(Method(f"jvp(grad), {way}", residual, partial(by_direction, chunk=chunk), passes=6 * count))
         if vectors:
             found.append(Method("jvp(grad), chunks", quantity, partial(by_direction, chunk=small), passes=4 * count))
+        elif way == "chunks" and count * batch <= most:
+            found.append(Method("jvp(grad), vmap", quantity, partial(by_direction, chunk=None), passes=6 * count))
         if dim <= DENSE:
             whole = partial(full_hessian, case, *sets, quantity=terms)
             if vectors:
