@@ -20,6 +20,8 @@ WORKERS ?= 2
 NFM = $(VENV)/bin/nfm
 STAMP = $(VENV)/.installed
 RERUN = experiments/results/rerun.jsonl
+# Networks of its own: those in the user's cache may have been trained by other code.
+RERUN_RUNS = experiments/results/rerun_runs
 VERIFIED = experiments/results/.verified
 SOURCES = $(wildcard nfm_theory/*.py nfm_theory/*/*.py experiments/*.py experiments/*/*.py)
 
@@ -51,7 +53,7 @@ book: $(VERIFIED) figures ## verify on trained networks, draw the figures, build
 	$(PY) book/build.py $(BOOK_FLAGS)
 
 verify: ## verify the expansion on networks trained on real data, again
-	rm -f $(VERIFIED)
+	rm -rf $(VERIFIED) $(RERUN) $(RERUN_RUNS)
 	$(MAKE) $(VERIFIED)
 
 # Runs once per state of the code: deterministic, and its records are what the book's pages read.
@@ -67,7 +69,7 @@ $(VERIFIED): $(STAMP) $(SOURCES)
 # All five seeds: make experiments SEEDS=1,2,3,4,5
 experiments: $(STAMP) ## train every scheme on digits and the toy problems again, and compare with the ledger
 	OMP_NUM_THREADS=1 $(NFM) sweep $(RECIPES) --seeds $(SEEDS) \
-		--workers $(WORKERS) --threads 1 --ledger $(RERUN)
+		--workers $(WORKERS) --threads 1 --ledger $(RERUN) --runs $(RERUN_RUNS)
 	$(NFM) ledger compare $(RERUN)
 
 figures: $(STAMP) $(VERIFIED) ## draw the figures into figures/out
@@ -83,5 +85,5 @@ lint: $(STAMP) ## ruff check and format
 	$(PY) -m ruff format --check .
 
 clean: ## remove what was built; .venv and the tracked results stay
-	rm -rf book/_build figures/out build .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* $(VERIFIED) $(RERUN) *.egg-info
+	rm -rf book/_build figures/out build .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* $(VERIFIED) $(RERUN) $(RERUN_RUNS) *.egg-info
 	find nfm_theory experiments figures tests book benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
