@@ -20,13 +20,16 @@ WORKERS ?= 2
 NFM = $(VENV)/bin/nfm
 STAMP = $(VENV)/.installed
 RERUN = experiments/results/rerun.jsonl
-# Networks of its own: those in the user's cache may have been trained by other code.
+# Networks of its own, of one state of the code: those in the user's cache may have been trained by another.
 RERUN_RUNS = experiments/results/rerun_runs
+RERUN_BEGUN = experiments/results/.rerun
 VERIFIED = experiments/results/.verified
 SOURCES = $(wildcard nfm_theory/*.py nfm_theory/*/*.py experiments/*.py experiments/*/*.py)
 
 # A backend set outside (often Agg) silently removes every figure from the executed pages.
 unexport MPLBACKEND
+# The figures and pages draw the networks that were trained here.
+book experiments figures: export NFM_RUNS = $(CURDIR)/$(RERUN_RUNS)
 
 .DEFAULT_GOAL := help
 .PHONY: help env book verify experiments figures test lint clean
@@ -53,7 +56,7 @@ book: $(VERIFIED) figures ## verify on trained networks, draw the figures, build
 	$(PY) book/build.py $(BOOK_FLAGS)
 
 verify: ## verify the expansion on networks trained on real data, again
-	rm -rf $(VERIFIED) $(RERUN) $(RERUN_RUNS)
+	rm -f $(VERIFIED) $(RERUN_BEGUN)
 	$(MAKE) $(VERIFIED)
 
 # Runs once per state of the code: deterministic, and its records are what the book's pages read.
@@ -67,10 +70,15 @@ $(VERIFIED): $(STAMP) $(SOURCES)
 
 # Every scheme on digits and the toy problems of both papers, run again beside the tracked ledger and compared with it.
 # All five seeds: make experiments SEEDS=1,2,3,4,5
-experiments: $(STAMP) ## train every scheme on digits and the toy problems again, and compare with the ledger
+experiments: $(STAMP) $(RERUN_BEGUN) ## train every scheme on digits and the toy problems again, and compare with the ledger
 	OMP_NUM_THREADS=1 $(NFM) sweep $(RECIPES) --seeds $(SEEDS) \
-		--workers $(WORKERS) --threads 1 --ledger $(RERUN) --runs $(RERUN_RUNS)
+		--workers $(WORKERS) --threads 1 --ledger $(RERUN)
 	$(NFM) ledger compare $(RERUN)
+
+# Interrupted, it goes on where it was; after a change of the code it begins again.
+$(RERUN_BEGUN): $(SOURCES)
+	rm -rf $(RERUN) $(RERUN_RUNS)
+	@touch $@
 
 figures: $(STAMP) $(VERIFIED) ## draw the figures into figures/out
 	if test -f figures/__main__.py; then $(PY) -m figures; fi
@@ -85,5 +93,5 @@ lint: $(STAMP) ## ruff check and format
 	$(PY) -m ruff format --check .
 
 clean: ## remove what was built; .venv and the tracked results stay
-	rm -rf book/_build figures/out build .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* $(VERIFIED) $(RERUN) $(RERUN_RUNS) *.egg-info
+	rm -rf book/_build figures/out build .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* $(VERIFIED) $(RERUN) $(RERUN_RUNS) $(RERUN_BEGUN) *.egg-info
 	find nfm_theory experiments figures tests book benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -187,9 +188,19 @@ def cache_directory() -> Path:
     return Path(os.environ.get("NFM_CACHE") or Path.home() / ".cache" / "nfm_theory")
 
 
+@cache
+def _code() -> str:
+    """Hash of the sources that decide the weights, so that a changed library does not meet networks of the old one."""
+    package = Path(__file__).parent
+    sources = [Path(__file__), package / "models" / "small.py", package / "data" / "digits.py"]
+    sources += sorted(Path(nt.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+
+
 def cache_file(recipe: NetworkRecipe) -> Path:
-    """One file per recipe, architecture and version of PyTorch."""
+    """One file per recipe, architecture, state of the code and version of PyTorch."""
     facts = {"recipe": asdict(recipe), "network": str(_initialised(recipe)), "torch": torch.__version__}
+    facts["code"] = _code()
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     return cache_directory() / f"{recipe.model}-{recipe.classes}-{key}.pt"
 

@@ -1,8 +1,12 @@
 """Data, training and the main job, at toy size."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
+import nfm_theory as nt
 from experiments import trained as training
 from experiments import verify_digits
 from experiments.data.digits import load_digits, verification_subset
@@ -78,6 +82,18 @@ def test_cache_is_used_and_a_corrupt_file_is_trained_again(tmp_path, monkeypatch
     assert len(calls) == 2
     for a, b in zip(first.model.parameters(), repaired.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_changed_library_does_not_meet_networks_of_the_old_one(tmp_path, monkeypatch):
+    recipe = NetworkRecipe(classes=2)
+    before = training.cache_file(recipe)
+    package = Path(shutil.copytree(Path(nt.__file__).parent, tmp_path / "nfm_theory"))
+    monkeypatch.setattr(nt, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(training, "_code", training._code.__wrapped__)  # reads again
+    assert training.cache_file(recipe) == before  # the place does not count, the text does
+    with (package / "problem.py").open("a") as source:
+        source.write("# changed")
+    assert training.cache_file(recipe) != before
 
 
 def test_a_file_is_the_old_or_the_new_one_never_half(tmp_path):
