@@ -20,7 +20,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -139,16 +139,6 @@ def walk(page: Page) -> list[str]:
     return faults
 
 
-def walk_twice(page: Page) -> list[str]:
-    """Faults that are there again after a reload: what changes late on a loaded machine is none of the page."""
-    faults = walk(page)
-    if faults:
-        page.reload()
-        settle(page)
-        faults = walk(page)
-    return faults
-
-
 def on_a_desk(page: Page, watch: Watch) -> list[str]:
     """Everything that is seen at full width, in both colour schemes."""
     faults = ask(page, "images", "mathematics", "overflow", "contrast")
@@ -161,13 +151,13 @@ def on_a_desk(page: Page, watch: Watch) -> list[str]:
         faults.append("dark mode does not come on where the reader's system asks for it")
     faults += [f"dark: {fault}" for fault in ask(page, "contrast")]
     page.emulate_media(color_scheme="light")
-    return faults + walk_twice(page)
+    return faults + walk(page)
 
 
 def on_a_phone(page: Page, watch: Watch) -> list[str]:
     """What changes with the width."""
     del watch
-    return ask(page, "overflow") + walk_twice(page)
+    return ask(page, "overflow") + walk(page)
 
 
 def look(context: BrowserContext, path: Path, checks: Callable) -> tuple[list[str], int]:
@@ -180,6 +170,9 @@ def look(context: BrowserContext, path: Path, checks: Callable) -> tuple[list[st
 
     Returns:
         Faults, and the weight of the page in bytes.
+
+    Raises:
+        Error: if the browser is gone.
     """
     page = context.new_page()
     watch, where = Watch(page), f"{path.name} at {page.viewport_size['width']} px"
@@ -189,8 +182,7 @@ def look(context: BrowserContext, path: Path, checks: Callable) -> tuple[list[st
         faults = checks(page, watch)
     except Error as error:
         faults = [error.message.splitlines()[0]]
-    finally:
-        page.close()
+    page.close()
     return [f"{where}: {fault}" for fault in dict.fromkeys(watch.faults + faults)], weigh(watch.urls)
 
 
@@ -209,8 +201,35 @@ def pages_of(book: Path) -> list[Path]:
     return [html / f"{name}.html" for name in [*toc, *extras]]
 
 
+def survey(
+    playwright: Playwright, program: str, paths: Sequence[Path]
+) -> tuple[dict[Path, list[str]], dict[Path, int]]:
+    """Look at pages with a fresh browser.
+
+    Returns:
+        The faults of the pages that have any, and the weights of the pages in bytes.
+    """
+    # One browser: beside a second one the styles of the focus come too late to be seen
+    browser = playwright.chromium.launch(executable_path=program)
+    desk, phone = window(browser, DESKTOP), window(browser, PHONE)
+    faults, weights = {}, {}
+    for path in paths:
+        try:
+            found, weights[path] = look(desk, path, on_a_desk)
+            found += look(phone, path, on_a_phone)[0]
+        except Error as error:
+            found = [f"{path.name}: the browser is gone: {error.message.splitlines()[0]}"]
+        if found:
+            faults[path] = found
+    browser.close()
+    return faults, weights
+
+
 def check(book: Path, only: list[str] | None = None) -> list[str] | None:
     """All faults, one line each; `None` if there is no browser.
+
+    A page with faults is looked at again by a fresh browser, and has those it shows then: what comes late on a loaded
+    machine is none of the page. Faults seen once only are printed.
 
     Args:
         book: the folder with `_toc.yml` and `_build/html`.
@@ -220,7 +239,7 @@ def check(book: Path, only: list[str] | None = None) -> list[str] | None:
         FileNotFoundError: if `$BOOK_BROWSER` names none.
         ValueError: for a page that the table of contents has not.
     """
-    start, faults, weights = time.perf_counter(), [], {}
+    start = time.perf_counter()
     known = {path.stem: path for path in pages_of(book)}
     if unknown := set(only or ()) - known.keys():
         raise ValueError(f"pages: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}.")
@@ -228,19 +247,18 @@ def check(book: Path, only: list[str] | None = None) -> list[str] | None:
         program = find_browser(playwright)
         if program is None:
             return None
-        # One browser: beside a second one the styles of the focus come too late to be seen
-        browser = playwright.chromium.launch(executable_path=program)
-        desk, phone = window(browser, DESKTOP), window(browser, PHONE)
-        for name in only or known:
-            found, weights[name] = look(desk, known[name], on_a_desk)
-            faults += found + look(phone, known[name], on_a_phone)[0]
-        version = browser.version
-        browser.close()
+        first, weights = survey(playwright, program, [known[name] for name in only or known])
+        again, more = survey(playwright, program, list(first)) if first else ({}, {})
+    weights |= more
+    faults = [fault for found in again.values() for fault in found]
+    for fault in (fault for found in first.values() for fault in found):
+        if fault not in faults:
+            print(f"seen once, not again: {fault}")
     if not faults:
         heaviest = max(weights, key=weights.get)
         print(
-            f"{len(weights)} pages looked at in Chromium {version} in {time.perf_counter() - start:.0f} s; "
-            f"the heaviest, {heaviest}, weighs {weights[heaviest] / 1e6:.2f} MB"
+            f"{len(weights)} pages looked at in {time.perf_counter() - start:.0f} s; "
+            f"the heaviest, {heaviest.stem}, weighs {weights[heaviest] / 1e6:.2f} MB"
         )
     return faults
 

@@ -120,6 +120,23 @@ def test_one_page_can_be_asked_for_and_a_good_book_has_no_fault(browser, tmp_pat
         CHECK.check(book, ["good", "none"])
 
 
+def test_what_a_fresh_browser_does_not_see_again_is_no_fault_but_is_told(browser, tmp_path, monkeypatch, capsys):
+    book, calls = small_book(tmp_path, {"late": GOOD, "crash": GOOD, "after": GOOD}), []
+
+    def on_a_desk(page, watch):
+        calls.append(watch.urls[0])
+        if len(calls) == 2:
+            page.context.browser.close()
+        return ["styles come late"] if len(calls) == 1 else CHECK.ask(page, "images")
+
+    monkeypatch.setattr(CHECK, "on_a_desk", on_a_desk)
+    assert CHECK.check(book) == []
+    said = capsys.readouterr().out
+    assert "seen once, not again: late.html at 1200 px: styles come late" in said
+    assert "seen once, not again: after.html: the browser is gone" in said
+    assert "3 pages looked at" in said
+
+
 def test_weight_counts_each_file_once_and_text_compressed(tmp_path):
     text, image = tmp_path / "a.js", tmp_path / "b.png"
     text.write_text("x" * 100_000, encoding="utf-8")
