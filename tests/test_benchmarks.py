@@ -334,6 +334,9 @@ def test_quick_run_of_a_tiny_case_resumes(tmp_path, capsys):
     kept = {(c["quantity"], c["method"]): c for c in json.loads(before)["cells"] if "time" in c}
     after = {(c["quantity"], c["method"]): c for c in json.loads(path.read_text())["cells"] if "time" in c}
     assert all(after[key] == kept[key] for key in kept)
+    assert main([*command[:-2], "--only", "R2+R3, 4 probes / jvp(grad)", "--again", "--json", str(path)]) == 0
+    again = {(c["quantity"], c["method"]): c for c in json.loads(path.read_text())["cells"] if "time" in c}
+    assert [key for key in after if again[key] != after[key]] == [("R2+R3, 4 probes", "jvp(grad), vmap")]
 
 
 # Arithmetic -------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ class Options:
         threads: threads of PyTorch.
         device: where the cases live.
         only: measure only methods whose `(quantity, name)` it accepts.
+        again: measure also what is in the record, and put the new numbers in its place.
     """
 
     repeats: int = 9
@@ -36,6 +37,7 @@ class Options:
     threads: int = 1
     device: str = "cpu"
     only: Callable[[str, str], bool] = lambda quantity, name: True
+    again: bool = False
 
 
 class Record:
@@ -129,11 +131,12 @@ def measure_group(case: Case, unit: _Unit, methods: Iterable[Method], options: O
 
 
 def run(names: Iterable[str], record: Record, options: Options, show: Callable[[str], None] = print) -> None:
-    """Measure what is not in the record yet, a case at a time, and show the table of each."""
+    """Measure what is not in the record yet or is asked for again, a case at a time, and show the table of each."""
     with num_threads(options.threads):
         for name in names:
             case, units = build_case(name, device=options.device), {}
-            methods = [m for m in METHODS[name](case) if options.only(m.quantity, m.name) and not record.has(name, m)]
+            methods = [m for m in METHODS[name](case) if options.only(m.quantity, m.name)]
+            methods = [m for m in methods if options.again or not record.has(name, m)]
             by_quantity = sorted(methods, key=lambda m: (m.kind, m.quantity))
             for (kind, _), group in groupby(by_quantity, key=lambda m: (m.kind, m.quantity)):
                 if kind not in units:
