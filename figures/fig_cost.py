@@ -117,8 +117,8 @@ def arithmetic_rows(costs: dict) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
-def cut_rows(costs: dict) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: peers that were measured both over all directions at once and in chunks, as multiples of ours.
+def variant_rows(costs: dict) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: peers that were measured in several ways, as multiples of ours.
 
     Args:
         costs: what `python -m benchmarks.estimators --json` writes.
@@ -126,13 +126,18 @@ def cut_rows(costs: dict) -> tuple[list[str], list[list[str]]]:
     body = []
     for (case, quantity), cells in _groups(costs).items():
         known = {cell["method"]: cell for cell in cells}
-        for name in (name for name in known if name.endswith(", chunks")):
+        for name in (name for name in known if name.endswith(", chunks") and OURS in known):
             way = name.removesuffix(", chunks")
-            whole = next((known[n] for n in (f"{way}, vmap", f"{way}, collapsed", way) if n in known), None)
-            if whole is not None and OURS in known:
-                pairs = [[cell[key] / known[OURS][key] for key in ("time", "memory")] for cell in (whole, known[name])]
-                body.append([CASES[case], quantity, way, *(f"× {time:.3g} (× {memory:.3g})" for time, memory in pairs)])
-    return ["case", "quantity", "way", "all at once", "in chunks"], body
+            whole = next((n for n in (f"{way}, vmap", f"{way}, collapsed", way) if n in known), None)
+            variants = (whole, name, f"{way}, every output")
+            if sum(variant in known for variant in variants) > 1:
+                ratios = [
+                    {k: known[n][k] / known[OURS][k] for k in ("time", "memory")} if n in known else None
+                    for n in variants
+                ]
+                texts = ("–" if r is None else f"× {r['time']:.3g} (× {r['memory']:.3g})" for r in ratios)
+                body.append([CASES[case], quantity, way, *texts])
+    return ["case", "quantity", "way", "all at once", "in chunks", "every output"], body
 
 
 def draw_scaling(scaling: dict) -> Figure:

@@ -79,13 +79,22 @@ def test_variances_are_those_of_the_estimator(case, control, both_signs):
     ("way", "tolerance"),
     [
         (partial(peers.full_hessian, chunk=4), 1e-8),
+        (partial(peers.output_hessians, chunk=4), 1e-8),
         (peers.double_backward, 1e-8),
         (partial(peers.jvp_of_grad, chunk=3), 1e-8),
         (partial(peers.jvp_of_grad, rewritten=True), 1e-8),
         (partial(peers.jvp_of_jvp, chunk=3), 1e-8),
         (peers.finite_differences, 1e-4),
     ],
-    ids=["vmap(hessian)", "double backward", "jvp(grad)", "exact_derivatives", "jvp(jvp)", "finite differences"],
+    ids=[
+        "vmap(hessian)",
+        "vmap(hessian), every output",
+        "double backward",
+        "jvp(grad)",
+        "exact_derivatives",
+        "jvp(jvp)",
+        "finite differences",
+    ],
 )
 def test_peers_agree_with_the_exact_terms(case, reference, way, tolerance, quantity):
     sets, (gauss_newton, residual) = reference

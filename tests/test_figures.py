@@ -165,15 +165,21 @@ def test_arithmetic_is_compared_with_ours_where_it_was_counted():
     assert set(peers) == {"–", "× 3 (× 3.25)"}
 
 
-def test_peers_at_once_and_in_chunks_are_multiples_of_ours():
-    header, ((*what, whole, chunks),) = fig_cost.cut_rows(COSTS)
+def test_peers_measured_in_several_ways_are_multiples_of_ours():
+    header, ((*what, whole, chunks, every),) = fig_cost.variant_rows(COSTS)
     assert what == ["MLP, d = 64", "R2+R3, data, exact", "jvp(grad)"]
-    assert dict(zip(header[3:], (whole, chunks), strict=True)) == {
+    assert dict(zip(header[3:], (whole, chunks, every), strict=True)) == {
         "all at once": "× 5 (× 1)",
         "in chunks": "× 3.25 (× 1)",
+        "every output": "–",
     }
     alone = [entry for entry in COSTS["cells"] if entry["method"] != "jvp(grad), vmap"]
-    assert fig_cost.cut_rows({"cells": alone})[1] == []
+    assert fig_cost.variant_rows({"cells": alone})[1] == []
+    of_outputs = [
+        dict(c, method=c["method"].replace("jvp(grad), vmap", "jvp(grad), every output")) for c in COSTS["cells"]
+    ]
+    (row,) = fig_cost.variant_rows({"cells": of_outputs})[1]
+    assert row[3:] == ["–", "× 3.25 (× 1)", "× 5 (× 1)"]
 
 
 def test_costs_and_their_growth_are_written(tmp_path):

@@ -17,6 +17,7 @@ from .peers import (
     jvp_of_grad,
     jvp_of_jvp,
     monte_carlo,
+    output_hessians,
     train_double_backward,
     train_jvp_of_grad,
 )
@@ -81,6 +82,10 @@ def _exact(case: Case, label: str, sets: tuple[Tensor, ...], count: int, *, prob
             if vectors:
                 found.append(Method("vmap(hessian)", quantity, partial(whole, chunk=batch), passes=5 * dim))
             found.append(Method("vmap(hessian), chunks", quantity, partial(whole, chunk=batch // 4), passes=5 * dim))
+            if case.setting.classes > 1:
+                each = partial(output_hessians, case, *sets, quantity=terms, chunk=max(1, batch // 8))
+                name, passes = "vmap(hessian), every output", 3 * dim * case.setting.classes
+                found.append(Method(name, quantity, each, passes=passes))
     if vectors:
         found.append(Method("Taylor mode, chunks", both, prepare=lambda: taylor_mode(small), passes=2 * count))
     return found

@@ -23,7 +23,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor
-from torch.func import grad, hessian, jvp, vmap
+from torch.func import grad, hessian, jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nfm_theory.curvature import directional_derivatives
@@ -60,6 +60,16 @@ def mean_function(case: Case, quantity: str, **options) -> Callable[[Tensor], Te
     return lambda h: function(h, rows).mean()
 
 
+def _contracted(square: Tensor, sets: tuple[Tensor, ...], part: Tensor) -> Tensor:
+    """`Σ_i Σ_j v_jᵀ A_i v_j` over the samples `part`, whose matrices are given `(b, d, d)`."""
+    total = square.new_zeros(())
+    for v in sets:
+        v = v[:, part] if v.shape[1] > 1 else v.expand(-1, len(part), *v.shape[2:])
+        flat = v.flatten(2).transpose(0, 1)
+        total = total + ((flat @ square) * flat).sum()
+    return total
+
+
 def full_hessian(case: Case, *sets: Tensor, quantity: str = "R2+R3", chunk: int = 64) -> Tensor:
     """`vmap(hessian)` over `chunk` samples at a time, contracted with the directions."""
     g, function = case.problem.features, sample_function(case, quantity)
@@ -67,10 +77,28 @@ def full_hessian(case: Case, *sets: Tensor, quantity: str = "R2+R3", chunk: int 
     total = g.new_zeros(())
     for part in rows.split(chunk):
         square = vmap(hessian(lambda h, row: function(h[None], row[None])[0]))(g[part], part).reshape(-1, d, d)
-        for v in sets:
-            v = v[:, part] if v.shape[1] > 1 else v.expand(-1, len(part), *v.shape[2:])
-            flat = v.flatten(2).transpose(0, 1)
-            total = total + ((flat @ square) * flat).sum()
+        total = total + _contracted(square, sets, part)
+    return total / (2 * len(g))
+
+
+def output_hessians(case: Case, *sets: Tensor, quantity: str = "R2+R3", chunk: int = 64) -> Tensor:
+    """The formulas as they are written, `Σ_k a_k ∇²f_k + Jᵀ F J`: `vmap(hessian)` and `vmap(jacrev)` of every output.
+
+    The same as `full_hessian`, which weights the outputs before it differentiates, at K times the derivatives.
+    """
+    problem, head = case.problem, _twice_differentiable(case.plain_head)
+    g, d = problem.features, problem.features[0].numel()
+    with torch.no_grad():
+        outputs = head(g)
+        slope, curvature = problem.loss.gradient(outputs, problem.labels), problem.loss.hessian(outputs, problem.labels)
+    total = g.new_zeros(())
+    for part in torch.arange(len(g), device=g.device).split(chunk):
+        each = vmap(hessian(lambda h: head(h[None])[0]))(g[part]).reshape(len(part), -1, d * d)
+        square = (slope[part, None] @ each).reshape(-1, d, d)
+        if quantity == "R2+R3":
+            rows = vmap(jacrev(lambda h: head(h[None])[0]))(g[part]).flatten(2)
+            square = square + rows.mT @ curvature[part] @ rows
+        total = total + _contracted(square, sets, part)
     return total / (2 * len(g))
 
 
