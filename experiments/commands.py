@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .console import wide_console
-from .ledger import LEDGER, differences, merge, read, validate
+from .ledger import LEDGER, differences, merge, read, validate, within_seeds
 from .recipes import Recipe, get_recipe, select_recipes
 from .runner import BUSY, FAILED, load_training_data, run_recipe, runs_folder
 from .sources import UsageError
@@ -233,14 +233,21 @@ def compare_ledgers(
     path: Annotated[Path, typer.Argument(help="Ledger of what was run again.")],
     with_: Annotated[Path, typer.Option("--with", help="Ledger to compare it with.")] = LEDGER,
 ) -> None:
-    """Are results that were run again the same? On another machine the last digits may not be."""
+    """Are results that were run again the same? On another processor they may be as far apart as two seeds."""
     with _plainly():
-        gaps = differences(read(path), read(with_))
+        again, known = read(path), read(with_)
+    gaps = differences(again, known)
     same = sum(gap == 0 for gap in gaps.values())
     typer.echo(f"{len(gaps)} results are in both ledgers, {same} of them identical")
     if same < len(gaps):
         cell, gap = max(gaps.items(), key=lambda item: item[1])
         typer.echo(f"largest difference of a metric: {gap:.3g}, suite {cell.suite}, seed {cell.seed}, {cell.hash}")
+        inside, total, expected = within_seeds(again, known)
+        if total:
+            typer.echo(
+                f"{inside / total:.0%} of {total} metrics lie within the range of the seeds that were recorded; "
+                f"of the metrics of a new seed about {expected / total:.0%} would"
+            )
 
 
 @ledger_app.command("merge")

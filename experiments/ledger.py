@@ -15,6 +15,7 @@ import contextlib
 import json
 import math
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from .records import RESULTS
 
 __all__ = [
     "LEDGER", "Cell", "Entry", "LedgerError", "append", "comparable", "differences", "finished", "merge", "provenance",
-    "read", "validate",
+    "read", "validate", "within_seeds",
 ]  # fmt: skip
 
 #: The tracked ledger.
@@ -282,6 +283,33 @@ def differences(entries: Iterable[Entry], others: Iterable[Entry]) -> dict[Cell,
             gaps = (abs(metrics[key] - value) for key, value in entry.metrics.items()) if same else [math.inf]
             found[entry.cell] = max(gaps)
     return found
+
+
+def within_seeds(entries: Iterable[Entry], others: Iterable[Entry]) -> tuple[int, int, float]:
+    """Do results that were run again lie among those of other seeds? A yardstick for `differences`.
+
+    Args:
+        entries: what was run again.
+        others: the ledger with at least three seeds of the same settings; metrics of fewer seeds do not count.
+
+    Returns:
+        How many metrics lie within the range of the recorded seeds, how many were looked at, and how many of them would
+        lie there if each were that of a new seed: (s - 1) / (s + 1) of s seeds, whatever their distribution.
+    """
+    recorded = defaultdict(list)
+    for entry in others:
+        for name, value in entry.metrics.items():
+            recorded[entry.cell.hash, entry.suite, name].append(value)
+    inside = total = 0
+    expected = 0.0
+    for entry in entries:
+        for name, value in entry.metrics.items():
+            seeds = recorded[entry.cell.hash, entry.suite, name]
+            if len(seeds) >= 3:
+                inside += min(seeds) <= value <= max(seeds)
+                total += 1
+                expected += (len(seeds) - 1) / (len(seeds) + 1)
+    return inside, total, expected
 
 
 def _training_settings(entry: Entry) -> dict:

@@ -98,6 +98,13 @@ def test_sweep_check_merge_and_compare(nfm, short, tmp_path):
     output = nfm("ledger", "compare", other, "--with", ledger).output
     assert "4 results are in both ledgers, 3 of them identical" in output
     assert "0.25" in output
+    assert "range of the seeds" not in output  # two seeds only
+    three = [dict(json.loads(lines[0]), seed=seed) for seed in (3, 4)]
+    ledger.write_text("\n".join([*lines, *map(json.dumps, three), ""]))
+    output = nfm("ledger", "compare", other, "--with", ledger).output
+    assert "of 2 metrics lie within the range of the seeds that were recorded" in output
+    assert "a new seed about 60% would" in output
+    ledger.write_text("\n".join([*lines, ""]))
 
     assert "4 new results" in nfm("ledger", "merge", other, ledger, "--into", tmp_path / "all.jsonl").output
     other.write_text(lines[0] + "\n" + lines[0] + "\n")
