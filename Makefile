@@ -75,8 +75,8 @@ experiments: $(STAMP) $(RERUN_BEGUN) ## train every scheme on digits and the toy
 		--workers $(WORKERS) --threads 1 --ledger $(RERUN)
 	$(NFM) ledger compare $(RERUN)
 
-# Interrupted, it goes on where it was; after a change of the code it begins again.
-$(RERUN_BEGUN): $(SOURCES)
+# Interrupted, it goes on where it was; after a change of the code or of its environment it begins again.
+$(RERUN_BEGUN): $(STAMP) $(SOURCES)
 	rm -rf $(RERUN) $(RERUN_RUNS)
 	@touch $@
 

@@ -390,28 +390,3 @@ def test_checkout_knows_the_commit_and_whether_the_code_differs(tmp_path, monkey
     assert look(tmp_path) == (commit, True)
     monkeypatch.setenv("PATH", "")
     assert look(tmp_path) == (None, False)
-
-
-# --- run again ---
-
-
-def test_results_again_are_measured_by_the_range_of_the_recorded_seeds():
-    recorded = [entry(seed, metrics={"clean": value}) for seed, value in enumerate((0.5, 0.6, 0.9))]
-    again = [entry(seed, metrics={"clean": value}) for seed, value in enumerate((0.55, 0.9, 0.95))]
-    assert ledger.within_seeds(again, recorded) == (2, 3, 1.5)
-    assert ledger.within_seeds(again, recorded[:2]) == (0, 0, 0)  # two seeds tell no range
-    other = [entry(0, metrics={"loss": 1.0}), entry(0, suite="corrupted", metrics={"clean": 0.5})]
-    assert ledger.within_seeds(other, recorded) == (0, 0, 0)
-
-
-def test_a_new_seed_lies_in_the_range_as_often_as_is_expected():
-    values = np.random.default_rng(0).random((2_000, 6))
-    inside = total = expected = 0
-    for new, *seeds in values:
-        found = ledger.within_seeds(
-            [entry(9, metrics={"clean": new})], [entry(seed, metrics={"clean": v}) for seed, v in enumerate(seeds)]
-        )
-        inside, total, expected = inside + found[0], total + found[1], expected + found[2]
-    assert total == 2_000
-    assert expected == pytest.approx(2_000 * 4 / 6)
-    assert abs(inside - expected) < 5 * np.sqrt(2_000 * (4 / 6) * (2 / 6))
