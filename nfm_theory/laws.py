@@ -50,7 +50,7 @@ class MixingLaw:
        + \tfrac{\beta}{\alpha+\beta}\,\mathrm{Beta}(\beta+1, \alpha) \qquad \text{(book: eq-unmixing)} $$
 
     Args:
-        alpha: first Beta parameter, ≥ 0; 0 switches mixing off (the limit α → 0: λ = 1 after unmixing).
+        alpha: first Beta parameter, ≥ 0. 0 switches mixing off: λ = 1, every sample stays as it is.
         beta: second Beta parameter; `None` means `alpha`.
 
     Raises:
@@ -82,13 +82,6 @@ class MixingLaw:
             return [(1.0, a + 1, b)]
         return [(a / (a + b), a + 1, b), (b / (a + b), b + 1, a)]
 
-    def _atoms(self, unmixed: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Without mixing λ sits on the end points: the limit of the Beta law."""
-        if unmixed:
-            return np.array([1.0]), np.array([1.0])
-        one = 0.5 if self.alpha == self.beta else float(self.alpha > 0)
-        return np.array([1.0, 0.0]), np.array([one, 1 - one])
-
     def moment(self, j: int, *, unmixed: bool = True) -> float:
         """Exact `E (1 - lam)^j`; `m_j` of the theory.
 
@@ -97,14 +90,13 @@ class MixingLaw:
             (0.3333333333333333, 0.16666666666666666)
         """
         if not self.mixes:
-            lam, weight = self._atoms(unmixed)
-            return float(weight @ (1 - lam) ** j)
+            return float(j == 0)
         return sum(w * _beta_moment(b, a, j) for w, a, b in self._parts(unmixed))
 
     def nodes(self, num: int, *, unmixed: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Gauss-Jacobi nodes λ and weights: exact for polynomials in λ of degree `2 num - 1`."""
         if not self.mixes:
-            return self._atoms(unmixed)
+            return np.ones(1), np.ones(1)
         rules = [(w, *_jacobi_nodes(num, a, b)) for w, a, b in self._parts(unmixed)]
         return np.concatenate([lam for _, lam, _ in rules]), np.concatenate([w * weight for w, _, weight in rules])
 
@@ -113,13 +105,11 @@ class MixingLaw:
     ) -> Tensor:
         """Draws of λ by inversion: torch's own Beta sampler takes no generator."""
         u = _uniform((2, *shape), generator, device).cpu().numpy()
+        lam = np.ones(shape)
         if self.mixes:
             parts = self._parts(unmixed)
             a, b = (np.where(u[1] < parts[0][0], parts[0][k], parts[-1][k]) for k in (1, 2))
             lam = special.betaincinv(a, b, u[0])
-        else:
-            atoms, weights = self._atoms(unmixed)
-            lam = np.where(u[0] < weights[0], atoms[0], atoms[-1])
         return torch.as_tensor(lam).to(device=device, dtype=dtype or torch.get_default_dtype())
 
 

@@ -329,12 +329,16 @@ def test_numbers_are_mixed_as_they_are():
     assert_close(targets, lam * y + (1 - lam) * y[draw.index])
 
 
-def test_without_mixing_only_noise_is_left():
-    nfm = build(network(), "", alpha=0.0, add_noise=0.3, noise="normal")
-    inputs, targets = nfm(X, Y)
-    source = X if nfm.last.draw.lam[0] == 1 else X[nfm.last.draw.index]
-    assert_close(inputs, source + 0.3 * nfm.last.draw.add)
-    assert set(targets.unique().tolist()) == {0.0, 1.0}
+@pytest.mark.parametrize("layer", ["", "1"])
+def test_without_mixing_only_noise_is_left_and_no_sample_changes_its_place(layer):
+    model = network()
+    nfm = build(model, layer, alpha=0.0, add_noise=0.3, noise="normal")
+    for _ in range(20):
+        inputs, targets = nfm(X, Y)
+        model(inputs)
+        if not layer:
+            assert_close(inputs, X + 0.3 * nfm.last.draw.add)
+        assert torch.equal(targets, F.one_hot(Y, 3).to(targets))
 
 
 BAD_LABELS = [
