@@ -62,10 +62,10 @@ verify: ## verify the expansion on networks trained on real data, again
 # Runs once per state of the code: deterministic, and its records are what the book's pages read.
 $(VERIFIED): $(STAMP) $(SOURCES)
 	@mkdir -p experiments/results
-	$(PY) -m experiments.verify_digits
-	$(PY) -m experiments.verify_bounds
+	$(PY) -m experiments.studies.verify_digits
+	$(PY) -m experiments.studies.verify_bounds
 	$(MAKE) experiments
-	OMP_NUM_THREADS=1 $(PY) -m experiments.verify_validity --check
+	OMP_NUM_THREADS=1 $(PY) -m experiments.studies.verify_validity --check
 	@touch $(VERIFIED)
 
 # Every scheme on digits and the toy problems of both papers, run again beside the tracked ledger and compared with it.

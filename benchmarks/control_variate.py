@@ -16,10 +16,16 @@ import nfm_theory as nt
 from benchmarks.estimators.cases import SETTINGS, build_case
 from benchmarks.estimators.measure import interleaved, machine, num_threads, versions
 from experiments.data.digits import load_digits, verification_subset
-from experiments.trained import trained_network
-from nfm_theory.monte_carlo import CONTROL_VARIATES, RunningMoments, block_sweeps, corrected, sweep_means
-from nfm_theory.paths import Polynomials
-from nfm_theory.problem import Problem
+from experiments.studies.networks import trained_network
+from nfm_theory.expansion.paths import Polynomials
+from nfm_theory.losses.monte_carlo import (
+    CONTROL_VARIATES,
+    RunningMoments,
+    block_sweeps,
+    corrected,
+    sweep_means,
+)
+from nfm_theory.setting.problem import Problem
 
 EPS = (0.1, 0.03, 0.01)
 #: Name -> (control variate, antithetic noise).

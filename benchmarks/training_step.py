@@ -15,7 +15,7 @@ import torch
 
 from experiments.models import build_model, eligible_layers
 from experiments.recipes.schemes import SCHEMES
-from experiments.records import RESULTS, versions, write_json
+from experiments.record.files import RESULTS, versions, write_json
 from experiments.schemes import build_step
 
 RESULT = RESULTS.parents[1] / "benchmarks" / "results" / "training_step.json"

@@ -22,7 +22,7 @@ from nfm_theory.adversarial import adversarial_bound
 
 from .commands import app as experiments_app
 from .models.small import MODELS
-from .records import replace_file, versions, write_json
+from .record.files import replace_file, versions, write_json
 from .sources import MOST_SAMPLES, Subject, UsageError, load_subject
 
 HOLDS, REFUTED, BAD_INPUT, UNDECIDED, CRASHED = 0, 1, 2, 3, 70

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .console import wide_console
-from .ledger import LEDGER, differences, merge, read, validate, within_seeds
 from .recipes import Recipe, get_recipe, select_recipes
+from .record.ledger import LEDGER, differences, merge, read, validate, within_seeds
 from .runner import BUSY, FAILED, load_training_data, run_recipe, runs_folder
 from .sources import UsageError
 from .sweep import CLUSTERS, Sweep, make_tasks, run_sweep
@@ -198,7 +198,7 @@ def claims_command(
 
     Exit status: 0 judged, 2 bad input.
     """
-    from .statements import count, index, load_records
+    from .claims import count, index, load_records
 
     with _plainly():
         rows = index(load_records(), paper, ids or ())

@@ -15,11 +15,11 @@ import numpy as np
 from .data import load_data
 from .data.imagenet import ImageNet
 from .data.images import ImageData
-from .data.toy import ToyData
+from .data.toy_sets import ToyData
 from .evaluation import Subject, at_size, run_suite
-from .ledger import LEDGER, Cell, Entry, append, finished, provenance
 from .recipes.recipe import Recipe, Training
-from .trained import cache_directory
+from .record.ledger import LEDGER, Cell, Entry, append, finished, provenance
+from .studies.networks import cache_directory
 from .training import BusyError, Execution, MemorySource, Source, Trained, run_folder, train
 from .training.checkpoint import exclusive
 

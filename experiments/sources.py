@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .data.digits import CLASSES, load_digits, verification_subset
 from .models.small import MODELS
-from .trained import trained_network
+from .studies.networks import trained_network
 
 #: Samples that are verified unless the user says otherwise: the cost grows with their square.
 DEFAULT_SAMPLES, MOST_SAMPLES = 10, 100

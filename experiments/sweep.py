@@ -18,8 +18,8 @@ import submitit
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .ledger import LEDGER, Cell, finished
 from .recipes import Recipe
+from .record.ledger import LEDGER, Cell, finished
 from .runner import BUSY, FAILED, FINISHED, Outcome, run_recipe, runs_folder
 from .training import Execution, run_folder
 

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.ledger import LEDGER
-from experiments.records import RESULTS
+from experiments.record.files import RESULTS
+from experiments.record.ledger import LEDGER
 from experiments.tables.published import PUBLISHED
 
 from . import (

@@ -15,11 +15,11 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.data.toy import ToyData
-from experiments.ledger import LEDGER, read
+from experiments.data.toy_sets import ToyData
 from experiments.recipes import Recipe
+from experiments.record.ledger import LEDGER, read
 from experiments.runner import load_training_data, runs_folder
-from experiments.studies import TITLES, Study, study
+from experiments.studies.study import TITLES, Study, study
 from experiments.training import Execution, networks_along
 
 from . import embed, fig_toy, style

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from experiments.studies import TITLES
+from experiments.studies.study import TITLES
 from experiments.tables.findings import ROUNDING
 from experiments.tables.metrics_map import NOISES
 from experiments.tables.published import PUBLISHED, Published, PublishedValue, load_published

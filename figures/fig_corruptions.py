@@ -7,8 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.ledger import LEDGER, read
-from experiments.studies import STUDIES, TITLES, Study, lower_is_better, study
+from experiments.record.ledger import LEDGER, read
+from experiments.studies.study import STUDIES, TITLES, Study, lower_is_better, study
 
 from . import style
 

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from experiments.maps import RegularizerMaps, digits_maps
+from experiments.studies.maps import RegularizerMaps, digits_maps
 
 from . import style
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.records import RESULTS
-from experiments.statements import count, index, load_records
-from experiments.statements.index import CLASSES
+from experiments.claims import count, index, load_records
+from experiments.claims.index import CLASSES
+from experiments.record.files import RESULTS
 
 from . import style
 
@@ -75,7 +75,7 @@ def draw(expansion: Sequence[dict], counts: Mapping[str, Counter[str]]) -> Figur
     """The figure of the first page.
 
     Args:
-        expansion: records of `experiments.verify_digits`.
+        expansion: records of `experiments.studies.verify_digits`.
         counts: verdicts by group and class, of `statements.count`.
     """
     with style.style():

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.records import RESULTS, read_lines
+from experiments.record.files import RESULTS, read_lines
 
 from . import style
 
@@ -27,7 +27,7 @@ def _draw(ax, record: dict, colour: str, marker: str) -> None:
 
 
 def draw(records: list[dict]) -> Figure:
-    """The figure of the records of `experiments.verify_digits`."""
+    """The figure of the records of `experiments.studies.verify_digits`."""
     columns, rows = style.panels(records)
     networks = _networks(records)
     looks = dict(zip(networks, zip(style.CYCLE, style.MARKERS, strict=True), strict=False))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.ledger import LEDGER, read
-from experiments.studies import STUDIES, TITLES, Study, study
+from experiments.record.ledger import LEDGER, read
+from experiments.studies.study import STUDIES, TITLES, Study, study
 
 from . import style
 

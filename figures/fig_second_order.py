@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.comparison import Paired
-from experiments.decompose_training import SCHEMES
-from experiments.decompose_training import STUDIES as ACTIVATIONS
-from experiments.ledger import LEDGER, read
-from experiments.records import RESULTS, read_lines
-from experiments.second_order import (
+from experiments.record.comparison import Paired
+from experiments.record.files import RESULTS, read_lines
+from experiments.record.ledger import LEDGER, read
+from experiments.studies.decompose_training import SCHEMES
+from experiments.studies.decompose_training import STUDIES as ACTIVATIONS
+from experiments.studies.gains import (
     EXACT,
     NETWORKS,
     TERM_TITLES,
@@ -23,7 +23,7 @@ from experiments.second_order import (
     metrics_of,
     terms_of,
 )
-from experiments.studies import TITLES, Study, label, study
+from experiments.studies.study import TITLES, Study, label, study
 
 from . import style
 
@@ -42,7 +42,7 @@ def draw_decomposition(records: Sequence[dict]) -> Figure:
     """What mixing and noise add to the plain loss, and the parts of it, against the epoch.
 
     Args:
-        records: of `experiments.decompose_training`.
+        records: of `experiments.studies.decompose_training`.
     """
     rows = [a for a in ACTIVATIONS if any(r["activation"] == a for r in records)]
     columns = [s for s in SCHEMES if any(r["scheme"] == s for r in records)]

@@ -11,11 +11,11 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import nn
 
-from experiments.data.toy import ToyData
-from experiments.ledger import LEDGER, read
+from experiments.data.toy_sets import ToyData
 from experiments.recipes import Recipe
+from experiments.record.ledger import LEDGER, read
 from experiments.runner import load_training_data, runs_folder
-from experiments.studies import TITLES, Study, study
+from experiments.studies.study import TITLES, Study, study
 from experiments.tables import load_published
 from experiments.training import Execution, train
 

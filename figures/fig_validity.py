@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from experiments.records import RESULTS, read_lines
+from experiments.record.files import RESULTS, read_lines
 
 from . import style
 
@@ -28,7 +28,7 @@ def _draw(ax, curves: list[dict], order: str) -> None:
 
 
 def draw(records: list[dict]) -> Figure:
-    """The figure of the records of `experiments.verify_digits`."""
+    """The figure of the records of `experiments.studies.verify_digits`."""
     columns, rows = style.panels(records)
     with style.style():
         figure, axes = style.grid(rows, columns, sharex=True, sharey=True)

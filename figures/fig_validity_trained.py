@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from experiments.records import RESULTS, read_lines
-from experiments.studies import TITLES
-from experiments.validity_summary import KINKED, MODEL_TITLES, ORDERS, chosen, radius
+from experiments.record.files import RESULTS, read_lines
+from experiments.studies.study import TITLES
+from experiments.studies.validity_summary import KINKED, MODEL_TITLES, ORDERS, chosen, radius
 
 from . import style
 
@@ -74,7 +74,7 @@ def draw(records: list[dict]) -> Figure:
     """Relative error against ε by network, training and order; ε₁₀ by training and layer.
 
     Args:
-        records: of `experiments.verify_validity`; the law `LAW` is shown.
+        records: of `experiments.studies.verify_validity`; the law `LAW` is shown.
 
     Raises:
         ValueError: if a network is unknown, or no record has the law.

@@ -23,25 +23,25 @@ r"""The theory of Noisy Feature Mixup, NoisyMix and Mixup, to compute with.
 """
 
 from . import adversarial, generalization, stability, symbolic
-from .draws import Draw, antithetic, sample_draw
-from .engine import linearize
-from .expansion import expansion_coefficients, taylor_terms
-from .laws import MixingLaw, NoiseLaw, released_noise
-from .layers import layer_names, split
-from .losses import PointwiseLoss
-from .nfm import nfm_loss
-from .paths import integral_remainder, lagrange_interval
-from .penalty import TaylorRegularizer
-from .primitives import exact_derivatives
-from .problem import build_problem, perturb
-from .quadrature import GridTooLargeError
-from .regularizers import Regularizers, regularizers
-from .report import ExpansionReport, observed_order
-from .results import Estimate, Interval, TaylorTerms
+from .calculus.engine import linearize
+from .calculus.replacements import exact_derivatives
+from .estimators.regularizers import Regularizers, regularizers
+from .expansion.paths import integral_remainder, lagrange_interval
+from .expansion.terms import expansion_coefficients, taylor_terms
+from .losses.nfm_loss import nfm_loss
+from .setting.draws import Draw, antithetic, sample_draw
+from .setting.laws import MixingLaw, NoiseLaw, released_noise
+from .setting.layers import layer_names, split
+from .setting.pointwise import PointwiseLoss
+from .setting.problem import build_problem, perturb
+from .setting.quadrature import GridTooLargeError
+from .setting.results import Estimate, Interval, TaylorTerms
 from .stability import JSDConsistency, jensen_shannon
-from .training import NoisyFeatureMixup
-from .validity import ErrorCurve, expansion_error
-from .verification import verify_expansion
+from .training.mixup import NoisyFeatureMixup
+from .training.penalty import TaylorRegularizer
+from .verification.error_curve import ErrorCurve, expansion_error
+from .verification.report import ExpansionReport, observed_order
+from .verification.verify import verify_expansion
 
 __version__ = "0.1.0"
 __all__ = [

@@ -112,7 +112,7 @@ export PYTHONPATH=$repository OMP_NUM_THREADS=1
 import sys
 from pathlib import Path
 
-from experiments.ledger import comparable, read
+from experiments.record.ledger import comparable, read
 from experiments.recipes import select_recipes
 from experiments.runner import shortened
 from experiments.sweep import Sweep, make_tasks, run_sweep

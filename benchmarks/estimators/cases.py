@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from nfm_theory import build_problem
-from nfm_theory.directions import coordinate_basis, second_moment_directions
-from nfm_theory.problem import Problem
+from nfm_theory.calculus.directions import coordinate_basis, second_moment_directions
+from nfm_theory.setting.problem import Problem
 
 from . import networks
 

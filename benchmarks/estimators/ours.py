@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from nfm_theory import NoisyFeatureMixup, TaylorRegularizer, linearize
-from nfm_theory.curvature import gauss_newton_forms
-from nfm_theory.problem import Problem
-from nfm_theory.regularizers import problem_regularizers
-from nfm_theory.second_order import exact_terms
+from nfm_theory.calculus.derivatives import gauss_newton_forms
+from nfm_theory.estimators.regularizers import problem_regularizers
+from nfm_theory.expansion.second_order import exact_terms
+from nfm_theory.setting.problem import Problem
 
 from .cases import DENSE, Case
 from .method import Method

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.func import grad, hessian, jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nfm_theory.curvature import directional_derivatives
+from nfm_theory.calculus.derivatives import directional_derivatives
 
 from .cases import Case
 

@@ -36,7 +36,7 @@ ROOT = BOOK.parent
 #: What users import from.
 PUBLIC = (
     "nfm_theory", "nfm_theory.adversarial", "nfm_theory.stability", "nfm_theory.generalization",
-    "nfm_theory.symbolic", "nfm_theory.stability.symbolic", "nfm_theory.engine",
+    "nfm_theory.symbolic", "nfm_theory.symbolic.divergence_proofs", "nfm_theory.calculus.engine",
 )  # fmt: skip
 
 _BLOCK = re.compile(r"^\.\. reference:: *(\S+)\n((?:[ \t]+\S.*\n|\s*\n)*)", re.MULTILINE)

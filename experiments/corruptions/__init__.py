@@ -13,7 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from experiments.corruptions import blur, digital, noise, weather
+from experiments.corruptions import blur, digital, weather
+from experiments.corruptions import noise_kinds as noise
 from experiments.corruptions.constants import CONSTANTS, EXTRA, NAMES, SEVERITIES, SIDE, STANDARD
 from experiments.corruptions.pixels import streams
 from experiments.corruptions.textures import frost_textures as load_frost

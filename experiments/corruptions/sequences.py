@@ -31,7 +31,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from experiments.corruptions import apply, noise, weather
+from experiments.corruptions import apply, weather
+from experiments.corruptions import noise_kinds as noise
 from experiments.corruptions.blur import blur_along
 from experiments.corruptions.digital import by_image
 from experiments.corruptions.pixels import streams, to_bytes, to_unit

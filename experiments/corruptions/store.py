@@ -18,7 +18,7 @@ import scipy
 from tqdm import tqdm
 
 from experiments.corruptions.pieces import Piece, fill, runner
-from experiments.records import replace_file, write_json
+from experiments.record.files import replace_file, write_json
 
 MANIFEST = "manifest.json"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .imagenet import ImageNet
     from .images import ImageData
-    from .toy import ToyData
+    from .toy_sets import ToyData
 
 NAMES = ("digits", "cifar10", "cifar100", "toy_rings", "toy_band", "imagenet")
 
@@ -39,7 +39,7 @@ def load_data(name: str, **options) -> ImageData | ImageNet | ToyData:
 
         return load_cifar(int(name.removeprefix("cifar")), **options)
     if name in ("toy_rings", "toy_band"):
-        from .toy import nfm_rings, noisymix_band
+        from .toy_sets import nfm_rings, noisymix_band
 
         return nfm_rings(**options) if name == "toy_rings" else noisymix_band(**options)
     if name == "imagenet":

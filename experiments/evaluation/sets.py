@@ -20,7 +20,7 @@ from ..corruptions.generate import generate_corrupted, generate_perturbed
 from ..corruptions.sequences import CIFAR_P
 from ..data.corrupted import CorruptedSet, PerturbedSet
 from ..data.images import ImageData
-from ..trained import cache_directory
+from ..studies.networks import cache_directory
 
 #: Of the generated sets; part of their name.
 SEED = 0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..augment.standard import center_crop_resize
 from ..data.imagenet import ImageNet
 from ..data.images import ImageData
-from ..data.toy import ToyData
+from ..data.toy_sets import ToyData
 from ..metrics.accuracy import logits_of
 
 #: Images of one forward pass; small enough to stay in a core's cache.

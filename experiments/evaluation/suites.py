@@ -12,15 +12,15 @@ import torch
 from ..corruptions import STANDARD
 from ..data.corrupted import CorruptedSet, PerturbedSet
 from ..data.imagenet import ImageNet
-from ..data.toy import ToyData
+from ..data.toy_sets import ToyData
 from ..metrics.accuracy import accuracy
-from ..metrics.attacks import attack_curve, fgsm_curve
+from ..metrics.attack_accuracy import attack_curve, fgsm_curve
 from ..metrics.calibration import calibration_summary
 from ..metrics.corruption import corruption_summary
 from ..metrics.flips import flip_probability, flip_summary
-from ..metrics.noise import noise_curve
+from ..metrics.noise_accuracy import noise_curve
 from . import sets
-from .imagenet import IMAGENET_SUITES
+from .imagenet_sets import IMAGENET_SUITES
 from .subject import SEED, Measured, Subject
 
 #: Levels of NFM Tables 1 to 3; digits, which hardly notice them, are tested beyond.

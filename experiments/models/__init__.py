@@ -16,11 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from nfm_theory.networks import near
+from nfm_theory.setting.network import near
 
 from .preactresnet import DigitsResNet, PreActResNet18
 from .resnet50 import ResNet50
-from .toy import nfm_toy, noisymix_toy
+from .toy_networks import nfm_toy, noisymix_toy
 from .vit import ViT
 from .wideresnet import WideResNet28
 

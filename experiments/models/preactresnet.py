@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .checks import check_sizes
+from .options import check_sizes
 
 SHORTCUTS = ("released", "standard")
 #: Activations by name.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .checks import check_sizes
+from .options import check_sizes
 
 EXPANSION = 4
 DEPTHS = (3, 4, 6, 3)

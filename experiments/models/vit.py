@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checks import check_dropout, check_sizes
+from .options import check_dropout, check_sizes
 
 
 class Attention(nn.Module):

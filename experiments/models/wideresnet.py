@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .checks import check_dropout, check_sizes
+from .options import check_dropout, check_sizes
 
 BLOCKS = 4  # (28 - 4) / 6 in each of three stages
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from functools import cache
 
-from nfm_theory.networks import near
+from nfm_theory.setting.network import near
 
-from . import nfm, noisymix, ours, second_order, text
+from . import nfm_tables as nfm
+from . import noisymix_tables as noisymix
+from . import ours, text
+from . import taylor_terms as second_order
 from .recipe import SIZES, Recipe, Scheme, Training
 
 __all__ = ["SIZES", "Recipe", "Scheme", "Training", "all_recipes", "get_recipe", "select_recipes"]

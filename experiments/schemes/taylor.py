@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import nfm_theory as nt
-from nfm_theory.laws import MixingLaw, noise_laws
+from nfm_theory.setting.laws import MixingLaw, noise_laws
 
 from ..recipes.recipe import Scheme
 from .step import Step
@@ -167,7 +167,7 @@ def stability_penalty(
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        at = nt.engine.linearize_layer(model, x, layer)
+        at = nt.calculus.engine.linearize_layer(model, x, layer)
     finally:
         for module, training in modes:
             module.training = training

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ..ledger import LEDGER, Entry, LedgerError, read
+from ..record.ledger import LEDGER, Entry, LedgerError, read
 from .audit import audit, report_markdown
 from .build import build_table, judge_claims
 from .registry import TABLES

@@ -20,7 +20,7 @@ from ..augment.autoaugment import autoaugment
 from ..augment.standard import random_crop, random_flip, random_resized_crop
 from ..recipes.recipe import Training
 from .distributed import World
-from .streams import epoch_order, image_generator
+from .seeds import epoch_order, image_generator
 
 #: Side of the images of ImageNet as networks see them, where a recipe names no other.
 IMAGENET_SIZE = 224

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..records import replace_file
+from ..record.files import replace_file
 
 VERSION = 1
 

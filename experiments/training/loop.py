@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from ..models import build_model, eligible_layers
 from ..recipes.recipe import Training
-from ..records import write_lines
+from ..record.files import write_lines
 from ..schemes import Step, build_step
 from .batches import Source, epoch_batches
 from .checkpoint import CheckpointError, exclusive, load_checkpoint, save_checkpoint
 from .distributed import World, join_world
 from .optimisation import build_optimiser, learning_rate
 from .pretrained import load_pretrained
-from .streams import STEP, stream_seed
+from .seeds import STEP, stream_seed
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..losses import PointwiseLoss, pointwise_loss
+from ..setting.pointwise import PointwiseLoss, pointwise_loss
 from .linear_bounds import Ball, check_ball
 
 #: Length of the first step, as a part of the radius; the steps then shrink to 0 along half a cosine.

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..curvature import jacobian_rows
-from ..engine import linearize
-from ..primitives import exact_derivatives
-from ..problem import Problem
-from ..second_order import active_sources
+from ..calculus.derivatives import jacobian_rows
+from ..calculus.engine import linearize
+from ..calculus.replacements import exact_derivatives
+from ..expansion.second_order import active_sources
+from ..setting.problem import Problem
 from .bound_report import Assumption
 from .label_margins import margin_objectives
 

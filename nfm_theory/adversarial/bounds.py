@@ -38,10 +38,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..nfm import DEFAULT_SAMPLES, nfm_loss
-from ..problem import build_problem
-from ..quadrature import GridTooLargeError
-from ..results import Estimate
+from ..losses.nfm_loss import DEFAULT_SAMPLES, nfm_loss
+from ..setting.problem import build_problem
+from ..setting.quadrature import GridTooLargeError
+from ..setting.results import Estimate
 from .attacks import pgd_attack
 from .bound_report import BoundReport, ValidityRadius
 from .bound_terms import RADII, measure

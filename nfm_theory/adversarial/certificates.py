@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..losses import PointwiseLoss, pointwise_loss
+from ..setting.pointwise import PointwiseLoss, pointwise_loss
 from .attacks import Attack, pgd_attack
 from .label_margins import loss_of_margins, margin_objectives
 from .linear_bounds import (

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..losses import PointwiseLoss
+from ..setting.pointwise import PointwiseLoss
 
 
 def margin_objectives(outputs: Tensor, labels: Tensor, loss: PointwiseLoss) -> Tensor:

@@ -24,10 +24,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..nfm import DEFAULT_SAMPLES
-from ..stability.branches import GAMMA, Branches, build_branches
-from ..stability.expansion import StabilityTerms, branch_terms
-from ..stability.noisymix import noisymix_loss
+from ..expansion.branch_terms import StabilityTerms, branch_terms
+from ..losses.nfm_loss import DEFAULT_SAMPLES
+from ..losses.noisymix_loss import noisymix_loss
+from ..setting.branches import GAMMA, Branches, build_branches
 from .bound_report import Assumption, BoundReport, Inequality, plain
 from .bounds import adversarial_bound, left_side
 from .linear_bounds import region_distance

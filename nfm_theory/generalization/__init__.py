@@ -16,7 +16,14 @@ r"""What Mixup does to generalisation, margins, and its relatives.
 from .glm import generalization_bound, glm_family, glm_mixup_loss, glm_regularizer
 from .margins import jacobian_norms, quadratic_gap_along, score_gap, segment_margins
 from .mixup_optimal import alternating_line, empirical_report, line_optimal, mixup_optimal
-from .partners import FixedMixing, k_mixup_weights, partner_loss, partner_terms, self_weights, verify_partner_expansion
+from .partners import (
+    FixedMixing,
+    k_mixup_weights,
+    partner_loss,
+    partner_terms,
+    self_weights,
+    verify_partner_expansion,
+)
 from .rademacher import (
     compare_glm_bound,
     compare_two_layer_bound,

@@ -29,11 +29,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..engine import linearize
-from ..expansion import taylor_terms
-from ..layers import split
-from ..nfm import nfm_loss
-from ..primitives import exact_derivatives
+from ..calculus.engine import linearize
+from ..calculus.replacements import exact_derivatives
+from ..expansion.terms import taylor_terms
+from ..losses.nfm_loss import nfm_loss
+from ..setting.layers import split
 
 #: Bytes that the Jacobians of a block of examples may take.
 BLOCK_BYTES = 2**25

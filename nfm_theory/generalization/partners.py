@@ -29,11 +29,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..curvature import directional_derivatives, gauss_newton_forms
-from ..engine import linearize
-from ..problem import Problem
-from ..report import observed_order
-from ..results import Estimate, TaylorTerms
+from ..calculus.derivatives import directional_derivatives, gauss_newton_forms
+from ..calculus.engine import linearize
+from ..setting.problem import Problem
+from ..setting.results import Estimate, TaylorTerms
+from ..verification.report import observed_order
 
 #: Pairs of batches that k-mixup enumerates at most.
 MAX_BATCH_PAIRS = 40_000

@@ -25,7 +25,7 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
-from ..results import Estimate
+from ..setting.results import Estimate
 from .glm import MAX_RHO, GLMFamily, check_positive, glm_family, glm_radius
 
 #: Largest n whose 2^n signs are enumerated.

@@ -12,11 +12,11 @@ r"""The stability loss of NoisyMix: divergence of several branches, its expansio
 | NoisyMix Proposition 1 and the expansion, in SymPy | `symbolic` |
 """
 
-from . import symbolic
-from .branches import Branches, build_branches
-from .divergence import JSDConsistency, jensen_shannon
-from .expansion import StabilityTerms, equal_branches_term, stability_terms, verify_stability
-from .noisymix import noisymix_loss, stability_loss
+from ..expansion.branch_terms import StabilityTerms, equal_branches_term, stability_terms, verify_stability
+from ..losses.noisymix_loss import noisymix_loss, stability_loss
+from ..setting.branches import Branches, build_branches
+from ..setting.divergence import JSDConsistency, jensen_shannon
+from ..symbolic import divergence_proofs as symbolic
 
 __all__ = [
     "Branches",

@@ -1,0 +1,209 @@
+"""Quick computations on small networks trained on digits, and on linear models: what no ledger holds.
+
+Each takes a second or two, does the same every time, and says with its numbers whether the statement holds.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+import nfm_theory as nt
+from nfm_theory.adversarial import adversarial_bound, noisymix_bound
+
+from ..data.digits import load_digits, verification_subset
+from ..studies.networks import centred, trained_network
+from .check import FAILS, HOLDS, LIMITS, OPEN, Check
+
+NFM = {"alpha": 1.0, "add_noise": 0.4, "mult_noise": 0.2}
+#: Of a ratio to its prediction at the smallest scale, and of an order.
+RATIO_TOLERANCE, ORDER_TOLERANCE = 0.02, 0.1
+#: Of two ways to compute the same number.
+IDENTITY = 1e-10
+#: Samples of the checks on bounds, and the scale of the view with less contrast.
+SAMPLES, CONTRAST = 40, 0.7
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """A generator of one's own."""
+    return torch.Generator().manual_seed(seed)
+
+
+@cache
+def _digits(count: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """The trained network of ten classes and some of its training samples."""
+    return (trained_network("mlp", 10).model, *verification_subset(load_digits(10), count))
+
+
+@cache
+def _threes(model: str) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """A network that tells 3 from 8, its centred samples and labels, and what was subtracted."""
+    network = trained_network(model, 2, centre=SAMPLES)
+    raw, labels = verification_subset(load_digits(2), SAMPLES)
+    x = verification_subset(centred(load_digits(2), SAMPLES), SAMPLES)[0]
+    return network.model, x, labels, (raw - x)[0]
+
+
+def _views(x: Tensor, mean: Tensor | float = 0.0) -> list[Tensor]:
+    """Images as they are, shifted by one pixel, and with less contrast."""
+    raw = x + mean
+    blank = float(raw.min())
+    shifted = torch.full_like(raw, blank)
+    shifted[..., 1:] = raw[..., :-1]
+    return [x, shifted - mean, blank + CONTRAST * (raw - blank) - mean]
+
+
+def stability_unmixing() -> Check:
+    """The stability loss under the law of λ as trained, and under D̃."""
+    branches = torch.randn(2, 4, 1, generator=seeded(), dtype=torch.float64)
+    weight = torch.randn(1, 3, generator=seeded(1), dtype=torch.float64)
+    options = {"alpha": 0.7, "beta": 1.8, "mult_noise": 0.2, "evaluation": {"progress": False}}
+    values = [
+        float(nt.stability.stability_loss(lambda z: torch.tanh(z) @ weight, branches, form=form, **options).value)
+        for form in ("mixed", "unmixed")
+    ]
+    gap = abs(values[0] - values[1])
+    return Check.of(gap < IDENTITY, f"both sides by quadrature, m = 2, K = 3, n = 4: they differ by {gap:.0e}")
+
+
+def stability_remainder() -> Check:
+    """Order and coefficient of what the expansion of the stability loss leaves out."""
+    model, x, _ = _digits(3)
+    scales = {"eps": [0.008, 0.004, 0.002, 0.001, 0.0005], "progress": False}
+    reports = {
+        m: nt.stability.verify_stability(model, _views(x)[:m], layer="hidden1", verification=scales, **NFM)
+        for m in (2, 3)
+    }
+    words = ", ".join(
+        f"m = {m}: {r.verdict}, order {r.observed_order:.2f}, ratio {r.coefficient_ratio:.4f}"
+        for m, r in reports.items()
+    )
+    return _from_verdicts([r.verdict for r in reports.values()], f"first hidden layer, n = {len(x)}; {words}")
+
+
+def _from_verdicts(verdicts: list[str], detail: str) -> Check:
+    if "refuted" in verdicts:
+        return Check(FAILS, detail)
+    return Check(HOLDS if all(v in ("holds", "certified") for v in verdicts) else OPEN, detail)
+
+
+def stability_bound() -> Check:
+    """The inequality of NoisyMix from small to full scale, on a network that meets its assumptions."""
+    model, x, labels, mean = _threes("leaky_mlp")
+    found = {
+        eps: noisymix_bound(
+            model, _views(x, mean), labels, eps=eps, loss="logistic", certificate="crown", steps=20, restarts=1,
+            remainder=False, progress=False,
+        )
+        for eps in (0.001, 0.1)
+    }  # fmt: skip
+    words = ", ".join(f"{r.verdict} at ε = {eps:g}" for eps, r in found.items())
+    failed = sorted({name for r in found.values() for name in r.failed})
+    detail = (
+        f"bias-free network, m = 3, {SAMPLES} digits: {words}; assumptions that fail: {', '.join(failed) or 'none'}"
+    )
+    verdicts = [r.verdict for r in found.values()]
+    # The statement is about ε to zero: the smallest decides, the others say how far it reaches.
+    if verdicts[0] == "holds":
+        return Check(LIMITS if "refuted" in verdicts else HOLDS if set(verdicts) == {"holds"} else OPEN, detail)
+    return Check(FAILS if verdicts[0] == "refuted" else OPEN, detail)
+
+
+def linear_bound() -> Check:
+    """The adversarial bound for logistic regression without bias."""
+    _, x, labels, _ = _threes("leaky_mlp")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 1, bias=False)).double().eval()
+    with torch.no_grad():
+        # The difference of the class means tells the classes apart, and no training is needed.
+        model[1].weight[0] = 0.05 * (x[labels == 1].mean(0) - x[labels == 0].mean(0)).flatten()
+    wanted = (model(x)[:, 0] > 0) == labels
+    x = x[wanted] - x[wanted].mean(0)
+    found = {
+        eps: adversarial_bound(
+            model.requires_grad_(False), x, labels[wanted], eps=eps, radius="paper", loss="logistic", progress=False
+        )
+        for eps in (0.01, 0.1, 1.0)
+    }
+    words = ", ".join(f"{r.verdict} at ε = {eps:g}" for eps, r in found.items())
+    detail = f"logistic regression, radius of the paper, {len(x)} digits: {words}"
+    return _from_verdicts([r.verdict for r in found.values()], detail)
+
+
+def slack() -> Check:
+    """The slack of the bound against its prediction, ε to zero."""
+    model, x, labels, _ = _threes("leaky_mlp")
+    found = {}
+    for eps in (1e-2, 1e-3, 1e-4):
+        options = {"eps": eps, "loss": "logistic", "certificate": "crown", "progress": False}
+        found[eps] = adversarial_bound(model, x, labels, **options).slack_ratio
+    words = ", ".join(f"{low:.4f} to {high:.4f} at ε = {eps:g}" for eps, (low, high) in found.items())
+    low, high = found[1e-4]
+    good = abs(low - 1) < RATIO_TOLERANCE and abs(high - 1) < RATIO_TOLERANCE
+    return Check.of(good, f"slack / prediction, bias-free network, one margin: {words}")
+
+
+def any_order() -> Check:
+    """Expansions of order 0 to 3 of the Mixup loss."""
+    model, x, y = _digits(6)
+    found = {p: nt.verify_expansion(model, x, y, alpha=1.0, order=p, progress=False) for p in range(4)}
+    words = ", ".join(f"p = {p}: {r.observed_order:.2f}, ratio {r.coefficient_ratio:.3f}" for p, r in found.items())
+    return _from_verdicts([r.verdict for r in found.values()], f"order of the remainder, {words}")
+
+
+def integral_form() -> Check:
+    """The remainder by its integral against the plain difference."""
+    model, x, y = _digits(4)
+    double = nt.build_problem(model, x, y, **NFM)
+    draw = double.draw(len(x), 10, generator=seeded())
+    truth = nt.integral_remainder(double, draw, 0.01)
+    value = double.path(draw)(torch.tensor(0.01, dtype=torch.float64))
+    powers = 0.01 ** torch.arange(3, dtype=torch.float64)
+    plain = value - nt.paths.taylor_coefficients(double.path(draw), 2) @ powers
+    gap = float((truth - plain).abs().max() / truth.abs().max())
+    return Check.of(gap < 1e-6, f"40 draws at ε = 0.01 in float64: the two forms differ by {gap:.0e} of the largest")
+
+
+def telescoping() -> Check:
+    """The curvature by one adjoint and many tangents, against the dense Hessian."""
+    model, x, y = _digits(3)
+    terms = nt.taylor_terms(model, x, y, alpha=0.0, add_noise=1.0, remainder=False)
+    total = 0.0
+    for image, label in zip(x, y, strict=True):
+
+        def loss(flat: Tensor, image: Tensor = image, label: Tensor = label) -> Tensor:
+            return nn.functional.cross_entropy(model(flat.reshape(1, *image.shape)), label[None])
+
+        total += float(torch.func.hessian(loss)(image.flatten()).trace()) / 2 / len(x)
+    ours = float(terms.R2_add + terms.R3_add)
+    gap = abs(ours / total - 1)
+    return Check.of(gap < IDENTITY, f"half the trace of the Hessian, network on digits: relative difference {gap:.0e}")
+
+
+def partners() -> Check:
+    """Order and coefficient of the remainder for two relatives of Mixup."""
+    model, x, y = _digits(10)
+    problem = nt.build_problem(model, x, y, alpha=1.0)
+    gen = nt.generalization
+    laws = {"2-mixup": gen.k_mixup_weights(x, 2, sweeps=200, generator=seeded()).value}
+    views, group = torch.cat(_views(x[:3])), torch.arange(3).repeat(3)
+    seen = nt.build_problem(model, views, y[group], alpha=1.0)
+    scales = (0.01, 0.005, 0.0025, 0.00125)
+    found = {name: gen.verify_partner_expansion(problem, law, eps=scales) for name, law in laws.items()}
+    found["DP-Mix self"] = gen.verify_partner_expansion(seen, gen.self_weights(group), eps=scales)
+    good = all(abs(r.order - 3) < ORDER_TOLERANCE and abs(r.ratios[-1] - 1) < RATIO_TOLERANCE for r in found.values())
+    words = ", ".join(f"{name}: order {r.order:.3f}, ratio {r.ratios[-1]:.4f}" for name, r in found.items())
+    return Check.of(good, words)
+
+
+def margin() -> Check:
+    """The margin along segments to the nearest digit of another class, and its bound."""
+    model, _, _ = _digits(3)
+    data = load_digits(10)
+    x, y = data.x_test[:60], data.y_test[:60]
+    apart = torch.cdist(x.flatten(1), data.x_test.flatten(1)).masked_fill(y[:, None] == data.y_test, math.inf)
+    found = nt.generalization.segment_margins(model, x, y, data.x_test[apart.argmin(1)], num_points=33)
+    good = int(found.consistent.sum())
+    return Check.of(good == len(x), f"bound ≤ margin found on {good} of {len(x)} segments, Jacobians at 33 points each")

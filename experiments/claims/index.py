@@ -1,0 +1,171 @@
+"""The index: every statement with its verdict, by group, and counted."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any
+
+from .empirical import MORE, claim_rows, published_rows
+from .evidence import Records
+from .statement import (
+    CONTRADICTED,
+    IN_PART,
+    LIMITED,
+    NOT_REPRODUCED,
+    NOT_RUN,
+    NOT_TESTABLE,
+    PAPERS,
+    PROVED,
+    REFUTED,
+    REPRODUCED,
+    THEORY,
+    UNDECIDED,
+    VERIFIED,
+    Statement,
+    Verdict,
+    judge,
+)
+from .theory import STATEMENTS
+
+#: Groups of statements in the order of the index.
+GROUPS = (
+    "NFM, theory", "NoisyMix, theory", "Mixup, theory", "New here", "Tables", "Figures", "Claims on tables",
+    "Other claims",
+)  # fmt: skip
+#: What a verdict comes to, from the best to what is unknown, and the words that do.
+CLASSES: dict[str, tuple[str, ...]] = {
+    "proved, verified or reproduced": (PROVED, VERIFIED, REPRODUCED),
+    "reproduced, within noise": (REPRODUCED,),
+    "in part, or within limits": (LIMITED, IN_PART),
+    "undecided": (UNDECIDED,),
+    "not reproduced, within noise": (NOT_REPRODUCED,),
+    "refuted or not reproduced": (REFUTED, NOT_REPRODUCED, CONTRADICTED),
+    "not run or not testable": (NOT_RUN, NOT_TESTABLE),
+}
+
+
+@cache
+def all_statements() -> tuple[Statement, ...]:
+    """Every statement: theory, published tables and figures, claims on them, other claims.
+
+    Raises:
+        ValueError: if two have the same id.
+    """
+    found = (*STATEMENTS, *published_rows(), *claim_rows(), *MORE)
+    twice = [name for name, n in Counter(statement.id for statement in found).items() if n > 1]
+    if twice:
+        raise ValueError(f"ids: expected each once, got several of {', '.join(twice)}.")
+    return found
+
+
+def group_of(statement: Statement) -> str:
+    """The group of a statement."""
+    if statement.paper == "here":
+        return "New here"
+    if statement.kind in THEORY:
+        return {"nfm": "NFM, theory", "noisymix": "NoisyMix, theory", "mixup": "Mixup, theory"}[statement.paper]
+    if statement.kind == "claim":
+        return "Claims on tables" if statement.table else "Other claims"
+    return {"table": "Tables", "figure": "Figures"}[statement.kind]
+
+
+def class_of(verdict: Verdict) -> str:
+    """What a verdict comes to.
+
+    Args:
+        verdict: any.
+
+    Example:
+        >>> class_of(Verdict("reproduced", "90 against 80 %", "digits, within noise"))
+        'reproduced, within noise'
+    """
+    if not verdict.clear and verdict.word in (REPRODUCED, NOT_REPRODUCED):
+        return f"{verdict.word}, within noise"
+    return next(name for name, words in CLASSES.items() if verdict.word in words and "within noise" not in name)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A statement and the verdict on it."""
+
+    statement: Statement
+    verdict: Verdict
+
+    @property
+    def group(self) -> str:
+        """Of the statement."""
+        return group_of(self.statement)
+
+    @property
+    def standing(self) -> str:
+        """What the verdict comes to, a key of `CLASSES`."""
+        return class_of(self.verdict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain text, for JSON and terminals."""
+        s, v = self.statement, self.verdict
+        return {
+            "id": s.id, "paper": PAPERS[s.paper], "group": self.group, "kind": s.kind, "number": s.number,
+            "statement": s.words, "verdict": v.word, "qualifier": v.qualifier, "detail": v.detail,
+            "page": f"{s.page}#{s.label}" if s.label else s.page, "evidence": list(s.evidence), "command": s.command,
+        }  # fmt: skip
+
+    def cells(self) -> list[str]:
+        """Statement with its source, verdict, evidence with the command, as MyST."""
+        s, v = self.statement, self.verdict
+        verdict = f"**{v.word}**" + (f" ({v.qualifier})" if v.qualifier else "") + f": {escape(v.detail)}"
+        evidence = "<br>".join([reference(s), *(f"`{path}`" for path in s.evidence), f"again: `{s.command}`"])
+        return [f"*{s.number}* (`{s.id}`). {escape(s.words)}", verdict, evidence]
+
+
+def escape(text: str) -> str:
+    """Text for a cell of a Markdown table: bars are escaped, and what could be markup outside formulas."""
+    parts = re.split(r"(\$[^$]*\$)", text)
+    plain = [re.sub(r"([|*_<>\\])", r"\\\1", part) for part in parts[::2]]
+    formulas = [part.replace("|", r"\vert ") for part in parts[1::2]]
+    return "".join(a + b for a, b in zip(plain, [*formulas, ""], strict=True))
+
+
+def reference(statement: Statement) -> str:
+    """A link to the statement's place in the book, as MyST."""
+    if statement.label.startswith("eq-"):
+        return f"{{doc}}`{statement.page}` {{eq}}`{statement.label}`"
+    return f"{{prf:ref}}`{statement.label}`" if statement.label else f"{{doc}}`{statement.page}`"
+
+
+def index(records: Records, paper: str | None = None, patterns: Sequence[str] = ()) -> tuple[Row, ...]:
+    """Judge the statements.
+
+    Args:
+        records: of this project, or others.
+        paper: key of `PAPERS`; `None` for all.
+        patterns: of ids, with `*` and `?`; none for all.
+
+    Raises:
+        ValueError: for an unknown paper, or if nothing matches a pattern.
+    """
+    if paper is not None and paper not in PAPERS:
+        raise ValueError(f"paper: expected one of {', '.join(PAPERS)}; got {paper!r}.")
+    for pattern in patterns:
+        if not any(fnmatchcase(statement.id, pattern) for statement in all_statements()):
+            raise ValueError(f"id: nothing matches {pattern!r}; `nfm claims` lists the ids.")
+    chosen = [
+        statement
+        for statement in all_statements()
+        if paper in (None, statement.paper)
+        and (not patterns or any(fnmatchcase(statement.id, pattern) for pattern in patterns))
+    ]
+    return tuple(Row(statement, judge(statement, records)) for statement in chosen)
+
+
+def count(rows: Iterable[Row]) -> dict[str, Counter[str]]:
+    """How many verdicts of each class every group has, in the order of `GROUPS`; groups without a row are left out."""
+    found: dict[str, Counter[str]] = {group: Counter() for group in GROUPS}
+    for row in rows:
+        found[row.group][row.standing] += 1
+    return {group: counter for group, counter in found.items() if counter}

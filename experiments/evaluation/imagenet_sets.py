@@ -1,0 +1,234 @@
+"""The suites for ImageNet: images and videos are read batch by batch, and only what is counted is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..augment.standard import center_crop_resize
+from ..corruptions import STANDARD
+from ..data.corrupted import CorruptedFolders, VideoFolder
+from ..data.imagenet import FolderDataset, ImageFolder, centre_view, class_indices, restrict_to_classes
+from ..data.integrity import DataError
+from ..metrics.accuracy import accuracy
+from ..metrics.calibration import calibration_summary
+from ..metrics.corruption import SEVERITIES, corruption_summary
+from ..metrics.flips import ALEXNET_FLIP, NOISES, PERTURBATIONS, flip_probability, flip_summary
+from ..metrics.noise_accuracy import noise_of_chunk
+from ..metrics.streams import CHUNK
+from . import sets
+from .subject import CROP, SEED, Measured, Subject, resize_for
+
+#: Levels of NFM Table 3.
+WHITE_NOISE = (0.1, 0.25, 0.5)
+SALT_PEPPER = (0.06, 0.1, 0.15)
+#: Every sequence of ImageNet-P has at least so many frames (Hendrycks and Dietterich 2019, section 4.1).
+FRAMES = 30
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def view_of(size: int) -> Callable:
+    """The test view as a transform of PIL images, for whole photographs."""
+    return partial(centre_view, resize=resize_for(size), crop=size)
+
+
+def fitting_view(image, *, size: int):
+    """The image as it is where it has the size already, as those of ImageNet-C do at 224 pixels; else its test view."""
+    return image if image.size == (size, size) else view_of(size)(image)
+
+
+def _side(subject: Subject) -> int:
+    return subject.image_size or CROP
+
+
+def _by_chunks(count: int, batch_size: int) -> list[range]:
+    """Batches in order; none reaches over the end of a chunk, whose draws begin anew."""
+    chunks = [(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
+    return [range(k, min(k + batch_size, end)) for start, end in chunks for k in range(start, end, batch_size)]
+
+
+def _loader(folder: FolderDataset, subject: Subject, **options) -> DataLoader:
+    workers = {"num_workers": subject.loaders, "multiprocessing_context": "spawn"} if subject.loaders else {}
+    return DataLoader(folder, **workers, **options)
+
+
+def batches(folder: ImageFolder, subject: Subject) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """All images of a folder in order.
+
+    Args:
+        folder: its transform brings all images to one size.
+        subject: says how many at a time.
+
+    Yields:
+        Place of the first image, bytes `(b, 3, H, W)`, and labels `(b,)`.
+    """
+    parts = _by_chunks(len(folder), subject.options["batch_size"])
+    for part, (pixels, labels) in zip(parts, _loader(folder, subject, batch_sampler=parts), strict=True):
+        yield part.start, pixels.permute(0, 3, 1, 2), labels
+
+
+def _validation(subject: Subject) -> ImageFolder:
+    return subject.data.test.through(view_of(_side(subject)))
+
+
+def share_correct(folder: ImageFolder, subject: Subject) -> float:
+    """Accuracy on a folder, a share."""
+    right = sum(_right(subject.predict(pixels), labels) for _, pixels, labels in batches(folder, subject))
+    return right / len(folder)
+
+
+def _right(logits: Tensor, labels: Tensor) -> int:
+    return round(accuracy(logits, labels) * len(labels))
+
+
+# Suites --------------------------------------------------------------------------------------------------------------
+
+
+def _size_settings(subject: Subject) -> dict:
+    return {"resize": resize_for(_side(subject)), "crop": _side(subject)}
+
+
+def clean(subject: Subject) -> Measured:
+    """Accuracy on the validation images."""
+    images = _validation(subject)
+    return {"clean": share_correct(images, subject)}, {"images": len(images), **_size_settings(subject)}
+
+
+def _noise(subject: Subject, kinds: Mapping[str, tuple[str, str]], levels: tuple[float, ...]) -> Measured:
+    """Every image is read once, and noised for each kind and level.
+
+    Args:
+        subject: network and data.
+        kinds: first part of the metric's key -> kind and variant, see `noise_curve`.
+        levels: of all kinds.
+    """
+    images, right, noises = _validation(subject), {}, {}
+    for start, pixels, labels in batches(images, subject):
+        for prefix, (kind, variant) in kinds.items():
+            for level in levels:
+                key = f"{prefix}/{level:g}"
+                if start % CHUNK == 0:
+                    noises[key] = noise_of_chunk(kind, variant, subject.data, level, SEED, start // CHUNK)
+                right[key] = right.get(key, 0) + _right(subject.predict(pixels, transform=noises[key]), labels)
+    found = {key: count / len(images) for key, count in right.items()}
+    return found, {"levels": list(levels), "images": len(images), **_size_settings(subject)}
+
+
+def white_noise(subject: Subject) -> Measured:
+    """Accuracy under white noise in normalised units."""
+    return _noise(subject, {"white_noise": ("white_noise", "released")}, WHITE_NOISE)
+
+
+def salt_pepper(subject: Subject) -> Measured:
+    """Accuracy under salt and pepper: as released for CIFAR (one channel), and the standard test beside it."""
+    kinds = {"salt_pepper": ("salt_pepper", "released"), "salt_pepper_standard": ("salt_pepper", "standard")}
+    return _noise(subject, kinds, SALT_PEPPER)
+
+
+def corrupted(subject: Subject) -> Measured:
+    """Accuracy on ImageNet-C for each corruption and severity, and their means.
+
+    Raises:
+        DataError: if a corruption, a severity or images are missing; before anything is measured.
+    """
+    view = partial(fitting_view, size=_side(subject))
+    folder = sets.published_folder("ImageNet-C")
+    images = CorruptedFolders(folder, wnids=subject.data.test.wnids, transform=view)
+    if missing := sorted(set(STANDARD) - set(images.names)):
+        raise DataError(f"{folder}: expected the 15 corruptions of ImageNet-C, but {', '.join(missing)} are missing.")
+    if images.severities != SEVERITIES:
+        raise DataError(f"{folder}: expected severities 1 to 5 of each corruption, got {images.severities}.")
+    cells = {(name, severity): images.read(name, severity) for name in STANDARD for severity in SEVERITIES}
+    expected = len(subject.data.test)
+    for (name, severity), part in cells.items():
+        if len(part) != expected:
+            raise DataError(
+                f"{part.folder}: expected {expected} images of {name} at severity {severity}, as there are validation "
+                f"images, got {len(part)}. Unpack its archive again."
+            )
+    found = {cell: share_correct(part, subject) for cell, part in cells.items()}
+    return corruption_summary(found), {"set": "ImageNet-C", "images": expected, "crop": _side(subject)}
+
+
+def _rendition_logits(subject: Subject) -> tuple[Tensor, Tensor, dict]:
+    """Logits of ImageNet-R for its own classes, its labels in the same short list, and settings."""
+    folder = ImageFolder(sets.published_folder("ImageNet-R"), transform=view_of(_side(subject)))
+    classes = class_indices(folder.wnids, subject.data.test.wnids)
+    logits = [restrict_to_classes(subject.predict(pixels), classes) for _, pixels, _ in batches(folder, subject)]
+    settings = {
+        "set": "ImageNet-R", "images": len(folder), "classes": len(classes),
+        "logits": "restricted to the classes of the set", **_size_settings(subject),
+    }  # fmt: skip
+    return torch.cat(logits), torch.from_numpy(folder.labels), settings
+
+
+def renditions(subject: Subject) -> Measured:
+    """Accuracy on ImageNet-R among its 200 classes (protocol, section 4)."""
+    logits, labels, settings = _rendition_logits(subject)
+    return {"imagenet_r/clean": accuracy(logits, labels)}, settings
+
+
+def calibration(subject: Subject) -> Measured:
+    """Calibration errors and AURRA on ImageNet-R, as in NoisyMix Table 11; not on the validation images."""
+    logits, labels, settings = _rendition_logits(subject)
+    found = calibration_summary(logits, labels)
+    return {f"imagenet_r/{name}": value for name, value in found.items()}, settings
+
+
+def _sequences(folder: Path, name: str) -> Path:
+    """Where a perturbation lies: in the folder itself, or in that of its archive (`noise`, `blur`, ...)."""
+    places = [folder / name, *sorted(folder.glob(f"*/{name}"))]
+    place = next((p for p in places if p.is_dir()), None)
+    if place is None:
+        raise DataError(f"{folder}: expected a folder {name} of ImageNet-P, got none; unpack all of its archives.")
+    return place
+
+
+def _frames(video: np.ndarray, size: int) -> Tensor:
+    """Bytes `(frames, 3, size, size)`."""
+    if video.shape[1:3] != (size, size):
+        video = np.stack([center_crop_resize(frame, size, resize=resize_for(size)) for frame in video])
+    return torch.from_numpy(video).permute(0, 3, 1, 2)
+
+
+def flips(subject: Subject) -> Measured:
+    """Flip probabilities on ImageNet-P, and rates relative to AlexNet (NoisyMix Tables 1 and 12).
+
+    Raises:
+        DataError: if a perturbation is missing; before anything is measured.
+    """
+    folder, size = sets.published_folder("ImageNet-P"), _side(subject)
+    wnids = subject.data.test.wnids
+    videos = {name: VideoFolder(_sequences(folder, name), frames=FRAMES, wnids=wnids) for name in PERTURBATIONS}
+    probabilities = {}
+    for name, part in videos.items():
+        shares = []
+        for video, _ in _loader(part, subject, batch_size=None, collate_fn=_as_is):
+            predicted = subject.predict(_frames(video, size)).argmax(1)
+            shares.append(flip_probability(predicted[None], noise=name in NOISES))  # sequences differ in length
+        probabilities[name] = fmean(shares)
+    settings = {
+        "set": "ImageNet-P", "sequences": {name: len(part) for name, part in videos.items()}, "crop": size,
+        "reference": "AlexNet; its flip probabilities are recalled, not verified",
+        "reference_flip_probability": dict(ALEXNET_FLIP),
+    }  # fmt: skip
+    return flip_summary(probabilities, reference=ALEXNET_FLIP), settings
+
+
+def _as_is(sample):
+    """A video stays an array: its frames are a batch already."""
+    return sample
+
+
+IMAGENET_SUITES: Mapping[str, Callable[[Subject], Measured]] = {
+    suite.__name__: suite for suite in (clean, white_noise, salt_pepper, corrupted, renditions, calibration, flips)
+}

@@ -1,0 +1,129 @@
+r"""The regularizers resolved: by pixel, by direction of the data, and by image.
+
+Every second-order term is `½ tr(A_i C_i)` (book: eq-second-moment). Without the sums that make it a number it says
+which pixels, directions and images a network pays for:
+
+| term | resolved by | contribution |
+|---|---|---|
+| R2_add, R3_add | image and pixel | `½ σ_add² E ξ² A_jj` |
+| R2_mult, R3_mult | image and pixel | `½ σ_mult² E ξ² g_j² A_jj` |
+| R2, R3 | direction w_s of the data covariance | `½ m2 (1/n) Σ_i w_sᵀ A_i w_s`; the rest is the way to the mean |
+| all, and R1 | image | the summands of the mean |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import nfm_theory as nt
+from nfm_theory.calculus.derivatives import gauss_newton_forms
+from nfm_theory.calculus.directions import coordinate_basis, second_moment_directions
+
+from ..data.digits import load_digits, verification_subset
+from .networks import trained_network
+
+#: Networks whose maps are compared: plain training, Mixup at the input, NFM at the input and both hidden layers.
+SCHEMES: Mapping[str, dict] = {
+    "erm": {},
+    "mixup": {"alpha": 1.0},
+    "nfm": {"alpha": 1.0, "add_noise": 0.4, "mult_noise": 0.2, "layers": ("", "hidden1", "hidden2")},
+}
+#: The setting in which the terms are evaluated, the same for all networks: that of NFM's training.
+SETTING = {"alpha": 1.0, "add_noise": 0.4, "mult_noise": 0.2}
+SAMPLES = 200
+
+
+@dataclass(frozen=True)
+class RegularizerMaps:
+    """The terms, resolved.
+
+    Attributes:
+        images: the features at which they were taken, `(n, *feature)`.
+        labels: class indices, `(n,)`.
+        pixels: R2_add, R3_add, R2_mult, R3_mult by image and pixel, `(n, *feature)`.
+        directions: scaled eigen-directions of the data covariance, the largest first, `(s, *feature)`.
+        along: R2 and R3 by direction, `(s,)`.
+        mean_way: R2 and R3 of the way to the mean, 0-dim: with the sum of `along` they are the terms.
+        by_image: R1 and all second-order terms by image, `(n,)`: their means are the terms.
+        losses: plain losses, `(n,)`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    pixels: Mapping[str, Tensor]
+    directions: Tensor
+    along: Mapping[str, Tensor]
+    mean_way: Mapping[str, Tensor]
+    by_image: Mapping[str, Tensor]
+    losses: Tensor
+
+    def terms(self) -> dict[str, float]:
+        """The terms that the maps add up to, by name."""
+        return {name: float(values.mean()) for name, values in self.by_image.items()}
+
+
+@torch.no_grad()
+def regularizer_maps(model, x: Tensor, y: Tensor, **setting) -> RegularizerMaps:
+    """Resolve R1 and the second-order terms of a network on some images.
+
+    Costs a tangent pass for each pixel and for each direction of the data.
+
+    Args:
+        model: network in eval mode, or any callable from inputs to outputs.
+        x: inputs, `(n, *input)`.
+        y: class indices, `(n,)`.
+        **setting: as `nfm_theory.taylor_terms`: `layer`, `alpha`, `add_noise`, `mult_noise`, `noise`, `loss`.
+
+    Raises:
+        ValueError: as `taylor_terms`.
+    """
+    problem = nt.build_problem(model, x, y, **setting)
+    g, n = problem.features, len(x)
+    at = nt.linearize(problem.head, g, differentiable=False)
+    slope, curvature = (f(at.outputs, problem.labels) for f in (problem.loss.gradient, problem.loss.hessian))
+
+    def forms(directions: Tensor) -> tuple[Tensor, Tensor]:
+        """Gauss-Newton and residual curvature along `(m, 1 or n, *feature)`, `(n, m)` each."""
+        tangents, bends = at.sweep(directions, slope)
+        return gauss_newton_forms(curvature, tangents.permute(1, 2, 0)), bends.T
+
+    diagonal = forms(coordinate_basis(g).unsqueeze(1))
+    squares = g.flatten(1) ** 2
+    half = [level**2 * law.second / 2 for level, law in zip(_levels(problem), problem.laws, strict=True)]
+    flat = {f"{order}_add": half[0] * d for order, d in zip(("R2", "R3"), diagonal, strict=True)}
+    flat |= {f"{order}_mult": half[1] * d * squares for order, d in zip(("R2", "R3"), diagonal, strict=True)}
+    half_data = problem.mixing.moment(2) / 2
+    directions, drift = second_moment_directions(g), g.mean(0) - g
+    spread = [half_data * form for form in forms(directions.unsqueeze(1))]
+    way = [half_data * form.squeeze(1) for form in forms(drift.unsqueeze(0))]
+    tangent = at.sweep(drift.unsqueeze(0))[0].squeeze(0)
+    by_image = {"R1": problem.mixing.moment(1) * (slope * tangent).sum(1)}
+    by_image |= {order: s.sum(1) + w for order, s, w in zip(("R2", "R3"), spread, way, strict=True)}
+    by_image |= {name: values.sum(1) for name, values in flat.items()}
+    return RegularizerMaps(
+        images=g, labels=y, pixels={name: values.reshape(g.shape) for name, values in flat.items()},
+        directions=directions, along=dict(zip(("R2", "R3"), (s.mean(0) for s in spread), strict=True)),
+        mean_way=dict(zip(("R2", "R3"), (w.mean() for w in way), strict=True)), by_image=by_image,
+        losses=problem.losses(g, torch.arange(n)),
+    )  # fmt: skip
+
+
+def _levels(problem) -> tuple[float, float]:
+    return problem.add_noise, problem.mult_noise
+
+
+def digits_maps(samples: int = SAMPLES) -> dict[str, RegularizerMaps]:
+    """The maps of the MLP on digits, trained by each of `SCHEMES`, all in `SETTING` at the input.
+
+    Args:
+        samples: number of training images, the same for all.
+    """
+    x, y = verification_subset(load_digits(10), samples)
+    return {
+        scheme: regularizer_maps(trained_network("mlp", **options).model, x, y, **SETTING)
+        for scheme, options in SCHEMES.items()
+    }

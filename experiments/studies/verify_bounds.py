@@ -1,0 +1,335 @@
+"""The adversarial bound on trained networks: ERM, noise, Mixup, Manifold Mixup and NFM, on digits or CIFAR-10.
+
+    python -m experiments.studies.verify_bounds [--out DIR] [--quick] [--workers N] [--cifar [DIR]]
+
+Writes `bounds.jsonl`, one network per line: both sides of the bound at several ε, the validity radius, and for each
+sample the implied radius between what is certified and where an attack flips the label. A refuted inequality is a
+finding about a network and no error: the exit status is 0. With `--cifar` it is the same on two classes of CIFAR-10
+from a folder `cifar-10-batches-py` of yours (or `$NFM_CIFAR10`), into `bounds_cifar.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from nfm_theory.adversarial import BoundReport, adversarial_bound, certify, flip_radius, validity_radius
+
+from ..console import wide_console
+from ..data.cifar import find_cifar, read_batch, release
+from ..data.digits import CLASSES, Digits, load_digits, verification_subset
+from ..data.integrity import DataError
+from ..processes import map_cases
+from ..record.files import RESULTS, versions, write_lines
+from .networks import NetworkRecipe, centred, train, trained_network
+
+_LAYERS = ("", "hidden1", "hidden2")
+#: The levels that the NFM paper trains with.
+NOISE = {"add_noise": 0.4, "mult_noise": 0.2}
+#: Every scheme is one step, `NoisyFeatureMixup`, but plain ERM, which takes none.
+SCHEMES: dict[str, dict] = {
+    "erm": {},
+    "noise": {"layers": _LAYERS, **NOISE},
+    "mixup": {"layers": ("",), "alpha": 1.0},
+    "manifold": {"layers": _LAYERS, "alpha": 1.0},
+    "nfm": {"layers": _LAYERS, "alpha": 1.0, **NOISE},
+}
+#: ε at which both sides are enclosed, and at which the validity radius is looked for.
+EPS = (0.05, 0.1, 0.2, 0.5, 1.0)
+SCALES = (1 / 64, 1 / 16, 1 / 4, 1 / 2, 1.0)
+NOISY_EPS = 0.1
+SEEDS = (0, 1, 2)
+NUM_SAMPLES = 40
+#: The two classes of CIFAR-10, airplane and automobile, and how many images of each are used.
+CIFAR_PAIR, CIFAR_TRAIN, CIFAR_TEST, CIFAR_SAMPLES = (0, 1), 100, 500, 12
+CIFAR_VARIABLE = release(10).variable
+_ATTACK = {"steps": 20, "restarts": 1, "progress": False}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network and its check."""
+
+    model: str
+    classes: int
+    scheme: str
+    seed: int
+    n: int = NUM_SAMPLES
+    epochs: int = 20
+    learning_rate: float = 3e-3
+    eps: tuple[float, ...] = EPS
+    scales: tuple[float, ...] = SCALES
+    cifar: str = ""
+
+    @property
+    def recipe(self) -> NetworkRecipe:
+        """How the network is trained: on data from which the mean of the checked samples is subtracted."""
+        return NetworkRecipe(
+            model=self.model, classes=self.classes, seed=self.seed, epochs=self.epochs,
+            learning_rate=self.learning_rate, centre=self.n, **SCHEMES[self.scheme],
+        )  # fmt: skip
+
+
+def cases(*, quick: bool = False, cifar: str = "") -> list[Case]:
+    """What is checked; `quick` is a toy of the same shape, `cifar` a folder of CIFAR-10."""
+    if cifar:
+        setting = {"n": CIFAR_SAMPLES, "epochs": 80, "learning_rate": 1e-2, "eps": (0.1, 0.5, 1.0), "cifar": cifar}
+        setting["scales"] = setting["eps"]
+        if quick:
+            setting |= {"n": 4, "epochs": 1, "eps": (0.1,), "scales": (0.1,)}
+        return [Case("cifar_cnn", 2, scheme, 0, **setting) for scheme in SCHEMES]
+    if quick:
+        toy = {"n": 10, "epochs": 3, "eps": (0.1, 0.5), "scales": (0.1,)}
+        return [Case("leaky_mlp", 10, "nfm", 0, **toy), Case("relu_mlp", 2, "erm", 0, **toy)]
+    return [
+        Case(model, classes, scheme, seed)
+        for model in ("leaky_mlp", "relu_mlp")
+        for classes in CLASSES
+        for scheme in SCHEMES
+        for seed in SEEDS
+    ]
+
+
+def load_pair(folder: Path, *, check: bool = True) -> Digits:
+    """Airplane against automobile, standardised like the digits: the first images of each class.
+
+    Args:
+        folder: with the official files `data_batch_1` and `test_batch`.
+        check: that they are the official ones.
+    """
+    parts = []
+    for name, count in (("data_batch_1", CIFAR_TRAIN), ("test_batch", CIFAR_TEST)):
+        batch = read_batch(folder / name, check=check)
+        labels = batch.labels.numpy()
+        chosen = np.sort(np.concatenate([np.flatnonzero(labels == c)[:count] for c in CIFAR_PAIR]))
+        parts += [batch.images[chosen].double(), (batch.labels[chosen] == CIFAR_PAIR[1]).long()]
+    x, y, x_test, y_test = parts
+    mean, std = x.mean(), x.std(correction=0)
+    return Digits((x - mean) / std, y, (x_test - mean) / std, y_test, 2)
+
+
+def certified_radius(model, x: Tensor, y: Tensor, *, loss: str, high: Tensor, bisections: int = 8) -> Tensor:
+    """The largest l2 radius up to `high` at which CROWN certifies the label, by bisection, `(n,)`.
+
+    Args:
+        model: as `certify`.
+        x: inputs.
+        y: labels.
+        loss: says how labels are to be read.
+        high: radii that need not be exceeded, `(n,)`.
+        bisections: certificates.
+    """
+    low = torch.zeros_like(high)
+    high = high.clone()
+    for _ in range(bisections):
+        middle = (low + high) / 2
+        robust = certify(model, x, y, radius=middle, loss=loss, method="crown", progress=False).robust
+        low, high = torch.where(robust, middle, low), torch.where(robust, high, middle)
+    return low
+
+
+def _side(report: BoundReport) -> dict:
+    """What the figure and the tables need of a report, without its lists."""
+    record = report.to_dict()
+    names = (
+        "eps", "verdict", "radius_kind", "standard_loss", "nfm_loss", "nfm_error", "regularizer", "right_lower",
+        "right_upper", "predicted_slack", "inside", "label_kept", "failed",
+    )  # fmt: skip
+    return {name: record[name] for name in names}
+
+
+def _rounded(values: Tensor) -> list[float | None]:
+    return [float(f"{v:.6g}") if np.isfinite(v) else None for v in values.tolist()]
+
+
+def run_case(case: Case) -> dict:
+    """The record of one network."""
+    start = time.perf_counter()
+    if case.cifar:
+        data = load_pair(Path(case.cifar))
+        network = train(case.recipe, data)
+    else:
+        data = load_digits(case.classes)
+        network = trained_network(**asdict(case.recipe))
+    data = centred(data, case.n)
+    x, y = verification_subset(data, case.n)
+    options = {"loss": data.loss, "certificate": "crown", **_ATTACK}
+    reports = [adversarial_bound(network.model, x, y, eps=eps, **options) for eps in case.eps]
+    first = reports[0]
+    kinds = ("sharp", "mean") if "homogeneity" in first.failed else ("sharp",)
+    validity = {
+        kind: validity_radius(network.model, x, y, radius=kind, scales=case.scales, bisections=3, **options).to_dict()
+        for kind in kinds
+    }
+    flip = flip_radius(
+        network.model, x, y, loss=data.loss, bisections=6, steps=20, generator=torch.Generator().manual_seed(0),
+        progress=False,
+    ).radius  # fmt: skip
+    certified = certified_radius(
+        network.model, x, y, loss=data.loss, high=flip.nan_to_num(posinf=float(x.flatten(1).norm(dim=1).max()))
+    )
+    sides = [_side(report) for report in reports]
+    for side, report in zip(sides, reports, strict=True):
+        side["certified_paper"] = int(
+            certify(network.model, x, y, radius=report.paper_radius, loss=data.loss, method="crown", progress=False)
+            .robust.sum()
+        )  # fmt: skip
+    noisy = None
+    if not case.cifar:
+        noisy = _side(adversarial_bound(network.model, x, y, eps=NOISY_EPS, **NOISE, **options))
+    return {
+        "data": "cifar10" if case.cifar else "digits",
+        **{name: getattr(case, name) for name in ("model", "classes", "scheme", "seed", "n")},
+        "assumptions": first.to_dict()["assumptions"],
+        "bound": sides,
+        "noisy": noisy,
+        "validity": validity,
+        "points": {
+            "sharp": _rounded(first.sharp_radius / first.eps),
+            "paper": _rounded(first.paper_radius / first.eps),
+            "certified": _rounded(certified),
+            "flip": _rounded(flip),
+        },
+        "training": {
+            **asdict(network.recipe),
+            "samples": len(data.x),
+            "train_accuracy": network.train_accuracy,
+            "test_accuracy": network.test_accuracy,
+        },
+        "versions": versions(),
+        "device": "cpu",
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+
+
+def run(todo: Sequence[Case], workers: int) -> Iterator[dict]:
+    """Records of all cases in order; every network belongs to one case, which trains it."""
+    return map_cases(run_case, todo, workers)
+
+
+def groups(records: Sequence[dict]) -> dict[tuple[str, int, str], list[dict]]:
+    """Records of all seeds, by model, number of classes and scheme, in the order of the file."""
+    found: dict[tuple[str, int, str], list[dict]] = {}
+    for record in records:
+        found.setdefault((record["model"], record["classes"], record["scheme"]), []).append(record)
+    return found
+
+
+def median(values: Sequence[float | None]) -> float:
+    """Median; what no attack reached is infinite."""
+    return float(np.median([np.inf if v is None else v for v in values]))
+
+
+def mean_of_medians(records: Sequence[dict], name: str, scale: float = 1.0) -> tuple[float, float]:
+    """Mean over the seeds of the median over the samples of one of the radii, and half its range.
+
+    Args:
+        records: one per seed.
+        name: key of `points`.
+        scale: factor, ε for implied radii.
+    """
+    values = [scale * median(r["points"][name]) for r in records]
+    return fmean(values), (max(values) - min(values)) / 2
+
+
+def kept(records: Sequence[dict], eps: float, kind: str = "sharp") -> float:
+    """Share of the samples whose label is certified in the ball of the implied radius at ε.
+
+    Args:
+        records: one per seed.
+        eps: one of the recorded ε.
+        kind: `"sharp"` or `"paper"`.
+    """
+    sides = [side for r in records for side in r["bound"] if side["eps"] == eps]
+    counts = [s["certified_paper"] if kind == "paper" else s["label_kept"]["certified"] for s in sides]
+    return sum(counts) / sum(r["n"] for r in records)
+
+
+def interval(records: Sequence[dict], kind: str = "sharp") -> str:
+    """Where the validity radii ε* of some networks lie, as text: certified up to, refuted from.
+
+    Args:
+        records: one per seed.
+        kind: of radius.
+    """
+    texts = []
+    for r in records:
+        found = r["validity"].get(kind)
+        if found is not None:
+            low = f"{found['certified']:.2g}"
+            texts.append(f"≥ {low}" if found["refuted"] is None else f"{low} – {found['refuted']:.2g}")
+    unique = list(dict.fromkeys(texts))
+    return ", ".join(f"{texts.count(t)} × {t}" if len(unique) > 1 else t for t in unique) or "–"
+
+
+def summary_table(records: Sequence[dict]) -> Table:
+    """One row per network and scheme, means over the seeds."""
+    table = Table(title="The adversarial bound on trained networks (Mixup at the input)", box=None, pad_edge=False)
+    for name in ("model", "K", "scheme", "test", "ε*", "sharp, ε = 1", "paper", "certified", "flip", "kept, ε = 1"):
+        table.add_column(name, no_wrap=True, justify="left" if name in ("model", "scheme", "ε*") else "right")
+    for (model, classes, scheme), some in groups(records).items():
+        radii = [f"{mean_of_medians(some, name)[0]:.3f}" for name in ("sharp", "paper", "certified", "flip")]
+        accuracy = fmean(r["training"]["test_accuracy"] for r in some)
+        last = some[0]["bound"][-1]["eps"]
+        table.add_row(
+            model, str(classes), scheme, f"{100 * accuracy:.1f} %", interval(some), *radii, f"{kept(some, last):.2f}"
+        )
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.studies.verify_bounds", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--out", type=Path, help="directory of the file (default: experiments/results)")
+    parser.add_argument("--quick", action="store_true", help="a toy run; writes nothing unless --out is given")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    about = f"CIFAR-10 instead of digits: a folder cifar-10-batches-py (default: ${CIFAR_VARIABLE})"
+    parser.add_argument("--cifar", nargs="?", const="", metavar="DIR", help=about)
+    chosen = parser.parse_args(arguments)
+    if chosen.workers < 1:
+        parser.error(f"--workers: expected at least 1, got {chosen.workers}")
+    out = chosen.out if chosen.out or chosen.quick else RESULTS
+    console = wide_console(130)
+    folder = None
+    if chosen.cifar is not None:
+        try:
+            folder = find_cifar(10, chosen.cifar)
+        except DataError as error:
+            parser.error(f"--cifar: {error}")
+        if folder is None:
+            console.print(f"skipped: no CIFAR-10 was named; give --cifar DIR or set {CIFAR_VARIABLE}", highlight=False)
+            return 0
+
+    start = time.perf_counter()
+    todo = cases(quick=chosen.quick, cifar="" if folder is None else str(folder))
+    records = list(
+        track(run(todo, chosen.workers), total=len(todo), description="bounds", transient=True,
+              disable=not console.is_terminal)
+    )  # fmt: skip
+    name = "bounds.jsonl" if folder is None else "bounds_cifar.jsonl"
+    if out is not None:
+        write_lines(out / name, records)
+    console.print(summary_table(records))
+    verdicts = [side["verdict"] for r in records for side in r["bound"]]
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("certified", "refuted", "undecided"))
+    console.print(f"{counts}; {time.perf_counter() - start:.0f} s", highlight=False)
+    if out is not None:
+        console.print(f"written: {out / name}", highlight=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

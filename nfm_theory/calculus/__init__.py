@@ -1,0 +1,1 @@
+"""Derivatives: right where PyTorch is not, along directions, and of second order without nesting."""

@@ -1,0 +1,160 @@
+r"""A head at given features: Jacobian rows, tangents `J v` and second derivatives `a·∇²f[v, v]` for many directions.
+
+| path | what runs | cost of m directions, in forward passes |
+|---|---|---|
+| `"tangent-adjoint"` | one recorded forward pass, one adjoint sweep, m tangents through the recording | about m + 2 |
+| `"nested"` | `jvp(jvp)` of the whole head, a row per direction and sample | about 6 m |
+
+The results do not depend on the path; `Linearization.path` says which one runs and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ...setting.layers import split
+from ...setting.network import Network
+from ..derivatives import directional_derivatives, jacobian_rows
+from ..replacements import exact_derivatives
+from . import linear, nonlinear, products  # noqa: F401  (importing a module registers its rules)
+from .base import Linearization, gradients
+from .local import local_rule
+from .rules import RULES
+from .tape import Recorder, UnsupportedOperationError, graph_nodes
+from .taped import Taped
+
+ENGINES = ("auto", "tangent-adjoint", "nested")
+
+
+class _Nested(Linearization):
+    """By `torch.func` through the whole head."""
+
+    def __init__(self, head: Callable[[Tensor], Tensor], h: Tensor, differentiable: bool, reason: str):
+        self.head, self.h, self.differentiable = head, h, differentiable
+        self.path = f"nested torch.func ({reason})"
+        with gradients(differentiable):
+            self.outputs = head(h)
+
+    @property
+    def width(self):
+        return self.h[0].numel()
+
+    def rows(self):
+        with gradients(self.differentiable):
+            rows = jacobian_rows(self.head, self.h)
+            return rows.reshape(*rows.shape[:2], -1)
+
+    def pullback(self, slope):
+        with gradients(self.differentiable):
+            return torch.func.vjp(self.head, self.h)[1](slope)[0].reshape(len(self.h), -1)
+
+    def enter(self, directions):
+        return directions.reshape(*directions.shape[:2], -1)
+
+    def _block_rows(self):
+        return 4 * len(self.h)
+
+    def _block(self, directions, slope, tangents, entered):
+        if entered:
+            directions = directions.reshape(*directions.shape[:2], *self.h.shape[1:])
+        m, b = len(directions), len(self.h)
+        points = self.h.repeat(m, *[1] * (self.h.ndim - 1))
+        along = directions.expand(m, *self.h.shape).flatten(0, 1)
+        results = directional_derivatives(self.head, points, along, 1 if slope is None else 2)
+        found = results[1].unflatten(0, (m, b)) if tangents else None
+        return found, None if slope is None else (results[2].unflatten(0, (m, b)) * slope).sum(-1)
+
+
+def linearize(
+    head: Callable[[Tensor], Tensor], h: Tensor, *, engine: str = "auto", differentiable: bool | None = None
+) -> Linearization:
+    """The head at features `h`, ready for any number of directions.
+
+    Args:
+        head: maps `(b, *feature)` to `(b, K)`; samples must not interact, and the head is in evaluation mode.
+        h: features, `(b, *feature)`, floating point.
+        engine: `"tangent-adjoint"` records the head operation by operation; `"nested"` differentiates it as a whole;
+            `"auto"` takes the first where it can and the second elsewhere, with the same results.
+        differentiable: whether results carry gradients to parameters and features; `None` means while gradients are
+            enabled.
+
+    Raises:
+        ValueError: for an unknown engine, or if `"tangent-adjoint"` is asked for and an operation cannot be followed.
+
+    Example:
+        >>> h = torch.tensor([[0.5, -1.0]], dtype=torch.float64)
+        >>> at = linearize(lambda u: (u**3).sum(-1, keepdim=True), h)
+        >>> at.sweep(torch.eye(2, dtype=h.dtype).unsqueeze(1), torch.ones(1, 1, dtype=h.dtype))[1].tolist()  # 6 h
+        [[3.0], [-6.0]]
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine: expected one of {list(ENGINES)}, got {engine!r}.")
+    differentiable = torch.is_grad_enabled() if differentiable is None else differentiable
+    if engine == "nested":
+        return _Nested(head, h, differentiable, "as asked")
+    leaf = h if differentiable and h.requires_grad else h.detach().requires_grad_()
+
+    def record() -> tuple[Recorder, Tensor]:
+        recorder = Recorder(RULES, local_rule, light=not differentiable)
+        with torch.enable_grad(), recorder:
+            return recorder, head(recorder.start(leaf))
+
+    try:
+        recorder, outputs = record()
+        if recorder.light:
+            return Taped(recorder, outputs, False, record)
+        # Gradients of what, if not of the features? Of the parameters, if any
+        others = (getattr(node, "variable", leaf) is not leaf for node in graph_nodes(outputs.grad_fn))
+        return Taped(recorder, outputs, leaf is h or any(others))
+    except UnsupportedOperationError as error:
+        if engine == "tangent-adjoint":
+            raise ValueError(
+                f"engine='tangent-adjoint' cannot follow {error}; use engine='auto', which differentiates such a "
+                "head as a whole with the same result."
+            ) from error
+        return _Nested(head, h, differentiable, str(error))
+
+
+def linearize_layer(model: nn.Module, x: Tensor, layer: str = "") -> Linearization:
+    """The head behind a layer at the features of `x`, differentiable, from a single forward pass of the model.
+
+    For training: nothing is checked (`split` checks), the features keep their graph, and results carry gradients to
+    all parameters, those before the layer included.
+
+    Args:
+        model: network in evaluation mode.
+        x: inputs, `(b, *input)`.
+        layer: dotted name of the layer; `""` is the input.
+    """
+    network, recorder = Network(model, None), Recorder(RULES, local_rule)
+
+    def begin(module, args, output):
+        return recorder.start(output if output.requires_grad else output.detach().requires_grad_())
+
+    try:
+        with torch.enable_grad(), recorder:
+            if layer:
+                with network.hook(layer, begin):
+                    outputs = network(x)
+            else:
+                outputs = network(begin(None, None, x))
+            outputs = outputs.unsqueeze(-1) if outputs.ndim == 1 else outputs
+        return Taped(recorder, outputs, True)
+    except UnsupportedOperationError as error:
+        cut = split(model, x, layer=layer)
+        with torch.enable_grad(), exact_derivatives():
+            return _Nested(_columns(cut.head), cut.encode(x), True, str(error))
+
+
+def _columns(head: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The head with outputs `(b, K)`, and exact derivatives."""
+
+    def columns(h: Tensor) -> Tensor:
+        with exact_derivatives():
+            outputs = head(h)
+        return outputs.unsqueeze(-1) if outputs.ndim == 1 else outputs
+
+    return columns

@@ -1,0 +1,75 @@
+"""The rule of last resort: one operation differentiated by nested forward mode through it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import jvp
+
+from ..replacements import exact_derivatives
+from .rules import common, spread, tracked_elsewhere
+from .tape import Layout, Recorder, UnsupportedOperationError, tensors_in
+
+
+def local_rule(rec: Recorder, func: Callable, *args, **kwargs):
+    """One operation by nested forward mode through it alone."""
+    name = getattr(func, "__name__", str(func))
+    places = [k for k, item in enumerate(args) if rec.find(item) is not None]
+    if not places or tracked_elsewhere(rec, (), kwargs):
+        raise UnsupportedOperationError(f"{name} with features inside a list or as an option")
+    out = func(*args, **kwargs)
+    if not isinstance(out, Tensor):
+        if any(part.grad_fn is not None for part in tensors_in(out)):
+            raise UnsupportedOperationError(f"{name}, which has several results")
+        return out
+    if out.grad_fn is None:  # comparisons, indices: constant almost everywhere
+        return out
+    inputs = [rec.find(args[k]) for k in places]
+    layout = common([v.layout for v in inputs])
+    points = tuple(rec.keep(args[k]) for k in places)
+    fixed = [None if k in places else item for k, item in enumerate(args)]
+
+    def function(*moved):
+        filled = list(fixed)
+        for k, item in zip(places, moved, strict=True):
+            filled[k] = item
+        with exact_derivatives():
+            return func(*filled, **kwargs)
+
+    if layout is None or not _keeps_samples(function, points, layout, out, rec.samples):
+        raise UnsupportedOperationError(f"{name}, behind which the samples cannot be told apart")
+
+    def push(*tangents):
+        tangents = [spread(t, v) for t, v in zip(tangents, inputs, strict=True)]
+        return torch.vmap(lambda *d: jvp(function, points, d)[1])(*tangents)
+
+    def form(adj):
+        def bend(*tangents):
+            tangents = [spread(t, v) for t, v in zip(tangents, inputs, strict=True)]
+            second = torch.vmap(lambda *d: jvp(lambda *z: jvp(function, z, d)[1], points, d)[1])(*tangents)
+            return adj * second
+
+        return bend
+
+    return rec.emit(name, inputs, out, push, form, layout=layout)
+
+
+def _keeps_samples(function, points, layout: Layout, out: Tensor, samples: int) -> bool:
+    """Whether the samples are behind an operation where they were in front: moving some moves no others.
+
+    Any two samples are told apart by a bit of their number: one of them is moved while the other is watched.
+    """
+    dim, per = layout
+    if dim >= out.ndim or out.shape[dim] != samples * per:
+        return False
+    number = torch.arange(samples, device=out.device).repeat_interleave(per)
+    bits = [(number >> k) % 2 == 1 for k in range((samples - 1).bit_length())]
+    with torch.no_grad():
+        for moves in [z for bit in bits for z in (bit, ~bit)]:
+            step = moves.to(out.dtype).reshape(-1, *[1] * (out.ndim - 1 - dim))
+            same = function(*(z + moves.to(z.dtype).reshape(-1, *[1] * (z.ndim - 1 - dim)) for z in points)) == out
+            if not (same | step.bool()).all():
+                return False
+    return True

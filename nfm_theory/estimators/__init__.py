@@ -1,0 +1,1 @@
+"""The regularizers as estimators, exact or by random probes with standard errors."""

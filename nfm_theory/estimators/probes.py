@@ -1,0 +1,129 @@
+r"""Random directions for the second-order regularizers, with standard errors.
+
+A probe of a source is a direction per example whose second moment is that of the source at unit scale, so that
+`vᵀA v` is an unbiased estimate of `tr(A C_i)`. Probes are independent from example to example. Quadratic forms do not
+change with the sign of v: antithetic probes would be the same probe twice.
+
+| source | probe |
+|---|---|
+| data | `ḡ - g_i` and the leading `deflate` eigen-directions exactly, the others with random signs |
+| data, `"pairs"` | `g_r - g_i`, r uniform: what a minibatch offers |
+| additive | random signs, or normal |
+| multiplicative | the same times g_i |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..calculus.derivatives import gauss_newton_forms
+from ..calculus.directions import second_moment_directions
+from ..calculus.engine import Linearization
+from ..setting.problem import Problem
+
+DISTRIBUTIONS = ("rademacher", "normal")
+
+
+@dataclass(frozen=True)
+class ProbeForms:
+    """Unbiased estimates of `tr(A C_i)` at unit scale, one per probe and sample.
+
+    Attributes:
+        gauss_newton: A = JᵀFJ, `(P, n)`.
+        residual: A = a·∇²f, `(P, n)`; `None` if not asked for.
+        passes: directions spent besides the P probes.
+    """
+
+    gauss_newton: Tensor
+    residual: Tensor | None
+    passes: int = 0
+
+
+def random_signs(
+    shape: tuple[int, ...], like: Tensor, distribution: str = "rademacher", generator: torch.Generator | None = None
+) -> Tensor:
+    """Independent entries with zero mean and unit variance, drawn where the generator lives.
+
+    Args:
+        shape: shape.
+        like: gives dtype and device.
+        distribution: `"rademacher"` (±1) or `"normal"`.
+        generator: seeds the entries.
+
+    Raises:
+        ValueError: for another distribution.
+    """
+    if distribution not in DISTRIBUTIONS:
+        raise ValueError(f"distribution: expected one of {list(DISTRIBUTIONS)}, got {distribution!r}.")
+    device = like.device if generator is None else generator.device
+    if distribution == "normal":
+        return torch.randn(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
+    bits = torch.randint(2, shape, generator=generator, dtype=torch.int8, device=device)
+    return bits.to(like).mul_(2).sub_(1)
+
+
+def _forms(at: Linearization, curvature: Tensor, directions: Tensor, slope: Tensor | None) -> tuple:
+    """`(Jv)ᵀF(Jv)` and `a·∇²f[v, v]` of directions `(m, b|1, *feature)`, `(m, b)` each."""
+    tangents, bends = at.sweep(directions, slope)
+    return gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).T, bends
+
+
+def probe_forms(
+    problem: Problem,
+    at: Linearization,
+    source: str,
+    num_probes: int,
+    *,
+    residual: bool = True,
+    pairs: bool = False,
+    deflate: int = 0,
+    distribution: str = "rademacher",
+    generator: torch.Generator | None = None,
+) -> ProbeForms:
+    """Estimates of one source by P = `num_probes` probes.
+
+    Args:
+        problem: the setting.
+        at: the head at the features.
+        source: `"data"`, `"additive"` or `"multiplicative"`.
+        num_probes: P ≥ 1.
+        residual: whether the residual part is wanted.
+        pairs: data probes from random pairs alone.
+        deflate: leading eigen-directions of the covariance to take exactly.
+        distribution: of the entries, `"rademacher"` or `"normal"`.
+        generator: seeds the probes.
+    """
+    g, n = problem.features, len(problem.features)
+    slope = problem.loss.gradient(at.outputs, problem.labels) if residual and not at.piecewise_linear else None
+    curvature = problem.loss.hessian(at.outputs, problem.labels)
+    fixed, passes = (0.0, 0.0), 0
+    if source == "data" and pairs:
+        home = g.device if generator is None else generator.device
+        index = torch.randint(n, (num_probes, n), generator=generator, device=home).to(g.device)
+        directions = g[index] - g
+    elif source == "data":
+        eigen = second_moment_directions(g)
+        exact = [((g.mean(0) - g).unsqueeze(0)), eigen[:deflate].unsqueeze(1)]
+        known = [_forms(at, curvature, part, slope) for part in exact if len(part)]
+        fixed = tuple(0.0 if k[0] is None else sum(part.sum(0) for part in k) for k in zip(*known, strict=True))
+        passes, rest = sum(len(part) for part in exact), eigen[deflate:]
+        signs = random_signs((num_probes, n, len(rest)), g, distribution, generator)
+        directions = torch.tensordot(signs, rest, dims=1)
+    else:
+        directions = random_signs((num_probes, *g.shape), g, distribution, generator)
+        directions = directions if source == "additive" else directions * g
+    gauss_newton, bends = _forms(at, curvature, directions, slope)
+    if residual and slope is None:
+        bends = torch.zeros_like(gauss_newton)
+    return ProbeForms(gauss_newton + fixed[0], None if bends is None else bends + fixed[1], passes)
+
+
+def mean_and_stderr(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over probes and samples of `(P, n)`, and its standard error: samples are given, probes are random."""
+    num, n = values.shape
+    if num < 2:
+        return values.mean(), values.new_full((), float("inf"))
+    return values.mean(), (values.detach().var(0).sum() / num).sqrt() / n

@@ -1,0 +1,244 @@
+r"""The regularizers of NFM as estimators: one interface, several methods (book: eq-second-moment).
+
+| method | terms | cost, in forward passes | error |
+|---|---|---|---|
+| `"exact"` | R2 | K | none |
+| | R3 | directions, see `second_order` | none |
+| `"probes"` | any | 1 for each probe, and `deflate` | standard error |
+| `"pairs"` | R2, R3 (data) | 1 for each probe | standard error |
+| `"auto"` | any | what is cheaper for the accuracy `rtol` | none, or about `rtol` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import ceil, inf
+
+import torch
+from torch import Tensor, nn
+
+from ..calculus.engine import Linearization, linearize
+from ..expansion.second_order import JOINT_WIDTH, SOURCES, active_sources, exact_terms, num_directions
+from ..setting.problem import Problem, build_problem
+from ..setting.results import SECOND_ORDER, Estimate, TaylorTerms
+from .probes import mean_and_stderr, probe_forms
+
+METHODS = ("auto", "exact", "probes", "pairs")
+#: Directions up to which exact terms are not worth a pilot run, and the probes of a pilot run.
+FEW_DIRECTIONS, PILOT_PROBES = 64, 16
+#: Most probes carried through a sweep at once.
+PROBE_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Regularizers:
+    """The second-order terms with their evidence.
+
+    Attributes:
+        standard: L_std, 0-dim.
+        estimates: by name (`"R1"`, `"R2"`, .., `"R3_mult"`): value, standard error, probes, method. Terms of sources
+            that are switched off are missing.
+        engine: how second derivatives were taken, `"tangent-adjoint"` or `"nested torch.func (reason)"`.
+        passes: directions and Jacobian rows spent, each about the cost of a forward pass.
+        piecewise_linear: whether ∇²f is 0 almost everywhere, and R3 with it.
+    """
+
+    standard: Tensor
+    estimates: Mapping[str, Estimate]
+    engine: str
+    passes: int
+    piecewise_linear: bool
+
+    @property
+    def terms(self) -> TaylorTerms:
+        """The values as `TaylorTerms`, 0 for terms that are switched off."""
+        zero = self.standard.new_zeros(())
+        values = {
+            name: self.estimates[name].value if name in self.estimates else zero for name in ("R1", *SECOND_ORDER)
+        }
+        return TaylorTerms(standard=self.standard, **values)
+
+    def __getitem__(self, name: str) -> Estimate:
+        """One term."""
+        return self.estimates[name]
+
+    def __str__(self) -> str:
+        """A table for people."""
+        lines = [f"{'term':8}{'value':>14}{'stderr':>12}  method"]
+        for name, e in self.estimates.items():
+            lines.append(f"{name:8}{float(e.value.detach()):14.6g}{float(e.stderr):12.2g}  {e.method}")
+        if self.piecewise_linear:
+            lines.append("piecewise linear: the second derivative of the head, and R3, is 0 almost everywhere")
+        return "\n".join([*lines, f"{self.engine}; about {self.passes} forward passes"])
+
+
+class _Plan:
+    """Decides, term by term, and gathers the probes it had to draw for that."""
+
+    def __init__(self, problem: Problem, at: Linearization, *, rtol, max_passes, deflate, distribution, generator):
+        self.problem, self.at, self.rtol, self.max_passes = problem, at, rtol, max_passes
+        self.options = {"deflate": deflate, "distribution": distribution, "generator": generator}
+        self.drawn: dict[tuple[str, bool], list] = {}  # by source, and whether from pairs
+        self.passes = 0
+
+    def draw(self, source: str, num: int, pairs: bool = False) -> None:
+        """Add `num` probes of a source."""
+        for start in range(0, num, PROBE_BLOCK):
+            block = min(PROBE_BLOCK, num - start)
+            forms = probe_forms(self.problem, self.at, source, block, pairs=pairs, **self.options)
+            self.drawn.setdefault((source, pairs), []).append(forms)
+            self.passes += block + forms.passes
+
+    def values(self, order: str, source: str, pairs: bool = False) -> Tensor:
+        """All probes of a term, `(P, n)`."""
+        parts = [f.gauss_newton if order == "R2" else f.residual for f in self.drawn[source, pairs]]
+        return torch.cat(parts)
+
+    def needed(self, order: str, source: str) -> float:
+        """Probes that bring the relative standard error to `rtol`, judged by those drawn so far."""
+        values = self.values(order, source).detach()
+        mean, stderr = (float(z) for z in mean_and_stderr(values))
+        return inf if mean == 0 else len(values) * (stderr / (self.rtol * abs(mean))) ** 2
+
+    def choose(self, order: str, source: str, joint: bool) -> str:
+        """`"exact"` or `"probes"`, whichever gets to `rtol` for less."""
+        cost = self.at.outputs.shape[-1] if order == "R2" else num_directions(self.problem, self.at, [source])
+        if cost <= FEW_DIRECTIONS or joint or (order == "R3" and self.at.piecewise_linear):
+            return "exact"
+        if (source, False) not in self.drawn:
+            self.draw(source, PILOT_PROBES)
+        needed = self.needed(order, source)
+        if needed >= cost and cost <= self.max_passes:
+            return "exact"
+        missing = min(needed, self.max_passes) - sum(len(f.gauss_newton) for f in self.drawn[source, False])
+        self.draw(source, max(0, ceil(missing)))
+        return "probes"
+
+
+def problem_regularizers(
+    problem: Problem,
+    *,
+    method: str | Mapping[str, str] = "auto",
+    num_probes: int = 64,
+    rtol: float = 0.01,
+    max_passes: int = 4096,
+    deflate: int = 0,
+    distribution: str = "rademacher",
+    engine: str = "auto",
+    generator: torch.Generator | None = None,
+    memory_limit: int | None = None,
+) -> Regularizers:
+    """`regularizers` of one `Problem`."""
+    scales = active_sources(problem)
+    names = {(order, s): order + SOURCES[s] for s in scales for order in ("R2", "R3")}
+    methods = _methods(method, list(names.values()))
+    if num_probes < 2 or rtol <= 0 or deflate < 0:
+        raise ValueError(
+            f"expected num_probes >= 2 (for a standard error), rtol > 0 and deflate >= 0, got {num_probes}, {rtol} and "
+            f"{deflate}."
+        )
+    at = linearize(problem.head, problem.features, engine=engine)
+    limits = {"rtol": rtol, "max_passes": max_passes}
+    plan = _Plan(problem, at, **limits, deflate=deflate, distribution=distribution, generator=generator)
+    if "data" in scales and set(methods.values()) <= {"probes", "pairs"} and at.path == "tangent-adjoint":
+        at.pullback(problem.loss.gradient(at.outputs, problem.labels))  # one reverse sweep for R1 and the probes
+    # Additive noise first: where it is exact, its basis serves the data terms as well
+    for (order, source), name in sorted(names.items(), key=lambda item: item[0][1] != "additive"):
+        if methods[name] == "auto":
+            shared = methods.get("R3_add") == "exact" and "multiplicative" not in scales and at.width <= JOINT_WIDTH
+            methods[name] = plan.choose(order, source, joint=order == "R3" and source == "data" and shared)
+        elif methods[name] != "exact" and (source, methods[name] == "pairs") not in plan.drawn:
+            plan.draw(source, num_probes, pairs=methods[name] == "pairs")
+
+    exact = {order: [s for s in scales if methods[names[order, s]] == "exact"] for order in ("R2", "R3")}
+    rows = None if memory_limit is None else problem.block_rows(memory_limit, passes=4)
+    values = exact_terms(problem, at, gauss_newton=exact["R2"], residual=exact["R3"], block_rows=rows)
+    passes = plan.passes + (at.outputs.shape[-1] if exact["R2"] else 0)
+    if exact["R3"] and not at.piecewise_linear:
+        passes += num_directions(problem, at, exact["R3"])
+    zero = at.outputs.new_zeros(())
+    estimates = {"R1": Estimate(values["R1"], zero, 0, "exact")} if "data" in scales else {}
+    for (order, source), name in names.items():
+        if methods[name] == "exact":
+            estimates[name] = Estimate(values[name], zero, 0, "exact")
+        else:
+            probes = plan.values(order, source, methods[name] == "pairs")
+            mean, stderr = (scales[source] * z for z in mean_and_stderr(probes))
+            reached = bool(stderr <= rtol * mean.detach().abs())
+            estimates[name] = Estimate(mean, stderr, len(probes), f"{len(probes)} {methods[name]}", reached)
+    standard = problem.loss(at.outputs, problem.labels).mean()
+    ordered = {name: estimates[name] for name in ("R1", *SECOND_ORDER) if name in estimates}
+    return Regularizers(standard, ordered, at.path, passes, at.piecewise_linear)
+
+
+def _methods(method: str | Mapping[str, str], names: list[str]) -> dict[str, str]:
+    """The method of every term."""
+    chosen = dict.fromkeys(names, method) if isinstance(method, str) else dict.fromkeys(names, "auto") | dict(method)
+    for name, value in chosen.items():
+        if name not in names:
+            raise ValueError(f"method: expected terms that are switched on, {names}, got {name!r}.")
+        if value not in METHODS:
+            raise ValueError(f"method: expected one of {list(METHODS)}, got {value!r}.")
+        if value == "pairs" and name not in ("R2", "R3"):
+            chosen[name] = "probes"
+            if not isinstance(method, str):
+                raise ValueError(f"method: 'pairs' are pairs of examples, for R2 and R3; use 'probes' for {name}.")
+    return chosen
+
+
+def regularizers(
+    model: nn.Module | Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    *,
+    method: str | Mapping[str, str] = "auto",
+    num_probes: int = 64,
+    rtol: float = 0.01,
+    max_passes: int = 4096,
+    deflate: int = 0,
+    distribution: str = "rademacher",
+    engine: str = "auto",
+    generator: torch.Generator | None = None,
+    memory_limit: int | None = None,
+    **setting,
+) -> Regularizers:
+    r"""R1 and the second-order regularizers of NFM, each by the method that suits it (book: eq-second-moment).
+
+    $$ \tfrac12\operatorname{tr}(A_i\,C_i), \qquad A_i = J_i^\top F_i J_i \ (R_2) \quad\text{or}\quad
+       \textstyle\sum_c (p_i - y_i)_c \nabla^2 f_{i,c} \ (R_3) $$
+
+    Values are differentiable in the parameters while gradients are enabled.
+
+    Args:
+        model: network in eval mode, or any callable from inputs to outputs `(n, K)` or `(n,)`.
+        x: inputs, `(n, *input)`.
+        y: labels, see `taylor_terms`.
+        method: `"exact"`, `"probes"`, `"pairs"` or `"auto"`, for all terms or as a mapping from their names
+            (`{"R3_add": "probes"}`; the others are `"auto"`).
+        num_probes: probes per source for `"probes"` and `"pairs"`, ≥ 2.
+        rtol: relative standard error that `"auto"` aims at.
+        max_passes: most directions that `"auto"` spends on one term.
+        deflate: leading eigen-directions of the data that `"probes"` takes exactly.
+        distribution: entries of the probes, `"rademacher"` or `"normal"`.
+        engine: `"auto"`, `"tangent-adjoint"` or `"nested"`; see `linearize`.
+        generator: seeds the probes.
+        memory_limit: bytes that a block of exact directions may take.
+        **setting: `layer`, `params`, `alpha`, `beta`, `add_noise`, `mult_noise`, `noise`, `loss`, as `taylor_terms`.
+
+    Raises:
+        ValueError: for an unknown method, engine or distribution, numbers out of range, and as `taylor_terms`.
+        TypeError: for arguments of the wrong kind.
+
+    Example:
+        >>> head = lambda u: (u**2).sum(-1)
+        >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0.0, 1.0])
+        >>> found = regularizers(head, x, y, loss="square", add_noise=1.0, alpha=0)
+        >>> round(float(found["R2_add"].value), 4), found["R3_add"].method, found.engine  # ½ (2 g)², ½ (f - y) 2 d
+        (2.0, 'exact', 'tangent-adjoint')
+    """
+    problem = build_problem(model, x, y, **setting)
+    return problem_regularizers(
+        problem, method=method, num_probes=num_probes, rtol=rtol, max_passes=max_passes, deflate=deflate,
+        distribution=distribution, engine=engine, generator=generator, memory_limit=memory_limit,
+    )  # fmt: skip

@@ -1,0 +1,147 @@
+r"""The loss along one draw, φ(ε) = ℓ(f_k(g_i + e_i(ε)), y_i): its Taylor remainder without cancellation.
+
+For every draw (λ, r, ξ) the loss is a smooth function of the one number ε, so that
+
+$$ \varphi(\varepsilon) - \sum_{k \le p} \frac{\varphi^{(k)}(0)}{k!} \varepsilon^k
+   = \frac{\varepsilon^{p+1}}{p!} \int_0^1 (1-t)^p \varphi^{(p+1)}(t\varepsilon)\,dt
+   \qquad \text{(book: eq-integral-remainder)} $$
+
+with no difference of nearly equal numbers on the right, and Lagrange's form bounds it by the extremes of φ^(p+1).
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from math import factorial
+
+import torch
+from scipy import special
+from torch import Tensor
+
+from ..calculus.derivatives import directional_derivatives, gauss_newton_forms, scalar_derivatives
+from ..calculus.engine import Linearization, linearize
+from ..setting.draws import Draw
+from ..setting.problem import Path, Problem
+from ..setting.results import Interval
+
+
+def taylor_coefficients(path: Path, order: int) -> Tensor:
+    """`φ^(k)(0)/k!` of every row for k = 0..order by forward mode, `(rows, order + 1)`."""
+    derivatives = scalar_derivatives(path, path.first.new_zeros(()), order)
+    return torch.stack([d / factorial(k) for k, d in enumerate(derivatives)], dim=-1)
+
+
+def second_order_coefficients(path: Path) -> Tensor:
+    r"""`φ^(k)(0)/k!`, k = 0, 1, 2, from the derivatives of loss and head apart, `(rows, 3)`.
+
+    With `e = ε e¹ + ε² e²`: φ' = a·J e¹ and φ''/2 = ½ (J e¹)ᵀF(J e¹) + ½ a·∇²f[e¹, e¹] + a·J e². The second
+    witness of `taylor_coefficients`, and what R1, R2 and R3 are before the expectation is taken.
+    """
+    problem, labels = path.problem, path.problem.labels[path.anchor]
+    outputs, tangent, bend = directional_derivatives(problem.head, path.first, path.linear, 2)
+    slope = problem.loss.gradient(outputs, labels)
+    curvature = problem.loss.hessian(outputs, labels)
+    second = torch.einsum("bk,bkl,bl->b", tangent, curvature, tangent) / 2 + (slope * bend).sum(-1) / 2
+    if path.quadratic is not None:
+        second = second + (slope * directional_derivatives(problem.head, path.first, path.quadratic, 1)[1]).sum(-1)
+    return torch.stack([problem.loss(outputs, labels), (slope * tangent).sum(-1), second], dim=-1)
+
+
+class Polynomials:
+    """`taylor_coefficients` of whole sweeps over the samples, up to the second for one tangent a row.
+
+    What a sample's rows have in common is computed once: the gradient of its loss, `Jᵀ a`, and the recording of the
+    head with its adjoint. A row then costs about one forward pass at order 2, and next to nothing at order 1.
+
+    Args:
+        problem: the setting.
+    """
+
+    def __init__(self, problem: Problem):
+        self.problem = problem
+        with torch.enable_grad():
+            features = problem.features.detach().requires_grad_()
+            losses = problem.losses(features, torch.arange(len(features), device=features.device))
+            (gradient,) = torch.autograd.grad(losses.sum(), features)
+        self.losses, self.gradient = losses.detach(), gradient.flatten(1)
+
+    @cached_property
+    def _head(self) -> tuple[Linearization, Tensor, Tensor]:
+        """The head at the features, with the slope and the curvature of the loss there."""
+        problem = self.problem
+        at = linearize(problem.head, problem.features, differentiable=False)
+        derivatives = problem.loss.gradient, problem.loss.hessian
+        return at, *(d(at.outputs, problem.labels).detach() for d in derivatives)
+
+    def _slopes(self, along: Tensor) -> Tensor:
+        """`a·J e` of perturbations `(sweeps, n, *feature)`, `(sweeps, n)`."""
+        return torch.einsum("mnd,nd->mn", along.flatten(2), self.gradient)
+
+    def __call__(self, path: Path, order: int) -> Tensor:
+        """`φ^(k)(0)/k!` for k = 0..order, `(rows, order + 1)`.
+
+        Args:
+            path: of rows whose anchors are 0, .., n - 1, again and again.
+            order: from 0; above 2 by nested differentiation, as `taylor_coefficients`.
+        """
+        if order > 2:
+            return taylor_coefficients(path, order)
+        n = len(self.losses)
+        linear, quadratic = (None if e is None else e.unflatten(0, (-1, n)) for e in (path.linear, path.quadratic))
+        columns = [self.losses.expand(len(linear), n)]
+        if order >= 1:
+            columns.append(self._slopes(linear))
+        if order >= 2:
+            at, slope, curvature = self._head
+            tangents, bends = at.sweep(linear, slope)
+            second = (gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).T + bends) / 2
+            columns.append(second if quadratic is None else second + self._slopes(quadratic))
+        return torch.stack(columns, dim=-1).flatten(0, 1)
+
+
+def _at_points(problem: Problem, draw: Draw, points: Tensor, order: int) -> Tensor:
+    """φ^(order) of every row at every point, `(points, rows)`, in one batch."""
+    rows, index = len(draw), torch.arange(len(draw), device=draw.lam.device)
+    path = problem.path(draw[index.repeat(len(points))])
+    return scalar_derivatives(path, points.repeat_interleave(rows), order)[-1].reshape(len(points), rows)
+
+
+def integral_remainder(
+    problem: Problem, draw: Draw, eps: float | Tensor, *, order: int = 2, num_nodes: int = 4
+) -> Tensor:
+    """Remainder of the order-p Taylor polynomial of every row at `eps`, without cancellation, `(rows,)`.
+
+    Args:
+        problem: the setting.
+        draw: rows.
+        eps: ε, a number.
+        order: p ≥ 0.
+        num_nodes: Gauss-Jacobi nodes in t; they are exact while φ is a polynomial of degree `p + 2 num_nodes`.
+    """
+    nodes, weights = special.roots_jacobi(num_nodes, order, 0)
+    at = torch.as_tensor(eps, dtype=problem.features.dtype, device=problem.features.device)
+    points, weights = (torch.from_numpy(a).to(at) for a in ((nodes + 1) / 2, weights / weights.sum()))
+    mean = weights @ _at_points(problem, draw, at * points, order + 1)
+    return mean * at ** (order + 1) / factorial(order + 1)
+
+
+def lagrange_interval(
+    problem: Problem, draw: Draw, eps: float | Tensor, *, order: int = 2, num_points: int = 33
+) -> Interval:
+    """`[min, max]` of φ^(order+1) on [0, ε] for every row (book: eq-lagrange).
+
+    `(order + 1)! remainder / ε^(order + 1)` of the row must lie in it: a check of the expansion with no Monte-Carlo
+    error at all. The extremes are taken over `num_points` equidistant points and widened by the largest step between
+    neighbours.
+
+    Args:
+        problem: the setting (`build_problem`).
+        draw: rows.
+        eps: ε, a number.
+        order: p ≥ 0.
+        num_points: points on [0, ε].
+    """
+    points = torch.linspace(0, float(eps), num_points, dtype=problem.features.dtype, device=problem.features.device)
+    values = _at_points(problem, draw, points, order + 1)
+    slack = (values[1:] - values[:-1]).abs().amax(0)
+    return Interval(values.amin(0) - slack, values.amax(0) + slack)

@@ -1,0 +1,1 @@
+"""The setting of the theory: laws, draws, layers, pointwise losses, quadrature rules, results."""

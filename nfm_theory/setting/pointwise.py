@@ -1,0 +1,208 @@
+r"""Per-sample losses `ℓ(u, y) = h(u) - y·u` of logits u, as in the theory (book: eq-nfm-loss).
+
+| name | h(u) | label y |
+|---|---|---|
+| `"cross_entropy"` | logsumexp(u), K ≥ 2 | index `(n,)` or distribution `(n, K)` |
+| `"logistic"` | softplus(u), K = 1 | 0/1 or probability, `(n,)` or `(n, 1)` |
+| `"square"` | ‖u‖²/2 | target `(n,)` or `(n, K)`; an index means its one-hot vector |
+
+Any smooth callable `(outputs (b, K), labels (b, ...)) -> (b,)` is accepted as well. Its mixed-label loss is
+the λ-mixture of two losses, which for `h(u) - y·u` is the same as the loss at the mixed label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..calculus.replacements import exact_derivatives
+
+
+@dataclass(frozen=True)
+class PointwiseLoss:
+    """A per-sample loss with labels brought into the form it expects.
+
+    Args:
+        name: for messages.
+        function: maps outputs `(b, K)` and prepared labels `(b, ...)` to losses `(b,)`.
+        prepare: brings the user's labels into that form, given example outputs `(n, K)`.
+        slope: closed form of `gradient`; automatic differentiation if `None`.
+        bend: closed form of `hessian`, likewise.
+    """
+
+    name: str
+    function: Callable[[Tensor, Tensor], Tensor]
+    prepare: Callable[[Tensor, Tensor], Tensor]
+    slope: Callable[[Tensor, Tensor], Tensor] | None = None
+    bend: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Losses `(b,)`."""
+        with exact_derivatives():
+            return self.function(outputs, labels)
+
+    def gradient(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """∂ℓ/∂u, `(b, K)`: `p - y` for the losses of the theory."""
+        if self.slope is not None:
+            return self.slope(outputs, labels)
+        return torch.func.grad(lambda u: self(u, labels).sum())(outputs)
+
+    def hessian(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """∂²ℓ/∂u², `(b, K, K)`: `F = ∇²h(u)` for the losses of the theory."""
+        if self.bend is not None:
+            return self.bend(outputs, labels)
+        basis = torch.eye(outputs.shape[-1], dtype=outputs.dtype, device=outputs.device)
+        columns = [
+            torch.func.jvp(lambda u: self.gradient(u, labels), (outputs,), (e.expand_as(outputs).clone(),))[1]
+            for e in basis
+        ]
+        return torch.stack(columns, dim=-1)
+
+
+def _one_hot(labels: Tensor, outputs: Tensor) -> Tensor:
+    classes = outputs.shape[-1]
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(f"Labels: expected class indices in 0..{classes - 1} (K = {classes}), got {low}..{high}.")
+    return F.one_hot(labels.long(), classes).to(outputs)
+
+
+def _is_index(labels: Tensor) -> bool:
+    return not labels.is_floating_point()
+
+
+def _expect_shape(labels: Tensor, outputs: Tensor, loss: str) -> Tensor:
+    if labels.shape != outputs.shape:
+        raise ValueError(
+            f"Labels for loss={loss!r}: expected shape {tuple(outputs.shape)} (or class indices "
+            f"({len(outputs)},)), got {tuple(labels.shape)}."
+        )
+    if not labels.isfinite().all():
+        raise ValueError("Labels: expected finite numbers, got NaN or infinity.")
+    return labels.to(outputs)
+
+
+def _classes(outputs: Tensor, labels: Tensor) -> Tensor:
+    if outputs.shape[-1] < 2:
+        raise ValueError("loss='cross_entropy' needs K >= 2 outputs, the model has one: use loss='logistic'.")
+    if _is_index(labels) and labels.ndim == 1:
+        return _one_hot(labels, outputs)
+    labels = _expect_shape(labels, outputs, "cross_entropy")
+    if (labels < 0).any() or not torch.allclose(labels.sum(-1), labels.new_ones(len(labels)), atol=1e-4):
+        raise ValueError("Labels: expected non-negative rows that sum to 1 (distributions over the classes).")
+    return labels
+
+
+def _binary(outputs: Tensor, labels: Tensor) -> Tensor:
+    if outputs.shape[-1] != 1:
+        raise ValueError(f"loss='logistic' needs one output, the model has {outputs.shape[-1]}: use 'cross_entropy'.")
+    labels = _expect_shape(labels.to(outputs).reshape(len(labels), -1), outputs, "logistic")
+    if (labels < 0).any() or (labels > 1).any():
+        raise ValueError("Labels for loss='logistic': expected 0, 1 or probabilities (not ±1).")
+    return labels
+
+
+def _target(outputs: Tensor, labels: Tensor) -> Tensor:
+    if _is_index(labels) and labels.ndim == 1 and outputs.shape[-1] > 1:
+        return _one_hot(labels, outputs)
+    return _expect_shape(labels.to(outputs).reshape(len(labels), -1), outputs, "square")
+
+
+def _fisher(outputs: Tensor, labels: Tensor) -> Tensor:
+    p = outputs.softmax(-1)
+    return torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)
+
+
+def _bernoulli_variance(outputs: Tensor, labels: Tensor) -> Tensor:
+    p = outputs.sigmoid()
+    return (p * (1 - p)).unsqueeze(-1)
+
+
+def _identity(outputs: Tensor, labels: Tensor) -> Tensor:
+    return torch.diag_embed(torch.ones_like(outputs))
+
+
+CROSS_ENTROPY = PointwiseLoss(
+    "cross_entropy",
+    lambda u, y: u.logsumexp(-1) - (y * u).sum(-1),
+    _classes,
+    slope=lambda u, y: u.softmax(-1) - y,
+    bend=_fisher,
+)
+LOGISTIC = PointwiseLoss(
+    "logistic",
+    lambda u, y: (F.softplus(u) - y * u).sum(-1),
+    _binary,
+    slope=lambda u, y: u.sigmoid() - y,
+    bend=_bernoulli_variance,
+)
+SQUARE = PointwiseLoss(
+    "square",
+    lambda u, y: ((u / 2 - y) * u).sum(-1),
+    _target,
+    slope=lambda u, y: u - y,
+    bend=_identity,
+)
+_BY_NAME = {loss.name: loss for loss in (CROSS_ENTROPY, LOGISTIC, SQUARE)}
+
+
+def mixable_labels(y: Tensor, x: Tensor, classes: int | None, smoothing: float = 0.0) -> Tensor:
+    """Labels that can be mixed: distributions `(n, K)` or numbers `(n,)`.
+
+    Args:
+        y: class indices `(n,)`, distributions over the classes `(n, K)`, or floating-point targets `(n,)`.
+        x: inputs, whose dtype indices take.
+        classes: K, for class indices; `None` for other targets.
+        smoothing: s in [0, 1), of labels over classes.
+
+    Raises:
+        ValueError: for labels of another kind, indices outside 0..K-1, and targets that cannot be smoothed.
+    """
+    fits = y.ndim == 1 or (y.ndim == 2 and y.is_floating_point() and classes in (None, y.shape[1]))
+    if not fits or (y.ndim == 1 and y.is_floating_point() == (classes is not None)):
+        wanted = (
+            "floating-point targets (n,) or distributions (n, K); give `num_classes` for class indices"
+            if classes is None
+            else f"class indices (n,) or distributions (n, {classes}); leave `num_classes` out for other targets"
+        )
+        raise ValueError(f"y: expected {wanted}. Got shape {tuple(y.shape)}, {y.dtype}.")
+    if not y.is_floating_point():
+        # not on a GPU, where looking at the labels would stop the stream; scatter refuses them there
+        low, high = (int(y.min()), int(y.max())) if y.device.type == "cpu" and len(y) else (0, 0)
+        if low < 0 or high >= classes:
+            raise ValueError(f"y: expected class indices in 0..{classes - 1}, got {low}..{high}; check num_classes.")
+        dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+        empty = torch.zeros(len(y), classes, dtype=dtype, device=y.device)
+        y = empty.scatter_(1, y.long().unsqueeze(1), 1.0)
+    if not smoothing:
+        return y
+    if y.ndim == 1:
+        raise ValueError("label_smoothing: expected 0 with targets (n,), there are no classes to smooth over.")
+    return (1 - smoothing) * y + smoothing / y.shape[1]
+
+
+def pointwise_loss(loss: str | PointwiseLoss | Callable[[Tensor, Tensor], Tensor]) -> PointwiseLoss:
+    """The `loss=` option as a `PointwiseLoss`.
+
+    Args:
+        loss: a name of the table above, or a smooth callable `(outputs (b, K), labels (b, ...)) -> (b,)`.
+
+    Raises:
+        ValueError: for an unknown name.
+        TypeError: for anything that cannot be called.
+    """
+    if isinstance(loss, PointwiseLoss):
+        return loss
+    if isinstance(loss, str):
+        if loss not in _BY_NAME:
+            raise ValueError(f"loss: expected one of {sorted(_BY_NAME)} or a callable, got {loss!r}.")
+        return _BY_NAME[loss]
+    if not callable(loss):
+        raise TypeError(
+            f"loss: expected a name or a callable (outputs, labels) -> (batch,), got {type(loss).__name__}."
+        )
+    return PointwiseLoss(getattr(loss, "__name__", "custom"), loss, lambda outputs, labels: labels)

@@ -1,0 +1,397 @@
+r"""The stability expansion in SymPy: the chain rule of several branches, the divergence, and a scalar example.
+
+| statement | function |
+|---|---|
+| Proposition 1 of NoisyMix, the chain rule of two branches, here of any number | `prove_chain_rule` |
+| gradient and Hessian of the Jensen-Shannon divergence (book: eq-jsd-second) | `prove_divergence` |
+| its Hessian `(π_j δ_jl - π_j π_l) F` where all branches agree (book: eq-jsd-equal) | `prove_equal_branches` |
+| S0, S1, S2, C3 of a scalar head (book: eq-jsd-expansion) | `derive_stability`, `prove_stability` |
+| the same for a concrete head and data | `evaluate_stability` |
+
+Symbols are those of `symbolic_expansion`, where `h` stands for Φ, the function of all logits, and a suffix names the
+branch: `h_1_2` is ∂²Φ/∂u_1∂u_2, `f_1_1__2` the derivative of the first logit at the features of branch 2.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain, combinations_with_replacement, product
+from math import fsum
+
+import sympy as sp
+from sympy.polys.rings import ring
+
+from .derivation import EPS, generic, substitute_moments, symbol
+
+#: Parts of the coefficients up to order 3.
+PARTS = ("S0", "S1", *(f"S2_{s}_{c}" for s in ("data", "add", "mult") for c in ("curvature", "residual")), "C3")
+
+
+def _at(kind, j, *index):
+    """Return the symbol of a quantity that belongs to branch j."""
+    return sp.Symbol(f"{symbol(kind, *index)}__{j}")
+
+
+def _check(**values):
+    """Refuse what is not an integer in range."""
+    for name, (value, least) in values.items():
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}.")
+
+
+@cache
+def _raw_coefficients(order, branches, dim, outputs):
+    """Differentiate Φ(f(g^1 + e^1), ..) for generic Φ and f and `e^j = eps a^j + eps^2 b^j`; coefficients by power."""
+    where, logits = {}, []
+    for j in range(1, branches + 1):
+        start = [_at("g", j, i + 1) for i in range(dim)]
+        where[tuple(start)] = j
+        moved = [x + EPS * _at("a", j, i + 1) + EPS**2 * _at("b", j, i + 1) for i, x in enumerate(start)]
+        logits += [generic("f", (k + 1,))(*moved) for k in range(outputs)]
+    value = generic("h", ())(*logits)
+    found = []
+    for n in range(order + 1):
+        here = value.xreplace({EPS: sp.S.Zero})
+        names = {fn: sp.Symbol(f"{fn.jet}__{where[fn.args]}") if fn.args in where else fn.jet
+                 for fn in here.atoms(sp.Function)}  # fmt: skip
+        found.append(here.xreplace(names) / sp.factorial(n))
+        value = value.diff(EPS)
+    return found
+
+
+def prove_chain_rule(branches=2, dim=2, outputs=2):
+    r"""Prove the chain rule of several branches, for a generic loss Φ of all logits and one generic head f.
+
+    $$ \frac{d}{d\varepsilon} = \sum_j \partial_j\Phi \cdot J_j a^j, \qquad
+       \frac12 \frac{d^2}{d\varepsilon^2} = \frac12 \sum_{j,l} (J_j a^j)^\top \partial^2_{jl}\Phi\, (J_l a^l)
+       + \frac12 \sum_j \partial_j\Phi \cdot \nabla^2 f(g^j)[a^j, a^j] + \sum_j \partial_j\Phi \cdot J_j b^j $$
+
+    at ε = 0 of `Φ(f(g^1 + e^1), .., f(g^m + e^m))` with `e^j = ε a^j + ε² b^j` (book: eq-jsd-second). The left sides
+    are SymPy's derivatives of generic functions, the right sides are written by hand.
+
+    Source: NoisyMix, Proposition 1 (m = 2), as stated in `notation`.
+
+    Args:
+        branches: m >= 1.
+        dim: features of a branch.
+        outputs: logits of a branch.
+
+    Returns:
+        True if both sides agree identically.
+
+    Raises:
+        ValueError: if an argument is not an integer >= 1.
+
+    Example:
+        >>> prove_chain_rule(2, dim=1, outputs=1)
+        True
+    """
+    _check(branches=(branches, 1), dim=(dim, 1), outputs=(outputs, 1))
+    logits = list(product(range(1, branches + 1), range(1, outputs + 1)))
+    slope = sp.Matrix([symbol("h", k + 1) for k in range(len(logits))])
+    curvature = sp.Matrix(len(logits), len(logits), lambda k, l: symbol("h", k + 1, l + 1))
+    a, b = ({j: sp.Matrix([_at(e, j, i + 1) for i in range(dim)]) for j in range(1, branches + 1)} for e in "ab")
+    jac = {(j, k): sp.Matrix([_at("f", j, k, i + 1) for i in range(dim)]) for j, k in logits}
+    hess = {(j, k): sp.Matrix(dim, dim, lambda r, c, j=j, k=k: _at("f", j, k, r + 1, c + 1)) for j, k in logits}
+    stacked = sp.Matrix([jac[j, k].dot(a[j]) for j, k in logits])
+    bends = sp.Matrix([a[j].dot(hess[j, k] * a[j]) / 2 + jac[j, k].dot(b[j]) for j, k in logits])
+    _, once, twice = _raw_coefficients(2, branches, dim, outputs)
+    second = stacked.dot(curvature * stacked) / 2 + slope.dot(bends)
+    return sp.expand(once - slope.dot(stacked)) == 0 and sp.expand(twice - second) == 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Divergence:
+    """The divergence `sum pi_j p_jk L_jk`, `L_jk = log(p_jk / M_k)`, with its derivatives in the logits.
+
+    Probabilities p, mixture M, logarithms L and weights pi are symbols, tied together by the chain rule that `slope`
+    applies, and in `vanishes` by `M = sum_j pi_j p_j`, `sum_k p_jk = 1` and `sum_j pi_j = 1`.
+    """
+
+    p: list
+    mixture: list
+    logs: list
+    pi: list
+
+    @classmethod
+    def of(cls, branches, outputs):
+        mm, kk = range(branches), range(outputs)
+        p, logs = ([[sp.Symbol(f"{name}_{j}_{k}") for k in kk] for j in mm] for name in "pL")
+        return cls(p, [sp.Symbol(f"M_{k}") for k in kk], logs, [sp.Symbol(f"pi_{j}") for j in mm])
+
+    def slope(self, expr, j, c):
+        """Differentiate in the logit u_jc, by `dp_k/du_c = p_k (delta_kc - p_c)`."""
+        total = 0
+        for k, (p, mixture) in enumerate(zip(self.p[j], self.mixture, strict=True)):
+            along = sp.diff(expr, p) + self.pi[j] * sp.diff(expr, mixture) + sp.diff(expr, self.logs[j][k]) / p
+            along -= self.pi[j] / mixture * sum(sp.diff(expr, row[k]) for row in self.logs)
+            total += p * (int(k == c) - self.p[j][c]) * along
+        return sp.expand(total)
+
+    def derivatives(self):
+        """Return gradient and Hessian, logits flat."""
+        at = list(product(range(len(self.p)), range(len(self.mixture))))
+        value = sum(self.pi[j] * self.p[j][k] * self.logs[j][k] for j, k in at)
+        gradient = sp.Matrix([self.slope(value, *where) for where in at])
+        return gradient, sp.Matrix(len(at), len(at), lambda r, s: self.slope(gradient[r], *at[s]))
+
+    def vanishes(self, matrix):
+        """Tell whether every entry is zero, as a polynomial in the free probabilities and weights."""
+        symbols = [*chain(*self.p), *self.mixture, *chain(*self.logs), *self.pi]
+        free = [*(q for row in self.p for q in row[:-1]), *chain(*self.logs), *self.pi[:-1]]
+        elements = dict(zip(free, ring(free, sp.QQ)[1:], strict=True))
+        elements[self.pi[-1]] = 1 - sum(elements[w] for w in self.pi[:-1])
+        for row in self.p:
+            elements[row[-1]] = 1 - sum(elements[q] for q in row[:-1])
+        for k, mixture in enumerate(self.mixture):
+            elements[mixture] = sum(elements[w] * elements[row[k]] for w, row in zip(self.pi, self.p, strict=True))
+        clear = sp.Mul(*(mixture**2 for mixture in self.mixture))
+        values = [elements[x] for x in symbols]
+        return all(sp.lambdify(symbols, sp.expand(entry * clear), modules=[{}])(*values) == 0 for entry in matrix)
+
+
+@cache
+def _divergence(branches, outputs):
+    given = _Divergence.of(branches, outputs)
+    return given, *given.derivatives()
+
+
+def _fisher(p):
+    return sp.diag(*p) - sp.Matrix(p) * sp.Matrix(p).T
+
+
+def prove_divergence(branches=2, outputs=2):
+    r"""Prove the closed forms of gradient and Hessian of the Jensen-Shannon divergence (book: eq-jsd-second).
+
+    $$ \partial_{u_j} = \pi_j\, p_j c_j, \qquad \nabla^2_{jl} = \delta_{jl} \pi_j \big(F_j
+       + \operatorname{diag}(p_j c_j) - p_j (p_j c_j)^\top - (p_j c_j) p_j^\top\big)
+       - \pi_j \pi_l F_j \operatorname{diag}(1/\bar p) F_l $$
+
+    with `c_jk = log(p_jk / p̄_k) - Σ_k p_jk log(p_jk / p̄_k)`, for symbolic weights and probabilities.
+
+    Source: this project, for `branches.jsd_gradient` and `branches.jsd_hessian`.
+
+    Args:
+        branches: m >= 2.
+        outputs: classes, >= 2.
+
+    Returns:
+        True if both sides agree identically.
+
+    Raises:
+        ValueError: if an argument is not an integer in its range.
+
+    Example:
+        >>> prove_divergence()
+        True
+    """
+    _check(branches=(branches, 2), outputs=(outputs, 2))
+    given, gradient, hessian = _divergence(branches, outputs)
+    slopes, blocks = [], []
+    for p, logs, pi in zip(given.p, given.logs, given.pi, strict=True):
+        mean = sum(q * log for q, log in zip(p, logs, strict=True))
+        own, column = sp.Matrix([q * (log - mean) for q, log in zip(p, logs, strict=True)]), sp.Matrix(p)
+        slopes.append(pi * own)
+        inverse = sp.diag(*(1 / q for q in given.mixture))
+        row = [-pi * w * _fisher(p) * inverse * _fisher(q) for w, q in zip(given.pi, given.p, strict=True)]
+        row[len(blocks)] += pi * (_fisher(p) + sp.diag(*own) - column * own.T - own * column.T)
+        blocks.append(sp.Matrix.hstack(*row))
+    return given.vanishes(gradient - sp.Matrix.vstack(*slopes)) and given.vanishes(hessian - sp.Matrix.vstack(*blocks))
+
+
+def prove_equal_branches(branches=2, outputs=2):
+    r"""Prove that the divergence of equal branches has gradient 0 and the Hessian `(π_j δ_jl - π_j π_l) F`.
+
+    So directions that all branches share cost nothing, and independent noise costs
+    `½ Σ_j π_j (1 - π_j) tr(JᵀFJ) σ²`, π1 π2 tr(JᵀFJ) σ² for two branches (book: eq-jsd-equal).
+
+    Source: as stated in `notation` for m = 2; the rest, this project.
+
+    Args:
+        branches: m >= 2.
+        outputs: classes, >= 2.
+
+    Returns:
+        True if the Hessian has these blocks identically.
+
+    Raises:
+        ValueError: if an argument is not an integer in its range.
+
+    Example:
+        >>> prove_equal_branches()
+        True
+    """
+    _check(branches=(branches, 2), outputs=(outputs, 2))
+    given, gradient, hessian = _divergence(branches, outputs)
+    same = dict.fromkeys(chain(*given.logs), sp.S.Zero) | dict(zip(given.mixture, given.p[0], strict=True))
+    same |= {q: common for row in given.p for q, common in zip(row, given.p[0], strict=True)}
+    pi = given.pi
+    weights = sp.Matrix(branches, branches, lambda j, l: (pi[j] if j == l else 0) - pi[j] * pi[l])
+    expected = sp.kronecker_product(weights, _fisher(given.p[0]))
+    return given.vanishes(gradient.xreplace(same)) and given.vanishes(hessian.xreplace(same) - expected)
+
+
+def _name(power, generators, second_phi):
+    """Sort a monomial of the coefficient of a power of the scale by its noise and the derivatives in it."""
+    if power != 2:
+        return {0: "S0", 1: "S1", 3: "C3"}[power]
+    source = "add" if "A" in generators else "mult" if "X" in generators else "data"
+    return f"S2_{source}_{'curvature' if second_phi else 'residual'}"
+
+
+@cache
+def derive_stability(branches=2, shared_noise=False):
+    r"""Expand the expected loss of several branches with a scalar head in the scale, up to order 3.
+
+    `e^j = ε [(1-λ) v^j + σ_mult X^j g^j + σ_add A^j] + ε² (1-λ) σ_mult X^j v^j` is put into the derivatives of generic
+    functions, and expectations are taken monomial by monomial. Branches share λ; the noise is independent, or the same.
+
+    Source: NoisyMix Theorem 2 to second order, as stated in `notation` (book: eq-jsd-expansion); C3, this project.
+
+    Args:
+        branches: m >= 1.
+        shared_noise: whether A^j and X^j are the same for all branches.
+
+    Returns:
+        dict, part (`PARTS`) -> SymPy expression; the averages over partners and examples are left to do.
+
+    Raises:
+        ValueError: if `branches` is not an integer >= 1.
+
+    Example:
+        >>> print(derive_stability(1)["S2_data_curvature"])
+        f_1_1__1**2*h_1_1*m_2*v_1__1**2/2
+    """
+    _check(branches=(branches, 1))
+    t, law, noises = sp.Symbol("t"), {}, {}
+    for j in range(1, branches + 1):
+        g, v = _at("g", j, 1), _at("v", j, 1)
+        add, mult = (noises.setdefault(n, sp.Symbol(n)) for n in (("A", "X") if shared_noise else (f"A{j}", f"X{j}")))
+        law[_at("a", j, 1)] = t * v + symbol("sigma", "mult") * mult * g + symbol("sigma", "add") * add
+        law[_at("b", j, 1)] = t * symbol("sigma", "mult") * mult * v
+    terms = dict.fromkeys(PARTS, sp.S.Zero)
+    random = [t, *noises.values()]
+    for power, raw in enumerate(_raw_coefficients(3, branches, 1, 1)):
+        for part in sp.Add.make_args(sp.expand(raw.xreplace(law))):
+            ((degrees, rest),) = sp.Poly(part, *random).terms()
+            if any(degree % 2 for degree in degrees[1:]):
+                continue
+            moments = symbol("m", degrees[0]) if degrees[0] else sp.S.One
+            held = ""
+            for name, degree in zip(noises, degrees[1:], strict=True):
+                if degree:  # at most the second moment of one noise up to order 3
+                    moments, held = moments * symbol("add" if name[0] == "A" else "mult", degree), name[0]
+            second_phi = any(str(s).startswith("h_") and str(s).count("_") == 2 for s in rest.free_symbols)
+            terms[_name(power, held, second_phi)] += rest * moments
+    return terms
+
+
+def prove_stability(branches=2, shared_noise=False):
+    r"""Prove S0, S1 and S2 as one writes them, for a scalar head (book: eq-jsd-second).
+
+    $$ S_2 = \tfrac12 \sum_{j,l} \partial^2_{jl}\Phi\, f'_j f'_l\, C_{jl}
+       + \tfrac12 \sum_j \partial_j\Phi\, f''_j C_{jj}, \qquad
+       C_{jl} = m_2 v^j v^l + [j = l \text{ or shared}]\, (\sigma_{add}^2 + \sigma_{mult}^2 g^j g^l) $$
+
+    with the second moments of the noise understood; the blocks j ≠ l see the noise only if it is shared.
+
+    Source: as stated in `notation`.
+
+    Args:
+        branches: m >= 1.
+        shared_noise: whether all branches get the same noise.
+
+    Returns:
+        True if every part equals the one derived.
+
+    Raises:
+        ValueError: if `branches` is not an integer >= 1.
+
+    Example:
+        >>> prove_stability(2, shared_noise=True)
+        True
+    """
+    derived, mm = derive_stability(branches, shared_noise), range(1, branches + 1)
+    f1, f2 = ({j: _at("f", j, 1, *[1] * n) for j in mm} for n in (1, 2))
+    g, v = ({j: _at(kind, j, 1) for j in mm} for kind in "gv")
+    moment = {
+        "data": lambda j, l: symbol("m", 2) * v[j] * v[l],
+        "add": lambda j, l: symbol("sigma", "add") ** 2 * symbol("add", 2),
+        "mult": lambda j, l: symbol("sigma", "mult") ** 2 * symbol("mult", 2) * g[j] * g[l],
+    }
+    expected = {"S0": symbol("h"), "S1": symbol("m", 1) * sum(symbol("h", j) * f1[j] * v[j] for j in mm)}
+    for source, c in moment.items():
+        pairs = [(j, l) for j in mm for l in mm if j == l or source == "data" or shared_noise]
+        expected[f"S2_{source}_curvature"] = sum(symbol("h", j, l) * f1[j] * f1[l] * c(j, l) for j, l in pairs) / 2
+        expected[f"S2_{source}_residual"] = sum(symbol("h", j) * f2[j] * c(j, j) for j in mm) / 2
+    return all(sp.expand(derived[name] - value) == 0 for name, value in expected.items())
+
+
+@cache
+def _divergence_jet(weights):
+    """Compile all derivatives up to order 3 of the divergence of sigmoids; return their symbols and the function."""
+    m = len(weights)
+    u = sp.symbols(f"u_1:{m + 1}")
+    p = [(1 / (1 + sp.exp(x)), 1 / (1 + sp.exp(-x))) for x in u]
+    mixture = [sum(w * q[c] for w, q in zip(weights, p, strict=True)) for c in range(2)]
+    found = {(): sum(w * q[c] * sp.log(q[c] / mixture[c]) for w, q in zip(weights, p, strict=True) for c in range(2))}
+    for n in range(1, 4):
+        for index in combinations_with_replacement(range(1, m + 1), n):
+            found[index] = sp.diff(found[index[:-1]], u[index[-1] - 1])
+    return [symbol("h", *index) for index in found], sp.lambdify(u, list(found.values()), modules="math", cse=True)
+
+
+def evaluate_stability(
+    head, features, *, weights, alpha=1, beta=None, add_noise=0.0, mult_noise=0.0, noise="normal", shared_noise=False
+):
+    r"""Evaluate S0, the parts of S2, and C3 of the stability loss for a concrete scalar head, exactly over all pairs.
+
+    Derivatives of the head and of the divergence of sigmoids are SymPy's: a witness that shares no line with
+    `stability_expansion` (book: eq-jsd-expansion).
+
+    Source: `derive_stability`.
+
+    Args:
+        head: called with one SymPy symbol, returns the logit.
+        features: the scalar features of every branch, `(m, n)`, nested sequences.
+        weights: π.
+        alpha: first parameter of the Beta law, positive.
+        beta: second parameter; `None` means `alpha`.
+        add_noise: level sigma_add.
+        mult_noise: level sigma_mult.
+        noise: `normal`, `uniform`, `rademacher` or `released`.
+        shared_noise: whether all branches get the same noise.
+
+    Returns:
+        dict, part (`PARTS`) -> float.
+
+    Raises:
+        ValueError: if features and weights do not fit.
+
+    Example:
+        >>> values = evaluate_stability(lambda g: 2 * g, [[0.0], [0.0]], weights=[0.5, 0.5], add_noise=1.0)
+        >>> round(values["S2_add_curvature"], 12)
+        0.25
+    """
+    m = len(features)
+    if len(weights) != m or len({len(row) for row in features}) != 1 or not features[0]:
+        raise ValueError(f"features: expected {len(weights)} branches of the same n >= 1 numbers, got {features!r}.")
+    terms = derive_stability(m, shared_noise)
+    needed = sorted(set().union(*(sp.sympify(expr).free_symbols for expr in terms.values())), key=str)
+    known = {symbol("sigma", "add"): float(add_noise), symbol("sigma", "mult"): float(mult_noise)}
+    for sym in needed:
+        if str(sym).startswith(("m_", "add_", "mult_")):
+            known[sym] = float(substitute_moments(sym, alpha=alpha, beta=beta, noise=noise, sparsity=0))
+    jet, outer = _divergence_jet(tuple(weights))
+    z = sp.Symbol("z")
+    inner = sp.lambdify(z, [sp.diff(sp.sympify(head(z)), z, n) for n in range(4)], modules="math", cse=True)
+    total = sp.lambdify(needed, [terms[name] for name in PARTS], modules="math", cse=True)
+    rows = []
+    for own in zip(*features, strict=True):
+        here = [inner(x) for x in own]
+        values = known | dict(zip(jet, outer(*(d[0] for d in here)), strict=True))
+        for j, derivatives in enumerate(here, 1):
+            values |= {_at("f", j, 1, *[1] * n): d for n, d in enumerate(derivatives)} | {_at("g", j, 1): own[j - 1]}
+        for partner in zip(*features, strict=True):
+            values |= {_at("v", j + 1, 1): partner[j] - own[j] for j in range(m)}
+            rows.append(total(*(values[sym] for sym in needed)))
+    return {name: fsum(column) / len(rows) for name, column in zip(PARTS, zip(*rows, strict=True), strict=True)}

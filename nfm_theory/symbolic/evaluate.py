@@ -1,0 +1,131 @@
+"""The terms of the expansion for a concrete head and data, as numbers, from the symbolic derivation."""
+
+from functools import cache
+from itertools import combinations_with_replacement
+from math import fsum
+
+import sympy as sp
+
+from .derivation import derive_expansion, parse, substitute_moments, symbol
+
+
+@cache
+def _compiled_terms(order, dim, outputs):
+    """Compile all terms into one function of numbers; return it, the symbols it takes and the names."""
+    terms = derive_expansion(order, dim, outputs).terms
+    symbols = sorted(set().union(*(expr.free_symbols for expr in terms.values())), key=str)
+    return sp.lambdify(symbols, list(terms.values()), modules="math"), symbols, list(terms)
+
+
+def _jet(values, kind, variables, order):
+    """Compile all partial derivatives of concrete functions; return the function and the symbols."""
+    found = {}
+    for k, expr in enumerate(values, 1):
+        prefix = (k,) if kind == "f" else ()
+        for n in range(order + 1):
+            for index in combinations_with_replacement(range(1, len(variables) + 1), n):
+                if n:
+                    lower = found[symbol(kind, *prefix, *index[:-1])]
+                    found[symbol(kind, *prefix, *index)] = sp.diff(lower, variables[index[-1] - 1])
+                else:
+                    found[symbol(kind, *prefix)] = sp.sympify(expr)
+    return sp.lambdify(variables, list(found.values()), modules="math", cse=True), list(found)
+
+
+def _rows(values, name, width=None):
+    """Read an n x width table from nested sequences, arrays or tensors; plain numbers are rows of one."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    rows = [[float(v) for v in row] if hasattr(row, "__len__") else [float(row)] for row in values]
+    width = len(rows[0]) if rows and width is None else width
+    if not width or not rows or any(len(row) != width for row in rows):
+        raise ValueError(f"{name}: expected n >= 1 rows of {width or 'd'} numbers, got {values!r}.")
+    return rows
+
+
+def evaluate_terms(
+    head,
+    h,
+    features,
+    labels,
+    *,
+    alpha=1,
+    beta=None,
+    add_noise=0.0,
+    mult_noise=0.0,
+    noise="normal",
+    sparsity=0,
+    order=3,
+    reduction="mean",
+):
+    r"""Evaluate every term of the expansion for a concrete head, loss and data set, in exact averages.
+
+    $$ \frac{1}{n^2} \sum_{i=1}^n \sum_{r=1}^n \text{term}(g_i, \, v = g_r - g_i, \, y_i) $$
+
+    The derivatives of head and loss are SymPy's, the terms those of `derive_expansion`, the moments exact: a
+    witness that shares no line with automatic differentiation. Cost grows as n^2; meant for a few points.
+
+    Source: NFM Theorem 1 and its extension, as stated in `notation` (book: eq-expansion).
+
+    Args:
+        head: called with d SymPy symbols, returns one SymPy expression or a sequence of K logits.
+        h: called with K SymPy symbols, returns the convex part of the loss `h(u) - y.u`.
+        features: the g_i, `(n, d)`, or `(n,)` for d = 1; nested sequences, arrays or tensors.
+        labels: `(n, K)`, or `(n,)` for K = 1.
+        alpha: first parameter of the Beta law, positive.
+        beta: second parameter; `None` means `alpha`.
+        add_noise: level sigma_add.
+        mult_noise: level sigma_mult.
+        noise: `normal`, `uniform`, `rademacher` or `released`, of both noises.
+        sparsity: probability that a coordinate of the noise is zeroed.
+        order: highest power of the scale.
+        reduction: `mean` over the examples, or `none` for one value per example, averaged over partners.
+
+    Returns:
+        dict, term name (`standard`, `R1`, .., `C3`, `C4`, ..) -> float, or list of n floats.
+
+    Raises:
+        ValueError: if shapes do not agree or an option is unknown.
+
+    Example:
+        >>> values = evaluate_terms(lambda g: 2 * g, lambda u: u**2 / 2, [0.0, 3.0], [0.0, 1.0])
+        >>> values["R2"]
+        1.5
+    """
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction: expected 'mean' or 'none', got {reduction!r}.")
+    points = _rows(features, "features")
+    dim, n = len(points[0]), len(points)
+    g = [symbol("g", j + 1) for j in range(dim)]
+    logits = head(*g)
+    logits = list(logits) if hasattr(logits, "__len__") else [logits]
+    u = sp.symbols(f"u_1:{len(logits) + 1}")
+    targets = _rows(labels, "labels", len(logits))
+    if len(targets) != n:
+        raise ValueError(f"labels: expected {n} rows, one per feature vector, got {len(targets)}.")
+
+    terms, needed, names = _compiled_terms(order, dim, len(logits))
+    fixed = {symbol("sigma", "add"): float(add_noise), symbol("sigma", "mult"): float(mult_noise)}
+    for sym in needed:
+        if parse(sym)[0] in ("m", "add", "mult"):
+            value = substitute_moments(sym, alpha=alpha, beta=beta, noise=noise, sparsity=sparsity)
+            fixed[sym] = float(value)
+    head_jet, head_symbols = _jet(logits, "f", g, order)
+    loss_jet, loss_symbols = _jet([h(*u)], "h", u, order)
+
+    per_example = []
+    for point, target in zip(points, targets, strict=True):
+        known = dict(fixed)
+        known.update(zip(head_symbols, head_jet(*point), strict=True))
+        loss_values = loss_jet(*(known[symbol("f", k + 1)] for k in range(len(logits))))
+        known.update(zip(loss_symbols, loss_values, strict=True))
+        known.update((symbol("y", k + 1), value) for k, value in enumerate(target))
+        known.update(zip(g, point, strict=True))
+        rows = []
+        for partner in points:
+            known.update((symbol("v", j + 1), partner[j] - point[j]) for j in range(dim))
+            rows.append(terms(*(known[sym] for sym in needed)))
+        per_example.append([fsum(column) / n for column in zip(*rows, strict=True)])
+    columns = zip(*per_example, strict=True)
+    if reduction == "none":
+        return {name: list(column) for name, column in zip(names, columns, strict=True)}
+    return {name: fsum(column) / n for name, column in zip(names, columns, strict=True)}

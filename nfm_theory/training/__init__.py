@@ -1,0 +1,1 @@
+"""Training with NFM: the mixing step, the regularizers as a penalty, the consistency loss."""

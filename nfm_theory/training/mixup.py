@@ -1,0 +1,400 @@
+r"""Training with Noisy Feature Mixup: the step of the theory inside any training loop.
+
+| symbol | here |
+|---|---|
+| k, drawn uniformly for each batch | `NoisyFeatureMixup.last.layer` |
+| $\lambda \sim \mathrm{Beta}(\alpha, \beta)$, the partners, $\xi_{add}, \xi_{mult}$ | `NoisyFeatureMixup.last.draw` |
+| $(1 + \sigma_{mult}\xi_{mult}) \odot (\lambda g_i + (1-\lambda) g_r) + \sigma_{add}\xi_{add}$ | `perturb` |
+| $\lambda y_i + (1-\lambda) y_r$ | the targets returned |
+
+As in the papers' code one batch has one λ, one permutation and one layer. λ is drawn from Beta(α, β) where the labels
+are mixed, and from the unmixed law where each sample keeps its own (`form="unmixed"`), which exists at any scale ε. The
+batch must be mixed where its features are, inside the forward pass, so a call with a hidden layer leaves the inputs as
+they are and arms a forward hook, which mixes in the next pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..setting.draws import Draw, sample_draw
+from ..setting.laws import MixingLaw, NoiseLaw, noise_laws
+from ..setting.network import kind
+from ..setting.pointwise import mixable_labels
+from ..setting.problem import check_level, perturb
+from .hooks import Hook, hooked_modules, unwrap
+
+
+@dataclass(frozen=True)
+class LayerDraw:
+    """Everything random about one training step.
+
+    Attributes:
+        layer: dotted name of the layer that is mixed, `""` for the input.
+        draw: one row for each sample of the batch; λ in the dtype of the inputs, the noises in that of the features.
+    """
+
+    layer: str
+    draw: Draw
+
+
+class NoisyFeatureMixup:
+    r"""Train-time NFM for any model and any loop: `inputs, targets = nfm(x, y)`, then a step as usual.
+
+    $$ \tilde g_i = (1 + \sigma_{mult}\,\xi_{mult}) \odot (\lambda g_i + (1-\lambda) g_r) + \sigma_{add}\,\xi_{add},
+       \qquad \tilde y_i = \lambda y_i + (1-\lambda) y_r \qquad \text{(book: eq-perturbation at ε = 1)} $$
+
+    Without noise and with `layers=""` this is Mixup, without noise Manifold Mixup, with noise and `layers=""` noisy
+    mixup; `alpha=0` only adds noise. When the layer drawn is a hidden one, the next forward pass of the model in
+    training mode is mixed at its output, once; passes in evaluation mode are always plain and do not use it up.
+
+    `form="unmixed"` is a step on the loss L(ε) of the theory (book: eq-nfm-loss): λ from the unmixed law, `1-λ` and
+    both levels times ε, every sample with its own label. At ε = 1 its expected loss is that of the mixed labels.
+
+    The model is referred to, not registered: it has the same parameters and the same state dict as before. Wrap it in
+    `DistributedDataParallel` before or after, compile it after. A copy of the model has no active hooks.
+    No check is made that the head behind a layer sees its output only; `split` and `layer_names` make it.
+
+    Args:
+        model: network, whose forward pass has the batch first.
+        layers: dotted names of the eligible layers, drawn uniformly; `""` is the input. See `layer_names(model)`.
+        alpha: first Beta parameter; 0 for no mixing.
+        beta: second Beta parameter, `None` means `alpha`.
+        add_noise: σ_add.
+        mult_noise: σ_mult.
+        noise: law of the noise, see `noise_laws`; `"released"` is that of the papers' code.
+        num_classes: K, for labels that are class indices.
+        label_smoothing: s in [0, 1); targets become `(1 - s) y + s / K`.
+        view_noise: a factor of σ_add for each of the `views`; the released NoisyMix code has (1, 2, 3), the paper none.
+        eps: ε ≥ 0, scale of mixing and noise; other than 1 for unmixed labels only.
+        form: `"mixed"` labels, as in the papers, or `"unmixed"`, as in the theory.
+        generator: seeds everything; the global generators are used otherwise. With features on another device it
+            seeds a generator there for every batch, so that one on the CPU is the right choice for any model.
+
+    Attributes:
+        last: `LayerDraw` of the last step, `None` before the first. `nfm(x, y, replay=nfm.last)` repeats it bit by bit.
+            Before the forward pass at a hidden layer it lacks the noise.
+
+    Raises:
+        TypeError: if `model` is no module, `layers` is missing, or `noise` is of the wrong kind.
+        ValueError: for unknown or repeated layers, a compiled model, and options out of range.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> seeded = torch.Generator().manual_seed(0)
+        >>> nfm = NoisyFeatureMixup(model, ["", "1"], add_noise=0.4, mult_noise=0.2, num_classes=2, generator=seeded)
+        >>> inputs, targets = nfm(torch.ones(6, 3), torch.tensor([0, 1, 0, 1, 0, 1]))
+        >>> loss = torch.nn.functional.cross_entropy(model(inputs), targets)
+        >>> targets.shape, nfm.last.layer, nfm.last.draw.add.shape
+        (torch.Size([6, 2]), '', torch.Size([6, 3]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: str | Sequence[str] | None = None,
+        *,
+        alpha: float = 1.0,
+        beta: float | None = None,
+        add_noise: float = 0.0,
+        mult_noise: float = 0.0,
+        noise: str | NoiseLaw | tuple[NoiseLaw, NoiseLaw] = "released",
+        num_classes: int | None = None,
+        label_smoothing: float = 0.0,
+        view_noise: Sequence[float] | None = None,
+        eps: float = 1.0,
+        form: str = "mixed",
+        generator: torch.Generator | None = None,
+    ):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")
+        if layers is None:
+            raise TypeError(
+                "layers: expected names of layers such as ('', 'layer1'), got None; layer_names(model) lists them "
+                "all, layer_names(model.eval(), x) those to which the theory applies."
+            )
+        if num_classes is not None and num_classes < 2:
+            raise ValueError(
+                f"num_classes: expected K >= 2, got {num_classes}; for binary labels leave it out and pass y.float()."
+            )
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing: expected a number in [0, 1), got {label_smoothing!r}.")
+        self.eps, self.form = check_level("eps", eps), check_form(form, eps)
+        self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
+        self.mixing = MixingLaw(alpha, beta)
+        self.laws = noise_laws(noise)
+        self.add_noise = check_level("add_noise", add_noise)
+        self.mult_noise = check_level("mult_noise", mult_noise)
+        self.num_classes, self.label_smoothing = num_classes, float(label_smoothing)
+        self.view_noise = None if view_noise is None else tuple(check_level("view_noise", v) for v in view_noise)
+        self.generator = generator
+        self.last: LayerDraw | None = None
+        self._armed = False
+        self._views, self._replay, self._in_order = 1, False, True
+        self._mixed = ""  # the layer mixed in the running forward pass
+        self._fallback: torch.Generator | None = None
+        self._model = unwrap(model)
+        modules = hooked_modules(self._model, self.layers)
+        self._handles = [m.register_forward_hook(Hook(partial(self._mix, name))) for name, m in modules.items()]
+        if modules:
+            self._handles.append(self._model.register_forward_pre_hook(Hook(self._enter)))
+            self._handles.append(self._model.register_forward_hook(Hook(self._leave)))
+
+    def __call__(
+        self, x: Tensor, y: Tensor, *, views: int = 1, replay: LayerDraw | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw a step; mix the targets, and either the inputs or the features of the next forward pass.
+
+        Args:
+            x: inputs, `(views * n, *input)`; floating point if the input is an eligible layer.
+            y: class indices `(n,)`, distributions over the classes `(n, K)`, or floating-point targets `(n,)`.
+            views: number of versions of each sample, one batch after the other in `x`. They share λ and the partners,
+                each is mixed within itself, and each has its own noise, as in NoisyMix.
+            replay: use this step instead of a new one; draws nothing.
+
+        Returns:
+            Inputs `(views * n, *input)` for the model, `x` itself when a hidden layer is mixed, and mixed targets
+            `(n, K)`, or `(n,)` for floating-point targets `(n,)`. Class indices become the dtype of `x`.
+
+        Raises:
+            RuntimeError: if the forward pass of the previous call has not taken place, the hooks are removed or the
+                model is in evaluation mode.
+            TypeError: for integer inputs that would be mixed.
+            ValueError: for labels that do not fit, and a replay that fits neither the batch nor the layers.
+        """
+        self._check_ready()
+        if views < 1 or len(x) != views * len(y):
+            raise ValueError(
+                f"x and y: expected the same number of samples, in x `views` times; got {len(x)} and {len(y)} with "
+                f"views={views}."
+            )
+        if self.view_noise is not None and len(self.view_noise) != views:
+            raise ValueError(f"views: expected {len(self.view_noise)}, one for each of view_noise, got {views}.")
+        if "" in self.layers and not x.is_floating_point():
+            raise TypeError(
+                f"x: expected floating-point inputs, got {x.dtype}; indices cannot be mixed: leave '' out of `layers` "
+                "and name the embedding instead, or convert the inputs, x.float()."
+            )
+        labels = mixable_labels(y.to(x.device), x, self.num_classes, self.label_smoothing)
+        step = self._step(x, views) if replay is None else self._check_replay(replay, x)
+        draw = step.draw
+        own = draw if views == 1 else draw[: len(y)]
+        self._views = views
+        self._replay = replay is not None
+        self._in_order = replay is None or bool((draw.anchor == torch.arange(len(x), device=draw.anchor.device)).all())
+        lam = own.lam.to(labels).reshape(-1, *[1] * (labels.ndim - 1))
+        targets = labels[own.anchor]
+        if self.form == "mixed":
+            targets = lam * targets + (1 - lam) * labels[own.index]
+        if step.layer:
+            self.last, self._armed, self._mixed = step, True, ""
+            return x, targets
+        self.last = LayerDraw("", self._complete(draw, x))
+        return self._perturb(x), targets
+
+    def disarm(self) -> None:
+        """Drop a mixing that no forward pass has used, for example because the batch was skipped."""
+        self._armed = False
+
+    def remove(self) -> None:
+        """Take the hooks off the model; also done at the end of a `with` block."""
+        self.disarm()
+        for handle in self._handles or ():
+            handle.remove()
+        self._handles = None
+
+    def __enter__(self) -> NoisyFeatureMixup:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.remove()
+
+    def __reduce__(self):
+        # A copy together with its model: hooks of its own on the copied model, a generator in the same state
+        device = None if self.generator is None else str(self.generator.device)
+        options = {
+            **{"layers": self.layers, "alpha": self.mixing.alpha, "beta": self.mixing.beta, "noise": self.laws},
+            **{name: getattr(self, name) for name in ("add_noise", "mult_noise", "num_classes", "label_smoothing")},
+            **{name: getattr(self, name) for name in ("view_noise", "eps", "form")},
+        }
+        return _rebuild, (self._model, options, device, self.state_dict())
+
+    def state_dict(self) -> dict[str, Tensor | None]:
+        """State of the generator between two steps, `None` for the global one, which is the caller's to save."""
+        return {"generator": None if self.generator is None else self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
+        """Continue from `state_dict()`: the following steps are the same bit by bit.
+
+        Raises:
+            ValueError: if only one of the state and this object has a generator.
+        """
+        saved = state["generator"]
+        if (saved is None) != (self.generator is None):
+            have, want = ("no generator", "one") if self.generator is None else ("a generator", "none")
+            raise ValueError(
+                f"state: it was saved with {want}, this object has {have}; build both with `generator=` or neither."
+            )
+        if saved is not None:
+            self.generator.set_state(saved.cpu())  # a checkpoint may have been loaded to another device
+
+    # One step ----------------------------------------------------------------------------------------------
+
+    def _check_ready(self) -> None:
+        if self._handles is None:
+            raise RuntimeError("NoisyFeatureMixup: its hooks have been removed; build another one.")
+        if self._armed:
+            raise RuntimeError(
+                f"NoisyFeatureMixup: the previous call mixed its targets, but the features at layer "
+                f"{self.last.layer!r} were not, since no forward pass in training mode followed. Run model(inputs) "
+                "once after each call; call nfm.disarm() first if that batch was skipped on purpose."
+            )
+        if not self._model.training:
+            raise RuntimeError(
+                "model: expected training mode, got evaluation mode, in which nothing is mixed; call model.train(), "
+                "or leave NoisyFeatureMixup out of evaluation."
+            )
+
+    def _step(self, x: Tensor, views: int) -> LayerDraw:
+        """Layer, λ and partners. Single numbers are drawn where they are needed first, without waiting for a GPU."""
+        home = torch.device("cpu") if self.generator is None else self.generator.device
+        layer = self.layers[int(torch.randint(len(self.layers), (), generator=self.generator, device=home))]
+        draw = sample_draw(
+            len(x) // views,
+            (),
+            mixing=self.mixing,
+            unmixed=self.form == "unmixed",
+            as_trained=True,
+            additive=False,
+            multiplicative=False,
+            generator=self.generator,
+            dtype=x.dtype if x.is_floating_point() else None,
+            device=home,
+        )
+        if views > 1:
+            offsets = (len(draw) * torch.arange(views, device=home)).repeat_interleave(len(draw))
+            draw = Draw(offsets + draw.anchor.repeat(views), draw.lam.repeat(views), offsets + draw.index.repeat(views))
+        ahead = home.type == "cpu"  # copies from a GPU must be waited for
+        parts = {name: getattr(draw, name).to(x.device, non_blocking=ahead) for name in ("anchor", "lam", "index")}
+        return LayerDraw(layer, Draw(**parts))
+
+    def _complete(self, draw: Draw, h: Tensor) -> Draw:
+        """The draw with the noise for features `h`, unless it is replayed."""
+        if self._replay:
+            return draw
+        active = {"add": self.add_noise, "mult": self.mult_noise}
+        noises = {}
+        for (name, level), law in zip(active.items(), self.laws, strict=True):
+            if level:
+                options = {"generator": self._source(h.device), "dtype": h.dtype, "device": h.device}
+                noises[name] = law.sample(tuple(h.shape), shared=len(h) // self._views, **options)
+        return replace(draw, **noises)
+
+    def _source(self, device: torch.device) -> torch.Generator | None:
+        """A generator on this device: noise is as large as the features, it must not travel."""
+        if self.generator is None or self.generator.device == device:
+            return self.generator
+        if self._fallback is None or self._fallback.device != device:
+            self._fallback = torch.Generator(device)
+        seed = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
+        return self._fallback.manual_seed(int(seed))
+
+    def _perturb(self, h: Tensor) -> Tensor:
+        """The last step applied to `h`, in the dtype of `h`."""
+        draw = self.last.draw
+        parts = {name: getattr(draw, name) for name in ("lam", "add", "mult")}
+        parts = {name: None if part is None else part.to(h) for name, part in parts.items()}
+        if self.view_noise is not None and parts["add"] is not None:
+            factors = torch.tensor(self.view_noise, dtype=h.dtype).repeat_interleave(len(h) // self._views)
+            parts["add"] = parts["add"] * factors.to(h.device).reshape(-1, *[1] * (h.ndim - 1))
+        # Every sample in order is no gather and, above all, no scatter in the backward pass
+        anchor = slice(None) if self._in_order else draw.anchor.to(h.device)
+        rows = Draw(anchor=anchor, index=draw.index.to(h.device), **parts)
+        return perturb(h, rows, eps=self.eps, add_noise=self.add_noise, mult_noise=self.mult_noise)
+
+    def _check_replay(self, step: LayerDraw, x: Tensor) -> LayerDraw:
+        if step.layer not in self.layers:
+            raise ValueError(f"replay: expected one of the layers {list(self.layers)}, got {step.layer!r}.")
+        if len(step.draw) != len(x):
+            raise ValueError(f"replay: expected a draw of {len(x)} rows like the batch, got {len(step.draw)}.")
+        missing = [name for name in ("add", "mult") if getattr(step.draw, name) is None]
+        missing = [name for name in missing if getattr(self, f"{name}_noise")]
+        if missing:
+            raise ValueError(
+                f"replay: the draw has no noise {' and '.join(missing)}, though the level is positive; take nfm.last "
+                "after the forward pass, which draws the noise."
+            )
+        return step
+
+    # Hooks --------------------------------------------------------------------------------------------------
+
+    def _enter(self) -> None:
+        self._mixed = ""
+
+    def _leave(self, output) -> None:
+        self._mixed = ""
+        if self._armed and self._model.training:
+            self.disarm()
+            raise RuntimeError(
+                f"layer {self.last.layer!r}: expected it to be called in the forward pass, but the pass has ended "
+                "without; remove it from `layers`."
+            )
+
+    def _mix(self, layer: str, output):
+        if not self._model.training:
+            return None
+        if torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                f"layer {layer!r}: it is recomputed during the backward pass (activation checkpointing), where its "
+                "mixing is not known any more; put an nn.Identity behind the checkpointed part and name that one."
+            )
+        if self._mixed == layer:
+            raise ValueError(
+                f"layer {layer!r}: expected a module that is called once in a forward pass, this one is called again "
+                "after it was mixed; name a layer around it or next to it."
+            )
+        if not self._armed or layer != self.last.layer:
+            return None
+        self._check_features(layer, output)
+        self.last = LayerDraw(layer, self._complete(self.last.draw, output))
+        self._armed, self._mixed = False, layer
+        return self._perturb(output)
+
+    def _check_features(self, layer: str, h) -> None:
+        if not isinstance(h, Tensor) or not h.is_floating_point():
+            raise TypeError(
+                f"layer {layer!r}: expected a floating-point tensor as its output, got {kind(h)}; name a layer next "
+                "to it that returns a single tensor, or an nn.Identity that this tensor passes through."
+            )
+        n = len(self.last.draw)
+        if h.ndim == 0 or len(h) != n:
+            raise ValueError(
+                f"layer {layer!r}: expected features of the {n} samples given to NoisyFeatureMixup, batch first, got "
+                f"shape {tuple(h.shape)}; run the model on the inputs that the call returned, all at once (use "
+                "DistributedDataParallel instead of DataParallel), and name layers whose output has the batch first."
+            )
+
+
+def check_form(form: str, eps: float) -> str:
+    """The form of the labels, refused at scales at which there is none.
+
+    Raises:
+        ValueError: for another name, and mixed labels at ε ≠ 1.
+    """
+    if form not in ("mixed", "unmixed"):
+        raise ValueError(f"form: expected 'mixed' or 'unmixed', got {form!r}.")
+    if form == "mixed" and eps != 1:
+        raise ValueError(f"eps: expected 1 with mixed labels, got {eps!r}; use form='unmixed' for other scales.")
+    return form
+
+
+def _rebuild(model, options, device, state):
+    generator = None if device is None else torch.Generator(device)
+    nfm = NoisyFeatureMixup(model, generator=generator, **options)
+    nfm.load_state_dict(state)
+    return nfm

@@ -1,0 +1,201 @@
+r"""The second-order theory as a penalty in a training loss: `criterion(model(x), y) + penalty(model, x, y)`.
+
+For a batch the penalty is an unbiased estimate, by P random directions per example,
+
+$$ \varepsilon R_1 + \varepsilon^2 \cdot \frac1{2bP}
+   \sum_{i,p} \Big[ (J v)^\top F\,(J v) + (p_i - y_i)\cdot\nabla^2 f[v, v] \Big], $$
+
+$$ v = \sqrt{m_2}\,(g_r - g_i) + \sigma_{add}\,\xi + \sigma_{mult}\,\xi' \odot g_i, $$
+
+one direction carrying all sources at once: their cross terms vanish in expectation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from ..calculus.derivatives import gauss_newton_forms
+from ..calculus.engine import linearize_layer
+from ..estimators.probes import random_signs
+from ..expansion.second_order import SOURCES
+from ..setting.laws import MixingLaw, NoiseLaw, noise_laws
+from ..setting.layers import split
+from ..setting.pointwise import PointwiseLoss, pointwise_loss
+from ..setting.problem import check_level
+from ..setting.results import SECOND_ORDER
+from .hooks import unwrap
+
+TERMS = ("R1", *SECOND_ORDER)
+
+
+class TaylorRegularizer(nn.Module):
+    r"""The regularizers of NFM as a differentiable penalty, for any model, layer and training loop.
+
+    The model is passed at every call and runs in evaluation mode for the penalty (batch norm with its running
+    statistics, no dropout): its derivatives sample by sample are only defined there. Its mode is put back afterwards.
+    Gradients reach all parameters, those in front of the layer included.
+
+    Inside autocast the penalty is computed in full precision; a model or inputs in half precision are refused, since
+    second derivatives drown in rounding there. A compiled model runs uncompiled for the penalty, and a compiled
+    training step leaves its graph there.
+
+    Args:
+        layer: dotted name of the layer whose output is perturbed; `""` is the input.
+        alpha: first Beta parameter of λ; 0 for no mixing, i.e. noise terms only.
+        beta: second Beta parameter, `None` means `alpha`.
+        add_noise: σ_add.
+        mult_noise: σ_mult.
+        noise: law of the noise, see `noise_laws`; it enters by its second moment.
+        loss: `"cross_entropy"`, `"logistic"`, `"square"` or a smooth callable `(outputs, labels) -> (batch,)`.
+        eps: ε, the scale; 1 is the strength at which NFM trains.
+        terms: names of the terms to penalise, a subset of `R1, R2, R3, R2_add, R3_add, R2_mult, R3_mult`; `None` for
+            all that are switched on. Without R3 terms no second derivatives are taken.
+        num_probes: P ≥ 1, random directions per example.
+        distribution: entries of the noise directions, `"rademacher"` or `"normal"`.
+        generator: seeds the directions.
+
+    Attributes:
+        last: the values of R1 and of the Gauss-Newton (`"R2"`) and residual (`"R3"`) parts of the last call, all
+            sources together, detached and without ε.
+        engine: how second derivatives were taken in the last call.
+
+    Raises:
+        ValueError: for options out of range or if nothing would be penalised.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+        >>> x, y = torch.ones(4, 3), torch.tensor([0, 1, 0, 1])
+        >>> penalty = TaylorRegularizer("1", add_noise=0.4)
+        >>> loss = torch.nn.functional.cross_entropy(model(x), y) + penalty(model, x, y)
+        >>> loss.backward()
+        >>> sorted(penalty.last), penalty.engine
+        (['R1', 'R2', 'R3'], 'tangent-adjoint')
+    """
+
+    def __init__(
+        self,
+        layer: str = "",
+        *,
+        alpha: float = 1.0,
+        beta: float | None = None,
+        add_noise: float = 0.0,
+        mult_noise: float = 0.0,
+        noise: str | NoiseLaw | tuple[NoiseLaw, NoiseLaw] = "normal",
+        loss: str | PointwiseLoss | Callable = "cross_entropy",
+        eps: float = 1.0,
+        terms: Collection[str] | None = None,
+        num_probes: int = 1,
+        distribution: str = "rademacher",
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        mixing, (add_law, mult_law) = MixingLaw(alpha, beta), noise_laws(noise)
+        # m2, σ²: the second moments of the sources
+        scales = {
+            "data": mixing.moment(2) if mixing.mixes else 0.0,
+            "additive": check_level("add_noise", add_noise) ** 2 * add_law.second,
+            "multiplicative": check_level("mult_noise", mult_noise) ** 2 * mult_law.second,
+        }
+        self.scales = {source: scale for source, scale in scales.items() if scale}
+        known = ["R1"] * bool(scales["data"]) + [f"{r}{SOURCES[s]}" for s in self.scales for r in ("R2", "R3")]
+        chosen = known if terms is None else list(terms)
+        if unknown := [name for name in chosen if name not in TERMS]:
+            raise ValueError(f"terms: expected names among {list(TERMS)}, got {unknown}.")
+        if idle := [name for name in chosen if name not in known]:
+            raise ValueError(
+                f"terms: {idle} are zero, their source is switched off; set alpha, add_noise or mult_noise."
+            )
+        if not chosen:
+            raise ValueError("terms: nothing to penalise; set alpha, add_noise or mult_noise, and name at least one.")
+        if num_probes < 1:
+            raise ValueError(f"num_probes: expected >= 1, got {num_probes}.")
+        self.layer, self.eps, self.num_probes = layer, check_level("eps", eps), num_probes
+        self.terms, self.distribution, self.generator = tuple(chosen), distribution, generator
+        self.drift = mixing.moment(1) if "R1" in chosen else 0.0
+        self.loss = pointwise_loss(loss)
+        # Sources of which the same parts are wanted share their directions
+        self._groups: dict[tuple[bool, bool], list[str]] = {}
+        for source in self.scales:
+            parts = tuple(f"{r}{SOURCES[source]}" in chosen for r in ("R2", "R3"))
+            if any(parts):
+                self._groups.setdefault(parts, []).append(source)
+        self.last: dict[str, Tensor] = {}
+        self.engine = ""
+        self._checked: WeakSet[nn.Module] = WeakSet()
+
+    @torch.compiler.disable
+    def forward(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """The penalty of one batch, 0-dim, differentiable in the parameters.
+
+        Args:
+            model: network; `DistributedDataParallel` and `torch.compile` wrappers are seen through.
+            x: inputs, `(b, *input)`.
+            y: labels, see `losses`.
+
+        Raises:
+            TypeError: for half precision.
+            ValueError: if the model cannot be cut at the layer, or the labels do not fit; checked at the first call
+                for each model.
+        """
+        model = unwrap(model)
+        for name, tensor in (("x", x), *model.named_parameters()):
+            if tensor.dtype in (torch.float16, torch.bfloat16):
+                raise TypeError(
+                    f"{name}: expected float32 or float64, got {tensor.dtype}, in which second derivatives drown in "
+                    "rounding; keep the parameters in float32 and use torch.autocast for the rest of the step."
+                )
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            model.eval()
+            with torch.autocast(x.device.type, enabled=False):
+                return self._penalty(model, x, y)
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _penalty(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if model not in self._checked:
+            split(model, x[:8], layer=self.layer)
+            self._checked.add(model)
+        at = linearize_layer(model, x, self.layer)
+        self.engine = at.path
+        labels = self.loss.prepare(at.outputs.detach(), y.to(x.device))
+        slope, curvature = self.loss.gradient(at.outputs, labels), self.loss.hessian(at.outputs, labels)
+        g = at.h
+        parts = {name: g.new_zeros(()) for name in ("R1", "R2", "R3")}
+        if self.drift:  # first: its reverse sweep serves the second derivatives as well
+            drift = at.enter((g.mean(0) - g).unsqueeze(0))[0]
+            parts["R1"] = self.drift * (at.pullback(slope) * drift).sum(1).mean()
+        for (gauss_newton, residual), sources in self._groups.items():
+            curved = residual and not at.piecewise_linear
+            directions = self._directions(g, sources)
+            tangents, bends = at.sweep(directions, slope if curved else None, tangents=gauss_newton)
+            if gauss_newton:
+                parts["R2"] = parts["R2"] + gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).mean() / 2
+            if curved:
+                parts["R3"] = parts["R3"] + bends.mean() / 2
+        self.last = {name: value.detach() for name, value in parts.items()}
+        return self.eps * parts["R1"] + self.eps**2 * (parts["R2"] + parts["R3"])
+
+    def _directions(self, g: Tensor, sources: list[str]) -> Tensor:
+        """Directions `(P, b, *feature)` whose second moment is the sum of those of the sources."""
+        total = None
+        for source in sources:
+            size = self.scales[source] ** 0.5
+            if source == "data":
+                home = g.device if self.generator is None else self.generator.device
+                shape = (self.num_probes, len(g))
+                part = g[torch.rand(shape, generator=self.generator, device=home).argsort(1).to(g.device)] - g
+            else:
+                part = random_signs((self.num_probes, *g.shape), g, self.distribution, self.generator)
+                part = part * g if source == "multiplicative" else part
+            total = size * part if total is None else total + size * part
+        return total
+
+    def extra_repr(self) -> str:
+        """Options, for `print(model)`."""
+        return f"layer={self.layer!r}, terms={list(self.terms)}, eps={self.eps}, num_probes={self.num_probes}"

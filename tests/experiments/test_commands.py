@@ -1,0 +1,132 @@
+"""The commands on experiments, as a user calls them."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from experiments import commands
+from experiments.cli import app
+from experiments.recipes import all_recipes, get_recipe
+from experiments.record.ledger import read
+from experiments.runner import shortened
+
+TOY = "nfm-figure-toy/nfm"
+
+
+@pytest.fixture
+def nfm():
+    def call(*arguments):
+        return CliRunner().invoke(app, [str(a) for a in arguments])
+
+    return call
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """The toy recipes with three epochs."""
+    quick = {name: shortened(r, epochs=3) for name, r in all_recipes().items() if name.startswith("nfm-figure-toy/")}
+
+    def select(*patterns, size=None):
+        return [quick[name] for name in patterns]
+
+    monkeypatch.setattr(commands, "get_recipe", quick.__getitem__)
+    monkeypatch.setattr(commands, "select_recipes", select)
+
+
+def test_list_counts_recipes_and_trainings(nfm):
+    result = nfm("recipes", "list", "noisymix-table2/*")
+    assert result.exit_code == 0
+    assert "16 recipes, 16 different trainings" in result.output
+    shared = nfm("recipes", "list", "noisymix-table2/cifar10-*", "noisymix-table7/*")
+    assert "16 recipes, 8 different trainings" in shared.output
+
+
+def test_show_tells_settings_and_choices(nfm):
+    output = nfm("recipes", "show", "nfm-table1/label_smoothing").output
+    recipe = get_recipe("nfm-table1/label_smoothing")
+    assert recipe.hash in output
+    assert "weight_decay = 0.0005" in output
+    assert "label_smoothing: 0.1: nowhere stated" in output
+    assert "not run: needs stylized images" in nfm("recipes", "show", "noisymix-table1/stylized_imagenet").output
+
+
+def test_unknown_recipe_is_a_sentence_with_the_nearest_name(nfm):
+    result = nfm("recipes", "show", "nfm-table1/nmf")
+    assert result.exit_code == 2
+    assert "nfm-table1/nfm" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_train_writes_the_ledger_once(nfm, short, tmp_path):
+    places = ("--ledger", tmp_path / "ledger.jsonl", "--runs", tmp_path / "runs", "--device", "cpu")
+    first = nfm("train", TOY, "--seed", 3, *places)
+    assert first.exit_code == 0, first.output
+    assert "done" in first.output
+    (entry,) = read(tmp_path / "ledger.jsonl")
+    assert (entry.scheme, entry.seed, entry.suite, entry.training["epochs"]) == ("nfm", 3, "clean", 3)
+    again = nfm("train", TOY, "--seed", 3, *places)
+    assert "finished before" in again.output
+    assert len(read(tmp_path / "ledger.jsonl")) == 1
+
+
+def test_train_in_pieces_is_the_same_training(nfm, short, tmp_path):
+    whole = ("--ledger", tmp_path / "whole.jsonl", "--runs", tmp_path / "whole", "--device", "cpu")
+    parts = ("--ledger", tmp_path / "parts.jsonl", "--runs", tmp_path / "parts", "--device", "cpu")
+    nfm("train", TOY, *whole)
+    for _ in range(2):
+        assert nfm("train", TOY, *parts, "--stop-after", 1).exit_code == 0
+        assert not (tmp_path / "parts.jsonl").exists()
+    nfm("train", TOY, *parts)
+    compared = nfm("ledger", "compare", tmp_path / "parts.jsonl", "--with", tmp_path / "whole.jsonl")
+    assert "1 results are in both ledgers, 1 of them identical" in compared.output
+
+
+def test_sweep_check_merge_and_compare(nfm, short, tmp_path):
+    ledger = tmp_path / "ledger.jsonl"
+    options = ("--cluster", "here", "--ledger", ledger, "--runs", tmp_path / "runs", "--device", "cpu")
+    result = nfm("sweep", TOY, "nfm-figure-toy/mixup", "--seeds", "1,2", *options)
+    assert result.exit_code == 0, result.output
+    assert "4 done now, 0 failed, 0 of 4 left" in result.output
+    assert nfm("ledger", "check", ledger).exit_code == 0
+
+    lines = ledger.read_text().splitlines()
+    changed = json.loads(lines[0])
+    changed["metrics"]["clean"] -= 0.25
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join([json.dumps(changed), *lines[1:], ""]))
+    output = nfm("ledger", "compare", other, "--with", ledger).output
+    assert "4 results are in both ledgers, 3 of them identical" in output
+    assert "0.25" in output
+    assert "range of the seeds" not in output  # two seeds only
+    three = [dict(json.loads(lines[0]), seed=seed) for seed in (3, 4)]
+    ledger.write_text("\n".join([*lines, *map(json.dumps, three), ""]))
+    output = nfm("ledger", "compare", other, "--with", ledger).output
+    assert "of 2 metrics lie within the range of the seeds that were recorded" in output
+    assert "a new seed about 60% would" in output
+    ledger.write_text("\n".join([*lines, ""]))
+
+    assert "4 new results" in nfm("ledger", "merge", other, ledger, "--into", tmp_path / "all.jsonl").output
+    other.write_text(lines[0] + "\n" + lines[0] + "\n")
+    broken = nfm("ledger", "check", other)
+    assert broken.exit_code == 1
+    assert "stands in line 1 already" in broken.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--cluster", "moon"), "expected one of"),
+        (("--parameter", "partition"), "name=value"),
+        (("--seeds", "1,one"), "separated by commas"),
+    ],
+)
+def test_bad_options_of_a_sweep(nfm, short, tmp_path, arguments, words):
+    result = nfm("sweep", TOY, "--ledger", tmp_path / "l.jsonl", "--runs", tmp_path / "r", *arguments)
+    assert result.exit_code == 2
+    assert words in result.output
+
+
+def test_tables_and_audit_are_commands(nfm):
+    assert "misprint" in nfm("audit").output
+    assert nfm("tables", "--table", "nfm-table9").exit_code == 2

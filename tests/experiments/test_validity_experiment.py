@@ -1,0 +1,137 @@
+"""Trained networks at toy size: records, checks against the tracked ones, and the words that are made of them."""
+
+import copy
+import json
+import math
+
+import pytest
+from test_figures import TRAINED, trained_record
+
+from experiments.record.files import RESULTS, read_lines
+from experiments.studies import verify_validity
+from experiments.studies import validity_summary as summary
+from experiments.studies.validity_networks import (
+    LAWS,
+    RECIPES,
+    SMOOTH_LAYERS,
+    SMOOTH_TRAININGS,
+    cases,
+    is_finished,
+    prepare,
+)
+from nfm_theory.verification.error_curve import crossing
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("validity")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NFM_CACHE", str(folder / "cache"))
+        patch.setattr(verify_validity, "EPS", (0.1, 1.0))
+        patch.setattr(verify_validity, "BOUND_EPS", (1.0,))
+        patch.setattr(verify_validity, "BOUND_EVALUATIONS", 10)
+        small = [c for c in cases(quick=True, runs=str(folder)) if c.layer in ("hidden1", "layer2")]
+        patch.setattr(verify_validity, "cases", lambda recipes, **options: small)
+        status = verify_validity.main(["--quick", "--workers", "1", "--out", str(folder)])
+        records = read_lines(folder / "validity_trained.jsonl")
+        again = verify_validity.main(["--check", "--workers", "1", "--out", str(folder)])
+    return status, records, again
+
+
+def test_a_quick_run_writes_valid_records_and_repeats_them(quick):
+    status, records, again = quick
+    assert (status, again) == (0, 0)
+    assert [(r["model"], r["layer"]) for r in records[::3]] == [("digits_resnet", "layer2"), ("mlp", "hidden1")]
+    assert [r["law"] for r in records] == list(LAWS) * 2
+    for record in records:
+        json.dumps(record, allow_nan=False)
+        curve = record["curve"]
+        for order in ("1", "2", "3", "4"):
+            gaps = [abs(a - b) / a for a, b in zip(curve["loss"], curve["polynomials"][order], strict=True)]
+            assert curve["relative_error"][order] == pytest.approx(gaps, rel=1e-3, abs=1e-5)
+            wanted = crossing(curve["eps"], curve["relative_error"][order], 0.1)
+            found = curve["radius"][order]
+            assert (math.inf if found is None else found) == pytest.approx(wanted, rel=1e-3)
+        assert (curve["linearised"] is None) == (record["model"] == "mlp") == record["smooth"]
+        assert record["witness"]["exact"][0] == pytest.approx(curve["standard"], rel=1e-4)
+        assert record["bound"]["sides"][-1]["eps"] == 1.0
+        assert "homogeneity" in record["bound"]["failed"]
+    assert not summary.conclusion(records).startswith("None")
+    assert len(summary.table_rows(records)[1]) == len(records)
+
+
+def test_the_main_job_has_every_network_and_eligible_layer():
+    todo = cases()
+    assert len(todo) == 3 * (len(RECIPES) + len(SMOOTH_LAYERS) * len(SMOOTH_TRAININGS))
+    assert {(c.model, c.training) for c in todo} >= set(verify_validity.CHECKED)
+    tracked = read_lines(RESULTS / verify_validity.TRACKED)
+    known = {(r["model"], r["training"], r["layer"], r["law"]) for r in tracked}
+    assert known == {(c.model, c.training, c.layer, law) for c in todo for law in LAWS}
+    assert not verify_validity.contradictions(tracked)
+
+
+def test_what_is_not_trained_is_refused_with_the_command(tmp_path):
+    from experiments.recipes import get_recipe
+
+    large = get_recipe("cifar10-small/nfm")
+    assert not is_finished(large, 1, tmp_path)
+    with pytest.raises(FileNotFoundError, match="nfm sweep"):
+        prepare(cases([large], runs=str(tmp_path)))
+    with pytest.raises(SystemExit):
+        verify_validity.main(["--recipes", "cifar10-small/nfm", "--runs", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        verify_validity.main(["--paths", "1"])
+
+
+def test_a_changed_record_is_a_disagreement():
+    new = copy.deepcopy(TRAINED)
+    assert verify_validity.disagreements(new, TRAINED) == []
+    new[0]["curve"]["relative_error"]["2"][-1] += 0.2
+    new[1]["curve"]["radius"]["2"] *= 1.5
+    new[2]["curve"]["radius"]["2"] *= 1.1
+    assert len(verify_validity.disagreements(new, TRAINED)) == 2
+    assert (
+        "not in the records"
+        in verify_validity.disagreements([trained_record("small_cnn", "nfm", "", "mixing")], new)[0]
+    )
+    new[3]["witness"]["miss"] = [0.0, -6.0]
+    assert len(verify_validity.contradictions(new)) == 1
+
+
+def test_words_follow_the_records():
+    text = "\n".join(summary.expansion_words(TRAINED))
+    assert "is within 10 % of the loss nowhere" in text
+    assert "30 % (30 % to 30 %)" in text  # 0.6 / 2
+    assert "0.30 (0.30 to 0.30)" in text
+    assert "within noise" in text
+    better = copy.deepcopy(TRAINED)
+    for r in better:
+        r["curve"]["relative_error"]["2"][-1] = 0.05
+        if r["training"] == "nfm":
+            r["curve"]["radius"]["2"] = 0.6
+    text = "\n".join(summary.expansion_words(better))
+    assert f"in all {len(better)} cases" in text
+    assert "always further than with Baseline" in text
+    assert "2.00 times (2.00 to 2.00)" in text
+    assert "in every case" in summary.conclusion(better)
+    assert "a direction in which training pushes" in summary.conclusion(TRAINED)
+
+
+def test_verdicts_are_named_for_what_they_are():
+    open_ = trained_record("mlp", "nfm", "", "released", upper=3.0)
+    attack = trained_record("mlp", "nfm", "", "released")
+    sure = trained_record("mlp", "nfm", "", "released", verdict="certified", upper=0.5)
+    assert [summary.verdict(r) for r in (open_, attack, sure)] == ["undecided", "not refuted", "certified"]
+    assert summary.holds_up_to(sure) == "certified at 1; refuted at 0.1"
+    assert summary.holds_up_to(attack) == "open at 1; refuted at 0.1"
+    words = "\n".join(summary.bound_words([open_, attack, sure], []))
+    assert "certified in 1 of 3 cases" in words
+    assert "homogeneity (all 3)" in words
+    assert "40 %" in words
+
+
+def test_too_few_paths_are_said_to_be_too_few():
+    records = copy.deepcopy(TRAINED)
+    assert "too much" not in summary.witness_words(records)
+    records[0]["witness"]["miss"] = [7.3, 0.0]
+    assert "7.3 standard errors. That is too much" in summary.witness_words(records)

@@ -1,0 +1,305 @@
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from naive import third
+from problems import finish, generator, mlp, randn
+from torch import nn
+from torch.func import hessian, jacrev
+from torch.testing import assert_close
+
+from nfm_theory import MixingLaw, build_problem, nfm_loss, taylor_terms
+from nfm_theory.expansion.terms import problem_terms
+from nfm_theory.generalization.partners import (
+    FixedMixing,
+    direction_moments,
+    k_mixup_weights,
+    partner_loss,
+    partner_terms,
+    self_weights,
+    verify_partner_expansion,
+)
+
+seeds = st.integers(0, 10_000)
+
+
+def time_series_network(seed, channels=2, classes=3):
+    """1-D convolutions as for physiological signals."""
+
+    def build():
+        return nn.Sequential(
+            *(nn.Conv1d(channels, 4, 3, padding=1), nn.SiLU(), nn.AvgPool1d(2)),
+            *(nn.Conv1d(4, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, classes)),
+        )
+
+    return finish(build, seed)
+
+
+def random_law(seed, n, symmetric):
+    """A random P(r|i); symmetric ones are mixtures of involutions."""
+    if not symmetric:
+        law = randn(seed, n, n).abs()
+        return law / law.sum(1, keepdim=True)
+    law = torch.zeros(n, n, dtype=torch.float64)
+    for k in range(3):
+        order = torch.randperm(n, generator=generator(seed + k))
+        matrix = torch.eye(n, dtype=torch.float64)[order]
+        law += (matrix + matrix.T) / 6
+    return law
+
+
+def setting(seed, n=5, loss="cross_entropy", alpha=1.0, activation="tanh"):
+    outputs = 1 if loss == "logistic" else 3
+    model, x = mlp(seed, [2, 5, outputs], activation), randn(seed + 1, n, 2)
+    y = randn(seed + 2, n, outputs) if loss == "square" else torch.arange(n) % max(outputs, 2)
+    return model, x, y, build_problem(model, x, y, loss=loss, alpha=alpha)
+
+
+def looped_terms(problem, weights):
+    """All terms with loops over pairs and dense derivatives."""
+    g, mixing = problem.features, problem.mixing
+    names = ("standard", "R1", "R2", "R3", "C3")
+    total, n = dict.fromkeys(names, 0.0), len(g)
+    f = lambda h: problem.head(h[None])[0]  # noqa: E731
+    for i in range(n):
+        label = problem.labels[i : i + 1]
+        inner = lambda u, label=label: problem.loss(u[None], label)[0]  # noqa: E731
+        loss = lambda h, inner=inner: inner(f(h))  # noqa: E731
+        slope, curvature, jac = jacrev(inner)(f(g[i])), hessian(inner)(f(g[i])), jacrev(f)(g[i])
+        bend, cubic = torch.einsum("k,kij->ij", slope, hessian(f)(g[i])), third(loss, g[i])
+        total["standard"] += loss(g[i]) / n
+        for r in range(n):
+            v, p = g[r] - g[i], weights[i, r] / n
+            total["R1"] += p * mixing.moment(1) * slope @ jac @ v
+            total["R2"] += p * mixing.moment(2) / 2 * (jac @ v) @ curvature @ (jac @ v)
+            total["R3"] += p * mixing.moment(2) / 2 * v @ bend @ v
+            total["C3"] += p * mixing.moment(3) / 6 * torch.einsum("ijk,i,j,k", cubic, v, v, v)
+    return total
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    seed=seeds,
+    loss=st.sampled_from(["cross_entropy", "logistic", "square"]),
+    symmetric=st.booleans(),
+    midpoint=st.booleans(),
+)
+def test_terms_are_the_loop(seed, loss, symmetric, midpoint):
+    *_, problem = setting(seed, 4, loss, alpha=0.7)
+    problem = replace(problem, mixing=FixedMixing(0.5)) if midpoint else problem
+    weights = random_law(seed, 4, symmetric)
+    terms = partner_terms(problem, weights)
+    for name, value in looped_terms(problem, weights).items():
+        assert_close(getattr(terms, name).detach(), value.detach(), rtol=1e-9, atol=1e-11)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(seed=seeds, loss=st.sampled_from(["cross_entropy", "logistic", "square"]))
+def test_uniform_partners_are_mixup(seed, loss):
+    model, x, y, problem = setting(seed, 5, loss)
+    uniform = torch.full((5, 5), 0.2, dtype=torch.float64)
+    ours, known = partner_terms(problem, uniform), taylor_terms(model, x, y, loss=loss)
+    for name in ("standard", "R1", "R2", "R3", "C3"):
+        assert_close(getattr(ours, name), getattr(known, name), rtol=1e-9, atol=1e-12)
+    scales = [1.0, 0.3]
+    assert_close(partner_loss(problem, uniform, eps=scales), nfm_loss(model, x, y, loss=loss, eps=scales).value)
+
+
+LAWS = {
+    "k-mixup, k = 2": lambda x: k_mixup_weights(x, 2).value,
+    "k-mixup, k = 3": lambda x: k_mixup_weights(x, 3).value,
+    "DP-Mix self": lambda x: self_weights(torch.arange(len(x)) // 2),
+    "uniform": lambda x: torch.full((len(x), len(x)), 1 / len(x), dtype=x.dtype),
+    "any": lambda x: random_law(3, len(x), False),
+}
+
+
+@pytest.mark.parametrize("mixing", [MixingLaw(1.0), MixingLaw(0.4, 2.0), FixedMixing(0.5)], ids=str)
+@pytest.mark.parametrize("law", LAWS)
+def test_expansion_is_verified(law, mixing):
+    _, x, _, problem = setting(11, 6)
+    problem = replace(problem, mixing=mixing)
+    report = verify_partner_expansion(problem, LAWS[law](x), eps=(0.01, 0.005, 0.0025))
+    assert abs(report.order - 3) < 0.1
+    assert abs(report.ratios[-1] - 1) < 0.02
+
+
+@pytest.mark.parametrize("layer", ["", "2"])
+@pytest.mark.parametrize("law", ["k-mixup, k = 2", "DP-Mix self", "uniform"])
+def test_expansion_on_a_time_series_network(law, layer):
+    x, y = randn(0, 6, 2, 10).cumsum(-1) / 3, torch.arange(6) % 3
+    problem = build_problem(time_series_network(1), x, y, layer=layer)
+    weights = LAWS[law](problem.features)
+    report = verify_partner_expansion(problem, weights, eps=(0.01, 0.005, 0.0025))
+    assert abs(report.order - 3) < 0.1
+    assert abs(report.ratios[-1] - 1) < 0.02
+    assert abs(float(report.terms.R3)) > 0
+
+
+def test_a_wrong_term_is_seen():
+    _, x, _, problem = setting(11, 6)
+    weights = LAWS["k-mixup, k = 2"](x)
+    terms = partner_terms(problem, weights)
+    for name in ("R1", "R2", "R3"):
+        wrong = replace(terms, **{name: 1.01 * getattr(terms, name)})
+        eps = torch.tensor([0.004, 0.001], dtype=x.dtype)
+        remainders = (partner_loss(problem, weights, eps=eps) - wrong.polynomial(eps, 2)).detach()
+        assert abs(float(remainders[1]) / float(eps[1] ** 3 * terms.C3.detach()) - 1) > 0.1
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(seed=seeds, midpoint=st.booleans(), beta=st.sampled_from([None, 2.3]))
+def test_labels_unmix_for_symmetric_laws_only(seed, midpoint, beta):
+    model, x, y, _ = setting(seed, 4)
+    problem = build_problem(model, x, y, alpha=0.6, beta=beta)
+    problem = replace(problem, mixing=FixedMixing(0.3)) if midpoint else problem
+    symmetric, skew = random_law(seed, 4, True), random_law(seed, 4, False)
+    mixed, unmixed = (partner_loss(problem, symmetric, form=f, num_lam=40) for f in ("mixed", "unmixed"))
+    assert_close(mixed, unmixed, rtol=1e-10, atol=1e-12)
+    mixed, unmixed = (partner_loss(problem, skew, form=f, num_lam=40) for f in ("mixed", "unmixed"))
+    assert abs(float((mixed - unmixed).detach())) > 1e-8
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(seed=seeds, n=st.integers(2, 6), d=st.integers(1, 3), symmetric=st.booleans())
+def test_moments_of_the_directions(seed, n, d, symmetric):
+    g, weights = randn(seed, n, d), random_law(seed, n, symmetric)
+    first, second = direction_moments(g, weights)
+    for i in range(n):
+        vs = [g[r] - g[i] for r in range(n)]
+        assert_close(first[i], sum(p * v for p, v in zip(weights[i], vs, strict=True)), rtol=1e-9, atol=1e-11)
+        outer = sum(p * torch.outer(v, v) for p, v in zip(weights[i], vs, strict=True))
+        assert_close(second[i], outer, rtol=1e-9, atol=1e-11)
+
+
+def test_terms_depend_on_the_moments_alone():
+    """R1 and R2 of a linear head from `direction_moments`."""
+    weight, x, y = randn(0, 3, 2), randn(1, 5, 3), torch.tensor([0, 1, 1, 0, 1])
+    problem, weights = build_problem(lambda u: u @ weight, x, y), random_law(2, 5, False)
+    mean, second = direction_moments(x, weights)
+    p = (x @ weight).softmax(-1)
+    fisher = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    terms = partner_terms(problem, weights)
+    slope = p - problem.labels
+    assert_close(terms.R1, torch.einsum("ik,dk,id->i", slope, weight, mean).mean() / 3)
+    assert_close(terms.R2, torch.einsum("ikl,dk,el,ide->i", fisher, weight, weight, second).mean() / 12)
+    assert terms.R3 == 0
+
+
+def brute_force_k_mixup(points, k):
+    """Matching by trying every permutation."""
+    n = len(points)
+    cost = torch.cdist(points, points).numpy() ** 2
+    law, count = np.zeros((n, n)), 0
+    for first, second in itertools.product(itertools.combinations(range(n), k), repeat=2):
+        best = min(itertools.permutations(second), key=lambda p: sum(cost[i, r] for i, r in zip(first, p, strict=True)))
+        for i, r in zip(first, best, strict=True):
+            law[i, r] += 1
+        count += 1
+    return torch.from_numpy(law * n / k / count)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(seed=seeds, n=st.integers(2, 5), k=st.integers(1, 5))
+def test_k_mixup_by_brute_force(seed, n, k):
+    k = min(k, n)
+    points = randn(seed, n, 2)
+    found = k_mixup_weights(points, k)
+    assert_close(found.value, brute_force_k_mixup(points, k), rtol=1e-10, atol=1e-12)
+    assert_close(found.value, found.value.T)
+    assert_close(found.value.sum(1), torch.ones(n, dtype=torch.float64))
+
+
+def test_k_mixup_runs_from_mixup_to_nothing_and_shortens_the_directions():
+    points = randn(0, 6, 2)
+    laws = [k_mixup_weights(points, k).value for k in range(1, 7)]
+    assert_close(laws[0], torch.full((6, 6), 1 / 6, dtype=torch.float64))
+    assert_close(laws[-1], torch.eye(6, dtype=torch.float64))
+    lengths = [float(direction_moments(points, law)[1].diagonal(dim1=1, dim2=2).sum()) for law in laws]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_k_mixup_by_monte_carlo():
+    points = randn(0, 6, 2)
+    exact = k_mixup_weights(points, 2).value
+    drawn = k_mixup_weights(points, 2, method="monte_carlo", sweeps=2000, generator=generator(0))
+    assert ((drawn.value - exact).abs() <= 5 * drawn.stderr + 1e-3).all()
+    assert_close(drawn.value.sum(0), torch.ones(6, dtype=torch.float64))
+    assert k_mixup_weights(randn(1, 30, 2), 5, sweeps=20, generator=generator(0)).samples == 120
+
+
+def test_self_mixing_needs_no_mixed_labels():
+    """Views of one image have one label: mixed and unmixed losses are the same for any law of λ, term by term."""
+    views, groups = randn(0, 3, 1, 2) + 0.1 * randn(1, 3, 4, 2), torch.arange(3).repeat_interleave(4)
+    problem = build_problem(mlp(2, [2, 6, 3]), views.reshape(12, 2), groups, alpha=2.0)
+    weights = self_weights(groups)
+    assert_close(partner_loss(problem, weights, form="mixed"), partner_loss(problem, weights))
+    terms, mixup = partner_terms(problem, weights), partner_terms(problem, torch.full((12, 12), 1 / 12))
+    assert terms.R2 < 0.2 * mixup.R2
+
+
+def test_midpoint_mixup_in_the_engine():
+    model, x, y, problem = setting(5, 5)
+    midpoint = replace(problem, mixing=FixedMixing(0.5))
+    uniform = torch.full((5, 5), 0.2, dtype=torch.float64)
+    ours, engine = partner_terms(midpoint, uniform), problem_terms(midpoint)
+    for name in ("R1", "R2", "R3", "C3"):
+        assert_close(getattr(ours, name), getattr(engine, name), rtol=1e-9, atol=1e-12)
+    pairs = [(i, r) for i in range(5) for r in range(5)]
+    total = 0.0
+    for i, r in pairs:
+        outputs = model((x[i] + x[r])[None] / 2)
+        total += (nn.functional.cross_entropy(outputs, y[[i]]) + nn.functional.cross_entropy(outputs, y[[r]])) / 50
+    assert_close(partner_loss(midpoint, uniform), total)
+    # the limit of Beta(a, a)
+    peaked = nfm_loss(model, x, y, alpha=1e5).value
+    assert_close(peaked, total, rtol=1e-4, atol=0)
+    draw = midpoint.draw(5, 3, generator=generator(0))
+    assert (draw.lam == 0.5).all()
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.2, 0.5, 1.0])
+def test_fixed_mixing_is_the_unmixed_law_of_an_atom(lam):
+    law = FixedMixing(lam)
+    for j in (1, 2, 3):
+        expected = lam * (1 - lam) ** j + (1 - lam) * lam**j
+        assert law.moment(j) == pytest.approx(expected)
+        assert law.moment(j, unmixed=False) == pytest.approx((1 - lam) ** j)
+    nodes, weights = law.nodes(7)
+    assert weights.sum() == pytest.approx(1)
+    drawn = law.sample((4000,), generator=generator(0), dtype=torch.float64)
+    spread = float(drawn.std()) / 4000**0.5
+    assert abs(float(drawn.mean()) - float(weights @ nodes)) <= 5 * spread + 1e-12
+    assert law.mixes == (0 < lam < 1)
+
+
+def test_relu_heads_have_no_residual_curvature():
+    *_, problem = setting(0, 5, activation="relu")
+    assert partner_terms(problem, random_law(0, 5, True), remainder=False).R3 == 0
+    assert partner_terms(problem, random_law(0, 5, True), remainder=False).C3 is None
+
+
+def test_refusals():
+    model, x, y, problem = setting(0, 4)
+    law = random_law(0, 4, True)
+    for call, message in [
+        (lambda: partner_terms(problem, law[:3]), "shape"),
+        (lambda: partner_terms(problem, 2 * law), "sum to 1"),
+        (lambda: partner_terms(build_problem(model, x, y, add_noise=0.1), law), "without noise"),
+        (lambda: partner_loss(problem, law, form="mixed", eps=0.5), "form"),
+        (lambda: k_mixup_weights(x, 0), "k: expected"),
+        (lambda: k_mixup_weights(x, 2, method="magic"), "method"),
+        (lambda: k_mixup_weights(x, 3, method="monte_carlo"), "divide"),
+        (lambda: self_weights(x), "groups"),
+        (lambda: FixedMixing(1.5), "lam"),
+        (
+            lambda: verify_partner_expansion(build_problem(mlp(0, [2, 3]).float(), x.float(), y), law),
+            "float64",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()

@@ -1,0 +1,196 @@
+import json
+from dataclasses import replace
+
+import matplotlib as mpl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import mlp, preact_resnet18, randn, tiny_transformer
+from strategies import settings_of_the_theory
+
+import nfm_theory as nt
+from nfm_theory.verification.report import ORDER_TOLERANCE, RATIO_TOLERANCE
+
+mpl.use("agg")
+MODEL, X, Y = mlp(0, [3, 6, 6, 4]), randn(1, 6, 3), torch.tensor([0, 1, 2, 3, 1, 0])
+NOISY = {"add_noise": 0.3, "mult_noise": 0.4}
+SCHEMES = {"mixup": {}, "noise": {"alpha": 0.0, **NOISY}, "nfm": NOISY, "released": {"noise": "released", **NOISY}}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("layer", ["", "1", "3"])
+def test_the_expansion_holds_with_the_predicted_coefficient(scheme, layer):
+    report = nt.verify_expansion(MODEL, X, Y, layer=layer, **SCHEMES[scheme])
+    assert report.verdict == "holds", report
+    assert report.leading_order == (4 if scheme == "noise" else 3)
+    assert abs(report.observed_order - report.leading_order) <= ORDER_TOLERANCE
+    assert abs(report.coefficient_ratio - 1) <= RATIO_TOLERANCE
+    assert report.pathwise[0] > 0
+    assert report.pathwise[1] == 0
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(settings_of_the_theory(), st.integers(0, 3))
+def test_no_network_of_the_theory_is_refuted(case, order):
+    model, x, y, options = case
+    if options["alpha"] * 0 == 0 and not (options["add_noise"] or options["mult_noise"]):
+        options["alpha"] = 1.0
+    report = nt.verify_expansion(model, x, y, order=order, max_rows=100_000, **options)
+    assert report.verdict != "refuted", report
+    if report.verdict == "undecided":  # rounding, or a next coefficient that dominates: then the ratio is not settled
+        assert "dominates" in report.reason or "fewer than three" in report.reason
+
+
+@pytest.mark.parametrize("order", [0, 1, 2, 3, 4])
+def test_any_order(order):
+    report = nt.verify_expansion(MODEL, X, Y, order=order, layer="1")
+    assert report.verdict == "holds", report
+    assert report.leading_order == order + 1
+
+
+@pytest.mark.parametrize("name", ["R1", "R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult", "C3"])
+def test_a_term_one_percent_off_is_refuted(name):
+    terms = nt.taylor_terms(MODEL, X, Y, **NOISY)
+    wrong = replace(terms, **{name: terms.__getattribute__(name) * 1.01})
+    assert nt.verify_expansion(MODEL, X, Y, terms=terms, **NOISY).verdict == "holds"
+    report = nt.verify_expansion(MODEL, X, Y, terms=wrong, **NOISY)
+    assert report.verdict == "refuted"
+    assert f"eps^{ {'R1': 1, 'C3': 3}.get(name, 2) }" in report.reason
+
+
+def test_a_wrong_term_also_shows_in_the_order_of_the_remainder():
+    terms = nt.taylor_terms(MODEL, X, Y, **NOISY)
+    report = nt.verify_expansion(MODEL, X, Y, terms=replace(terms, R2=terms.R2 * 1.01), **NOISY,
+                                 eps=[0.001 / 2**k for k in range(6)])  # fmt: skip
+    assert report.observed_order == pytest.approx(2.0, abs=0.1)
+
+
+def test_monte_carlo_verifies_what_no_grid_can():
+    report = nt.verify_expansion(MODEL, X, Y, method="monte_carlo", samples=300_000, layer="1", **NOISY)
+    assert "Monte Carlo" in report.method
+    assert report.verdict in ("holds", "undecided")
+    assert abs(report.coefficient_ratio - 1) <= RATIO_TOLERANCE + 5 * report.stderr[-1] / abs(report.remainders[-1])
+    terms = nt.taylor_terms(MODEL, X, Y, layer="1", **NOISY)
+    wrong = replace(terms, R2=terms.R2 * 1.5)
+    assert nt.verify_expansion(
+        MODEL, X, Y, method="monte_carlo", samples=300_000, layer="1", terms=wrong, **NOISY
+    ).verdict == "refuted"  # fmt: skip
+
+
+def test_too_few_samples_are_undecided_and_say_so():
+    report = nt.verify_expansion(MODEL, X, Y, method="monte_carlo", samples=1_000, **NOISY)
+    assert report.verdict == "undecided"
+    assert "raise samples" in report.reason
+    assert report.usable.count(True) <= len(report.eps)
+
+
+def test_auto_turns_to_monte_carlo_where_no_rule_fits_and_exact_refuses():
+    options = {"max_rows": 100, "samples": 1_000, **NOISY}
+    assert "Monte Carlo" in nt.verify_expansion(MODEL, X, Y, **options).method
+    with pytest.raises(nt.GridTooLargeError):
+        nt.verify_expansion(MODEL, X, Y, method="exact", **options)
+
+
+def test_float32_verifies_by_the_integral_form():
+    model = mlp(0, [3, 6, 6, 4]).float()
+    report = nt.verify_expansion(model, X.float(), Y, **NOISY)
+    assert report.verdict == "holds", report
+    assert report.settings["dtype"] == "float32"
+    double = nt.verify_expansion(MODEL, X, Y, remainder_form="integral", eps=report.eps, **NOISY)
+    for single, reference in zip(report.remainders, double.remainders, strict=True):
+        assert single == pytest.approx(reference, rel=1e-4)
+    wrong = nt.taylor_terms(model, X.float(), Y, **NOISY)
+    wrong = replace(wrong, R2=wrong.R2 * 1.01)
+    assert nt.verify_expansion(model, X.float(), Y, terms=wrong, **NOISY).verdict == "refuted"
+
+
+def test_layers_are_averaged():
+    report = nt.verify_expansion(MODEL, X, Y, layer=["", "1"], **NOISY)
+    assert report.verdict == "holds"
+    assert report.layer == ("", "1")
+    assert list(report.terms.per_layer) == ["", "1"]
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "layer"),
+    [(preact_resnet18(0), randn(1, 3, 3, 4, 4), "layer4"), (tiny_transformer(0), randn(1, 4, 3, 4), "blocks.0")],
+    ids=["resnet", "transformer"],
+)
+def test_real_architectures(model, x, layer):
+    report = nt.verify_expansion(model, x, torch.arange(len(x)) % 3, layer=layer, add_noise=0.1)
+    assert report.verdict == "holds", report
+
+
+def test_a_kink_is_not_called_smooth():
+    kinked = nt.verify_expansion(lambda h: h.abs() @ torch.ones(3, 2, dtype=torch.float64), X - X, Y % 2, alpha=0.0,
+                                 add_noise=1.0, noise="uniform")  # fmt: skip
+    assert kinked.verdict in ("refuted", "undecided")
+
+
+def test_report_prints_plots_and_serialises(tmp_path):
+    report = nt.verify_expansion(MODEL, X, Y, layer="1", **NOISY)
+    text = str(report)
+    for part in ("HOLDS", "observed order", "coefficient ratio", "predicted remainder", "ratio to C3 eps^3"):
+        assert part in text
+    data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert data["verdict"] == "holds"
+    assert data["terms"]["R1"] == pytest.approx(float(report.terms.R1))
+    ax = report.plot()
+    assert len(ax.get_lines()) >= 2
+    ax.figure.savefig(tmp_path / "plot.png")
+    empty = nt.verify_expansion(MODEL, X, Y, method="monte_carlo", samples=600, eps=[1e-9, 1e-10], **NOISY)
+    assert empty.verdict == "undecided"
+    assert json.loads(json.dumps(empty.to_dict(), allow_nan=False))["coefficient_ratio"] is None
+    assert "below the floor" in str(empty)
+    empty.plot()
+    mpl.pyplot.close("all")
+
+
+BAD = [
+    ({"method": "guess"}, "method: expected"),
+    ({"remainder_form": "guess"}, "remainder_form: expected"),
+    ({"order": -1}, "order: expected >= 0"),
+    ({"eps": []}, "eps: expected positive"),
+    ({"eps": [0.1, -0.1]}, "eps: expected positive"),
+    ({"alpha": 0.0}, "Nothing is perturbed"),
+    ({"method": "monte_carlo", "samples": 10}, "at least 100 sweeps"),
+]
+
+
+@pytest.mark.parametrize(("options", "match"), BAD)
+def test_bad_requests_say_what_to_do(options, match):
+    with pytest.raises(ValueError, match=match):
+        nt.verify_expansion(MODEL, X, Y, **options)
+
+
+def test_observed_order_needs_two_points():
+    assert nt.observed_order([0.1], [1.0]) != nt.observed_order([0.1], [1.0])
+
+
+def test_error_curve_finds_where_the_expansion_stops_being_good():
+    curve = nt.expansion_error(MODEL, X, Y, max_rows=10_000)
+    assert "deterministic" in curve.loss.method
+    for order in (1, 2, 3):
+        errors = curve.relative_error(order)
+        assert errors[0] < 1e-3
+        if curve.radius[order] <= 1:
+            later = [e for eps, e in zip(curve.eps, errors, strict=True) if eps <= curve.radius[order]]
+            assert max(later) <= 0.1
+    strong = nt.expansion_error(MODEL, X, Y, add_noise=50.0, samples=20_000, max_rows=1_000)
+    assert "Monte Carlo" in strong.loss.method
+    assert strong.radius[2] < 1
+    data = json.loads(json.dumps(strong.to_dict(), allow_nan=False))
+    assert data["radius"]["2"] == strong.radius[2]
+    with pytest.raises(ValueError, match="increasing positive"):
+        nt.expansion_error(MODEL, X, Y, eps=[0.5, 0.1])
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_small_losses_of_large_logits_are_not_mistaken_for_wrong_terms(scale):
+    model = torch.nn.Sequential(mlp(0, [3, 6, 3]), torch.nn.Linear(3, 3, bias=False).double())
+    model[1].weight = torch.nn.Parameter(scale * torch.eye(3, dtype=torch.float64))
+    labels = model(X).argmax(-1)
+    report = nt.verify_expansion(model.eval(), X, labels, seed=3)
+    assert report.verdict == "holds", report
+    assert report.pathwise[1] == 0
