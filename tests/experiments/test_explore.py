@@ -19,8 +19,8 @@ from experiments.models.small import HIDDEN
 from experiments.record.files import RESULTS, read_lines
 from experiments.record.ledger import LEDGER
 from experiments.studies import explore
-from experiments.studies.study import load_entries, study
 from experiments.studies.networks import trained_network
+from experiments.studies.study import load_entries, study
 from experiments.training import networks_along
 from figures import anim_toy, embed, fig_explore, fig_toy
 

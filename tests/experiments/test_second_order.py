@@ -20,7 +20,7 @@ from experiments.recipes.taylor_terms import ALONE, SCALES, SOURCES
 from experiments.record.comparison import paired_difference
 from experiments.record.files import read_lines
 from experiments.schemes import build_step
-from experiments.studies import decompose_training, study
+from experiments.studies import decompose_training
 from experiments.studies.decompose_training import PARTS, Case, cases, decompose, images, run_case
 from experiments.studies.gains import (
     GROUPS,
@@ -36,6 +36,7 @@ from experiments.studies.gains import (
     terms_of,
     verdict,
 )
+from experiments.studies.study import study
 
 # Recipes --------------------------------------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@ import pytest
 from test_figures import TRAINED, trained_record
 
 from experiments.record.files import RESULTS, read_lines
-from experiments.studies import verify_validity
 from experiments.studies import validity_summary as summary
+from experiments.studies import verify_validity
 from experiments.studies.validity_networks import (
     LAWS,
     RECIPES,
