@@ -1,85 +1,35 @@
 r"""The theory of Noisy Feature Mixup, NoisyMix and Mixup, to compute with.
 
-| statement | function |
+| statement | here |
 |---|---|
+| the setting: network, layer, data, loss and law | `Problem`, `Law`; several branches `Branches` |
 | NFM features, NFM paper §3 (book: eq-perturbation) | `perturb`, `sample_draw`, `antithetic` |
-| label-unmixing lemma (book: eq-unmixing) | `MixingLaw`, `symbolic.unmixed_density` |
-| NFM loss, exact, Monte Carlo, as trained (book: eq-nfm-loss) | `nfm_loss` |
-| NFM Theorem 1, Mixup lemma (book: eq-expansion) | `taylor_terms` |
-| predicted remainder C3 (book: eq-remainder) | `taylor_terms(...).C3` |
-| expansion of any order (book: eq-order-p) | `expansion_coefficients` |
+| label-unmixing lemma (book: eq-unmixing) | `Law.mixing`, `symbolic.unmixed_density` |
+| NFM loss, exact, Monte Carlo, as trained (book: eq-nfm-loss) | `loss` |
+| NFM Theorem 1, Mixup lemma (book: eq-expansion) | `terms` |
+| predicted remainder C3 (book: eq-remainder) | `terms(problem).C3` |
+| expansion of any order (book: eq-order-p) | `coefficients` |
 | remainder without cancellation (book: eq-integral-remainder) | `integral_remainder` |
 | pathwise interval (book: eq-lagrange) | `lagrange_interval` |
+| verdict on a network | `verify`, `error_curve` |
 | the regularizers as estimators (book: eq-second-moment) | `regularizers` |
 | the regularizers as a penalty | `TaylorRegularizer` |
 | training with NFM | `NoisyFeatureMixup` |
-| stability loss of NoisyMix | `jensen_shannon`, `JSDConsistency` |
+| stability loss and NoisyMix loss (book: eq-jsd, eq-noisymix) | `loss` of `Branches`, `jensen_shannon` |
+| the stability loss as a term in training | `JSDConsistency` |
+| stability expansion: NoisyMix Theorem 2, Proposition 1 (book: eq-jsd-expansion) | `terms` and `verify` of `Branches` |
+| the closed form for equal branches (book: eq-jsd-equal) | `equal_branches_term` |
 | second derivatives without nesting (book: eq-tangent-adjoint) | `linearize` |
 | adversarial upper bound, attacks, certificates: NFM Theorem 2, NoisyMix Theorem 3 | `adversarial` |
-| stability expansion: NoisyMix Theorem 2, Proposition 1 | `stability` |
-| generalisation, margins, relatives of Mixup | `generalization` |
-| verdict on a network | `verify_expansion`, `expansion_error` |
+| generalization, margins, relatives of Mixup | `generalization` |
 | derivation in SymPy | `symbolic` |
+
+Every name is loaded when it is first used, so that `import nfm_theory` costs little more than `import torch`.
 """
 
-from . import adversarial, generalization, stability, symbolic
-from .calculus.engine import linearize
-from .calculus.replacements import exact_derivatives
-from .estimators.regularizers import Regularizers, regularizers
-from .expansion.paths import integral_remainder, lagrange_interval
-from .expansion.terms import expansion_coefficients, taylor_terms
-from .losses.nfm_loss import nfm_loss
-from .setting.draws import Draw, antithetic, sample_draw
-from .setting.laws import MixingLaw, NoiseLaw, released_noise
-from .setting.layers import layer_names, split
-from .setting.pointwise import PointwiseLoss
-from .setting.problem import build_problem, perturb
-from .setting.quadrature import GridTooLargeError
-from .setting.results import Estimate, Interval, TaylorTerms
-from .stability import JSDConsistency, jensen_shannon
-from .training.mixup import NoisyFeatureMixup
-from .training.penalty import TaylorRegularizer
-from .verification.error_curve import ErrorCurve, expansion_error
-from .verification.report import ExpansionReport, observed_order
-from .verification.verify import verify_expansion
+import lazy_loader
 
 __version__ = "0.1.0"
-__all__ = [
-    "Draw",
-    "ErrorCurve",
-    "Estimate",
-    "ExpansionReport",
-    "GridTooLargeError",
-    "Interval",
-    "JSDConsistency",
-    "MixingLaw",
-    "NoiseLaw",
-    "NoisyFeatureMixup",
-    "PointwiseLoss",
-    "Regularizers",
-    "TaylorRegularizer",
-    "TaylorTerms",
-    "adversarial",
-    "antithetic",
-    "build_problem",
-    "exact_derivatives",
-    "expansion_coefficients",
-    "expansion_error",
-    "generalization",
-    "integral_remainder",
-    "jensen_shannon",
-    "lagrange_interval",
-    "layer_names",
-    "linearize",
-    "nfm_loss",
-    "observed_order",
-    "perturb",
-    "regularizers",
-    "released_noise",
-    "sample_draw",
-    "split",
-    "stability",
-    "symbolic",
-    "taylor_terms",
-    "verify_expansion",
-]
+
+# The stub `__init__.pyi` lists the public names, for this line and for type checkers.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

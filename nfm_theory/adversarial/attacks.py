@@ -12,17 +12,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ..setting.pointwise import PointwiseLoss, pointwise_loss
-from .linear_bounds import Ball, check_ball
+from ..setting.options import progress_bar
+from ..setting.pointwise import PointwiseLoss
+from ..setting.problem import Problem
+from ..setting.results import Record
+from .linear_bounds import Ball, Norm, check_ball
 
 #: Length of the first step, as a part of the radius; the steps then shrink to 0 along half a cosine.
 FIRST_STEP = 0.5
 
 
 @dataclass(frozen=True)
-class Attack:
+class Attack(Record):
     """Outcome of `pgd_attack`.
 
     Attributes:
@@ -45,7 +47,7 @@ class Attack:
 
 
 @dataclass(frozen=True)
-class FlipRadius:
+class FlipRadius(Record):
     """Outcome of `flip_radius`.
 
     Attributes:
@@ -144,21 +146,17 @@ class _Best:
 
 
 def pgd_attack(
-    head: Callable[[Tensor], Tensor],
-    h: Tensor,
-    y: Tensor,
-    *,
+    problem: Problem,
     radius: float | Tensor,
-    norm: str = "l2",
-    loss: str | PointwiseLoss | Callable = "cross_entropy",
+    *,
+    norm: Norm = "l2",
     steps: int = 40,
     step_size: float | None = None,
     restarts: int = 4,
     box: tuple[float, float] | None = None,
     generator: torch.Generator | None = None,
-    progress: bool | None = None,
 ) -> Attack:
-    r"""Projected gradient ascent on the loss in l2 or l∞ balls: the inner maximum of theory §5 from below.
+    r"""Projected gradient ascent on the loss in l2 or l∞ balls around the features (theory §5, from below).
 
     $$ h \leftarrow \Pi\Big(h + s_t\,\rho\, \frac{\nabla \ell}{\|\nabla \ell\|_2}\Big) \quad (l_2), \qquad
        h \leftarrow \Pi\big(h + s_t\,\rho\, \mathrm{sign}\,\nabla \ell\big) \quad (l_\infty) $$
@@ -167,42 +165,71 @@ def pgd_attack(
     loss is never below the clean one. (Madry et al. 2018.)
 
     Args:
-        head: network, or head behind a layer, from `(b, *feature)` to outputs `(b, K)` or `(b,)`.
-        h: features, `(b, *feature)`.
-        y: labels, see `losses`.
-        radius: ρ ≥ 0, a number or `(b,)`.
+        problem: network, layer, data and loss; it needs no law.
+        radius: ρ ≥ 0, a number or `(n,)`.
         norm: `"l2"` or `"linf"`.
-        loss: what is maximised: a name or any callable `(outputs, labels) -> (b,)`.
         steps: steps of each run, ≥ 1.
         step_size: constant step as a part of the radius; `None` begins with half the radius and shrinks to 0.
         restarts: runs, ≥ 1.
         box: smallest and largest value of a feature; the features must lie in it.
-        generator: seeds the random starts.
-        progress: show a bar; `None` for long runs on a terminal only.
+        generator: random generator of the random starts; the global one if `None`.
 
     Raises:
-        ValueError: for radii, norms, boxes, labels or counts that do not fit.
+        ValueError: for radii, norms, boxes or counts that do not fit.
 
     Example:
         >>> head = lambda u: u @ torch.tensor([[3.0], [4.0]])
-        >>> found = pgd_attack(head, torch.ones(1, 2), torch.tensor([1.0]), radius=2.0, loss="logistic")
+        >>> problem = Problem(head, torch.ones(1, 2), torch.tensor([1.0]), loss="logistic")
+        >>> found = pgd_attack(problem, radius=2.0)
         >>> round(float(head(found.features)), 3), bool(found.flipped)  # 7 - 2 ‖(3, 4)‖
         (-3.0, True)
+    """
+    ball = check_ball(problem.features.detach(), radius, norm, box)
+    with progress_bar(title="attack", total=restarts * steps) as bar:
+        return ascend(
+            problem.head, ball, problem.labels, problem.loss, steps=steps, restarts=restarts, step_size=step_size,
+            generator=generator, after_step=bar.update,
+        )  # fmt: skip
+
+
+def ascend(
+    head: Callable[[Tensor], Tensor],
+    ball: Ball,
+    labels: Tensor,
+    loss: PointwiseLoss,
+    *,
+    steps: int,
+    restarts: int,
+    step_size: float | None = None,
+    generator: torch.Generator | None = None,
+    after_step: Callable[[], object] = lambda: None,
+) -> Attack:
+    """The attack on any head: features `(b, *feature)` to outputs `(b, K)`.
+
+    Args:
+        head: what is attacked.
+        ball: where.
+        labels: labels in the form that the loss expects.
+        loss: what is maximised.
+        steps: steps of each run.
+        restarts: runs.
+        step_size: constant step as a part of the radius; `None` begins with half the radius and shrinks to 0.
+        generator: random generator of the random starts.
+        after_step: called after each step.
+
+    Raises:
+        ValueError: for counts and step sizes that do not fit.
     """
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps and restarts: expected >= 1, got {steps} and {restarts}.")
     if step_size is not None and not 0 < step_size < math.inf:
         raise ValueError(f"step_size: expected a number > 0 (a part of the radius), got {step_size!r}.")
-    loss, h = pointwise_loss(loss), h.detach()
-    ball = check_ball(h, radius, norm, box)
+    h = ball.center
     with torch.no_grad():
         outputs = _columns(head(h))
-        labels = loss.prepare(outputs, y.to(h.device))
         clean = loss(outputs, labels)
         target = label_class(labels, outputs, loss)
         best = _Best(ball, clean, predicted_class(outputs) != target, target)
-    disable = None if progress is None else not progress
-    bar = tqdm(total=restarts * steps, desc="attack", disable=disable, delay=2, leave=False)
     for run in range(restarts):
         at = h if run == 0 else _random_start(ball, generator)
         for t in range(steps + 1):
@@ -217,9 +244,8 @@ def pgd_attack(
                     break
                 part = FIRST_STEP * (1 + math.cos(math.pi * t / steps)) / 2 if step_size is None else step_size
                 if gradient is not None:
-                    at = project(at + part * _per_row(ball.radius, at) * _ascent(gradient, norm), ball)
-            bar.update()
-    bar.close()
+                    at = project(at + part * _per_row(ball.radius, at) * _ascent(gradient, ball.norm), ball)
+            after_step()
     return Attack(
         features=best.features,
         losses=best.losses.detach(),
@@ -255,19 +281,15 @@ def _shorten(head, h: Tensor, flip: Tensor, target: Tensor, halvings: int) -> Te
 
 
 def flip_radius(
-    head: Callable[[Tensor], Tensor],
-    h: Tensor,
-    y: Tensor,
-    *,
+    problem: Problem,
     max_radius: float | Tensor | None = None,
-    norm: str = "l2",
-    loss: str | PointwiseLoss | Callable = "cross_entropy",
+    *,
+    norm: Norm = "l2",
     bisections: int = 12,
     steps: int = 40,
     restarts: int = 2,
     box: tuple[float, float] | None = None,
     generator: torch.Generator | None = None,
-    progress: bool | None = None,
 ) -> FlipRadius:
     """The smallest radius at which the attack changes the prediction: an upper bound of the true one (theory §5).
 
@@ -275,45 +297,38 @@ def flip_radius(
     point found is pulled back along its segment to the decision boundary.
 
     Args:
-        head: as `pgd_attack`.
-        h: features, `(b, *feature)`.
-        y: labels.
-        max_radius: largest radius that is searched, a number or `(b,)`; `None` for the norm of the features.
+        problem: network, layer, data and loss; the loss says how labels are to be read.
+        max_radius: largest radius that is searched, a number or `(n,)`; `None` for the norm of the features.
         norm: `"l2"` or `"linf"`.
-        loss: says how labels are to be read.
-        bisections: attacks behind the first.
-        steps: as `pgd_attack`.
-        restarts: as `pgd_attack`.
-        box: as `pgd_attack`.
-        generator: seeds the random starts.
-        progress: show a bar; `None` for long runs on a terminal only.
+        bisections: attacks after the first.
+        steps: steps of each run of an attack.
+        restarts: runs of each attack.
+        box: smallest and largest value of a feature; the features must lie in it.
+        generator: random generator of the random starts; the global one if `None`.
 
     Raises:
-        ValueError: as `pgd_attack`.
+        ValueError: for radii, norms, boxes or counts that do not fit.
 
     Example:
         >>> head = lambda u: u @ torch.tensor([[3.0], [4.0]])
-        >>> found = flip_radius(head, torch.ones(1, 2), torch.tensor([1.0]), max_radius=9.0, loss="logistic")
-        >>> round(float(found.radius), 3)  # 7 / ‖(3, 4)‖
+        >>> problem = Problem(head, torch.ones(1, 2), torch.tensor([1.0]), loss="logistic")
+        >>> round(float(flip_radius(problem, 9.0).radius), 3)  # 7 / ‖(3, 4)‖
         1.4
     """
-    loss, h = pointwise_loss(loss), h.detach()
+    head, loss, h = problem.head, problem.loss, problem.features.detach()
     high = check_ball(h, _length(h, norm) if max_radius is None else max_radius, norm, box).radius
     with torch.no_grad():
         outputs = _columns(head(h))
-        labels = loss.prepare(outputs, y.to(h.device))
-        target = label_class(labels, outputs, loss)
+        target = label_class(problem.labels, outputs, loss)
         wrong = predicted_class(outputs) != target
     margin = _margin_deficit(target)
     best, nearest = torch.where(wrong, torch.zeros_like(high), torch.full_like(high, torch.inf)), h.clone()
     low, high, evaluations = torch.zeros_like(high), torch.where(wrong, torch.zeros_like(high), high), len(h)
-    disable = None if progress is None else not progress
-    for turn in tqdm(range(bisections + 1), desc="flip radius", disable=disable, delay=2, leave=False):
+    for turn in progress_bar(range(bisections + 1), title="flip radius"):
         trial = high if turn == 0 else (low + high) / 2
-        found = pgd_attack(
-            head, h, target, radius=trial, norm=norm, loss=margin, steps=steps, restarts=restarts, box=box,
-            generator=generator, progress=False,
-        )  # fmt: skip
+        found = ascend(
+            head, check_ball(h, trial, norm, box), target, margin, steps=steps, restarts=restarts, generator=generator
+        )
         with torch.no_grad():
             changed = found.losses > 0
             points = torch.where(_per_row(changed, h), found.features, h)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..setting.results import Record, plain
+
 
 @dataclass(frozen=True)
 class Assumption:
@@ -85,7 +87,7 @@ class Inequality:
 
 @dataclass(frozen=True)
 class BoundReport(Inequality):
-    """Outcome of `adversarial_bound`.
+    """Outcome of `bound` for a `Problem`.
 
     Attributes:
         verdict: `"certified"`, `"refuted"` or `"undecided"`: the inequality on this model, at this ε.
@@ -190,7 +192,7 @@ class BoundReport(Inequality):
 
 
 @dataclass(frozen=True)
-class ValidityRadius:
+class ValidityRadius(Record):
     """Outcome of `validity_radius`.
 
     Attributes:
@@ -205,22 +207,7 @@ class ValidityRadius:
     scales: list[float]
     verdicts: list[str]
 
-    def to_dict(self) -> dict:
-        """Plain numbers; an infinite radius becomes None."""
-        return plain({name: getattr(self, name) for name in self.__dataclass_fields__})
-
     def __str__(self) -> str:
         """One line."""
         end = f"refuted from {self.refuted:.4g}" if math.isfinite(self.refuted) else "refuted nowhere"
         return f"validity radius: certified up to eps = {self.certified:.4g}, {end} ({len(self.scales)} scales tried)"
-
-
-def plain(value):
-    """Tensors, tuples and numbers that JSON does not know, as plain values."""
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

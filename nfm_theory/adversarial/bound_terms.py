@@ -11,7 +11,6 @@ from torch import Tensor
 from ..calculus.derivatives import jacobian_rows
 from ..calculus.engine import linearize
 from ..calculus.replacements import exact_derivatives
-from ..expansion.second_order import active_sources
 from ..setting.problem import Problem
 from .bound_report import Assumption
 from .label_margins import margin_objectives
@@ -72,7 +71,7 @@ def _hessian_norm(problem: Problem, objectives: Tensor, gradients: Tensor, gener
 
 def _regularizer(problem: Problem, rows: Tensor, curvature: Tensor, centred: bool) -> float:
     """L_reg / ε², from Jacobian rows `(n, K, d)`."""
-    scales, g = active_sources(problem), problem.features.flatten(1)
+    scales, g = problem.law.scales, problem.features.flatten(1)
     total = rows.new_zeros(len(g))
     forms = lambda t: torch.einsum("iks,ikl,ils->i", t, curvature, t)  # noqa: E731
     if "data" in scales:

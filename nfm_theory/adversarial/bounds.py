@@ -32,120 +32,125 @@ which no expansion says.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
-from ..losses.nfm_loss import DEFAULT_SAMPLES, nfm_loss
-from ..setting.problem import build_problem
-from ..setting.quadrature import GridTooLargeError
-from ..setting.results import Estimate
-from .attacks import pgd_attack
+from ..losses.loss import loss
+from ..losses.monte_carlo import DEFAULT_SAMPLES, ControlVariate
+from ..setting.branches import Branches
+from ..setting.checks import one_of
+from ..setting.problem import Problem
+from ..setting.quadrature import GridTooLargeError, Quadrature
+from .attacks import ascend
 from .bound_report import BoundReport, ValidityRadius
 from .bound_terms import RADII, measure
 from .certificates import VERDICTS, between, steps_certificate
 from .linear_bounds import check_ball
+from .noisymix_bound import NoisyMixBoundReport, noisymix_report
 from .relaxations import Step, network_steps
 
+Radius = Literal["sharp", "paper", "mean"]
+LossMethod = Literal["auto", "exact", "monte_carlo"]
+CertificateName = Literal["auto", "none", "region", "enumeration", "crown", "crown-ibp", "interval"]
 #: ε that `validity_radius` tries: 2⁻¹⁰ to 1.
 SCALES = tuple(2.0**-k for k in range(10, -1, -1))
 
 
-def left_side(
-    evaluate: Callable[..., Estimate],
-    *,
-    method: str,
-    samples: int,
-    max_rows: int,
-    generator: torch.Generator,
-) -> tuple[float, float, str]:
+@dataclass(frozen=True)
+class Effort:
+    """How much is computed for both sides of the bound.
+
+    Args:
+        steps: steps of each run of the attack.
+        restarts: runs of the attack.
+        slope_steps: steps of gradient ascent on the free slopes of the CROWN certificates.
+        samples: evaluations of the head for Monte Carlo.
+        max_rows: largest deterministic rule for the left side.
+        control_variate: control variate of Monte Carlo; at large ε `"none"` is as good and saves a pilot run.
+    """
+
+    steps: int = 40
+    restarts: int = 2
+    slope_steps: int = 0
+    samples: int = DEFAULT_SAMPLES
+    max_rows: int = 500_000
+    control_variate: ControlVariate = "auto"
+
+
+def left_side(problem: Problem, eps: float, method: str, effort: Effort, seed: int) -> tuple[float, float, str]:
     """A loss by quadrature where that is affordable, otherwise by Monte Carlo: value, error, how it was computed.
 
     Args:
-        evaluate: of a method and its options.
+        problem: the setting.
+        eps: ε.
         method: `"exact"`, `"monte_carlo"` or `"auto"`.
-        samples: evaluations of the head for Monte Carlo.
-        max_rows: largest deterministic rule.
-        generator: seeds Monte Carlo.
+        effort: samples and largest rule.
+        seed: seed of Monte Carlo.
     """
     if method != "monte_carlo":
         try:
-            values = [float(evaluate("exact", num_lam=nodes, max_rows=max_rows).value) for nodes in (24, 16)]
+            rules = [Quadrature(num_lam=nodes, max_rows=effort.max_rows) for nodes in (24, 16)]
+            values = [float(loss(problem, eps, "exact", quadrature=rule).value) for rule in rules]
             return values[0], abs(values[0] - values[1]), "exact by quadrature"
         except GridTooLargeError:
             if method == "exact":
                 raise
-    found = evaluate("monte_carlo", samples=samples, generator=generator)
+    generator = torch.Generator(problem.features.device).manual_seed(seed)
+    variate = None if isinstance(problem, Branches) and problem.shared_noise else effort.control_variate
+    found = loss(problem, eps, "monte_carlo", samples=effort.samples, control_variate=variate, generator=generator)
     return float(found.value), 4 * float(found.stderr), found.method
 
 
 class _Check:
     """A measured model, ready to be checked at any ε."""
 
-    def __init__(self, model, x, y, *, layer, radius, method, certificate, samples, max_rows, steps, restarts, seed,
-                 slope_steps, progress, control_variate="auto", **setting):  # fmt: skip
-        if radius not in RADII:
-            raise ValueError(f"radius: expected one of {list(RADII)}, got {radius!r}.")
-        if method not in ("auto", "exact", "monte_carlo"):
-            raise ValueError(f"method: expected 'auto', 'exact' or 'monte_carlo', got {method!r}.")
-        self.arguments = (model, x, y)
-        self.setting = {**setting, "layer": layer}
-        self.method, self.samples, self.max_rows, self.seed = method, samples, max_rows, seed
-        self.control_variate = control_variate
-        self.attack = {"steps": steps, "restarts": restarts, "progress": progress}
-        self.upper = {"method": certificate, "slope_steps": slope_steps, "progress": progress}
-        problem = build_problem(model, x, y, layer=layer, **setting)
+    def __init__(self, problem: Problem, radius: Radius, method: str, certificate: str, effort: Effort, seed: int):
+        one_of("radius", radius, RADII)
+        one_of("method", method, ("auto", "exact", "monte_carlo"))
+        if not isinstance(problem, Problem):
+            raise TypeError(f"problem: expected an nfm_theory.Problem, got {type(problem).__name__}.")
         if not problem.mixing.mixes:
             raise ValueError("alpha: the bound needs mixing, alpha > 0 and beta > 0; without it every radius is 0.")
-        self.measured = measure(replace(problem, features=problem.features.detach()), radius, seed)
-        self.chain, self.missing = self._chain(model, layer, setting.get("params"), certificate)
+        if problem.partners is not None:
+            raise ValueError("partners: the bound is about uniform partners; build the problem without partners=.")
+        self.problem, self.method, self.certificate, self.effort, self.seed = problem, method, certificate, effort, seed
+        self.measured = measure(problem.changed(features=problem.features.detach()), radius, seed)
+        self.chain, self.missing = self._chain()
 
-    def _chain(self, model, layer: str, params, certificate: str) -> tuple[list[Step] | None, str]:
+    def _chain(self) -> tuple[list[Step] | None, str]:
         """The network as steps, or why there is no certificate."""
-        if certificate == "none":
+        if self.certificate == "none":
             return None, "no certificate was asked for"
         try:
-            chain = network_steps(model, layer, params)
+            return network_steps(self.problem.model, self.problem.layer, self.problem.params), ""
         except ValueError as error:
-            if certificate != "auto":
+            if self.certificate != "auto":
                 raise
             return None, str(error)
-        return chain, ""
-
-    def left(self, eps: float) -> tuple[float, float, str]:
-        """L_NFM(ε), its error and how it was computed."""
-        common = {**self.setting, "eps": eps, "progress": self.attack["progress"]}
-
-        def evaluate(method: str, **evaluation) -> Estimate:
-            if method == "monte_carlo":
-                evaluation["control_variate"] = self.control_variate
-            return nfm_loss(*self.arguments, method=method, **evaluation, **common)
-
-        return left_side(
-            evaluate, method=self.method, samples=self.samples, max_rows=self.max_rows,
-            generator=torch.Generator(self.arguments[1].device).manual_seed(self.seed),
-        )  # fmt: skip
 
     @torch.no_grad()
     def at(self, eps: float) -> BoundReport:
         """The report at ε."""
         if not 0 < eps < math.inf:
             raise ValueError(f"eps: expected a finite number > 0, got {eps!r}.")
-        m = self.measured
+        m, effort = self.measured, self.effort
         problem, radii = m.problem, {name: eps * value for name, value in m.unit_radius.items()}
         radius = radii[m.kind]
-        left, error, how = self.left(eps)
-        attack = pgd_attack(
-            problem.head, problem.features, problem.labels, radius=radius, loss=problem.loss,
-            generator=torch.Generator(problem.features.device).manual_seed(self.seed), **self.attack,
+        left, error, how = left_side(self.problem, eps, self.method, effort, self.seed)
+        ball = check_ball(problem.features, radius, "l2", None)
+        attack = ascend(
+            problem.head, ball, problem.labels, problem.loss, steps=effort.steps, restarts=effort.restarts,
+            generator=torch.Generator(problem.features.device).manual_seed(self.seed),
         )  # fmt: skip
         lower, upper, inside = attack.losses, torch.full_like(attack.losses, torch.inf), 0
         kept = {"certified": 0, "refuted": int(attack.flipped.sum()), "undecided": int((~attack.flipped).sum())}
         if self.chain is not None:
-            ball = check_ball(problem.features, radius, "l2", None)
-            certificate = steps_certificate(self.chain, ball, problem.labels, problem.loss, **self.upper)
+            certificate = steps_certificate(
+                self.chain, ball, problem.labels, problem.loss, method=self.certificate, slope_steps=effort.slope_steps
+            )
             both = between(attack, certificate)
             lower, upper, inside, kept = both.lower, both.upper, int(certificate.inside.sum()), both.counts()
             how += f", upper bounds by {certificate.method}"
@@ -162,88 +167,69 @@ class _Check:
         return replace(report, **report.judged(torch.finfo(radius.dtype).eps, self.missing))
 
 
-def adversarial_bound(
-    model: nn.Module | Callable[[Tensor], Tensor],
-    x: Tensor,
-    y: Tensor,
-    *,
-    layer: str = "",
+def bound(
+    problem: Problem,
     eps: float = 0.05,
-    radius: str = "sharp",
-    method: str = "auto",
-    certificate: str = "auto",
-    samples: int = DEFAULT_SAMPLES,
-    control_variate: str = "auto",
-    max_rows: int = 500_000,
-    steps: int = 40,
-    restarts: int = 2,
-    slope_steps: int = 0,
-    seed: int = 0,
-    progress: bool | None = None,
-    **setting,
-) -> BoundReport:
+    *,
+    radius: Radius = "sharp",
+    method: LossMethod = "auto",
+    certificate: CertificateName = "auto",
+    effort: Effort | None = None,
+    generator: torch.Generator | None = None,
+) -> BoundReport | NoisyMixBoundReport:
     r"""Both sides of the adversarial bound on a model, with every assumption measured (book: eq-adversarial-bound).
 
-    Theory §5: NFM Theorem 2, Mixup Theorem 3.1 (`layer=""`, no noise). The inner maximum is enclosed between an attack
-    and a certificate: the inequality is certified if it holds with the upper one, refuted if it fails with the lower.
+    Theory §5: NFM Theorem 2, Mixup Theorem 3.1 (at the input, without noise). The inner maximum is enclosed between an
+    attack and a certificate: the inequality is certified if it holds with the upper one, refuted if it fails with the
+    lower one. For `Branches` with `gamma` it is the bound of NoisyMix, Theorem 3 (book: eq-noisymix-bound).
 
     Args:
-        model: network in evaluation mode; certificates need an `nn.Sequential` of the modules in `relaxations`.
-        x: inputs, `(n, *input)`.
-        y: hard labels.
-        layer: dotted name of the layer whose output is perturbed and attacked.
+        problem: network, layer, data with hard labels, loss and law; certificates need an `nn.Sequential` of the
+            modules in `relaxations`.
         eps: ε > 0.
         radius: `"sharp"`, `"paper"` or `"mean"`, see the module.
-        method: left side, `"exact"`, `"monte_carlo"` or `"auto"`: exact where it takes at most `max_rows` rows.
-        certificate: as `certify`, or `"none"`; `"auto"` goes without where the model has none.
-        samples: evaluations of the head for Monte Carlo.
-        control_variate: of Monte Carlo, as `nfm_loss`; at large ε `"none"` is as good and saves a pilot run.
-        max_rows: largest deterministic rule.
-        steps: of the attack.
-        restarts: of the attack.
-        slope_steps: as `certify`.
-        seed: of Monte Carlo and attack.
-        progress: show bars; `None` for long runs on a terminal only.
-        **setting: `alpha`, `beta`, `add_noise`, `mult_noise`, `noise`, `loss` (`"cross_entropy"` or `"logistic"`),
-            `params`, as `nfm_loss`.
+        method: left side, `"exact"`, `"monte_carlo"` or `"auto"`: exact where it takes few enough evaluations.
+        certificate: method of `certify`, or `"none"`; `"auto"` goes without where the model has no certificate.
+        effort: steps of attack and certificate, samples of the loss; `None` for the usual ones.
+        generator: random generator of Monte Carlo and attack; with `None` they are always the same.
 
     Raises:
-        ValueError: for options, losses and labels that do not fit, without mixing, and as `nfm_loss`.
+        ValueError: for options, losses and labels that do not fit, and a law without mixing.
+        TypeError: for anything but a problem.
 
     Example:
+        >>> from nfm_theory import Law
         >>> net = nn.Linear(1, 1, bias=False).double()
         >>> x, y = torch.tensor([[-1.0], [1.0]], dtype=torch.float64), torch.tensor([0, 1])
         >>> _ = net.requires_grad_(False).weight.fill_(2.0)
-        >>> report = adversarial_bound(net, x, y, eps=0.001, loss="logistic")
+        >>> report = bound(Problem(net, x, y, law=Law(), loss="logistic"), eps=0.001)
         >>> report.verdict, round(report.slack_ratio[0], 2)
         ('certified', 1.0)
     """
-    return _Check(
-        model, x, y, layer=layer, radius=radius, method=method, certificate=certificate, samples=samples,
-        max_rows=max_rows, steps=steps, restarts=restarts, seed=seed, slope_steps=slope_steps, progress=progress,
-        control_variate=control_variate, **setting,
-    ).at(eps)  # fmt: skip
+    effort, seed = effort or Effort(), _seed(generator)
+    if not isinstance(problem, Branches):
+        return _Check(problem, radius, method, certificate, effort, seed).at(eps)
+    clean = _Check(problem.clean, radius, method, certificate, effort, seed).at(eps)
+    with torch.no_grad():
+        left = left_side(problem, eps, method, effort, seed)
+    return noisymix_report(problem, clean, left)
+
+
+def _seed(generator: torch.Generator | None) -> int:
+    """A seed of everything random in a check, so that it can be repeated at any ε."""
+    return 0 if generator is None else int(torch.randint(2**62, (), generator=generator, device=generator.device))
 
 
 def validity_radius(
-    model: nn.Module | Callable[[Tensor], Tensor],
-    x: Tensor,
-    y: Tensor,
-    *,
-    layer: str = "",
+    problem: Problem,
     scales: Sequence[float] = SCALES,
     bisections: int = 5,
-    radius: str = "sharp",
-    method: str = "auto",
-    certificate: str = "auto",
-    samples: int = DEFAULT_SAMPLES,
-    max_rows: int = 500_000,
-    steps: int = 40,
-    restarts: int = 2,
-    slope_steps: int = 0,
-    seed: int = 0,
-    progress: bool | None = None,
-    **setting,
+    *,
+    radius: Radius = "sharp",
+    method: LossMethod = "auto",
+    certificate: CertificateName = "auto",
+    effort: Effort | None = None,
+    generator: torch.Generator | None = None,
 ) -> ValidityRadius:
     """The largest ε up to which the bound holds on a model (book: eq-adversarial-bound).
 
@@ -252,35 +238,23 @@ def validity_radius(
     between the scales that were tried.
 
     Args:
-        model: as `adversarial_bound`.
-        x: inputs.
-        y: hard labels.
-        layer: as `adversarial_bound`.
-        scales: increasing ε > 0; 2⁻¹⁰, 2⁻⁹, ..., 1 if not given.
+        problem: network, layer, data with hard labels, loss and law, see `bound`.
+        scales: increasing ε > 0.
         bisections: geometric bisections of each end.
-        radius: as `adversarial_bound`.
-        method: as `adversarial_bound`.
-        certificate: as `adversarial_bound`.
-        samples: as `adversarial_bound`.
-        max_rows: as `adversarial_bound`.
-        steps: as `adversarial_bound`.
-        restarts: as `adversarial_bound`.
-        slope_steps: as `adversarial_bound`.
-        seed: as `adversarial_bound`.
-        progress: as `adversarial_bound`.
-        **setting: as `adversarial_bound`.
+        radius: `"sharp"`, `"paper"` or `"mean"`.
+        method: left side.
+        certificate: method of the certificate.
+        effort: steps of attack and certificate, samples of the loss; `None` for the usual ones.
+        generator: random generator of Monte Carlo and attack; with `None` they are always the same.
 
     Raises:
-        ValueError: as `adversarial_bound`, or if the scales do not increase.
+        ValueError: for everything that `bound` refuses, and if the scales do not increase.
+        TypeError: for anything but a problem.
     """
     scales = [float(e) for e in scales]
     if not scales or scales != sorted(set(scales)) or scales[0] <= 0:
         raise ValueError(f"scales: expected increasing numbers > 0, got {scales!r}.")
-    check = _Check(
-        model, x, y, layer=layer, radius=radius, method=method, certificate=certificate, samples=samples,
-        max_rows=max_rows, steps=steps, restarts=restarts, seed=seed, slope_steps=slope_steps, progress=progress,
-        **setting,
-    )  # fmt: skip
+    check = _Check(problem, radius, method, certificate, effort or Effort(), _seed(generator))
     tried: dict[float, str] = {}
     for eps in scales:
         tried[eps] = check.at(eps).verdict

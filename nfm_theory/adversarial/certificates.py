@@ -20,20 +20,23 @@ so lower bounds of the margins over the ball give an upper bound of the loss. Wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
-from ..setting.pointwise import PointwiseLoss, pointwise_loss
+from ..setting.checks import one_of
+from ..setting.options import progress_bar
+from ..setting.pointwise import PointwiseLoss
+from ..setting.problem import Problem
 from .attacks import Attack, pgd_attack
 from .label_margins import loss_of_margins, margin_objectives
 from .linear_bounds import (
     FEW_ACTIVATIONS,
     RELAXATIONS,
     Ball,
+    Norm,
     Relaxed,
     activation_count,
     check_ball,
@@ -43,6 +46,7 @@ from .linear_bounds import (
 from .regions import MAX_CELLS, enumerated_minimum
 from .relaxations import Step, network_steps
 
+CertificateMethod = Literal["auto", "region", "enumeration", "crown", "crown-ibp", "interval"]
 METHODS = ("auto", "region", "enumeration", *RELAXATIONS)
 VERDICTS = ("certified", "refuted", "undecided")
 #: Examples certified at once.
@@ -179,35 +183,37 @@ def steps_certificate(
     method: str = "auto",
     slope_steps: int = 0,
     max_cells: int = MAX_CELLS,
-    progress: bool | None = None,
 ) -> Certificate:
-    """`certify` for a chain of steps and prepared labels; arguments as there.
+    """The certificate of a chain of steps.
+
+    Args:
+        steps: the network as steps, see `network_steps`.
+        ball: where.
+        labels: labels in the form that the loss expects.
+        loss: cross entropy or logistic.
+        method: how the bounds are computed.
+        slope_steps: steps of gradient ascent on the free slopes of the CROWN methods.
+        max_cells: most linear regions that enumeration follows.
 
     Raises:
-        ValueError: as `certify`.
+        ValueError: for an unknown method, other losses and soft labels.
     """
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {list(METHODS)}, got {method!r}.")
+    one_of("method", method, METHODS)
     with torch.no_grad():
         outputs = _run(steps, ball.center)
     objectives = margin_objectives(outputs, labels, loss)
     if method == "auto":
         method = "crown" if activation_count(steps, ball.center) <= FEW_ACTIVATIONS else "crown-ibp"
     parts = []
-    disable = None if progress is None else not progress
     blocks = torch.arange(len(outputs), device=outputs.device).split(BLOCK_EXAMPLES)
-    for rows in tqdm(blocks, desc="certificates", disable=disable, delay=2, leave=False):
+    for rows in progress_bar(blocks, title="certificates"):
         some = Ball(ball.center[rows], ball.radius[rows], ball.norm, ball.box)
         if method == "enumeration":
             parts.append(enumerated_minimum(steps, some, objectives[rows], max_cells=max_cells))
         elif method == "region":
             parts.append(region_minimum(steps, some, objectives[rows]))
         else:
-            parts.append(
-                relaxed_minimum(
-                    steps, some, objectives[rows], method=method, slope_steps=slope_steps, progress=progress
-                )
-            )
+            parts.append(relaxed_minimum(steps, some, objectives[rows], method=method, slope_steps=slope_steps))
     clean = (objectives * outputs.unsqueeze(1)).sum(2)
     clean_losses, regions, attained = loss_of_margins(clean), None, clean
     loss_lower, margins = clean_losses, torch.cat([part.lower for part in parts])
@@ -237,57 +243,27 @@ def steps_certificate(
     )
 
 
-def _prepared(
-    model: nn.Module,
-    h: Tensor,
-    y: Tensor,
-    *,
-    radius,
-    norm: str,
-    layer: str,
-    loss,
-    params,
-    box,
-) -> tuple[list[Step], Ball, Tensor, PointwiseLoss]:
-    loss, h = pointwise_loss(loss), h.detach()
-    steps = network_steps(model, layer, params)
-    with torch.no_grad():
-        labels = loss.prepare(_run(steps, h), y.to(h.device))
-    return steps, check_ball(h, radius, norm, box), labels, loss
-
-
 def certify(
-    model: nn.Module,
-    h: Tensor,
-    y: Tensor,
-    *,
+    problem: Problem,
     radius: float | Tensor,
-    norm: str = "l2",
-    layer: str = "",
-    method: str = "auto",
-    loss: str | PointwiseLoss = "cross_entropy",
-    params: Mapping[str, Tensor] | None = None,
+    *,
+    norm: Norm = "l2",
+    method: CertificateMethod = "auto",
     box: tuple[float, float] | None = None,
     slope_steps: int = 0,
     max_cells: int = MAX_CELLS,
-    progress: bool | None = None,
 ) -> Certificate:
-    """Upper bounds of the loss over l2 or l∞ balls (theory §5).
+    """Upper bounds of the loss over l2 or l∞ balls around the features (theory §5).
 
     Args:
-        model: `nn.Sequential` (nested, if you like) of the modules in `relaxations`, in evaluation mode.
-        h: features at the layer, `(b, *feature)`; the inputs for `layer=""`.
-        y: hard labels: class indices, one-hot rows, or 0/1 for the logistic loss.
-        radius: ρ ≥ 0, a number or `(b,)`.
+        problem: network, layer, data and loss; the network is an `nn.Sequential` (nested, if you like) of the modules
+            in `relaxations`, the loss `"cross_entropy"` or `"logistic"`, the labels hard. It needs no law.
+        radius: ρ ≥ 0, a number or `(n,)`.
         norm: `"l2"` or `"linf"`.
-        layer: dotted name of the layer whose output h is.
         method: see the module; `"auto"` is `"crown"` for up to `FEW_ACTIVATIONS` activations, then `"crown-ibp"`.
-        loss: `"cross_entropy"` or `"logistic"`.
-        params: parameters to use instead of the model's own, by name.
         box: smallest and largest value of a feature; the features must lie in it.
         slope_steps: steps of gradient ascent on the free slopes of the CROWN methods.
         max_cells: most linear regions that enumeration follows.
-        progress: show a bar; `None` for long runs on a terminal only.
 
     Raises:
         ValueError: for modules, methods, losses, labels, radii or boxes that do not fit;
@@ -296,15 +272,14 @@ def certify(
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 1, bias=False))
         >>> _ = net.requires_grad_(False)[0].weight.copy_(torch.tensor([[3.0, 4.0]]))
-        >>> found = certify(net, torch.ones(1, 2), torch.tensor([1.0]), radius=1.0, loss="logistic")
+        >>> found = certify(Problem(net, torch.ones(1, 2), torch.tensor([1.0]), loss="logistic"), radius=1.0)
         >>> found.margins.tolist(), found.robust.tolist()  # 7 - ‖(3, 4)‖
         ([[2.0]], [True])
     """
-    steps, ball, labels, loss = _prepared(
-        model, h, y, radius=radius, norm=norm, layer=layer, loss=loss, params=params, box=box
-    )
+    steps = network_steps(problem.model, problem.layer, problem.params)
+    ball = check_ball(problem.features.detach(), radius, norm, box)
     return steps_certificate(
-        steps, ball, labels, loss, method=method, slope_steps=slope_steps, max_cells=max_cells, progress=progress
+        steps, ball, problem.labels, problem.loss, method=method, slope_steps=slope_steps, max_cells=max_cells
     )
 
 
@@ -319,66 +294,46 @@ def between(attack: Attack, certificate: Certificate) -> WorstCase:
 
 
 def worst_case(
-    model: nn.Module,
-    h: Tensor,
-    y: Tensor,
-    *,
+    problem: Problem,
     radius: float | Tensor,
-    norm: str = "l2",
-    layer: str = "",
-    method: str = "auto",
-    loss: str | PointwiseLoss = "cross_entropy",
-    params: Mapping[str, Tensor] | None = None,
+    *,
+    norm: Norm = "l2",
+    method: CertificateMethod = "auto",
     box: tuple[float, float] | None = None,
     slope_steps: int = 0,
     max_cells: int = MAX_CELLS,
     steps: int = 40,
     restarts: int = 4,
     generator: torch.Generator | None = None,
-    progress: bool | None = None,
 ) -> WorstCase:
     """The inner maximum from below (`pgd_attack`) and from above (`certify`), example by example (theory §5).
 
     Args:
-        model: as `certify`.
-        h: as `certify`.
-        y: as `certify`.
-        radius: as `certify`.
-        norm: as `certify`.
-        layer: as `certify`.
-        method: as `certify`.
-        loss: as `certify`.
-        params: as `certify`.
-        box: as `certify`.
-        slope_steps: as `certify`.
-        max_cells: as `certify`.
-        steps: of the attack.
-        restarts: of the attack.
-        generator: seeds the attack.
-        progress: show bars; `None` for long runs on a terminal only.
+        problem: network, layer, data and loss, see `certify`.
+        radius: ρ ≥ 0, a number or `(n,)`.
+        norm: `"l2"` or `"linf"`.
+        method: method of the certificate.
+        box: smallest and largest value of a feature; the features must lie in it.
+        slope_steps: steps of gradient ascent on the free slopes of the CROWN methods.
+        max_cells: most linear regions that enumeration follows.
+        steps: steps of each run of the attack.
+        restarts: runs of the attack.
+        generator: random generator of the attack; the global one if `None`.
 
     Raises:
-        ValueError: as `certify`.
+        ValueError: for everything that `certify` and `pgd_attack` refuse.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 1, bias=False))
         >>> _ = net.requires_grad_(False)[0].weight.copy_(torch.tensor([[3.0, 4.0]]))
-        >>> found = worst_case(net, torch.ones(1, 2), torch.tensor([1.0]), radius=1.0, loss="logistic")
+        >>> problem = Problem(net, torch.ones(1, 2), torch.tensor([1.0]), loss="logistic")
+        >>> found = worst_case(problem, radius=1.0)
         >>> bool(found.gap.abs() < 1e-5), found.counts()["certified"]
         (True, 1)
     """
-    chain, ball, labels, loss = _prepared(
-        model, h, y, radius=radius, norm=norm, layer=layer, loss=loss, params=params, box=box
-    )
-    attack = pgd_attack(
-        _head(chain), ball.center, y, radius=radius, norm=norm, loss=loss, steps=steps, restarts=restarts, box=box,
-        generator=generator, progress=progress,
-    )  # fmt: skip
-    certificate = steps_certificate(
-        chain, ball, labels, loss, method=method, slope_steps=slope_steps, max_cells=max_cells, progress=progress
+    network_steps(problem.model, problem.layer, problem.params)  # refuses before the attack takes its time
+    attack = pgd_attack(problem, radius, norm=norm, steps=steps, restarts=restarts, box=box, generator=generator)
+    certificate = certify(
+        problem, radius, norm=norm, method=method, box=box, slope_steps=slope_steps, max_cells=max_cells
     )
     return between(attack, certificate)
-
-
-def _head(steps: list[Step]) -> Callable[[Tensor], Tensor]:
-    return lambda h: _run(steps, h)

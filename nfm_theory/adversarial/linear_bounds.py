@@ -15,13 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ..setting.checks import one_of
+from ..setting.options import progress_bar
 from .relaxations import Affine, Lines, Scalar, Step
 
+Norm = Literal["l2", "linf"]
 NORMS = ("l2", "linf")
 RELAXATIONS = ("interval", "crown-ibp", "crown")
 #: Numbers carried at once in a backward pass.
@@ -75,8 +78,7 @@ def check_ball(h: Tensor, radius: float | Tensor, norm: str, box: tuple[float, f
         ValueError: for unknown norms, radii that are negative, not finite or of another shape, and features that lie
             outside the box.
     """
-    if norm not in NORMS:
-        raise ValueError(f"norm: expected one of {list(NORMS)}, got {norm!r}.")
+    one_of("norm", norm, NORMS)
     radius = torch.as_tensor(radius, dtype=h.dtype, device=h.device)
     if radius.shape not in ((), (len(h),)) or not (radius.isfinite() & (radius >= 0)).all():
         raise ValueError(
@@ -148,14 +150,13 @@ class _Chain:
         return tuple(torch.cat(part).T.reshape(self.values[k].shape) for part in zip(*found, strict=True))
 
 
-def _interval(chain: _Chain, method: str, progress: bool | None) -> tuple[Tensor, Tensor, int]:
+def _interval(chain: _Chain, method: str) -> tuple[Tensor, Tensor, int]:
     """Fill `chain.lines`; returns the interval behind the last activation and the number of steps up to there."""
     ball, steps = chain.ball, chain.steps
     (lo, hi), behind = ball.limits, 0
     squares = torch.ones_like(ball.center) if ball.norm == "l2" else None  # rows of the affine map so far
     last, mixed = (lo, hi), False
-    disable = None if progress is None else not progress
-    for k, step in enumerate(tqdm(steps, desc="bounds", disable=disable, delay=2, leave=False)):
+    for k, step in enumerate(progress_bar(steps, title="bounds")):
         if isinstance(step, Affine):
             middle, spread = step((lo + hi) / 2), step.spread((hi - lo) / 2)
             lo, hi = middle - spread, middle + spread
@@ -211,7 +212,6 @@ def relaxed_minimum(
     *,
     method: str = "crown",
     slope_steps: int = 0,
-    progress: bool | None = None,
 ) -> Relaxed:
     """Lower bounds of linear functions of the outputs over balls.
 
@@ -221,7 +221,6 @@ def relaxed_minimum(
         objectives: coefficients of the outputs, `(b, J, K)`.
         method: `"interval"`, `"crown-ibp"` or `"crown"`.
         slope_steps: steps of gradient ascent on the free slopes below kinks; every step gives a valid bound.
-        progress: show a bar; `None` for long runs on a terminal only.
 
     Raises:
         ValueError: for an unknown method.
@@ -229,7 +228,7 @@ def relaxed_minimum(
     if method not in RELAXATIONS:
         raise ValueError(f"method: expected one of {list(RELAXATIONS)}, got {method!r}.")
     chain = _Chain(steps, ball)
-    lo, hi, behind = _interval(chain, method, progress)
+    lo, hi, behind = _interval(chain, method)
     c = objectives.transpose(0, 1).contiguous()
     lower = chain.minimum(c, len(chain.steps)) if method != "interval" or not behind else None
     if lower is not None and slope_steps and method != "interval":

@@ -6,9 +6,9 @@ $$ L_{NFM}(\varepsilon) + \gamma L_{JSD}(\varepsilon) \ge \frac1n \sum_i \max_{\
 
 | part | from |
 |---|---|
-| left side | `noisymix_loss` (book: eq-noisymix) |
-| inner maxima, L_reg, the assumptions on the clean branch | `adversarial_bound` (book: eq-adversarial-bound) |
-| S0, S1, S2 | `stability_terms` (book: eq-jsd-expansion) |
+| left side | `loss` of `Branches` with `gamma` (book: eq-noisymix) |
+| inner maxima, L_reg, the assumptions on the clean branch | `bound` of the clean branch (book: eq-adversarial-bound) |
+| S0, S1, S2 | `terms` of the branches (book: eq-jsd-expansion) |
 | every branch inside a linear region of the head | distance of its features to the nearest activation boundary |
 
 The o(ε²) is dropped: the inequality is checked without it, at the ε asked for. What is known of it is reported. To
@@ -18,18 +18,14 @@ adds what its own expansion leaves out, `γ C3 ε³ + O(ε⁴)`, of either sign.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
 
 from ..expansion.branch_terms import StabilityTerms, branch_terms
-from ..losses.nfm_loss import DEFAULT_SAMPLES
-from ..losses.noisymix_loss import noisymix_loss
-from ..setting.branches import GAMMA, Branches, build_branches
-from .bound_report import Assumption, BoundReport, Inequality, plain
-from .bounds import adversarial_bound, left_side
+from ..setting.branches import Branches
+from ..setting.results import plain
+from .bound_report import Assumption, BoundReport, Inequality
 from .linear_bounds import region_distance
 from .relaxations import network_steps
 
@@ -39,7 +35,7 @@ _ON_BOUNDARY = 16.0
 
 @dataclass(frozen=True)
 class NoisyMixBoundReport(Inequality):
-    """Outcome of `noisymix_bound`.
+    """Outcome of `bound` for `Branches`.
 
     Attributes:
         verdict: `"holds"`, `"refuted"` or `"undecided"`: the inequality without its o(ε²), on this model, at this ε.
@@ -151,11 +147,11 @@ class NoisyMixBoundReport(Inequality):
         return "\n".join(lines)
 
 
-def _inside_regions(model, branches: Branches, params) -> Assumption | None:
+def _inside_regions(branches: Branches) -> Assumption | None:
     """Whether the features of all branches keep off the activation boundaries; None where that cannot be measured."""
     features = branches.features.detach()
     try:
-        steps = network_steps(model, branches.layer, params)
+        steps = network_steps(branches.model, branches.layer, branches.params)
         distance = float(region_distance(steps, features.flatten(0, 1)).min())
     except ValueError:
         return None
@@ -164,94 +160,22 @@ def _inside_regions(model, branches: Branches, params) -> Assumption | None:
     return Assumption("branches", "distance to an activation boundary: positive", distance, holds, True)
 
 
-def noisymix_bound(
-    model: nn.Module | Callable[[Tensor], Tensor],
-    xs: Tensor | Sequence[Tensor],
-    y: Tensor,
-    *,
-    eps: float = 0.05,
-    gamma: float = GAMMA,
-    weights: Tensor | Sequence[float] | None = None,
-    shared_noise: bool = False,
-    layer: str = "",
-    loss: str = "cross_entropy",
-    remainder: bool = True,
-    method: str = "auto",
-    samples: int = DEFAULT_SAMPLES,
-    max_rows: int = 500_000,
-    radius: str = "sharp",
-    certificate: str = "auto",
-    steps: int = 40,
-    restarts: int = 2,
-    slope_steps: int = 0,
-    seed: int = 0,
-    progress: bool | None = None,
-    **setting,
-) -> NoisyMixBoundReport:
-    r"""Both sides of the bound of NoisyMix on a model, with every assumption measured (book: eq-noisymix-bound).
+def noisymix_report(branches: Branches, clean: BoundReport, left: tuple[float, float, str]) -> NoisyMixBoundReport:
+    """Both sides of the bound of NoisyMix (book: eq-noisymix-bound).
 
-    The inner maximum is enclosed between an attack and a certificate: the inequality holds if it does so with the upper
-    one, it is refuted if it fails with the lower one.
-
-    Source: NoisyMix, Theorem 3, as stated in `notation`, with the sharp radius and for any number of branches.
+    Source: NoisyMix, Theorem 3, with the sharp radius and for any number of branches.
 
     Args:
-        model: network in evaluation mode; certificates need an `nn.Sequential` of the modules in `relaxations`.
-        xs: branches `(m, n, *input)`, or m tensors: clean inputs, then augmented copies.
-        y: hard labels, `(n,)`.
-        eps: ε > 0.
-        gamma: γ ≥ 0; 0 gives `adversarial_bound` of the clean branch.
-        weights: π, m numbers ≥ 0 that sum to 1; `None` means 1/m each.
-        shared_noise: the same noise for all branches, instead of one drawn for each.
-        layer: dotted name of the layer whose output is perturbed and attacked.
-        loss: of the labels, `"cross_entropy"` or `"logistic"`.
-        remainder: also predict what is left out, by C3, which costs third derivatives along all pairs.
-        method: left side, `"exact"`, `"monte_carlo"` or `"auto"`: exact where it takes at most `max_rows` rows.
-        samples: evaluations of the head for Monte Carlo.
-        max_rows: largest deterministic rule.
-        radius: `"sharp"`, `"paper"` or `"mean"`, as `adversarial_bound`.
-        certificate: as `adversarial_bound`.
-        steps: of the attack.
-        restarts: of the attack.
-        slope_steps: as `adversarial_bound`.
-        seed: of Monte Carlo and attack.
-        progress: show bars; `None` for long runs on a terminal only.
-        **setting: `alpha`, `beta`, `add_noise`, `mult_noise`, `noise`, `params`, as `build_branches`.
-
-    Raises:
-        ValueError: as `build_branches` and `adversarial_bound`.
-        TypeError: for arguments of the wrong kind.
-
-    Example:
-        >>> net = nn.Linear(1, 1, bias=False).double()
-        >>> x, y = torch.tensor([[-1.0], [1.0]], dtype=torch.float64), torch.tensor([0, 1])
-        >>> _ = net.requires_grad_(False).weight.fill_(2.0)
-        >>> report = noisymix_bound(net, [x, 0.9 * x], y, eps=0.001, loss="logistic")
-        >>> report.verdict, round(report.slack_ratio[0], 1)
-        ('holds', 1.0)
+        branches: the setting, with `gamma`.
+        clean: the adversarial bound of the clean branch.
+        left: the NoisyMix loss with its error, and how it was computed.
     """
-    xs = xs if isinstance(xs, Tensor) else list(xs)
-    arms = {"layer": layer, "gamma": gamma, "weights": weights, "shared_noise": shared_noise, "label_loss": loss}
-    branches = build_branches(model, xs, y, loss="noisymix", **arms, **setting)
-    clean = adversarial_bound(
-        model, xs[0], y, eps=eps, layer=layer, loss=loss, method=method, samples=samples, max_rows=max_rows,
-        radius=radius, certificate=certificate, steps=steps, restarts=restarts, slope_steps=slope_steps, seed=seed,
-        progress=progress, **setting,
-    )  # fmt: skip
     with torch.no_grad():
-        left, error, how = left_side(
-            lambda kind, **evaluation: noisymix_loss(
-                model, xs, y, eps=eps, method=kind, evaluation=evaluation | {"progress": progress}, **arms, **setting
-            ),
-            method=method, samples=samples, max_rows=max_rows,
-            generator=torch.Generator(branches.features.device).manual_seed(seed),
-        )  # fmt: skip
-        stability = build_branches(model, xs, layer=layer, weights=weights, shared_noise=shared_noise, **setting)
-        terms = branch_terms(stability, remainder=remainder)
-    region = _inside_regions(model, branches, setting.get("params"))
+        terms = branch_terms(branches.divergence)
+    region, (value, error, how) = _inside_regions(branches), left
     report = NoisyMixBoundReport(
-        verdict="undecided", reason="", gamma=float(gamma), weights=tuple(branches.weights.tolist()),
-        shared_noise=shared_noise, noisymix_loss=left, noisymix_error=error, stability=terms, clean=clean,
+        verdict="undecided", reason="", gamma=branches.gamma, weights=tuple(branches.weights.tolist()),
+        shared_noise=branches.shared_noise, noisymix_loss=value, noisymix_error=error, stability=terms, clean=clean,
         assumptions=(*clean.assumptions, *([] if region is None else [region])), method=how,
     )  # fmt: skip
     certified = bool(clean.inner_upper.isfinite().all())

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..calculus.derivatives import gauss_newton_forms
 from ..calculus.directions import second_moment_directions
 from ..calculus.engine import Linearization
+from ..setting.checks import one_of
 from ..setting.problem import Problem
 
 DISTRIBUTIONS = ("rademacher", "normal")
@@ -56,8 +57,7 @@ def random_signs(
     Raises:
         ValueError: for another distribution.
     """
-    if distribution not in DISTRIBUTIONS:
-        raise ValueError(f"distribution: expected one of {list(DISTRIBUTIONS)}, got {distribution!r}.")
+    one_of("distribution", distribution, DISTRIBUTIONS)
     device = like.device if generator is None else generator.device
     if distribution == "normal":
         return torch.randn(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
@@ -100,13 +100,16 @@ def probe_forms(
     slope = problem.loss.gradient(at.outputs, problem.labels) if residual and not at.piecewise_linear else None
     curvature = problem.loss.hessian(at.outputs, problem.labels)
     fixed, passes = (0.0, 0.0), 0
-    if source == "data" and pairs:
+    if source == "data" and (pairs or problem.partners is not None):
         home = g.device if generator is None else generator.device
-        index = torch.randint(n, (num_probes, n), generator=generator, device=home).to(g.device)
-        directions = g[index] - g
+        if problem.partners is None:
+            index = torch.randint(n, (num_probes, n), generator=generator, device=home)
+        else:
+            index = torch.multinomial(problem.partners.to(home), num_probes, True, generator=generator).T
+        directions = g[index.to(g.device)] - g
     elif source == "data":
         eigen = second_moment_directions(g)
-        exact = [((g.mean(0) - g).unsqueeze(0)), eigen[:deflate].unsqueeze(1)]
+        exact = [problem.drift.unsqueeze(0), eigen[:deflate].unsqueeze(1)]
         known = [_forms(at, curvature, part, slope) for part in exact if len(part)]
         fixed = tuple(0.0 if k[0] is None else sum(part.sum(0) for part in k) for k in zip(*known, strict=True))
         passes, rest = sum(len(part) for part in exact), eigen[deflate:]

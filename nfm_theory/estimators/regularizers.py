@@ -11,19 +11,24 @@ r"""The regularizers of NFM as estimators: one interface, several methods (book:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..calculus.engine import Linearization, linearize
-from ..expansion.second_order import JOINT_WIDTH, SOURCES, active_sources, exact_terms, num_directions
-from ..setting.problem import Problem, build_problem
-from ..setting.results import SECOND_ORDER, Estimate, TaylorTerms
+from ..expansion.second_order import JOINT_WIDTH, SOURCES, exact_terms, num_directions
+from ..setting.branches import Branches
+from ..setting.checks import one_of
+from ..setting.options import block_bytes
+from ..setting.problem import Problem, as_problems
+from ..setting.results import SECOND_ORDER, Estimate, Record, TaylorTerms
 from .probes import mean_and_stderr, probe_forms
 
+Method = Literal["auto", "exact", "probes", "pairs"]
 METHODS = ("auto", "exact", "probes", "pairs")
 #: Directions up to which exact terms are not worth a pilot run, and the probes of a pilot run.
 FEW_DIRECTIONS, PILOT_PROBES = 64, 16
@@ -32,8 +37,8 @@ PROBE_BLOCK = 64
 
 
 @dataclass(frozen=True)
-class Regularizers:
-    """The second-order terms with their evidence.
+class Regularizers(Record):
+    """R1 and the second-order terms with their evidence; a term is an attribute, `.R2_add`, and an item, `["R2_add"]`.
 
     Attributes:
         standard: L_std, 0-dim.
@@ -60,8 +65,51 @@ class Regularizers:
         return TaylorTerms(standard=self.standard, **values)
 
     def __getitem__(self, name: str) -> Estimate:
-        """One term."""
+        """One term by its name.
+
+        Raises:
+            KeyError: for a term whose source is switched off.
+        """
         return self.estimates[name]
+
+    def __getattr__(self, name: str) -> Estimate:
+        if name in (*SECOND_ORDER, "R1") and "estimates" in self.__dict__:
+            if name in self.estimates:
+                return self.estimates[name]
+            raise AttributeError(f"{name}: its source is switched off by the law; here are {list(self.estimates)}.")
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")
+
+    def plot(self, ax=None):
+        """Draw the second-order terms as bars with their standard errors; returns the matplotlib axes.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+        """
+        ax = self.terms.plot(ax)
+        names = [name for name in SECOND_ORDER if name in self.estimates]
+        errors = [float(self.estimates[name].stderr) for name in names]
+        places = [SECOND_ORDER.index(name) for name in names]
+        ax.errorbar([float(self.estimates[n]) for n in names], places, xerr=errors, fmt="none", ecolor="0.2")
+        return ax
+
+    @staticmethod
+    def average(parts: Sequence[Regularizers]) -> Regularizers:
+        """The mean over layers; standard errors add in quadrature.
+
+        Args:
+            parts: one per layer, with the same sources.
+        """
+        estimates = {}
+        for name in parts[0].estimates:
+            own = [part.estimates[name] for part in parts]
+            reached = [e.converged for e in own if e.converged is not None]
+            stderr = torch.stack([e.stderr**2 for e in own]).sum().sqrt() / len(own)
+            value, samples = torch.stack([e.value for e in own]).mean(), sum(e.samples for e in own)
+            estimates[name] = Estimate(value, stderr, samples, own[0].method, all(reached) if reached else None)
+        return Regularizers(
+            torch.stack([part.standard for part in parts]).mean(), estimates, parts[0].engine,
+            sum(part.passes for part in parts), all(part.piecewise_linear for part in parts),
+        )  # fmt: skip
 
     def __str__(self) -> str:
         """A table for people."""
@@ -118,19 +166,18 @@ class _Plan:
 
 def problem_regularizers(
     problem: Problem,
+    method: Method | Mapping[str, Method],
+    rtol: float,
     *,
-    method: str | Mapping[str, str] = "auto",
-    num_probes: int = 64,
-    rtol: float = 0.01,
-    max_passes: int = 4096,
-    deflate: int = 0,
-    distribution: str = "rademacher",
-    engine: str = "auto",
-    generator: torch.Generator | None = None,
-    memory_limit: int | None = None,
+    num_probes: int,
+    max_passes: int,
+    deflate: int,
+    distribution: str,
+    engine: str,
+    generator: torch.Generator | None,
 ) -> Regularizers:
-    """`regularizers` of one `Problem`."""
-    scales = active_sources(problem)
+    """The regularizers of one problem; see `regularizers`."""
+    scales = problem.law.scales
     names = {(order, s): order + SOURCES[s] for s in scales for order in ("R2", "R3")}
     methods = _methods(method, list(names.values()))
     if num_probes < 2 or rtol <= 0 or deflate < 0:
@@ -152,7 +199,7 @@ def problem_regularizers(
             plan.draw(source, num_probes, pairs=methods[name] == "pairs")
 
     exact = {order: [s for s in scales if methods[names[order, s]] == "exact"] for order in ("R2", "R3")}
-    rows = None if memory_limit is None else problem.block_rows(memory_limit, passes=4)
+    rows = None if block_bytes() is None else problem.block_rows(passes=4)
     values = exact_terms(problem, at, gauss_newton=exact["R2"], residual=exact["R3"], block_rows=rows)
     passes = plan.passes + (at.outputs.shape[-1] if exact["R2"] else 0)
     if exact["R3"] and not at.piecewise_linear:
@@ -178,8 +225,7 @@ def _methods(method: str | Mapping[str, str], names: list[str]) -> dict[str, str
     for name, value in chosen.items():
         if name not in names:
             raise ValueError(f"method: expected terms that are switched on, {names}, got {name!r}.")
-        if value not in METHODS:
-            raise ValueError(f"method: expected one of {list(METHODS)}, got {value!r}.")
+        one_of("method", value, METHODS)
         if value == "pairs" and name not in ("R2", "R3"):
             chosen[name] = "probes"
             if not isinstance(method, str):
@@ -188,20 +234,16 @@ def _methods(method: str | Mapping[str, str], names: list[str]) -> dict[str, str
 
 
 def regularizers(
-    model: nn.Module | Callable[[Tensor], Tensor],
-    x: Tensor,
-    y: Tensor,
-    *,
-    method: str | Mapping[str, str] = "auto",
-    num_probes: int = 64,
+    problem: Problem | Sequence[Problem],
+    method: Method | Mapping[str, Method] = "auto",
     rtol: float = 0.01,
+    generator: torch.Generator | None = None,
+    *,
+    num_probes: int = 64,
     max_passes: int = 4096,
     deflate: int = 0,
-    distribution: str = "rademacher",
-    engine: str = "auto",
-    generator: torch.Generator | None = None,
-    memory_limit: int | None = None,
-    **setting,
+    distribution: Literal["rademacher", "normal"] = "rademacher",
+    engine: Literal["auto", "tangent-adjoint", "nested"] = "auto",
 ) -> Regularizers:
     r"""R1 and the second-order regularizers of NFM, each by the method that suits it (book: eq-second-moment).
 
@@ -211,34 +253,37 @@ def regularizers(
     Values are differentiable in the parameters while gradients are enabled.
 
     Args:
-        model: network in eval mode, or any callable from inputs to outputs `(n, K)` or `(n,)`.
-        x: inputs, `(n, *input)`.
-        y: labels, see `taylor_terms`.
+        problem: the setting; a list of problems is averaged over.
         method: `"exact"`, `"probes"`, `"pairs"` or `"auto"`, for all terms or as a mapping from their names
             (`{"R3_add": "probes"}`; the others are `"auto"`).
-        num_probes: probes per source for `"probes"` and `"pairs"`, ≥ 2.
         rtol: relative standard error that `"auto"` aims at.
+        generator: random generator of the probes; the global one if `None`.
+        num_probes: probes per source for `"probes"` and `"pairs"`, ≥ 2.
         max_passes: most directions that `"auto"` spends on one term.
         deflate: leading eigen-directions of the data that `"probes"` takes exactly.
         distribution: entries of the probes, `"rademacher"` or `"normal"`.
-        engine: `"auto"`, `"tangent-adjoint"` or `"nested"`; see `linearize`.
-        generator: seeds the probes.
-        memory_limit: bytes that a block of exact directions may take.
-        **setting: `layer`, `params`, `alpha`, `beta`, `add_noise`, `mult_noise`, `noise`, `loss`, as `taylor_terms`.
+        engine: how second derivatives are taken, see `linearize`.
 
     Raises:
-        ValueError: for an unknown method, engine or distribution, numbers out of range, and as `taylor_terms`.
-        TypeError: for arguments of the wrong kind.
+        ValueError: for an unknown method, engine or distribution, numbers out of range, and a problem without a law.
+        TypeError: for anything but problems, and for branches, whose exact terms are `nfm_theory.terms(branches)`.
 
     Example:
+        >>> from nfm_theory import Law
         >>> head = lambda u: (u**2).sum(-1)
         >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0.0, 1.0])
-        >>> found = regularizers(head, x, y, loss="square", add_noise=1.0, alpha=0)
-        >>> round(float(found["R2_add"].value), 4), found["R3_add"].method, found.engine  # ½ (2 g)², ½ (f - y) 2 d
+        >>> found = regularizers(Problem(head, x, y, law=Law(alpha=0, add_noise=1.0), loss="square"))
+        >>> round(float(found.R2_add), 4), found["R3_add"].method, found.engine  # ½ (2 g)², ½ (f - y) 2 d
         (2.0, 'exact', 'tangent-adjoint')
     """
-    problem = build_problem(model, x, y, **setting)
-    return problem_regularizers(
-        problem, method=method, num_probes=num_probes, rtol=rtol, max_passes=max_passes, deflate=deflate,
-        distribution=distribution, engine=engine, generator=generator, memory_limit=memory_limit,
-    )  # fmt: skip
+    problems = as_problems(problem)
+    if any(isinstance(one, Branches) for one in problems):
+        raise TypeError("problem: expected a Problem, got Branches; terms(branches) gives their exact terms.")
+    found = [
+        problem_regularizers(
+            one, method, rtol, num_probes=num_probes, max_passes=max_passes, deflate=deflate,
+            distribution=distribution, engine=engine, generator=generator,
+        )
+        for one in problems
+    ]  # fmt: skip
+    return found[0] if len(found) == 1 else Regularizers.average(found)

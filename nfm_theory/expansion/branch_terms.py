@@ -1,4 +1,4 @@
-r"""The stability loss of NoisyMix, its expansion in the scale of mixing and noise, and the verdict on it.
+r"""The stability loss of NoisyMix and its expansion in the scale of mixing and noise (NoisyMix, Theorem 2).
 
 $$ L_{JSD}(\varepsilon) = S_0 + \varepsilon S_1 + \varepsilon^2 S_2 + \varepsilon^3 C_3 + O(\varepsilon^4)
    \qquad \text{(book: eq-jsd-expansion)} $$
@@ -17,30 +17,24 @@ The blocks ∂²Φ/∂u_j∂u_l across branches act on data directions always, o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import jvp
 
 from ..calculus.derivatives import directional_derivatives, mapped_over_directions
 from ..calculus.directions import centred_features, compressed, coordinate_basis
 from ..calculus.engine import Linearization, linearize
-from ..setting.branches import GAMMA, Branches, build_layers
-from ..setting.divergence import checked_weights
-from ..setting.laws import NoiseLaw
+from ..setting.branches import Branches
 from ..setting.pointwise import CROSS_ENTROPY, LOGISTIC
-from ..setting.problem import build_problem
 from ..setting.results import TaylorTerms
-from ..verification.report import ExpansionReport
-from ..verification.verify import verify_problems
-from .second_order import COORDINATE_BLOCK, SOURCES, active_sources, gauss_newton_terms
-from .terms import pair_cubic
+from .second_order import COORDINATE_BLOCK, SOURCES, gauss_newton_terms
+from .third_order import pair_cubic
 
 #: Numbers in a block of tangents.
 BLOCK_NUMBERS = 2**22
-OBJECTIVES = {"stability": "stability loss", "noisymix": "NoisyMix loss"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +85,10 @@ class StabilityTerms(TaylorTerms):
         return self.R2_mult + self.R3_mult
 
     def size(self, order: int) -> float:
-        """As `TaylorTerms.size`, not below rounding (times 1e6, see `judge`): S0 and S1 of equal branches are 0."""
+        """Sum of the absolute values of the terms of this order, but never below rounding.
+
+        S0 and S1 of equal branches are 0. `judge` multiplies the size by 1e-6, hence the floor of 1e8 rounding errors.
+        """
         known = [super(StabilityTerms, self).size(k) for k in range(3)]
         floor = 1e8 * torch.finfo(self.standard.dtype).eps * max(known)
         return max(known[order], floor) if order < 3 else super().size(order)
@@ -152,7 +149,7 @@ def _second_order(branches: Branches, expanded: _Expanded) -> dict[str, Sequence
     n, m = g.shape[:2]
     block = max(1, BLOCK_NUMBERS // expanded.curvature[:, 0].numel())
     found = {}
-    sources = active_sources(branches)
+    sources = branches.law.scales
     if "data" in sources:
         drift = (g.mean(0) - g).unsqueeze(0)
         spread = compressed(centred_features(g).flatten(1)).reshape(-1, 1, *g.shape[1:])
@@ -185,7 +182,7 @@ def _noise_slope(branches: Branches, block_rows: int) -> Tensor:
     basis = coordinate_basis(g[:, :1] if branches.shared_noise else g)
     basis = basis.expand(-1, *g.shape[1:])
     drift = g.mean(0) - g
-    scales = active_sources(branches)
+    scales = branches.law.scales
 
     def moved(h: Tensor, unit: Tensor, rows: Tensor) -> Tensor:
         def noise(z: Tensor) -> Tensor:
@@ -201,7 +198,7 @@ def _noise_slope(branches: Branches, block_rows: int) -> Tensor:
     return mapped_over_directions(moved, g, basis, block_rows=block_rows).mean()
 
 
-def cubic_coefficient(branches: Branches, *, memory_limit: int | None = None) -> Tensor:
+def cubic_coefficient(branches: Branches) -> Tensor:
     r"""C3, the coefficient of ε³, exact over all pairs and for noise with zero third moments (book: eq-jsd-expansion).
 
     $$ C_3 = \frac1n \sum_i \Big\{ \frac{m_3}{6} \mathbb E_r D^3[v, v, v] + m_1 \frac{d}{dt}\Big|_0
@@ -212,20 +209,19 @@ def cubic_coefficient(branches: Branches, *, memory_limit: int | None = None) ->
 
     Args:
         branches: the setting.
-        memory_limit: bytes that a block of head evaluations may take.
     """
     if not branches.mixing.mixes:
         return branches.features.new_zeros(())
-    rows = branches.block_rows(memory_limit, passes=8)
+    rows = branches.block_rows(passes=8)
     total = branches.mixing.moment(3) / 6 * pair_cubic(branches, rows)
-    if branches.active_laws != (None, None):
+    if branches.noises != (None, None):
         total = total + branches.mixing.moment(1) * _noise_slope(branches, rows)
     return total
 
 
-def branch_terms(branches: Branches, *, remainder: bool = True, memory_limit: int | None = None) -> StabilityTerms:
-    """`stability_terms` of one setting, of whatever loss of its branches (book: eq-jsd-second)."""
-    expanded, scales = _Expanded.of(branches), active_sources(branches)
+def branch_terms(branches: Branches, *, remainder: bool = True) -> StabilityTerms:
+    """The terms of one setting, whatever the loss of its branches is (book: eq-jsd-second)."""
+    expanded, scales = _Expanded.of(branches), branches.law.scales
     zero = expanded.value.new_zeros(())
     terms = {"R1": zero} | {order + suffix: zero for suffix in SOURCES.values() for order in ("R2", "R3")}
     if "data" in scales:
@@ -238,123 +234,11 @@ def branch_terms(branches: Branches, *, remainder: bool = True, memory_limit: in
     for name, parts in _second_order(branches, expanded).items():
         for order, form in zip(("R2", "R3"), parts, strict=True):
             terms[order + SOURCES[name]] = scales[name] * form.mean()
-    third = cubic_coefficient(branches, memory_limit=memory_limit) if remainder else None
+    third = cubic_coefficient(branches) if remainder else None
     return StabilityTerms(standard=expanded.value.mean(), C3=third, **terms)
 
 
-def stability_terms(
-    model: nn.Module | Callable[[Tensor], Tensor],
-    xs: Tensor | Sequence[Tensor],
-    y: Tensor | None = None,
-    *,
-    layer: str | Sequence[str] = "",
-    remainder: bool = True,
-    memory_limit: int | None = None,
-    **options,
-) -> StabilityTerms:
-    r"""Terms of the second-order expansion of the stability loss, exact over all n² pairs (book: eq-jsd-second).
-
-    $$ S_2 = \tfrac12 \mathbb E \Big[ (J e)^\top \nabla^2\Phi\, (J e)
-       + \sum_j \partial_j\Phi \cdot \nabla^2 f[e^j, e^j] \Big] $$
-
-    Differentiable in the parameters of the model; wrap in `torch.no_grad()` if only values are wanted.
-
-    Source: NoisyMix, Theorem 2, as stated in `notation`, for any number of branches; C3 is this project's.
-
-    Args:
-        model: network in eval mode, or any callable from inputs to outputs.
-        xs: branches `(m, n, *input)`, or m tensors: clean inputs, then augmented copies.
-        y: labels, for `loss="noisymix"`.
-        layer: layer that is perturbed; a sequence averages over layers.
-        remainder: also predict `C3`, which costs third derivatives along all pairs.
-        memory_limit: bytes that a block of head evaluations may take.
-        **options: as `build_branches`.
-
-    Raises:
-        ValueError: if something does not fit; the message says what to do.
-        TypeError: for arguments of the wrong kind.
-
-    Example:
-        >>> x = torch.zeros(2, 1, 3, dtype=torch.float64)  # equal branches: π1 π2 σ² tr F
-        >>> round(float(stability_terms(lambda u: u, x, add_noise=1.0, alpha=0).S2), 12) == round(2 / 3 / 4, 12)
-        True
-    """
-    found = {
-        b.layer: branch_terms(b, remainder=remainder, memory_limit=memory_limit)
-        for b in build_layers(model, xs, y, layer=layer, **options)
-    }
-    return next(iter(found.values())) if len(found) == 1 else StabilityTerms.average(found)
-
-
-def verify_stability(
-    model: nn.Module | Callable[[Tensor], Tensor],
-    xs: Tensor | Sequence[Tensor],
-    y: Tensor | None = None,
-    *,
-    layer: str | Sequence[str] = "",
-    terms: StabilityTerms | None = None,
-    verification: Mapping | None = None,
-    **options,
-) -> ExpansionReport:
-    """Verify the second-order expansion of the stability loss with its predicted remainder (book: eq-jsd-expansion).
-
-    The evidence is that of `verify_expansion`; the leading order is 3, and 4 where nothing is mixed.
-
-    Args:
-        model: network in eval mode, or any callable from inputs to outputs.
-        xs: branches `(m, n, *input)`, or m tensors.
-        y: labels, for `loss="noisymix"`.
-        layer: layer that is perturbed, or several, over which everything is averaged.
-        terms: the terms to verify; `None` computes them with `stability_terms`.
-        verification: options of `verify_expansion`: `eps`, `order`, `method`, `remainder_form`, `samples`, `seed`,
-            `max_rows`, `memory_limit`, `progress`.
-        **options: as `build_branches`.
-
-    Returns:
-        `ExpansionReport`; `verdict` is `"holds"`, `"refuted"` or `"undecided"`, `reason` says why.
-
-    Raises:
-        ValueError: if something does not fit, nothing is perturbed, or nothing tells the branches apart.
-        TypeError: for arguments of the wrong kind.
-
-    Example:
-        >>> xs = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3, 1)
-        >>> verify_stability(lambda u: u, xs).verdict
-        'holds'
-    """
-    settings = build_layers(model, xs, y, layer=layer, **options)
-    first, loss = settings[0], options.get("loss", "stability")
-    alike = first.shared_noise or first.active_laws == (None, None)
-    if loss == "stability" and alike and bool((first.features == first.features[:, :1]).all()):
-        raise ValueError("xs: nothing tells the branches apart, the stability loss is 0 at every scale.")
-    return verify_problems(
-        settings,
-        terms=terms,
-        find_terms=branch_terms,
-        layer=layer,
-        facts={
-            "objective": OBJECTIVES.get(loss, "loss of the branches"),
-            "branches": first.branches,
-            "weights": first.weights.tolist(),
-            "shared_noise": first.shared_noise,
-            "features": tuple(first.features.shape[2:]),
-        }
-        | ({"gamma": options.get("gamma", GAMMA)} if loss == "noisymix" else {}),
-        **dict(verification or {}),
-    )
-
-
-def equal_branches_term(
-    model: nn.Module | Callable[[Tensor], Tensor],
-    x: Tensor,
-    *,
-    weights: Tensor | Sequence[float] = (0.5, 0.5),
-    add_noise: float = 0.0,
-    mult_noise: float = 0.0,
-    noise: str | NoiseLaw | tuple[NoiseLaw, NoiseLaw] = "normal",
-    layer: str = "",
-    **options,
-) -> Tensor:
+def equal_branches_term(branches: Branches) -> Tensor:
     r"""S2 of equal branches with independent noise, in closed form (book: eq-jsd-equal).
 
     $$ S_2 = \frac{1 - \sum_j \pi_j^2}{2n} \sum_i \big( \sigma_{add}^2 \mathbb E\xi^2 \operatorname{tr} J_i^\top F_i J_i
@@ -362,39 +246,34 @@ def equal_branches_term(
        \operatorname{diag}(g_i) \big), \qquad S_0 = S_1 = 0 $$
 
     with `F = diag p - p pᵀ`; for m = 2 the factor `(1 - Σ π²)/2` is π1 π2. The Hessian of the JSD has the blocks
-    `(π_j δ_jl - π_j π_l) F`, which vanish on directions that the branches share: mixing does not enter, and noise that
-    is shared gives 0.
+    `(π_j δ_jl - π_j π_l) F`, which vanish on directions that the branches share: mixing does not enter.
 
-    Source: as stated in `notation` for m = 2 and additive noise; the rest is this project's.
+    Source: NoisyMix, as the book states it on the page on notation for m = 2 and additive noise; the rest is this
+    project's.
 
     Args:
-        model: network in eval mode, or any callable from inputs to outputs.
-        x: the inputs of every branch, `(n, *input)`.
-        weights: π.
-        add_noise: σ_add.
-        mult_noise: σ_mult.
-        noise: law of the noise.
-        layer: layer that is perturbed.
-        **options: `params`.
+        branches: branches that are all the same, with independent noise.
 
     Returns:
         S2, 0-dim.
 
     Raises:
-        ValueError: if something does not fit.
+        ValueError: if the branches differ or share their noise.
 
     Example:
-        >>> round(float(equal_branches_term(lambda u: 2 * u, torch.zeros(4, 1), add_noise=1.0)), 6)  # 2² / 4 / 4
+        >>> from nfm_theory import Law
+        >>> same = Branches(lambda u: 2 * u, torch.zeros(2, 4, 1), law=Law(alpha=0, add_noise=1.0))
+        >>> round(float(equal_branches_term(same)), 6)  # 2² / 4 / 4
         0.25
     """
-    pi = checked_weights(weights, len(weights))
-    problem = build_problem(
-        model, x, x.new_zeros(len(x)), layer=layer, add_noise=add_noise, mult_noise=mult_noise, noise=noise, alpha=0.0,
-        loss=lambda outputs, labels: outputs.sum(-1), **options,
-    )  # fmt: skip
-    at = linearize(problem.head, problem.features)
-    problem = replace(problem, loss=LOGISTIC if at.outputs.shape[-1] == 1 else CROSS_ENTROPY)
-    scales = active_sources(problem)
-    forms = gauss_newton_terms(problem, at, scales) if scales else {}
+    if branches.shared_noise or not bool((branches.features == branches.features[:, :1]).all()):
+        raise ValueError("branches: expected the same inputs in every branch and a noise of its own for each.")
+    features, pi = branches.features[:, 0], branches.weights
+    at = linearize(branches.branch_head, features)
+    loss = LOGISTIC if at.outputs.shape[-1] == 1 else CROSS_ENTROPY
+    labels = torch.zeros_like(at.outputs)  # they do not enter the curvature of the loss
+    one = branches.single(features=features, loss=loss, labels=labels)
+    scales = {name: scale for name, scale in branches.law.scales.items() if name != "data"}
+    forms = gauss_newton_terms(one, at, scales) if scales else {}
     total = sum((scales[name] * form.mean() for name, form in forms.items()), at.outputs.new_zeros(()))
     return (1 - (pi**2).sum()).to(total) * total

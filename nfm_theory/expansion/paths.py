@@ -15,7 +15,6 @@ from functools import cached_property
 from math import factorial
 
 import torch
-from scipy import special
 from torch import Tensor
 
 from ..calculus.derivatives import directional_derivatives, gauss_newton_forms, scalar_derivatives
@@ -118,7 +117,9 @@ def integral_remainder(
         order: p ≥ 0.
         num_nodes: Gauss-Jacobi nodes in t; they are exact while φ is a polynomial of degree `p + 2 num_nodes`.
     """
-    nodes, weights = special.roots_jacobi(num_nodes, order, 0)
+    from scipy.special import roots_jacobi
+
+    nodes, weights = roots_jacobi(num_nodes, order, 0)
     at = torch.as_tensor(eps, dtype=problem.features.dtype, device=problem.features.device)
     points, weights = (torch.from_numpy(a).to(at) for a in ((nodes + 1) / 2, weights / weights.sum()))
     mean = weights @ _at_points(problem, draw, at * points, order + 1)
@@ -135,7 +136,7 @@ def lagrange_interval(
     neighbours.
 
     Args:
-        problem: the setting (`build_problem`).
+        problem: the setting of one layer.
         draw: rows.
         eps: ε, a number.
         order: p ≥ 0.

@@ -189,7 +189,6 @@ def sample_paths(
     *,
     replicates: int,
     generator: torch.Generator | None = None,
-    memory_limit: int | None = None,
 ) -> PathSample:
     """Losses and Taylor coefficients along `replicates` random paths from every sample, noise taken with both signs.
 
@@ -198,19 +197,18 @@ def sample_paths(
         eps: scales, `(E,)`.
         order: highest power of ε, at least 2.
         replicates: paths from each sample, at least 2.
-        generator: seeds the draws.
-        memory_limit: bytes per block.
+        generator: random generator of the draws.
 
     Raises:
         ValueError: for fewer than two replicates, or an order below 2.
     """
     if replicates < 2 or order < 2:
         raise ValueError(f"Expected replicates >= 2 and order >= 2, got {replicates} and {order}.")
-    problem = replace(problem, loss=_in_double(problem.loss), features=problem.features.detach())
+    problem = problem.changed(loss=_in_double(problem.loss), features=problem.features.detach())
     at = linearize(problem.head, problem.features, differentiable=False)
     n, scales = len(problem.features), eps.to(problem.features)
-    signs = 2 if any(law is not None for law in problem.active_laws) else 1
-    block = problem.block_rows(memory_limit)
+    signs = 1 if problem.noises == (None, None) else 2
+    block = problem.block_rows()
     parts: list[list[Tensor]] = []
     todo, together = replicates, max(1, block // n)  # tiny problems take many sweeps at once
     while todo:

@@ -34,17 +34,6 @@ JOINT_WIDTH = 2048
 COORDINATE_BLOCK = 1024
 
 
-def active_sources(problem: Problem) -> dict[str, float]:
-    """The sources of perturbation that are switched on, with half the scale of their second moment."""
-    add_law, mult_law = problem.active_laws
-    scales = {"data": problem.mixing.moment(2) / 2} if problem.mixing.mixes else {}
-    if add_law is not None:
-        scales["additive"] = problem.add_noise**2 * add_law.second / 2
-    if mult_law is not None:
-        scales["multiplicative"] = problem.mult_noise**2 * mult_law.second / 2
-    return scales
-
-
 def _entered(at: Linearization, directions: Tensor) -> Tensor:
     """Directions `(m, *feature)` that all samples share, behind the first linear operations, `(m, w)`."""
     return at.enter(directions.unsqueeze(1)).squeeze(1)
@@ -52,13 +41,26 @@ def _entered(at: Linearization, directions: Tensor) -> Tensor:
 
 def num_directions(problem: Problem, at: Linearization, sources: Collection[str]) -> int:
     """Directions that the exact R3 of these sources takes."""
-    d = problem.features[0].numel()
-    data = min(len(problem.features), at.width) + 1 if "data" in sources else 0
+    d, n = problem.features[0].numel(), len(problem.features)
+    data = (min(n, at.width) + 1 if problem.partners is None else n) if "data" in sources else 0
     if "multiplicative" in sources:
         return data + d
     noise = min(d, at.width) if "additive" in sources else 0
-    joint = data and noise and at.width <= JOINT_WIDTH and not at.differentiable
+    joint = data and noise and _joined(problem, at)
     return noise + 1 if joint else data + noise
+
+
+def _joined(problem: Problem, at: Linearization) -> bool:
+    """True if one set of directions serves data and additive noise."""
+    return at.width <= JOINT_WIDTH and not at.differentiable and problem.partners is None
+
+
+def _pairs(problem: Problem, at: Linearization) -> Iterator[tuple[Tensor, Tensor]]:
+    """Directions to every partner r behind `enter`, `(m, n, w)`, with the probabilities `P(r|i)`, `(m, n)`."""
+    g, weights = problem.features, problem.partners.to(problem.features).T
+    block = max(1, block_bytes(g.device) // g.nbytes)
+    for partners, probability in zip(g.split(block), weights.split(block), strict=True):
+        yield at.enter(partners.unsqueeze(1) - g), probability
 
 
 def _blocks(curvature: Tensor, rows: Tensor, columns: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -90,8 +92,13 @@ def gauss_newton_terms(problem: Problem, at: Linearization, sources: Collection[
     curvature = problem.loss.hessian(at.outputs, problem.labels)
     rows = at.rows()
     forms = {}
-    if "data" in sources:
-        drift = at.enter((g.mean(0) - g).unsqueeze(0))[0]
+    if "data" in sources and problem.partners is not None:
+        forms["data"] = g.new_zeros(len(g))
+        for directions, probability in _pairs(problem, at):
+            tangents = torch.einsum("nkw,mnw->nkm", rows, directions)
+            forms["data"] = forms["data"] + (gauss_newton_forms(curvature, tangents) * probability.T).sum(1)
+    elif "data" in sources:
+        drift = at.enter(problem.drift.unsqueeze(0))[0]
         tangent = (rows @ drift.unsqueeze(-1)).squeeze(-1)
         spread = _summed_forms(curvature, rows, _entered(at, centred_features(g)))
         forms["data"] = spread + gauss_newton_forms(curvature, tangent)
@@ -106,28 +113,32 @@ def gauss_newton_terms(problem: Problem, at: Linearization, sources: Collection[
 
 
 def _families(problem: Problem, at: Linearization, sources: Collection[str]) -> Iterator[tuple[Tensor, dict]]:
-    """Directions `(m, w)` behind `at.enter`, each with its weight in the sources, `(m, 1)` or `(m, n)`."""
+    """Directions `(m, 1 or n, w)` behind `at.enter`, each with its weight in the sources, `(m, 1)` or `(m, n)`."""
     g = problem.features
     d = g[0].numel()
     noisy = {"additive", "multiplicative"} & set(sources)
-    data = compressed(_entered(at, centred_features(g))) if "data" in sources else None
-    if data is not None and noisy == {"additive"} and at.width <= JOINT_WIDTH and not at.differentiable:
-        noise = None if at.width == d else _entered(at, coordinate_basis(g))
-        directions, weights = joint_directions(data, noise)
-        yield directions, {"data": weights.unsqueeze(1), "additive": torch.ones_like(weights).unsqueeze(1)}
-        return
-    if data is not None:
-        yield data, {"data": data.new_ones(len(data), 1)}
+    if "data" in sources and problem.partners is not None:
+        for directions, probability in _pairs(problem, at):
+            yield directions, {"data": probability}
+    elif "data" in sources:
+        data = compressed(_entered(at, centred_features(g)))
+        if noisy == {"additive"} and _joined(problem, at):
+            noise = None if at.width == d else _entered(at, coordinate_basis(g))
+            directions, weights = joint_directions(data, noise)
+            weights = weights.unsqueeze(1)
+            yield directions.unsqueeze(1), {"data": weights, "additive": torch.ones_like(weights)}
+            return
+        yield data.unsqueeze(1), {"data": data.new_ones(len(data), 1)}
     if noisy == {"additive"} and at.width < d:
         basis = compressed(_entered(at, coordinate_basis(g)))
-        yield basis, {"additive": basis.new_ones(len(basis), 1)}
+        yield basis.unsqueeze(1), {"additive": basis.new_ones(len(basis), 1)}
     elif noisy:
         for block in torch.arange(d, device=g.device).split(COORDINATE_BLOCK):
             units = g.new_zeros(len(block), d)
             units[torch.arange(len(block)), block] = 1.0
             weights = {"additive": g.new_ones(len(block), 1), "multiplicative": g.flatten(1)[:, block].T ** 2}
             directions = _entered(at, units.reshape(len(block), *g.shape[1:]))
-            yield directions, {name: weight for name, weight in weights.items() if name in noisy}
+            yield directions.unsqueeze(1), {name: weight for name, weight in weights.items() if name in noisy}
 
 
 def residual_terms(
@@ -155,9 +166,9 @@ def residual_terms(
     if at.piecewise_linear and curvature is None:
         return residual, gauss_newton
     for directions, weights in _families(problem, at, sources):
-        _add_forms(at, slope, curvature, directions.unsqueeze(1), weights, residual, gauss_newton, True, block_rows)
-    if "data" in sources:
-        drift, one = (g.mean(0) - g).unsqueeze(0), {"data": 1.0}
+        _add_forms(at, slope, curvature, directions, weights, residual, gauss_newton, True, block_rows)
+    if "data" in sources and problem.partners is None:
+        drift, one = problem.drift.unsqueeze(0), {"data": 1.0}
         _add_forms(at, slope, curvature, drift, one, residual, gauss_newton, False, block_rows)
     return residual, gauss_newton
 
@@ -190,7 +201,7 @@ def exact_terms(
         residual: sources whose R3 is wanted; `None` for all that are switched on.
         block_rows: rows per block of the sweeps.
     """
-    scales = active_sources(problem)
+    scales = problem.law.scales
     gauss_newton = scales if gauss_newton is None else gauss_newton
     residual = scales if residual is None else residual
     zero, slope = at.outputs.new_zeros(()), problem.loss.gradient(at.outputs, problem.labels)
@@ -202,7 +213,7 @@ def exact_terms(
     forms = {"R2": gauss_newton_terms(problem, at, gauss_newton) if gauss_newton and not along else {}}
     if "data" in scales:
         pulled = at.pullback(slope)
-        drift = at.enter((problem.features.mean(0) - problem.features).unsqueeze(0))[0]
+        drift = at.enter(problem.drift.unsqueeze(0))[0]
         terms["R1"] = problem.mixing.moment(1) * (pulled * drift).sum(1).mean()
     curvature = problem.loss.hessian(at.outputs, problem.labels) if along else None
     if residual:

@@ -9,21 +9,14 @@ r"""What Mixup does to generalisation, margins, and its relatives.
 | bound of the loss | `generalization_bound` |
 | margins and Jacobian norms (book: eq-margin) | `segment_margins`, `jacobian_norms` |
 | Mixup loss against its quadratic approximation along a training run | `quadratic_gap_along` |
-| other laws of the partner: k-mixup, DP-Mix self, midpoint Mixup | `partner_terms`, `verify_partner_expansion` |
+| other laws of the partner: k-mixup, DP-Mix self | `k_mixup_weights`, `self_weights` |
 | the Mixup-optimal classifier (book: eq-mixup-optimal) | `mixup_optimal`, `line_optimal` |
 """
 
 from .glm import generalization_bound, glm_family, glm_mixup_loss, glm_regularizer
 from .margins import jacobian_norms, quadratic_gap_along, score_gap, segment_margins
 from .mixup_optimal import alternating_line, empirical_report, line_optimal, mixup_optimal
-from .partners import (
-    FixedMixing,
-    k_mixup_weights,
-    partner_loss,
-    partner_terms,
-    self_weights,
-    verify_partner_expansion,
-)
+from .partners import direction_moments, k_mixup_weights, self_weights
 from .rademacher import (
     compare_glm_bound,
     compare_two_layer_bound,
@@ -34,10 +27,10 @@ from .rademacher import (
 )
 
 __all__ = [
-    "FixedMixing",
     "alternating_line",
     "compare_glm_bound",
     "compare_two_layer_bound",
+    "direction_moments",
     "ellipsoid_rademacher",
     "empirical_report",
     "generalization_bound",
@@ -49,13 +42,10 @@ __all__ = [
     "k_mixup_weights",
     "line_optimal",
     "mixup_optimal",
-    "partner_loss",
-    "partner_terms",
     "quadratic_gap_along",
     "retentiveness",
     "score_gap",
     "segment_margins",
     "self_weights",
     "two_layer_bound",
-    "verify_partner_expansion",
 ]

@@ -22,18 +22,19 @@ arXiv 2010.04819; the margin as stated in the notation of this package.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 from ..calculus.engine import linearize
-from ..calculus.replacements import exact_derivatives
-from ..expansion.terms import taylor_terms
-from ..losses.nfm_loss import nfm_loss
-from ..setting.layers import split
+from ..expansion.terms import terms
+from ..losses.loss import loss
+from ..setting.options import progress_bar
+from ..setting.problem import Problem
+from ..setting.quadrature import Quadrature
+from ..setting.results import Record
 
 #: Bytes that the Jacobians of a block of examples may take.
 BLOCK_BYTES = 2**25
@@ -73,7 +74,7 @@ def score_gap(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class JacobianNorms:
+class JacobianNorms(Record):
     """Norms of the Jacobian of the outputs at every example.
 
     Attributes:
@@ -83,19 +84,6 @@ class JacobianNorms:
 
     spectral: Tensor
     frobenius: Tensor
-
-
-def _cut(model: nn.Module | Callable, x: Tensor, layer: str) -> tuple[Callable, Callable]:
-    """Inputs to features, and features to outputs `(b, K)`."""
-    with exact_derivatives():
-        parts = split(model, x, layer=layer)
-
-    def head(h: Tensor) -> Tensor:
-        with exact_derivatives():
-            outputs = parts.head(h)
-        return outputs.unsqueeze(-1) if outputs.ndim == 1 else outputs
-
-    return parts.encode, head
 
 
 def _at(head: Callable[[Tensor], Tensor], h: Tensor) -> tuple[Tensor, JacobianNorms]:
@@ -117,41 +105,36 @@ def _stream(head: Callable, points: Callable[[Tensor], Tensor], count: int) -> I
         probe = points(torch.zeros(1, dtype=torch.long))
         each = head(probe).numel() * probe.nbytes
     blocks = torch.arange(count).split(max(1, BLOCK_BYTES // each))
-    for index in tqdm(blocks, desc="Jacobians", disable=None, delay=2, leave=False):
+    for index in progress_bar(blocks, title="Jacobians"):
         yield _at(head, points(index))
 
 
 @torch.no_grad()
-def jacobian_norms(model: nn.Module | Callable[[Tensor], Tensor], x: Tensor, *, layer: str = "") -> JacobianNorms:
+def jacobian_norms(problem: Problem) -> JacobianNorms:
     """Spectral and Frobenius norm of the Jacobian of the outputs at every example (book: eq-margin).
 
     Exact, from the K rows of every Jacobian: one vector-Jacobian product per output. Without gradients.
 
     Args:
-        model: network in eval mode, or any callable from inputs to outputs `(n, K)` or `(n,)`.
-        x: inputs, `(n, *input)`; fixes device and dtype.
-        layer: dotted name of the layer in whose output the Jacobian is taken, `""` for the input.
+        problem: network, layer and data; it needs no law.
 
     Returns:
         `JacobianNorms`, two tensors `(n,)`.
 
-    Raises:
-        ValueError: if model, data or layer do not fit, see `split`.
-        TypeError: for arguments of the wrong kind.
-
     Example:
-        >>> norms = jacobian_norms(lambda u: u * torch.tensor([3.0, 4.0]), torch.ones(1, 2))
+        >>> head = lambda u: u * torch.tensor([3.0, 4.0])
+        >>> norms = jacobian_norms(Problem(head, torch.ones(1, 2), torch.tensor([0])))
         >>> norms.spectral, norms.frobenius
         (tensor([4.]), tensor([5.]))
     """
-    encode, head = _cut(model, x, layer)
-    features = encode(x)
-    found = [norms for _, norms in _stream(head, lambda index: features[index.to(features.device)], len(x))]
+    features = problem.features
+    blocks = _stream(problem.head, lambda index: features[index.to(features.device)], len(features))
+    found = [norms for _, norms in blocks]
     return JacobianNorms(torch.cat([f.spectral for f in found]), torch.cat([f.frobenius for f in found]))
 
 
 @dataclass(frozen=True)
-class SegmentMargins:
+class SegmentMargins(Record):
     """Outcome of `segment_margins`; distances are in the features of the layer.
 
     Attributes:
@@ -197,16 +180,8 @@ def _first_change(gap_at: Callable[[Tensor], Tensor], times: Tensor, gaps: Tenso
 
 
 @torch.no_grad()
-def segment_margins(
-    model: nn.Module | Callable[[Tensor], Tensor],
-    x: Tensor,
-    y: Tensor,
-    ends: Tensor,
-    *,
-    layer: str = "",
-    num_points: int = 33,
-) -> SegmentMargins:
-    r"""Lower bound of the margin of every example along the segment from `x` to `ends` (book: eq-margin).
+def segment_margins(problem: Problem, ends: Tensor, *, num_points: int = 33) -> SegmentMargins:
+    r"""Lower bound of the margin of every example along the segment from its input to `ends` (book: eq-margin).
 
     $$ \text{margin}_i \ge \frac{\text{gap}_i}{\sqrt2\;\sup_{0 \le t \le 1} \lVert J(g_i + t (g'_i - g_i))\rVert_2} $$
 
@@ -216,35 +191,32 @@ def segment_margins(
     Certificates are in `nfm_theory.adversarial`. With a single output $\sqrt2$ could be left out.
 
     Args:
-        model: network in eval mode, or any callable from inputs to outputs `(n, K)` or `(n,)`.
-        x: inputs, `(n, *input)`; fixes device and dtype.
-        y: class indices, `(n,)`.
+        problem: network, layer and data with class indices or hard labels; it needs no law. The segment is straight in
+            the features of the layer, from g = g_k(x) to g' = g_k(ends), and distances are measured there.
         ends: where the segments end, inputs of the same shape as `x`, for example other samples.
-        layer: dotted name of the layer in whose output the segment is straight, from g = g_k(x) to g' = g_k(ends), and
-            distances are measured; `""` for the input.
         num_points: points on every segment, ≥ 2.
 
     Returns:
         `SegmentMargins`.
 
     Raises:
-        ValueError: for ends of another shape or not finite, fewer than two points, labels that are no class indices,
-            and if model, data or layer do not fit, see `split`.
-        TypeError: for arguments of the wrong kind.
+        ValueError: for ends of another shape or not finite, fewer than two points, and labels that are no classes.
 
     Example:
         >>> weight = torch.tensor([[1.0, -1.0]])
-        >>> found = segment_margins(lambda u: u @ weight, torch.ones(1, 1), torch.tensor([0]), -torch.ones(1, 1))
+        >>> problem = Problem(lambda u: u @ weight, torch.ones(1, 1), torch.tensor([0]))
+        >>> found = segment_margins(problem, -torch.ones(1, 1))
         >>> round(float(found.bound), 4), round(float(found.crossing), 4)  # gap 2, ‖J‖ = √2; the scores meet at 0
         (1.0, 1.0)
     """
-    if ends.shape != x.shape:
-        raise ValueError(f"ends: expected one for each input, shape {tuple(x.shape)}, got {tuple(ends.shape)}.")
+    start, head, y = problem.features, problem.head, _classes(problem)
+    n = len(start)
     if num_points < 2:
         raise ValueError(f"num_points: expected >= 2, got {num_points}.")
-    encode, head = _cut(model, x, layer)
-    start, n = encode(x), len(x)
-    reach = encode(ends.to(x)) - start
+    reach = problem.encode(ends.to(start)) if len(ends) == n else start[:0]
+    if reach.shape != start.shape:
+        raise ValueError(f"ends: expected one input for each of the {n} samples, got shape {tuple(ends.shape)}.")
+    reach = reach - start
     if not reach.isfinite().all():
         raise ValueError("ends: expected finite inputs and features.")
     # A quotient of whole numbers: the points of a finer division contain those of a coarser one bit by bit
@@ -315,28 +287,21 @@ class QuadraticGap:
         return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def _loaded(model, snapshot) -> tuple[nn.Module | Callable, Mapping[str, Tensor] | None]:
-    """The model and the parameters of a snapshot."""
-    if isinstance(snapshot, Mapping):
-        if model is None:
-            raise TypeError("model: expected the network whose parameters the snapshots hold by name, got None.")
-        return model, snapshot
-    if not callable(snapshot):
-        raise TypeError(f"snapshots: expected models, or mappings of names to tensors, got {type(snapshot).__name__}.")
-    return snapshot, None
+def _classes(problem: Problem) -> Tensor:
+    """Class indices of hard labels, `(n,)`.
+
+    Raises:
+        ValueError: for soft labels and other losses.
+    """
+    labels = problem.labels
+    if problem.loss.name not in ("cross_entropy", "logistic") or not ((labels == 0) | (labels == 1)).all():
+        raise ValueError("labels: expected one class for each example, with cross_entropy or logistic loss.")
+    return (labels[:, 0] if labels.shape[1] == 1 else labels.argmax(1)).long()
 
 
 @torch.no_grad()
 def quadratic_gap_along(
-    model: nn.Module | None,
-    x: Tensor,
-    y: Tensor,
-    snapshots: Sequence[Mapping[str, Tensor] | nn.Module],
-    *,
-    eps: float = 1.0,
-    layer: str | Sequence[str] = "",
-    quadrature: Mapping[str, object] | None = None,
-    **options,
+    snapshots: Iterable[Problem], *, eps: float = 1.0, quadrature: Quadrature | None = None
 ) -> list[QuadraticGap]:
     r"""The exact loss against its second-order expansion for every snapshot of a training run (book: eq-expansion).
 
@@ -348,44 +313,35 @@ def quadratic_gap_along(
     all pairs, without sampling.
 
     Args:
-        model: network in eval mode that takes the parameters of the snapshots; `None` if these are models themselves.
-        x: inputs, `(n, *input)`; fixes device and dtype.
-        y: labels, as `nfm_loss`.
-        snapshots: parameters (and buffers) by name, as of `state_dict()` or `named_parameters()`, or models; in order.
+        snapshots: one problem for each snapshot, in order; a generator may load them one by one, as
+            `(Problem(model, x, y, law=law, params=state) for state in states)`.
         eps: ε, a number; 1 is the loss that is trained.
-        layer: as `nfm_loss`.
-        quadrature: options of `nfm_loss(..., method="exact")` alone: `rule`, `num_lam`, `num_noise`, `max_rows`, ..
-        **options: of `nfm_loss` and `taylor_terms` alike: `loss`, `alpha`, `beta`, `add_noise`, `mult_noise`, `noise`,
-            `memory_limit`.
+        quadrature: rule and nodes of the exact loss.
 
     Returns:
         A `QuadraticGap` for each snapshot.
 
     Raises:
-        ValueError: without snapshots, and as `nfm_loss`.
-        TypeError: for parameters without a model, snapshots of another kind, and as `nfm_loss`.
+        ValueError: without snapshots, and where the deterministic rule would explode.
 
     Example:
+        >>> from nfm_theory import Law
         >>> x, y = torch.tensor([[0.0], [2.0]]), torch.tensor([0.0, 0.0])
-        >>> (record,) = quadratic_gap_along(None, x, y, [torch.nn.Identity().eval()], loss="square")
+        >>> problem = Problem(lambda u: u, x, y, law=Law(), loss="square")
+        >>> (record,) = quadratic_gap_along([problem])
         >>> round(record.exact, 4), record.relative < 1e-6  # a quadratic loss is its own expansion
         (0.8333, True)
     """
-    loaded = [_loaded(model, snapshot) for snapshot in snapshots]
-    if not loaded:
-        raise ValueError("snapshots: expected at least one.")
     records = []
-    for step, (network, params) in enumerate(tqdm(loaded, desc="snapshots", disable=None, delay=2, leave=False)):
-        setting = {"layer": layer, "params": params, **options}
-        exact = nfm_loss(network, x, y, eps=float(eps), method="exact", **setting, **(quadrature or {}))
-        terms = taylor_terms(network, x, y, remainder=False, **setting)
+    for step, problem in enumerate(progress_bar(snapshots, title="snapshots")):
+        exact = loss(problem, float(eps), "exact", quadrature=quadrature)
+        known = terms(problem, remainder=False)
         records.append(
             QuadraticGap(
-                step=step,
-                standard=float(terms.standard),
-                exact=float(exact.value),
-                quadratic=float(terms.polynomial(eps)),
-                R3=float(terms.R3),
+                step=step, standard=float(known.standard), exact=float(exact), quadratic=float(known.polynomial(eps)),
+                R3=float(known.R3),
             )
-        )
+        )  # fmt: skip
+    if not records:
+        raise ValueError("snapshots: expected at least one.")
     return records

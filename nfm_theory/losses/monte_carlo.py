@@ -1,6 +1,6 @@
 r"""Monte Carlo for the NFM loss: antithetic noise, common random numbers across ε, a Taylor control variate.
 
-The control variate of a row is its own Taylor polynomial, whose expectation is known exactly (`taylor_terms`):
+The control variate of a row is its own Taylor polynomial, whose expectation is known exactly (`terms`):
 
 $$ \hat L(\varepsilon) = T_q(\varepsilon) + \frac1N \sum_{rows} \Big[\varphi(\varepsilon)
    - \sum_{k \le q} \tfrac{\varphi^{(k)}(0)}{k!} \varepsilon^k\Big] \qquad \text{(book: eq-control-variate)} $$
@@ -13,18 +13,23 @@ at large ε a polynomial hurts. Up to order 2 a row's polynomial costs one tange
 from __future__ import annotations
 
 import warnings
+from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..calculus.engine.base import block_bytes
 from ..expansion.paths import Polynomials
 from ..expansion.terms import problem_terms
+from ..setting.checks import one_of
 from ..setting.draws import Draw, antithetic
+from ..setting.options import progress_bar
 from ..setting.problem import Problem
 from ..setting.results import Estimate
 
+ControlVariate = Literal["auto", "none", "linear", "quadratic", "cubic"]
+#: Head evaluations that Monte Carlo spends per ε unless told otherwise.
+DEFAULT_SAMPLES = 200_000
 #: Sweeps of the pilot run that chooses the control variate; they are not used again.
 PILOT_SWEEPS = 64
 #: Control variates: highest order of the Taylor polynomial, -1 for none.
@@ -54,15 +59,14 @@ class RunningMoments:
         return (self.squares / max(self.count - 1, 1) / max(self.count, 1)) ** 0.5
 
 
-def block_sweeps(problem: Problem, order: int, memory_limit: int | None = None) -> int:
-    """Sweeps drawn at once: what the memory limit allows, and perturbations that stay in a cache.
+def block_sweeps(problem: Problem, order: int) -> int:
+    """How often all samples are drawn at once: as often as memory allows and perturbations stay in a cache.
 
     Args:
         problem: the setting.
-        order: of the control variate.
-        memory_limit: bytes per block.
+        order: order of the control variate.
     """
-    rows = problem.block_rows(memory_limit, passes=8 if order > 2 else 2)
+    rows = problem.block_rows(passes=8 if order > 2 else 2)
     cached = 4 * block_bytes(problem.features.device) // problem.features[0].nbytes
     return max(1, min(rows, cached) // len(problem.features))
 
@@ -112,12 +116,10 @@ def monte_carlo_loss(
     eps: Tensor,
     *,
     samples: int,
-    control_variate: str = "auto",
+    control_variate: ControlVariate = "auto",
     antithetic_noise: bool = True,
     target_stderr: float | None = None,
     generator: torch.Generator | None = None,
-    memory_limit: int | None = None,
-    progress: bool | None = None,
 ) -> Estimate:
     """The unmixed NFM loss of one layer with its standard error, at every ε of `eps` `(E,)`, with common draws.
 
@@ -129,9 +131,7 @@ def monte_carlo_loss(
             smallest variance times cost in a pilot run.
         antithetic_noise: average each row with its noise reversed.
         target_stderr: stop as soon as the largest standard error is below this.
-        generator: seeds the draws.
-        memory_limit: bytes per block.
-        progress: show a bar; `None` for long runs on a terminal only.
+        generator: random generator of the draws.
 
     Raises:
         ValueError: for unknown control variates, or too few samples for a standard error.
@@ -139,12 +139,9 @@ def monte_carlo_loss(
     Warns:
         RuntimeWarning: if `target_stderr` was not reached; `converged` is then False.
     """
-    if control_variate != "auto" and control_variate not in CONTROL_VARIATES:
-        raise ValueError(
-            f"control_variate: expected 'auto' or one of {list(CONTROL_VARIATES)}, got {control_variate!r}."
-        )
+    one_of("control_variate", control_variate, ("auto", *CONTROL_VARIATES))
     g, n = problem.features, len(problem.features)
-    noisy = any(law is not None for law in problem.active_laws)
+    noisy = problem.noises != (None, None)
     both_signs = antithetic_noise and noisy
     per_sweep = n * (2 if both_signs else 1)
     pilot = PILOT_SWEEPS if control_variate == "auto" else 0
@@ -166,7 +163,7 @@ def monte_carlo_loss(
     top = max(orders)
     known = eps.new_zeros(0, dtype=torch.float64)
     if top >= 0:
-        terms = problem_terms(problem, remainder=top == 3, memory_limit=memory_limit)
+        terms = problem_terms(problem, remainder=top == 3)
         known = torch.stack(terms.coefficients(top)).double()
     means = torch.stack(
         [
@@ -175,18 +172,9 @@ def monte_carlo_loss(
         ]
     )
 
-    block = block_sweeps(problem, top, memory_limit)
+    block = block_sweeps(problem, top)
     moments, done, converged = RunningMoments(), 0, None
-    disable = None if progress is None else not progress
-    with tqdm(
-        total=sweeps * per_sweep,
-        desc="Monte Carlo",
-        unit="row",
-        unit_scale=True,
-        disable=disable,
-        delay=2,
-        leave=False,
-    ) as bar:
+    with progress_bar(title="Monte Carlo", total=sweeps * per_sweep, unit="row") as bar:
         while done < sweeps:
             count = min(block, sweeps - done)
             losses, coefficients = sweep_means(

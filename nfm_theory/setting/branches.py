@@ -9,7 +9,7 @@ $$ L(\varepsilon) = \frac1n \sum_i \mathbb E\, \Phi_i\big(f_k(g_i^1 + e_i^1(\var
 | $f_k$ | `Branches.branch_head`; of all branches at once `Branches.head` |
 | $\Phi_i$ of all logits jointly | `Branches.loss` of outputs `(b, m K)` |
 | $\mathrm{JSD}_\pi$, its gradient and Hessian in the logits | `jensen_shannon`, `jsd_gradient`, `jsd_hessian` |
-| $L_{NFM} + \gamma L_{JSD}$ (book: eq-noisymix) | `loss="noisymix"` |
+| $L_{NFM} + \gamma L_{JSD}$ (book: eq-noisymix) | `gamma=12.0` |
 
 The branches share λ and the partner r; the noise of each is its own unless `shared_noise`. Stacked, `G_i = (g_i^1, ..,
 g_i^m)` is one feature vector with the head `F(G) = (f(g^1), .., f(g^m))`: a `Problem`, which everything that works on
@@ -18,27 +18,30 @@ problems takes: paths, Lagrange intervals, deterministic rules, Monte Carlo, ver
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .checks import level
 from .divergence import checked_weights, jensen_shannon, log_probabilities
-from .laws import NoiseLaw
+from .law import Law
+from .noise import NoiseLaw
 from .pointwise import PointwiseLoss, pointwise_loss
-from .problem import Problem, build_problem
-
-#: NoisyMix as released: weight of the stability loss.
-GAMMA = 12.0
+from .problem import Loss, Model, Problem, checked_layers
 
 
 @dataclass(frozen=True)
 class BranchNoise(NoiseLaw):
-    """Noise of m stacked branches whose scalars b are drawn apart, one per branch, as the released code does.
+    """Noise of m stacked branches in which every branch has its own number b, as in the released code.
 
     Args:
+        base: law of the independent elements, see `NoiseLaw`.
+        beta_scaled: multiply the elements of each branch by its number b ~ Beta(2, 5).
+        sparsity: probability with which an element is set to 0.
         branches: m.
         size: number of features of one branch.
     """
@@ -53,13 +56,13 @@ class BranchNoise(NoiseLaw):
         return np.kron(np.eye(self.branches), np.full((self.size, self.size), own - self.second**2)) + self.second**2
 
     def scale_nodes(self, num: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rule of all scalars, each repeated for the features of its branch, `(num^m, m size)`, and weights."""
+        """A rule for the m numbers b, each repeated for the features of its branch, `(num^m, m size)`, and weights."""
         scale, weight = super().scale_nodes(num)
         picks = np.indices([len(scale)] * self.branches).reshape(self.branches, -1)
         return np.repeat(scale[picks], self.size, axis=0).T, weight[picks].prod(0)
 
     def sample(self, shape: tuple[int, ...], **options) -> Tensor:
-        """Draws `(rows, m, *feature)`; options as `NoiseLaw.sample`."""
+        """Random noise `(rows, m, *feature)`, each branch drawn by `NoiseLaw.sample`."""
         parts = [NoiseLaw.sample(self, (shape[0], *shape[2:]), **options) for _ in range(self.branches)]
         return torch.stack(parts, dim=1)
 
@@ -172,22 +175,124 @@ def _noisymix(m: int, weights: Tensor, gamma: float, label: PointwiseLoss) -> Po
     return PointwiseLoss("noisymix", value, label.prepare, slope=slope, bend=bend)
 
 
-@dataclass(frozen=True)
 class Branches(Problem):
-    """The setting of several perturbed branches; built by `build_branches`.
+    r"""Several perturbed versions of each sample under one loss; every verb of the library takes it like a `Problem`.
 
-    A `Problem` whose features are `(n, m, *feature)`, whose head maps `(b, m, *feature)` to `(b, m K)` and whose loss
-    takes all logits of an example at once.
+    $$ L_{JSD}(\varepsilon) = \frac1n \sum_i \mathbb E_{\lambda \sim \tilde D}\, \frac1n \sum_r \mathbb E_\xi\,
+       \mathrm{JSD}_\pi\big(f_k(g_i^1 + e_i^1(\varepsilon)), \dots, f_k(g_i^m + e_i^m(\varepsilon))\big)
+       \qquad \text{(book: eq-jsd)} $$
+
+    Without `gamma` the loss is this stability loss; the divergence has no label, so that λ + (1 - λ) = 1 moves it to
+    the unmixed law D̃ as the mixed label does for the NFM loss. With `gamma` it is the NoisyMix loss,
+    `L_NFM + γ L_JSD` (book: eq-noisymix), where the label is that of the clean branch `xs[0]` alone.
+
+    Source: NoisyMix, Lemma 2 and Theorem 2, as the book states them on the page on notation; here for any number m.
+
+    Args:
+        model: network in eval mode, or any callable from inputs to outputs `(n, K)` or `(n,)`.
+        xs: the branches, `(m, n, *input)` or a sequence of m tensors: clean inputs, then augmented copies.
+        y: labels of the samples; needed with `gamma`, and by a callable `loss` that reads them.
+        layer: dotted name of the layer whose output is perturbed; `""` is the input.
+        law: law of mixing and noise; all branches share λ and the partner.
+        weights: π, m numbers ≥ 0 that sum to 1; `None` means 1/m each.
+        gamma: γ ≥ 0, the weight of the stability loss in the NoisyMix loss (12 in the released code); `None` for the
+            stability loss alone.
+        shared_noise: True gives all branches the same noise, False draws one for each.
+        loss: with `gamma`, the loss of the labels (`None` is `"cross_entropy"`; `"logistic"` for one output); without,
+            any smooth callable `(outputs (b, m, K), labels) -> (b,)` in place of the divergence.
+        params: parameters to use instead of the model's own, by name.
 
     Attributes:
-        branch_head: f_k, features of one branch `(b, *feature)` to logits `(b, K)`.
+        features: g of all branches, `(n, m, *feature)`.
         weights: π, `(m,)`.
-        shared_noise: whether all branches get the same noise.
+
+    Raises:
+        ValueError: for branches, weights, labels or layers that do not fit.
+        TypeError: for arguments of the wrong kind.
+
+    Example:
+        >>> two = Branches(lambda x: x, torch.zeros(2, 5, 3), weights=[0.3, 0.7])
+        >>> two.branches, two.features.shape, two.loss.name
+        (2, torch.Size([5, 2, 3]), 'jensen_shannon')
     """
 
-    branch_head: Callable[[Tensor], Tensor]
-    weights: Tensor
-    shared_noise: bool = False
+    def __init__(
+        self,
+        model: Model,
+        xs: Tensor | Sequence[Tensor],
+        y: Tensor | None = None,
+        *,
+        layer: str = "",
+        law: Law | None = None,
+        weights: Tensor | Sequence[float] | None = None,
+        gamma: float | None = None,
+        shared_noise: bool = False,
+        loss: Loss | None = None,
+        params: Mapping[str, Tensor] | None = None,
+    ):
+        xs = _stacked_inputs(xs)
+        m, n = xs.shape[:2]
+        if m < 2 and not callable(loss):
+            raise ValueError(f"xs: expected m >= 2 branches (m, n, *input) to compare, got shape {tuple(xs.shape)}.")
+        if y is not None and len(y) != n:
+            raise ValueError(f"xs and y: expected the same number of samples, got {n} and {len(y)}.")
+        self._open(model, xs.flatten(0, 1), layer, law, params)
+        self.features = self.features.unflatten(0, (m, n)).transpose(0, 1)
+        self.partners, self.shared_noise = None, shared_noise
+        self.gamma = None if gamma is None else level("gamma", gamma)
+        pi = torch.full((m,), 1 / m, dtype=torch.float64) if weights is None else checked_weights(weights, m)
+        self.weights = pi.to(xs.device)
+        self.label_loss: PointwiseLoss | None = None
+        if self.gamma is not None:
+            if y is None:
+                raise ValueError("y: expected the labels of the samples, which gamma needs, got None.")
+            self.label_loss = pointwise_loss("cross_entropy" if loss is None else loss)
+            joint = _noisymix(m, self.weights, self.gamma, self.label_loss)
+        elif loss is None:
+            joint = _stability(m, self.weights)
+        elif callable(loss) and not isinstance(loss, PointwiseLoss):
+            name, cut = getattr(loss, "__name__", "custom"), (m, -1)
+            joint = PointwiseLoss(name, lambda u, t: loss(u.unflatten(1, cut), t), lambda u, t: t)
+        else:
+            raise ValueError(f"loss: {loss!r} is a loss of labels, which goes with gamma=; leave it out without gamma.")
+        outputs = self.head(self.features)
+        if self.label_loss is not None:
+            # Its labels are those of one branch
+            labels = self.label_loss.prepare(outputs[:, : outputs.shape[1] // m].detach(), y.to(xs.device))
+            joint = replace(joint, prepare=lambda u, t: labels)
+        self._set_loss(joint, xs.new_zeros(n) if y is None or (loss is None and gamma is None) else y, outputs)
+
+    @staticmethod
+    def at_layers(
+        model: Model,
+        xs: Tensor | Sequence[Tensor],
+        y: Tensor | None = None,
+        *,
+        layers: Sequence[str],
+        law: Law | None = None,
+        weights: Tensor | Sequence[float] | None = None,
+        gamma: float | None = None,
+        shared_noise: bool = False,
+        loss: Loss | None = None,
+        params: Mapping[str, Tensor] | None = None,
+    ) -> list[Branches]:
+        """The same branches at each of several layers; the verbs average over them.
+
+        Args:
+            model: network in eval mode.
+            xs: the branches.
+            y: labels of the samples.
+            layers: dotted names, `""` for the input.
+            law: law of mixing and noise.
+            weights: π.
+            gamma: γ.
+            shared_noise: True gives all branches the same noise.
+            loss: loss of the labels, or a callable in place of the divergence.
+            params: parameters to use instead of the model's own, by name.
+        """
+        shared = {"law": law, "weights": weights, "gamma": gamma, "shared_noise": shared_noise}
+        shared |= {"loss": loss, "params": params}
+        return [Branches(model, xs, y, layer=layer, **shared) for layer in checked_layers(layers)]
 
     @property
     def branches(self) -> int:
@@ -195,13 +300,66 @@ class Branches(Problem):
         return self.features.shape[1]
 
     @property
+    def objective(self) -> str:
+        """What the loss is called in reports."""
+        if self.gamma is not None:
+            return "NoisyMix loss"
+        return "stability loss" if self.loss.name == "jensen_shannon" else "loss of the branches"
+
+    @property
+    def clean(self) -> Problem:
+        """The first branch alone, with the loss of the labels.
+
+        Raises:
+            ValueError: without `gamma`, because there are no labels then.
+        """
+        if self.label_loss is None:
+            raise ValueError("gamma: expected the NoisyMix loss, whose labels belong to the clean branch; give gamma=.")
+        return self.single(features=self.features[:, 0], loss=self.label_loss)
+
+    def single(self, **attributes) -> Problem:
+        """A problem with the head of one branch.
+
+        Args:
+            **attributes: its features, loss and labels.
+        """
+        problem = copy.copy(self)
+        problem.__class__ = Problem
+        return problem.changed(**attributes)
+
+    @property
+    def divergence(self) -> Branches:
+        """The same branches with the stability loss alone."""
+        return self.changed(loss=_stability(self.branches, self.weights), gamma=None, label_loss=None)
+
+    @property
+    def _sampled_law(self) -> Law:
+        """The law of the stacked noises: scaled noise of the released code has a scale for each branch."""
+        if self.shared_noise or not any(noise.beta_scaled for noise in self.law.noises):
+            return self.law
+        size = self.features[0, 0].numel()
+        apart = tuple(
+            BranchNoise(one.base, True, one.sparsity, branches=self.branches, size=size) if one.beta_scaled else one
+            for one in self.law.noises
+        )
+        return replace(self.law, noise=apart)
+
+    @property
     def feature_shape(self) -> tuple[int, ...]:
-        """Shape of the noise of one row: noise that is shared has a single branch, and broadcasts."""
+        """Shape of the noise of one row; shared noise has a single branch, and broadcasts."""
         return (1 if self.shared_noise else self.branches, *self.features.shape[2:])
 
+    def branch_head(self, h: Tensor) -> Tensor:
+        """Features of one branch `(b, *feature)` to its outputs `(b, K)`."""
+        return super().head(h)
 
-def _stack(xs: Tensor | Sequence[Tensor]) -> Tensor:
-    """Branches as one tensor `(m, n, *input)`."""
+    def head(self, h: Tensor) -> Tensor:
+        """Features of all branches `(b, m, *feature)` to all outputs, `(b, m K)`."""
+        return super().head(h.flatten(0, 1)).unflatten(0, (len(h), -1)).flatten(1)
+
+
+def _stacked_inputs(xs: Tensor | Sequence[Tensor]) -> Tensor:
+    """The branches as one tensor `(m, n, *input)`."""
     if not isinstance(xs, Tensor):
         branches = list(xs)
         if not branches or not all(isinstance(x, Tensor) for x in branches):
@@ -213,114 +371,3 @@ def _stack(xs: Tensor | Sequence[Tensor]) -> Tensor:
     if xs.ndim < 3 or 0 in xs.shape:
         raise ValueError(f"xs: expected m >= 1 branches of n >= 1 samples, (m, n, *input), got {tuple(xs.shape)}.")
     return xs
-
-
-def build_branches(
-    model: nn.Module | Callable[[Tensor], Tensor],
-    xs: Tensor | Sequence[Tensor],
-    y: Tensor | None = None,
-    *,
-    layer: str = "",
-    params: Mapping[str, Tensor] | None = None,
-    weights: Tensor | Sequence[float] | None = None,
-    alpha: float = 1.0,
-    beta: float | None = None,
-    add_noise: float = 0.0,
-    mult_noise: float = 0.0,
-    noise: str | NoiseLaw | tuple[NoiseLaw, NoiseLaw] = "normal",
-    shared_noise: bool = False,
-    loss: str | Callable[[Tensor, Tensor], Tensor] = "stability",
-    gamma: float = GAMMA,
-    label_loss: str | PointwiseLoss | Callable = "cross_entropy",
-) -> Branches:
-    """Check everything a user passes and put it into one record (book: eq-jsd).
-
-    Source: NoisyMix, Lemma 2 and Theorem 2, as stated in `notation`.
-
-    Args:
-        model: network in eval mode, or any callable from inputs to outputs `(n, K)` or `(n,)`.
-        xs: the branches, `(m, n, *input)` or a sequence of m tensors: clean inputs, then augmented copies.
-        y: labels of the samples; needed for `loss="noisymix"` only.
-        layer: dotted name of the layer whose output is perturbed; `""` is the input.
-        params: parameters to use instead of the model's own, by name.
-        weights: π, m numbers ≥ 0 that sum to 1; `None` means 1/m each.
-        alpha: first Beta parameter of λ, which all branches share; 0 for no mixing.
-        beta: second Beta parameter, `None` means `alpha`.
-        add_noise: σ_add.
-        mult_noise: σ_mult.
-        noise: law of the noise, see `noise_laws`.
-        shared_noise: the same noise for all branches, instead of one drawn for each.
-        loss: `"stability"` (JSD, m ≥ 2), `"noisymix"` (loss of branch 1 plus γ JSD), or any smooth callable
-            `(outputs (b, m, K), labels (b, ...)) -> (b,)`, m ≥ 1.
-        gamma: γ ≥ 0, weight of the JSD in `"noisymix"`.
-        label_loss: loss of the labels in `"noisymix"`, see `pointwise_loss`; `"logistic"` for K = 1.
-
-    Raises:
-        ValueError: for branches, weights, laws, labels or layers that do not fit.
-        TypeError: for arguments of the wrong kind.
-
-    Example:
-        >>> two = build_branches(lambda x: x, torch.zeros(2, 5, 3), weights=[0.3, 0.7])
-        >>> two.branches, two.features.shape, two.loss.name
-        (2, torch.Size([5, 2, 3]), 'jensen_shannon')
-    """
-    xs = _stack(xs)
-    m, n = xs.shape[:2]
-    if loss in ("stability", "noisymix") and m < 2:
-        raise ValueError(f"xs: expected m >= 2 branches (m, n, *input) to compare, got shape {tuple(xs.shape)}.")
-    if not 0 <= gamma < float("inf"):
-        raise ValueError(f"gamma: expected a finite number >= 0, got {gamma!r}.")
-    if y is not None and len(y) != n:
-        raise ValueError(f"xs and y: expected the same number of samples, got {n} and {len(y)}.")
-    base = build_problem(
-        model, xs.flatten(0, 1), xs.new_zeros(m * n), layer=layer, params=params, alpha=alpha, beta=beta,
-        add_noise=add_noise, mult_noise=mult_noise, noise=noise, loss=lambda outputs, labels: outputs.sum(-1),
-    )  # fmt: skip
-    features = base.features.unflatten(0, (m, n)).transpose(0, 1)
-    pi = torch.full((m,), 1 / m, dtype=torch.float64) if weights is None else checked_weights(weights, m)
-    pi = pi.to(xs.device)
-    if loss == "stability":
-        composite, labels = _stability(m, pi), xs.new_zeros(n)
-    elif loss == "noisymix":
-        if y is None:
-            raise ValueError("y: expected labels of the samples for loss='noisymix', got None.")
-        composite = _noisymix(m, pi, gamma, pointwise_loss(label_loss))
-        labels = composite.prepare(base.head(features[:, 0]).detach(), y.to(xs.device))
-    elif callable(loss):
-        name = getattr(loss, "__name__", "custom")
-        composite = PointwiseLoss(name, lambda u, t: loss(u.unflatten(1, (m, -1)), t), lambda u, t: t)
-        labels = xs.new_zeros(n) if y is None else y.to(xs.device)
-    else:
-        raise ValueError(f"loss: expected 'stability', 'noisymix' or a callable, got {loss!r}.")
-
-    def head(h: Tensor) -> Tensor:
-        return base.head(h.flatten(0, 1)).unflatten(0, (len(h), m)).flatten(1)
-
-    values = composite(head(features), labels)
-    if values.shape != (n,) or not values.isfinite().all():
-        raise ValueError(f"loss: expected {n} finite values, one per sample, got {values.detach()}.")
-    size = features[0, 0].numel()
-    laws = base.laws
-    if not shared_noise:
-        laws = tuple(
-            BranchNoise(law.base, True, law.sparsity, branches=m, size=size) if law.beta_scaled else law for law in laws
-        )
-    same = {f.name: getattr(base, f.name) for f in fields(base)}
-    return Branches(
-        **same | {"features": features, "labels": labels, "head": head, "loss": composite, "laws": laws},
-        branch_head=base.head,
-        weights=pi,
-        shared_noise=shared_noise,
-    )
-
-
-def build_layers(model, xs, y=None, *, layer: str | Sequence[str] = "", **options) -> list[Branches]:
-    """One `Branches` per layer; `layer` may be a sequence of names, over which the theory averages uniformly.
-
-    Raises:
-        ValueError: if the sequence is empty, and as `build_branches`.
-    """
-    layers = [layer] if isinstance(layer, str) else list(layer)
-    if not layers:
-        raise ValueError("layer: expected a name or a non-empty sequence of names.")
-    return [build_branches(model, xs, y, layer=name, **options) for name in layers]

@@ -6,23 +6,25 @@ r"""The stability loss of NoisyMix: how far the predictions for several versions
 | $\pi_j$ | `weights` |
 | $p_j = \mathrm{softmax}(u_j)$, sigmoid if K = 1 | exp of `log_probabilities` |
 | $\mathrm{JSD}_\pi$ | `jensen_shannon` |
-| $\gamma\,\mathrm{JSD}_\pi$ | `JSDConsistency` |
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from .checks import one_of
 
 
 def jensen_shannon(
     logits: Tensor | Sequence[Tensor],
     weights: Tensor | Sequence[float] | None = None,
     *,
-    reduction: str = "mean",
+    reduction: Literal["mean", "sum", "none"] = "mean",
 ) -> Tensor:
     r"""Jensen-Shannon divergence of m predictive distributions, from their logits.
 
@@ -53,8 +55,7 @@ def jensen_shannon(
         >>> round(float(jensen_shannon([certain, -certain])), 6)  # log 2, nothing in common
         0.693147
     """
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}.")
+    one_of("reduction", reduction, ("mean", "sum", "none"))
     log_p = log_probabilities(_stacked(logits))
     if weights is None:
         value = (log_p.exp() * (log_p - (log_p.logsumexp(0) - math.log(len(log_p))))).sum(-1).mean(0)
@@ -63,48 +64,6 @@ def jensen_shannon(
         mixture = (log_p + pi.log()).logsumexp(0)
         value = (pi * log_p.exp() * (log_p - mixture)).sum((0, -1))
     return value if reduction == "none" else getattr(value, reduction)()
-
-
-class JSDConsistency(nn.Module):
-    r"""The stability term of a training loss, $\gamma$ times the mean Jensen-Shannon divergence.
-
-    NoisyMix adds it, over a clean and two augmented views of each image (m = 3, equal weights, γ = 12 in the released
-    code, which the defaults are), to the mixed-label cross entropy of the clean view alone. All views share λ, the
-    partners and the layer, and go through the model in one pass, so that batch statistics are shared as well.
-
-    Args:
-        weights: π, one number ≥ 0 for each branch, with sum 1; `None` means equal weights for any number of branches.
-        gamma: γ ≥ 0.
-
-    Raises:
-        ValueError: for weights that are no distribution, and a γ that is negative or not finite.
-
-    Example:
-        >>> consistency = JSDConsistency()
-        >>> clean, first, second = torch.zeros(3, 5, 10)
-        >>> consistency(clean, first, second)
-        tensor(0.)
-    """
-
-    weights: Tensor | None
-
-    def __init__(self, weights: Sequence[float] | Tensor | None = None, gamma: float = 12.0):
-        super().__init__()
-        if not 0 <= gamma < math.inf:
-            raise ValueError(f"gamma: expected a finite number >= 0, got {gamma!r}.")
-        self.gamma = float(gamma)
-        weights = None if weights is None else checked_weights(weights, len(weights))
-        self.register_buffer("weights", weights, persistent=False)
-
-    def forward(self, *logits: Tensor) -> Tensor:
-        """γ · mean JSD, 0-dim, of m tensors `(n, K)` or of one stacked tensor `(m, n, K)`."""
-        stacked = logits[0] if len(logits) == 1 else logits
-        return self.gamma * jensen_shannon(stacked, self.weights)
-
-    def extra_repr(self) -> str:
-        """Options, for `print(model)`."""
-        weights = None if self.weights is None else self.weights.tolist()
-        return f"weights={weights}, gamma={self.gamma}"
 
 
 def _stacked(logits: Tensor | Sequence[Tensor]) -> Tensor:

@@ -14,31 +14,51 @@ are a function of these features alone, sample by sample and without chance, is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..calculus.replacements import exact_derivatives
-from .network import Network, kind
+from .network import Network, Output, kind, replayed
 
 #: Samples on which `split` tries the network; the others are only looked at.
 PROBE_ROWS = 64
 
 
-@dataclass(frozen=True)
 class Split:
-    """A network cut in two: `model(x) == head(encode(x))`.
+    """A network cut in two: `model(x) == head(encode(x))`; made by `split`.
 
     Attributes:
-        encode: inputs `(batch, *input)` to features `(batch, *feature)`.
-        head: features `(batch, *feature)`, of any batch size, to outputs `(batch, K)` or `(batch,)`.
         layer: dotted name of the module whose output the features are; `""` for the input.
     """
 
-    encode: Callable[[Tensor], Tensor]
-    head: Callable[[Tensor], Tensor]
-    layer: str
+    def __init__(
+        self,
+        network: Network,
+        layer: str,
+        dummy: Tensor,
+        *,
+        repeat: bool = False,
+        front: Mapping[nn.Module, Tensor] | None = None,
+    ):
+        self.network, self.layer = network, layer
+        self._dummy, self._repeat, self._front = dummy, repeat, front or {}
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Inputs `(batch, *input)` to features `(batch, *feature)`."""
+        return self.network.encode(x, self.layer) if self.layer else x
+
+    def head(self, h: Tensor) -> Tensor:
+        """Features `(batch, *feature)`, of any batch size, to outputs `(batch, K)` or `(batch,)`.
+
+        The layers before the cut run on one example, to no effect; modules with a known output do not run at all.
+        """
+        if not self.layer:
+            return self.network(h.clone())
+        dummy = self._dummy.expand(len(h), *self._dummy.shape[1:]) if self._repeat else self._dummy
+        # Copies: an in-place layer behind (or at) the cut must not overwrite the caller's tensors
+        with self.network.hook(self.layer, lambda module, args, output: h.clone()), replayed(self._front):
+            return self.network(dummy.clone())
 
 
 def split(
@@ -47,6 +67,7 @@ def split(
     *,
     layer: str = "",
     params: Mapping[str, Tensor] | None = None,
+    output: Output = None,
 ) -> Split:
     r"""Cut a network at the output of one layer, after checking that the theory applies to the cut.
 
@@ -62,6 +83,8 @@ def split(
             finite, the first `PROBE_ROWS` are run through the network.
         layer: dotted name of a submodule, see `layer_names`; `""` is the input.
         params: parameters and buffers to use instead of the model's own, by name; the others stay.
+        output: which part of what the model returns are the outputs: a key, an attribute, a position, or a function;
+            `None` if it returns them alone.
 
     Returns:
         Split; what `encode` and `head` return follows device and dtype of their arguments.
@@ -81,7 +104,7 @@ def split(
         >>> cut.encode(x).shape, torch.equal(cut.head(cut.encode(x)), model(x))
         (torch.Size([5, 4]), True)
     """
-    network = Network(model, params)
+    network = Network(model, params, output)
     network.check(x, layer)
     try:
         cut, outputs = _cut(network, x, layer)
@@ -111,7 +134,7 @@ def layer_names(model: nn.Module | Callable[[Tensor], Tensor], x: Tensor | None 
         >>> layer_names(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh()))
         ['', '0', '1']
     """
-    network = Network(model, None)
+    network = Network(model)
     containers = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
     names = ["", *(name for name, module in network.modules.items() if not isinstance(module, containers))]
     if x is None:
@@ -132,7 +155,7 @@ def _cut(network: Network, x: Tensor, layer: str) -> tuple[Split, Tensor]:
     probe, dummy = x[:PROBE_ROWS], x[:1].detach()
     if not layer:
         outputs = network.outputs(probe)
-        return Split(encode=lambda x: x, head=lambda h: network(h.clone()), layer=layer), outputs
+        return Split(network, layer, dummy), outputs
 
     found = []
     outputs = network.outputs(probe, lambda module, args, output: found.append(_copy(output)), layer)
@@ -144,7 +167,7 @@ def _cut(network: Network, x: Tensor, layer: str) -> tuple[Split, Tensor]:
     for repeat in (False, True):
         try:
             with torch.no_grad():
-                same = _close(network.head(features, layer, other, repeat), expected)
+                same = _close(Split(network, layer, other, repeat=repeat).head(features), expected)
         except (RuntimeError, ValueError, IndexError, TypeError):
             same = False  # the model uses the batch size it saw before the layer
         if same:
@@ -153,11 +176,7 @@ def _cut(network: Network, x: Tensor, layer: str) -> tuple[Split, Tensor]:
         raise _Bypass
     # With the batch repeated everything may depend on the batch size, otherwise what comes before need not run again
     front = {} if repeat else network.front(layer, dummy)
-    return Split(
-        encode=lambda x: network.encode(x, layer),
-        head=lambda h: network.head(h, layer, dummy, repeat, front),
-        layer=layer,
-    ), outputs
+    return Split(network, layer, dummy, repeat=repeat, front=front), outputs
 
 
 def _check_features(found: list, layer: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
@@ -14,14 +13,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
+from .checks import near
+
+#: Which part of what the model returns are its outputs: a name or a position in it, or a function of it.
+Output = str | int | Callable | None
+
 
 class Stop(Exception):
-    """Ends the forward pass behind the layer whose output is wanted."""
+    """Raised behind the layer whose output is wanted, to end the forward pass there."""
 
 
 @contextlib.contextmanager
-def _replayed(outputs: Mapping[nn.Module, Tensor]):
-    """Modules return known outputs, whatever they are given, while the block lasts."""
+def replayed(outputs: Mapping[nn.Module, Tensor]):
+    """While the block lasts, these modules return known outputs, whatever they are given."""
     own = {module: vars(module)["forward"] for module in outputs if "forward" in vars(module)}
     try:
         for module, output in outputs.items():
@@ -36,14 +40,20 @@ def _replayed(outputs: Mapping[nn.Module, Tensor]):
 
 
 class Network:
-    """A model with its parameters and its modules by name: what can be called, read and overwritten."""
+    """A model with its parameters and its modules by name, which can be called, read and overwritten.
 
-    def __init__(self, model, params):
+    Args:
+        model: network or callable.
+        params: parameters and buffers to use instead of the model's own, by name.
+        output: which part of what the model returns are the outputs; `None` if it returns them alone.
+    """
+
+    def __init__(self, model, params=None, output: Output = None):
         while hasattr(model, "_orig_mod"):
             model = model._orig_mod
         if not callable(model):
             raise TypeError(f"model: expected an nn.Module or a callable, got {type(model).__name__}.")
-        self.model = model
+        self.model, self.output = model, output
         self.is_module = isinstance(model, nn.Module)
         self.modules = {}
         self.compiled = False
@@ -80,7 +90,22 @@ class Network:
     def __call__(self, x: Tensor) -> Tensor:
         """Outputs, run eagerly: a compiled call would ignore the hooks, and crashes under nested transforms."""
         with torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext():
-            return self.model(x) if self.params is None else functional_call(self.model, self.params, (x,))
+            found = self.model(x) if self.params is None else functional_call(self.model, self.params, (x,))
+        return found if self.output is None else self._picked(found)
+
+    def _picked(self, found):
+        """The outputs among everything that the model returns."""
+        if callable(self.output):
+            return self.output(found)
+        if isinstance(self.output, str) and hasattr(found, self.output):
+            return getattr(found, self.output)
+        try:
+            return found[self.output]
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"output: the model returns {kind(found)}, which has no {self.output!r}; name a key, an attribute or a "
+                "position of it, or give a function from it to a tensor of outputs."
+            ) from error
 
     @contextlib.contextmanager
     def hook(self, layer: str, action: Callable):
@@ -101,8 +126,8 @@ class Network:
                 raise ValueError(message) from error
         if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
             raise TypeError(
-                f"model: expected a floating-point tensor of outputs, got {kind(outputs)}; wrap the model "
-                "in an nn.Module that returns the logits alone."
+                f"model: expected a floating-point tensor of outputs, got {kind(outputs)}; say which part of it are "
+                "the logits, output='logits' for example."
             )
         if outputs.ndim not in (1, 2) or len(outputs) != len(x) or outputs.numel() == 0:
             raise ValueError(
@@ -156,21 +181,8 @@ class Network:
             if calls[module] == 1 and isinstance(output, Tensor) and not isinstance(module, torch.jit.ScriptModule)
         }
 
-    def head(
-        self, h: Tensor, layer: str, dummy: Tensor, repeat: bool, front: Mapping[nn.Module, Tensor] | None = None
-    ) -> Tensor:
-        """Outputs for features `h`; the layers before run on the one example `dummy`, to no effect.
-
-        Those in `front` do not run at all.
-        """
-        if repeat:
-            dummy = dummy.expand(len(h), *dummy.shape[1:])
-        # copies: an in-place layer behind (or at) the cut must not overwrite the caller's tensors
-        with self.hook(layer, lambda module, args, output: h.clone()), _replayed(front or {}):
-            return self(dummy.clone())
-
     def check(self, x: Tensor, layer: str) -> None:
-        """Whether `x` and `layer` suit the model, as far as can be said before running it."""
+        """Refuse an `x` or a `layer` that does not suit the model, as far as that is known before it runs."""
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a tensor (n, *input), got {type(x).__name__}.")
         if x.ndim == 0 or x.numel() == 0:
@@ -198,7 +210,7 @@ class Network:
         self._check_placement(x)
 
     def check_model(self) -> None:
-        """Whether the model is initialised, deterministic and without batch statistics."""
+        """Refuse a model that is not initialised, draws random numbers or uses the statistics of a batch."""
         modules = self.modules | ({"": self.model} if self.is_module else {})
         for name, module in modules.items():
             label = f"{type(module).__name__} {name!r}"
@@ -230,7 +242,7 @@ class Network:
 
 
 def is_random(module: nn.Module) -> bool:
-    """Whether the module draws random numbers in training mode."""
+    """True if the module draws random numbers in training mode."""
     if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
         return module.dropout > 0
     rate = getattr(module, "p", getattr(module, "drop_prob", 0))
@@ -242,17 +254,11 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
-def near(name: str, names: Iterable[str]) -> str:
-    """Names that may have been meant, as the end of a message."""
-    matches = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
-    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
-
-
 def kind(value: object) -> str:
-    """What a value is, for a message."""
+    """The type or dtype of a value, for a message."""
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
 def listed(values: Iterable) -> str:
-    """Alternatives, for a message."""
+    """Values joined by "or", for a message."""
     return " or ".join(sorted(map(str, values)))

@@ -14,12 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..calculus.replacements import exact_derivatives
+from .checks import one_of
+
+LossName = Literal["cross_entropy", "logistic", "square"]
 
 
 @dataclass(frozen=True)
@@ -198,9 +202,7 @@ def pointwise_loss(loss: str | PointwiseLoss | Callable[[Tensor, Tensor], Tensor
     if isinstance(loss, PointwiseLoss):
         return loss
     if isinstance(loss, str):
-        if loss not in _BY_NAME:
-            raise ValueError(f"loss: expected one of {sorted(_BY_NAME)} or a callable, got {loss!r}.")
-        return _BY_NAME[loss]
+        return _BY_NAME[one_of("loss", loss, sorted(_BY_NAME))]
     if not callable(loss):
         raise TypeError(
             f"loss: expected a name or a callable (outputs, labels) -> (batch,), got {type(loss).__name__}."

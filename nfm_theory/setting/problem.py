@@ -1,16 +1,19 @@
-r"""One layer of one network with its data, loss and laws: the setting in which every statement is made.
+r"""One layer of one network with its data, its loss and its law: the setting in which every statement is made.
 
 | symbol | here |
 |---|---|
 | $g_i$, features at layer k | `Problem.features[i]` |
 | $f_k$, the head | `Problem.head` |
 | $\ell(f_k(\cdot), y_i)$ | `Problem.losses(h, i)` |
+| $P(r \mid i)$, the partner of sample i; 1/n if nothing else is said | `Problem.partners` |
+| $\sum_r P(r \mid i)\, g_r - g_i$ | `Problem.drift[i]` |
 | $e_i(\varepsilon)$ | `perturb(...) - features[i]` |
 | $\varphi(\varepsilon)$, the loss along a draw | `Problem.path(draw)` |
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,30 +23,39 @@ from torch.overrides import TorchFunctionMode
 
 from ..calculus.replacements import exact_derivatives
 from .draws import Draw, sample_draw
-from .laws import MixingLaw, NoiseLaw, noise_laws
+from .law import Law
 from .layers import split
-from .pointwise import PointwiseLoss, pointwise_loss
+from .network import Output
+from .noise import NoiseLaw
+from .options import block_bytes
+from .pointwise import LossName, PointwiseLoss, pointwise_loss
+from .quadrature import MAX_ROWS, Grid, build_grid
 
-#: Memory that a block of head evaluations may take unless the caller says otherwise, in bytes.
-MEMORY_LIMIT = 2**27
+#: Memory that a block of head evaluations may take unless `options` says otherwise, in bytes.
+BLOCK_BYTES = 2**27
+Model = nn.Module | Callable[[Tensor], Tensor]
+Loss = LossName | PointwiseLoss | Callable[[Tensor, Tensor], Tensor]
 
 
-def perturbation(
-    features: Tensor, draw: Draw, *, add_noise: float = 0.0, mult_noise: float = 0.0
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def perturbation(features: Tensor, draw: Draw, law: Law) -> tuple[Tensor, Tensor, Tensor | None]:
     """The perturbation of every row as a polynomial in ε: `(g_i, e¹, e²)` with `e_i(ε) = ε e¹ + ε² e²`.
 
-    `e²` is `None` where it vanishes (no multiplicative noise). Arguments as `perturb`.
+    `e²` is `None` where it vanishes (no multiplicative noise).
+
+    Args:
+        features: features g of the samples, `(n, *feature)`.
+        draw: rows of randomness.
+        law: gives the levels of the noises.
     """
     first = features[draw.anchor]
     linear = (1 - draw.lam).reshape(-1, *[1] * (features.ndim - 1)) * (features[draw.index] - first)
     quadratic = None
-    if draw.mult is not None and mult_noise:
-        factor = mult_noise * draw.mult
+    if draw.mult is not None and law.mult_noise:
+        factor = law.mult_noise * draw.mult
         quadratic = factor * linear
         linear = linear + factor * first
-    if draw.add is not None and add_noise:
-        linear = linear + add_noise * draw.add
+    if draw.add is not None and law.add_noise:
+        linear = linear + law.add_noise * draw.add
     return first, linear, quadratic
 
 
@@ -58,14 +70,7 @@ def _displace(parts: tuple[Tensor, Tensor, Tensor | None], eps: float | Tensor) 
     return first + eps * (linear if quadratic is None else linear + eps * quadratic)
 
 
-def perturb(
-    features: Tensor,
-    draw: Draw,
-    *,
-    eps: float | Tensor = 1.0,
-    add_noise: float = 0.0,
-    mult_noise: float = 0.0,
-) -> Tensor:
+def perturb(features: Tensor, draw: Draw, law: Law, *, eps: float | Tensor = 1.0) -> Tensor:
     r"""Mixed and noisy features `g_i + e_i(ε)` of every row of a draw.
 
     $$ (1 + \varepsilon\sigma_{mult}\,\xi_{mult}) \odot \big(g_i + \varepsilon(1-\lambda)(g_r - g_i)\big)
@@ -74,21 +79,20 @@ def perturb(
     Args:
         features: features g of the samples, `(n, *feature)`.
         draw: rows of randomness.
+        law: gives the levels σ_add and σ_mult.
         eps: scale of the perturbation, a number, 0-dim or one per row `(rows,)`; 1 is what is trained.
-        add_noise: σ_add ≥ 0.
-        mult_noise: σ_mult ≥ 0.
 
     Returns:
         `(rows, *feature)`.
 
     Example:
-        >>> from nfm_theory import Draw
+        >>> from nfm_theory import Draw, Law
         >>> g = torch.tensor([[0.0, 0.0], [4.0, 8.0]])
         >>> rows = Draw(anchor=torch.tensor([0]), lam=torch.tensor([0.75]), index=torch.tensor([1]))
-        >>> perturb(g, rows)
+        >>> perturb(g, rows, Law())
         tensor([[1., 2.]])
     """
-    return _displace(perturbation(features, draw, add_noise=add_noise, mult_noise=mult_noise), eps)
+    return _displace(perturbation(features, draw, law), eps)
 
 
 class _OutputBytes(TorchFunctionMode):
@@ -105,31 +109,160 @@ class _OutputBytes(TorchFunctionMode):
         return out
 
 
-@dataclass(frozen=True)
 class Problem:
-    """The setting of the theory; built by `build_problem`.
+    r"""One layer of one network with data, loss and law, checked and cut once; every verb of the library takes one.
+
+    Args:
+        model: network in eval mode, or any callable from inputs to outputs `(n, K)` or `(n,)`.
+        x: inputs, `(n, *input)`; device and dtype of everything follow them.
+        y: labels: class indices `(n,)`, distributions or targets `(n, K)`, or 0/1 and targets `(n,)` for one output.
+        layer: dotted name of the layer whose output is perturbed, see `layer_names`; `""` is the input.
+        law: law of mixing and noise. Attacks, certificates and margins need none; everything else does.
+        loss: `"cross_entropy"`, `"logistic"`, `"square"`, or a smooth callable `(outputs, labels) -> (batch,)`.
+        params: parameters to use instead of the model's own, by name.
+        output: which part of what the model returns are the outputs: a key, an attribute, a position, or a function;
+            `None` if the model returns them alone.
+        partners: probability `P(r|i)` that sample r is the partner of sample i, `(n, n)` with rows that sum to 1;
+            `None` is 1/n, as in Mixup. See `k_mixup_weights` and `self_weights`.
 
     Attributes:
-        layer: name of the layer, `""` for the input.
         features: g, `(n, *feature)`.
-        labels: labels in the form the loss expects, `(n, ...)`.
-        head: features `(b, *feature)` to outputs `(b, K)`.
-        loss: the pointwise loss.
-        mixing: law of λ.
-        add_noise: σ_add.
-        mult_noise: σ_mult.
-        laws: laws of the additive and the multiplicative noise.
+        labels: labels in the form that the loss expects, `(n, ...)`.
+
+    Raises:
+        ValueError: for data, labels, layers, partners or models that do not fit; the message says what to do.
+        TypeError: for arguments of the wrong kind.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+        >>> Problem(model, torch.ones(5, 3), torch.tensor([0, 1, 0, 1, 1]), layer="1", law=Law(add_noise=0.4))
+        Problem(layer '1': 5 samples, features (4,), 2 outputs, cross_entropy; alpha = 1, beta = 1, add_noise = 0.4, \
+mult_noise = 0, normal noise)
     """
 
-    layer: str
-    features: Tensor
     labels: Tensor
-    head: Callable[[Tensor], Tensor]
     loss: PointwiseLoss
-    mixing: MixingLaw
-    add_noise: float
-    mult_noise: float
-    laws: tuple[NoiseLaw, NoiseLaw]
+
+    def __init__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        *,
+        layer: str = "",
+        law: Law | None = None,
+        loss: Loss = "cross_entropy",
+        params: Mapping[str, Tensor] | None = None,
+        output: Output = None,
+        partners: Tensor | None = None,
+    ):
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+            raise TypeError(f"x and y: expected tensors, got {type(x).__name__} and {type(y).__name__}.")
+        if len(x) != len(y):
+            raise ValueError(f"x and y: expected the same number of samples, got {len(x)} and {len(y)}.")
+        self._open(model, x, layer, law, params, output)
+        self._set_loss(pointwise_loss(loss), y, self.head(self.features))
+        self.partners = None if partners is None else _checked_partners(partners, self.features)
+
+    @staticmethod
+    def at_layers(
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        *,
+        layers: Sequence[str],
+        law: Law | None = None,
+        loss: Loss = "cross_entropy",
+        params: Mapping[str, Tensor] | None = None,
+        output: Output = None,
+        partners: Tensor | None = None,
+    ) -> list[Problem]:
+        """One problem for each of several layers; the verbs average over them, as training does.
+
+        Args:
+            model: network in eval mode.
+            x: inputs, `(n, *input)`.
+            y: labels.
+            layers: dotted names, `""` for the input.
+            law: law of mixing and noise.
+            loss: name of the loss, or a smooth callable.
+            params: parameters to use instead of the model's own, by name.
+            output: which part of what the model returns are the outputs.
+            partners: law of the partners.
+
+        Raises:
+            ValueError: if there is no layer, and for everything that `Problem` refuses.
+        """
+        shared = {"law": law, "loss": loss, "params": params, "output": output, "partners": partners}
+        return [Problem(model, x, y, layer=layer, **shared) for layer in checked_layers(layers)]
+
+    def _open(self, model: Model, x: Tensor, layer: str, law, params, output=None) -> None:
+        """Cut the network and keep what belongs to the setting."""
+        if isinstance(layer, (list, tuple)):
+            raise TypeError(f"layer: expected one name, got {layer!r}; at_layers(..., layers=[...]) takes several.")
+        if law is not None and not isinstance(law, Law):
+            raise TypeError(f"law: expected an nfm_theory.Law, got {type(law).__name__}.")
+        self.model, self.layer, self.params, self._law = model, layer, params, law
+        with exact_derivatives():
+            self._split = split(model, x, layer=layer, params=params, output=output)
+            self.features = self._split.encode(x)
+
+    def _set_loss(self, loss: PointwiseLoss, y: Tensor, outputs: Tensor) -> None:
+        """Bring the labels into the form of the loss, and check its values."""
+        self.loss, n = loss, len(outputs)
+        self.labels = loss.prepare(outputs.detach(), y.to(outputs.device))
+        values = loss(outputs, self.labels)
+        if values.shape != (n,):
+            raise ValueError(f"loss: expected one value per sample, shape ({n},), got {tuple(values.shape)}.")
+        if not values.isfinite().all():
+            raise ValueError(f"loss: {int((~values.isfinite()).sum())} of {n} per-sample losses are not finite.")
+
+    def changed(self, **attributes) -> Problem:
+        """A copy with other attributes, such as `features`, `labels`, `loss` or `law`; nothing is checked again.
+
+        Args:
+            **attributes: new values by name.
+        """
+        other = copy.copy(self)
+        for name, value in attributes.items():
+            setattr(other, "_law" if name == "law" else name, value)
+        return other
+
+    def __repr__(self) -> str:
+        outputs = self.head(self.features[:1]).shape[-1]
+        place = f"layer {self.layer!r}" if self.layer else "input"
+        return (
+            f"{type(self).__name__}({place}: {len(self.features)} samples, "
+            f"features {self.feature_shape}, {outputs} outputs, {self.loss.name}; {self._law or 'no law'})"
+        )
+
+    @property
+    def law(self) -> Law:
+        """The law of mixing and noise.
+
+        Raises:
+            ValueError: if the problem was built without one.
+        """
+        if self._law is None:
+            raise ValueError("law: expected a law of mixing and noise; build the problem with law=nfm_theory.Law(...).")
+        return self._law
+
+    @property
+    def mixing(self):
+        """The law of λ."""
+        return self.law.mixing
+
+    @property
+    def noises(self) -> tuple[NoiseLaw | None, NoiseLaw | None]:
+        """The laws of additive and multiplicative noise, `None` where the level is 0."""
+        law = self._sampled_law
+        add, mult = law.noises
+        return add if law.add_noise else None, mult if law.mult_noise else None
+
+    @property
+    def _sampled_law(self) -> Law:
+        """The law with which noise of the shape of the features is drawn."""
+        return self.law
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
@@ -137,39 +270,82 @@ class Problem:
         return tuple(self.features.shape[1:])
 
     @property
-    def active_laws(self) -> tuple[NoiseLaw | None, NoiseLaw | None]:
-        """The noise laws, `None` where the level is 0."""
-        return (
-            self.laws[0] if self.add_noise else None,
-            self.laws[1] if self.mult_noise else None,
-        )
+    def drift(self) -> Tensor:
+        """Mean direction to the partner of every sample, `(n, *feature)`."""
+        g = self.features
+        mean = g.mean(0) if self.partners is None else torch.tensordot(self.partners.to(g), g, dims=1)
+        return mean - g
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Inputs `(b, *input)` to features `(b, *feature)`."""
+        return self._split.encode(x)
+
+    def head(self, h: Tensor) -> Tensor:
+        """Features `(b, *feature)` to outputs `(b, K)`; its derivatives of every order are right."""
+        with exact_derivatives():
+            outputs = self._split.head(h)
+        return outputs.unsqueeze(-1) if outputs.ndim == 1 else outputs
 
     def losses(self, h: Tensor, rows: Tensor) -> Tensor:
         """ℓ(f(h_b), y_{rows_b}), `(b,)`."""
         return self.loss(self.head(h), self.labels[rows])
 
     def perturbation(self, draw: Draw) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`(g_i, e¹, e²)` of every row."""
-        return perturbation(self.features, draw, add_noise=self.add_noise, mult_noise=self.mult_noise)
+        """`(g_i, e¹, e²)` of every row, see `perturbation`."""
+        return perturbation(self.features, draw, self.law)
 
-    def draw(self, num_samples: int, replicates: int, **options) -> Draw:
-        """Sample rows of this problem's laws; options as `sample_draw`."""
-        add, mult = self.active_laws
-        return sample_draw(
-            num_samples,
-            self.feature_shape,
-            mixing=self.mixing,
-            noise=self.laws,
-            replicates=replicates,
-            additive=add is not None,
-            multiplicative=mult is not None,
-            dtype=self.features.dtype,
-            device=self.features.device,
-            **options,
-        )
+    def draw(
+        self,
+        num_samples: int,
+        replicates: int,
+        *,
+        unmixed: bool = True,
+        as_trained: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Draw:
+        """Sample rows of this problem's law, see `sample_draw`.
+
+        Args:
+            num_samples: n, or the size of a minibatch.
+            replicates: how often each sample is the first one of a row.
+            unmixed: True draws λ from the law after label unmixing, False from Beta(α, β).
+            as_trained: True draws one λ, one permutation and one scale of the noise for all samples.
+            generator: random generator of everything.
+
+        Raises:
+            ValueError: for a permutation, or a minibatch, of partners that are not uniform.
+        """
+        draw = sample_draw(
+            num_samples, self.feature_shape, self._sampled_law, replicates=replicates, unmixed=unmixed,
+            as_trained=as_trained, generator=generator, dtype=self.features.dtype, device=self.features.device,
+        )  # fmt: skip
+        if self.partners is None:
+            return draw
+        if as_trained or num_samples != len(self.features):
+            raise ValueError("partners: one permutation of a minibatch has uniform partners; use method='monte_carlo'.")
+        device = draw.index.device if generator is None else generator.device
+        rows = self.partners.to(device)[draw.anchor.to(device)]
+        index = torch.multinomial(rows, 1, generator=generator).squeeze(1)
+        return Draw(draw.anchor, draw.lam, index.to(draw.index.device), draw.add, draw.mult)
+
+    def grid(
+        self,
+        *,
+        rule: str,
+        degree: int,
+        num_lam: int,
+        num_noise: int = 12,
+        max_rows: int = MAX_ROWS,
+        unmixed: bool = True,
+    ) -> Grid:
+        """The deterministic rule of this problem, see `build_grid`."""
+        return build_grid(
+            len(self.features), self.feature_shape, self.mixing, *self.noises, partners=self.partners, rule=rule,
+            degree=degree, num_lam=num_lam, num_noise=num_noise, unmixed=unmixed, max_rows=max_rows,
+        )  # fmt: skip
 
     def path(self, draw: Draw) -> Path:
-        """φ: ε (0-dim, or one per row) to the losses of the rows, label of the first sample, `(rows,)`."""
+        """φ: ε (0-dim, or one per row) to the losses of the rows with the label of the first sample, `(rows,)`."""
         return Path(self, draw.anchor, *self.perturbation(draw))
 
     def mixed_label_losses(self, draw: Draw) -> Tensor:
@@ -178,18 +354,22 @@ class Problem:
         first, second = (self.loss(outputs, self.labels[rows]) for rows in (draw.anchor, draw.index))
         return draw.lam * first + (1 - draw.lam) * second
 
-    def block_rows(self, memory_limit: int | None = None, *, passes: int = 1) -> int:
-        """Rows that fit in `memory_limit` bytes when each costs the memory of `passes` forward passes."""
-        totals = []
+    def block_rows(self, *, passes: int = 1) -> int:
+        """Rows that fit in one block of memory when each costs the memory of `passes` forward passes.
+
+        Raises:
+            ValueError: if the caller allows less than one row takes.
+        """
+        totals, limit = [], block_bytes()
         for rows in (1, 2):  # the difference: what lies before the layer runs once, however many rows there are
             with torch.no_grad(), _OutputBytes() as count:
                 index = torch.zeros(rows, dtype=torch.long, device=self.features.device)
                 self.losses(self.features[index], index)
             totals.append(count.total)
         per_row = (totals[1] - totals[0] + 4 * self.features[0].nbytes) * passes
-        if memory_limit is not None and memory_limit < per_row:
-            raise ValueError(f"memory_limit: one row alone needs about {per_row} bytes, got a limit of {memory_limit}.")
-        return max(1, int((MEMORY_LIMIT if memory_limit is None else memory_limit) // per_row))
+        if limit is not None and limit < per_row:
+            raise ValueError(f"block_bytes: one row alone needs about {per_row} bytes, got a limit of {limit}.")
+        return max(1, int((BLOCK_BYTES if limit is None else limit) // per_row))
 
 
 @dataclass(frozen=True)
@@ -198,7 +378,7 @@ class Path:
 
     Attributes:
         problem: the setting.
-        anchor: index i of the rows, `(rows,)`.
+        anchor: index i of the first sample of each row, `(rows,)`.
         first: g_i, `(rows, *feature)`.
         linear: e¹.
         quadratic: e², `None` where it vanishes.
@@ -212,90 +392,46 @@ class Path:
 
     def __call__(self, eps: float | Tensor) -> Tensor:
         """φ(ε), `(rows,)`; ε a number, 0-dim, or one per row."""
-        return self.problem.losses(_displace((self.first, self.linear, self.quadratic), eps), self.anchor)
+        outputs = self.problem.head(_displace((self.first, self.linear, self.quadratic), eps))
+        return self.problem.loss(outputs, self.problem.labels[self.anchor])
 
 
-def check_level(name: str, value: float) -> float:
-    """A noise level, refused unless finite and not negative."""
-    if not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
-        raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}.")
-    return float(value)
+def _checked_partners(partners: Tensor, features: Tensor) -> Tensor:
+    """`P(r|i)` in float64 on the device of the features, refused if it is no law."""
+    n = len(features)
+    if not isinstance(partners, Tensor) or partners.shape != (n, n):
+        came = getattr(partners, "shape", partners)
+        raise ValueError(f"partners: expected P(r|i) of shape ({n}, {n}), got {came!r}.")
+    partners = partners.to(features.device, torch.float64)
+    if (partners < 0).any() or not torch.allclose(partners.sum(1), partners.new_ones(n), atol=1e-6):
+        raise ValueError("partners: expected non-negative rows that sum to 1.")
+    return partners
 
 
-def build_problem(
-    model: nn.Module | Callable[[Tensor], Tensor],
-    x: Tensor,
-    y: Tensor,
-    *,
-    layer: str = "",
-    params: Mapping[str, Tensor] | None = None,
-    alpha: float = 1.0,
-    beta: float | None = None,
-    add_noise: float = 0.0,
-    mult_noise: float = 0.0,
-    noise: str | NoiseLaw | tuple[NoiseLaw, NoiseLaw] = "normal",
-    loss: str | PointwiseLoss | Callable = "cross_entropy",
-) -> Problem:
-    """Check everything a user passes and put it into one record.
-
-    Args:
-        model: network in eval mode, or any callable from inputs to outputs `(n, K)` or `(n,)`.
-        x: inputs, `(n, *input)`; fixes device and dtype.
-        y: labels, see `losses`.
-        layer: dotted name of the layer whose output is perturbed; `""` is the input.
-        params: parameters to use instead of the model's own, by name.
-        alpha: first Beta parameter; 0 for no mixing.
-        beta: second Beta parameter, `None` means `alpha`.
-        add_noise: σ_add.
-        mult_noise: σ_mult.
-        noise: law of the noise, see `noise_laws`.
-        loss: pointwise loss, see `pointwise_loss`.
+def checked_layers(layers: Sequence[str]) -> list[str]:
+    """The names of several layers.
 
     Raises:
-        ValueError: for data, laws, labels or layers that do not fit (and, by `split`, for unfit models).
-        TypeError: for arguments of the wrong kind.
+        ValueError: if there is none, or a single name that is no sequence.
     """
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-        raise TypeError(f"x and y: expected tensors, got {type(x).__name__} and {type(y).__name__}.")
-    if len(x) != len(y):
-        raise ValueError(f"x and y: expected the same number of samples, got {len(x)} and {len(y)}.")
-    with exact_derivatives():
-        parts = split(model, x, layer=layer, params=params)
-        features = parts.encode(x)
-
-        def head(h: Tensor) -> Tensor:
-            with exact_derivatives():
-                outputs = parts.head(h)
-            return outputs.unsqueeze(-1) if outputs.ndim == 1 else outputs
-
-        outputs = head(features)
-    loss = pointwise_loss(loss)
-    labels = loss.prepare(outputs.detach(), y.to(x.device))
-    values = loss(outputs, labels)
-    if values.shape != (len(x),):
-        raise ValueError(f"loss: expected one value per sample, shape ({len(x)},), got {tuple(values.shape)}.")
-    if not values.isfinite().all():
-        raise ValueError(f"loss: {int((~values.isfinite()).sum())} of {len(x)} per-sample losses are not finite.")
-    return Problem(
-        layer=layer,
-        features=features,
-        labels=labels,
-        head=head,
-        loss=loss,
-        mixing=MixingLaw(alpha, beta),
-        add_noise=check_level("add_noise", add_noise),
-        mult_noise=check_level("mult_noise", mult_noise),
-        laws=noise_laws(noise),
-    )
+    if isinstance(layers, str) or not list(layers):
+        raise ValueError(f"layers: expected a non-empty sequence of names, got {layers!r}; layer= takes a single one.")
+    return list(layers)
 
 
-def build_problems(model, x: Tensor, y: Tensor, *, layer: str | Sequence[str] = "", **options) -> list[Problem]:
-    """One `Problem` per layer; `layer` may be a sequence of names, over which the theory averages uniformly.
+def as_problems(problem: Problem | Sequence[Problem]) -> list[Problem]:
+    """One problem, or several over which a verb averages, as a list.
 
     Raises:
-        ValueError: if the sequence is empty, and as `build_problem`.
+        TypeError: for anything else.
+        ValueError: for an empty sequence.
     """
-    layers = [layer] if isinstance(layer, str) else list(layer)
-    if not layers:
-        raise ValueError("layer: expected a name or a non-empty sequence of names.")
-    return [build_problem(model, x, y, layer=name, **options) for name in layers]
+    problems = list(problem) if isinstance(problem, (list, tuple)) else [problem]
+    if not all(isinstance(p, Problem) for p in problems):
+        raise TypeError(
+            f"problem: expected an nfm_theory.Problem or a list of them, got {type(problem).__name__}; build it with "
+            "nfm_theory.Problem(model, x, y, layer=..., law=...)."
+        )
+    if not problems:
+        raise ValueError("problem: expected at least one problem, got an empty list.")
+    return problems

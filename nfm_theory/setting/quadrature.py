@@ -15,17 +15,20 @@ Calculation of Multiple Integrals*, 1971, rules 3-1 and 5-2, here for any symmet
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import comb, prod
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from .checks import one_of
 from .draws import Draw
-from .laws import MixingLaw, NoiseLaw
+from .mixing import FixedMixing, MixingLaw
+from .noise import NoiseLaw
+from .options import progress_bar
 
 #: Largest grid that is evaluated without being asked for, in rows (evaluations of the head).
 MAX_ROWS = 50_000_000
@@ -61,8 +64,7 @@ def rule_points(name: str, d: int, add: NoiseLaw | None, mult: NoiseLaw | None, 
     Raises:
         ValueError: for an unknown rule.
     """
-    if name not in RULES:
-        raise ValueError(f"rule: expected one of {RULES} (or 'auto'), got {name!r}.")
+    one_of("rule", name, RULES)
     laws = [law for law in (add, mult) if law is not None]
     if not laws:
         return 1
@@ -174,61 +176,81 @@ class Grid:
         mixing: law of λ.
         rule: noise rule.
         num_lam: Gauss-Jacobi nodes per Beta part.
-        unmixed: λ from the unmixed law (otherwise from Beta(α, β)).
+        unmixed: True takes λ from the law after label unmixing, False from Beta(α, β).
+        partners: `P(r|i)`, `(n, n)`; `None` for uniform partners. Pairs of probability 0 are left out.
     """
 
     num_samples: int
     feature_shape: tuple[int, ...]
-    mixing: MixingLaw
+    mixing: MixingLaw | FixedMixing
     rule: NoiseRule
     num_lam: int = 8
     unmixed: bool = True
+    partners: Tensor | None = None
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(samples, partners, λ nodes, noise nodes)."""
-        return *_pair_shape(self.num_samples, self.mixing, self.num_lam, self.unmixed), len(self.rule.weights)
+    def shape(self) -> tuple[int, int, int]:
+        """(pairs of samples, λ nodes, noise nodes)."""
+        pairs = _num_pairs(self.num_samples, self.mixing, self.unmixed, self.partners)
+        return pairs, len(self.mixing.nodes(self.num_lam, unmixed=self.unmixed)[0]), len(self.rule.weights)
 
     @property
     def rows(self) -> int:
         """Number of evaluations of the head."""
         return prod(self.shape)
 
-    def blocks(self, block_rows: int, *, dtype: torch.dtype, device) -> Iterator[tuple[Draw, Tensor]]:
-        """The rows in blocks of at most `block_rows`, with their weights."""
+    def blocks(self, block_rows: int, *, like: Tensor, title: str) -> Iterator[tuple[Draw, Tensor]]:
+        """The rows in blocks of at most `block_rows`, with their weights, under a progress bar.
+
+        Args:
+            block_rows: rows of a block.
+            like: features, which give dtype and device.
+            title: what is computed, for the progress bar.
+        """
+        dtype, device = like.dtype, like.device
         lam, lam_weight = (torch.from_numpy(a) for a in self.mixing.nodes(self.num_lam, unmixed=self.unmixed))
         lam, weight = lam.to(device, dtype), lam_weight.to(device, torch.float64)
         add, mult = (
             None if part is None else part.to(device, dtype).reshape(-1, *self.feature_shape)
             for part in (self.rule.add, self.rule.mult)
         )
-        noise_weight = self.rule.weights.to(device)
-        n, partners, lams, noises = self.shape
-        for start in range(0, self.rows, block_rows):
-            row = torch.arange(start, min(start + block_rows, self.rows), device=device)
-            noise, row = row % noises, row // noises
-            node, row = row % lams, row // lams
-            anchor, partner = row // partners, row % partners
-            draw = Draw(
-                anchor=anchor,
-                lam=lam[node],
-                index=partner if partners > 1 else anchor,
-                add=None if add is None else add[noise],
-                mult=None if mult is None else mult[noise],
-            )
-            yield draw, weight[node] * noise_weight[noise] / (n * partners)
+        noise_weight, n = self.rule.weights.to(device), self.num_samples
+        chosen = None if self.partners is None else self.partners.nonzero().to(device)
+        pairs, lams, noises = self.shape
+        per_anchor = pairs // n
+        with progress_bar(title=title, total=self.rows, unit="row") as bar:
+            for start in range(0, self.rows, block_rows):
+                row = torch.arange(start, min(start + block_rows, self.rows), device=device)
+                noise, row = row % noises, row // noises
+                node, pair = row % lams, row // lams
+                if chosen is None:
+                    anchor, partner = pair // per_anchor, pair % per_anchor
+                    weights = weight[node] * noise_weight[noise] / (n * per_anchor)
+                else:
+                    anchor, partner = chosen[pair].unbind(1)
+                    weights = weight[node] * noise_weight[noise] * self.partners.to(device)[anchor, partner] / n
+                draw = Draw(
+                    anchor=anchor,
+                    lam=lam[node],
+                    index=partner if pairs > n or chosen is not None else anchor,
+                    add=None if add is None else add[noise],
+                    mult=None if mult is None else mult[noise],
+                )
+                yield draw, weights
+                bar.update(len(draw))
 
 
-def _pair_shape(num_samples: int, mixing: MixingLaw, num_lam: int, unmixed: bool) -> tuple[int, int, int]:
-    """Where nothing is mixed the only partner is the sample itself."""
-    lam, _ = mixing.nodes(num_lam, unmixed=unmixed)
-    return num_samples, num_samples if mixing.mixes or not unmixed else 1, len(lam)
+def _num_pairs(num_samples: int, mixing: MixingLaw | FixedMixing, unmixed: bool, partners: Tensor | None) -> int:
+    """Pairs of samples; where nothing is mixed the only partner is the sample itself."""
+    if partners is not None:
+        return int((partners != 0).sum())
+    return num_samples * (num_samples if mixing.mixes or not unmixed else 1)
 
 
 def build_grid(
     num_samples: int,
     feature_shape: tuple[int, ...],
-    mixing: MixingLaw,
+    mixing: MixingLaw | FixedMixing,
     add: NoiseLaw | None,
     mult: NoiseLaw | None,
     *,
@@ -238,6 +260,7 @@ def build_grid(
     num_noise: int,
     unmixed: bool,
     max_rows: int,
+    partners: Tensor | None = None,
 ) -> Grid:
     """Choose and build a grid of at most `max_rows` rows.
 
@@ -245,48 +268,46 @@ def build_grid(
     polynomials of `degree` in the noise; `rule="smallest"` takes whatever is exact to that degree with fewest points.
 
     Raises:
-        GridTooLargeError: with the size of each factor and the ways out.
+        GridTooLargeError: if the grid has more rows; the message has the size of each factor and the ways out.
         ValueError: for an unknown rule.
     """
     d = prod(feature_shape)
-    pairs = _pair_shape(num_samples, mixing, num_lam, unmixed)
+    pairs = _num_pairs(num_samples, mixing, unmixed, partners)
+    lams = len(mixing.nodes(num_lam, unmixed=unmixed)[0])
     cubature = "tensor" if degree > 5 else ("cubature-3" if degree <= 3 else "cubature-5")
     if rule == "auto":
-        fits = prod(pairs) * rule_points("tensor", d, add, mult, num_noise) <= max_rows
+        fits = pairs * lams * rule_points("tensor", d, add, mult, num_noise) <= max_rows
         rule = "tensor" if fits else cubature
     elif rule == "smallest":
         num_noise = degree // 2 + 1
         rule = min(("tensor", cubature), key=lambda name: rule_points(name, d, add, mult, num_noise))
     points = rule_points(rule, d, add, mult, num_noise)
-    if prod(pairs) * points > max_rows:
-        n, partners, lam = pairs
+    if pairs * lams * points > max_rows:
         raise GridTooLargeError(
-            f"The deterministic rule needs {prod(pairs) * points:.3g} evaluations of the head ({n} samples × "
-            f"{partners} partners × {lam} λ nodes × {points:.3g} noise nodes of rule {rule!r} over {d} features), "
-            f"more than max_rows = {max_rows:.3g}. Use fewer samples, rule='cubature-3', a larger max_rows, or "
+            f"The deterministic rule needs {pairs * lams * points:.3g} evaluations of the head ({pairs} pairs of "
+            f"samples × {lams} λ nodes × {points:.3g} noise nodes of rule {rule!r} over {d} features), more than "
+            f"max_rows = {max_rows:.3g}. Use fewer samples, rule='cubature-3', a larger max_rows, or "
             "method='monte_carlo'."
         )
     built = noise_rule(rule, d, add, mult, num_nodes=num_noise)
-    return Grid(num_samples, feature_shape, mixing, built, num_lam, unmixed)
+    return Grid(num_samples, feature_shape, mixing, built, num_lam, unmixed, partners)
 
 
-def integrate(
-    blocks: Iterator[tuple[Draw, Tensor]],
-    function: Callable[[Draw], Tensor],
-    *,
-    total_rows: int,
-    progress: bool | None = None,
-    title: str = "quadrature",
-) -> Tensor:
-    """Weighted sum of `function(draw)`, `(rows, *out) -> (*out)`, over the blocks, accumulated in float64.
+@dataclass(frozen=True)
+class Quadrature:
+    """Settings of the deterministic loss, see `loss`.
 
-    `progress=None` shows a bar on a terminal for sums that take long; True always, False never.
+    Args:
+        rule: noise rule, `"tensor"` for the law itself, or `"auto"`, `"cubature-3"`, `"cubature-5"`.
+        num_lam: Gauss-Jacobi nodes of λ per Beta part.
+        num_noise: nodes per element of the noise.
+        max_rows: refuse more evaluations of the head than this.
     """
-    total: Tensor | float = 0.0
-    disable = None if progress is None else not progress
-    with tqdm(total=total_rows, desc=title, unit="row", unit_scale=True, disable=disable, delay=2, leave=False) as bar:
-        for draw, weights in blocks:
-            values = function(draw).double()
-            total = total + torch.tensordot(weights, values, dims=1)
-            bar.update(len(draw))
-    return torch.as_tensor(total)
+
+    rule: Literal["tensor", "auto", "cubature-3", "cubature-5"] = "tensor"
+    num_lam: int = 16
+    num_noise: int = 12
+    max_rows: int = MAX_ROWS
+
+    def __post_init__(self):
+        one_of("rule", self.rule, (*RULES, "auto"))

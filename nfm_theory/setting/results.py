@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
+#: Names of the second-order terms, in the order in which they are printed.
+SECOND_ORDER = ("R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult")
+
+
+def plain(value):
+    """Tensors, tuples, records and numbers that JSON does not know, as plain values; nan and infinity become None."""
+    if isinstance(value, Tensor):
+        value = value.detach().tolist()
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Record:
+    """What the frozen records share: `to_dict`, in plain values that JSON knows."""
+
+    def to_dict(self) -> dict:
+        """Everything as plain numbers, strings, lists and dicts; nan and infinity become None."""
+        return plain({f.name: getattr(self, f.name) for f in fields(self)})
+
 
 @dataclass(frozen=True)
-class Estimate:
-    """A value with its standard error.
+class Estimate(Record):
+    """A value with its standard error; `float(estimate)` is the value.
 
     Attributes:
         value: the estimate; 0-dim, or `(num_eps,)` when several ε were asked for at once.
         stderr: its standard error, same shape; zero when the value carries no sampling error.
         samples: number of evaluations of the head behind it.
         method: how it was computed, in words.
-        converged: whether a requested standard error was reached; `None` if none was requested.
+        converged: True if a requested standard error was reached; `None` if none was requested.
     """
 
     value: Tensor
@@ -27,30 +52,47 @@ class Estimate:
     method: str = ""
     converged: bool | None = None
 
+    def __float__(self) -> float:
+        """The value, if there is one only."""
+        return float(self.value.detach())
+
+    def __str__(self) -> str:
+        """Value, standard error and method, a line for each value."""
+        rows = zip(self.value.detach().reshape(-1).tolist(), self.stderr.detach().reshape(-1).tolist(), strict=True)
+        return "\n".join(f"{v:.6g} ± {s:.2g}  ({self.method}, {self.samples:,} evaluations)" for v, s in rows)
+
 
 @dataclass(frozen=True)
-class Interval:
+class Interval(Record):
     """A closed interval `[lower, upper]`, elementwise."""
 
     lower: Tensor
     upper: Tensor
 
     def contains(self, value: Tensor, *, slack: float | Tensor = 0.0) -> Tensor:
-        """Elementwise whether `value` lies in the interval widened by `slack` on both sides."""
+        """True, elementwise, where `value` lies in the interval widened by `slack` on both sides."""
         return (value >= self.lower - slack) & (value <= self.upper + slack)
-
-
-#: Names of the second-order terms, in the order in which they are printed.
-SECOND_ORDER = ("R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult")
 
 
 @dataclass(frozen=True)
 class TaylorTerms:
     r"""The expansion `L_NFM(ε) = standard + ε R1 + ε² (R2 + R3 + ...) + ε³ C3 + O(ε⁴)` (book: eq-expansion).
 
-    All fields are 0-dim tensors, already averaged over the samples and multiplied by the moments of the laws, and
-    differentiable in the parameters of the model. `per_layer` holds the records that were averaged when several
-    layers were asked for. `C3` is `None` if the predicted remainder was not asked for.
+    All terms are 0-dim tensors, already averaged over the samples and multiplied by the moments of the law, and
+    differentiable in the parameters of the model. A term is an attribute, `terms.R2_add`, and an item,
+    `terms["R2_add"]`.
+
+    Attributes:
+        standard: L_std, the loss without perturbation.
+        R1: coefficient of ε.
+        R2: Gauss-Newton part of the data.
+        R3: residual part of the data.
+        R2_add: Gauss-Newton part of the additive noise.
+        R3_add: residual part of the additive noise.
+        R2_mult: Gauss-Newton part of the multiplicative noise.
+        R3_mult: residual part of the multiplicative noise.
+        C3: coefficient of ε³; `None` if it was not asked for.
+        per_layer: the records that were averaged, by layer, when several layers were asked for.
     """
 
     standard: Tensor
@@ -69,6 +111,10 @@ class TaylorTerms:
         """The coefficient of ε²: the sum of the six second-order terms."""
         return sum(getattr(self, name) for name in SECOND_ORDER)
 
+    def __getitem__(self, name: str) -> Tensor:
+        """One term by its name."""
+        return getattr(self, name)
+
     def coefficients(self, order: int) -> list[Tensor]:
         """The coefficients of ε⁰ .. ε^order, `order` ≤ 3.
 
@@ -79,7 +125,7 @@ class TaylorTerms:
         if not 0 <= order < len(known):
             raise ValueError(
                 f"order: expected 0 <= order <= {len(known) - 1}, got {order}. "
-                "expansion_coefficients(...) gives any order; taylor_terms(..., remainder=True) gives C3."
+                "coefficients(problem, order) gives any order; terms(problem) with remainder=True gives C3."
             )
         return known[: order + 1]
 
@@ -87,7 +133,7 @@ class TaylorTerms:
         """The Taylor polynomial of degree `order` at `eps` (any shape).
 
         Raises:
-            ValueError: as `coefficients`.
+            ValueError: for an order that is not known, see `coefficients`.
         """
         eps = torch.as_tensor(eps, dtype=self.standard.dtype, device=self.standard.device)
         return sum(c * eps**k for k, c in enumerate(self.coefficients(order)))
@@ -102,10 +148,39 @@ class TaylorTerms:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "per_layer"}
         return {name: float(value.detach()) for name, value in values.items() if value is not None}
 
-    @staticmethod
-    def average(records: Mapping[str, TaylorTerms]) -> TaylorTerms:
-        """The mean of the records of several layers: the expectation over a uniformly drawn layer."""
-        first = next(iter(records.values()))
+    def __str__(self) -> str:
+        """A table of the terms, with the share of each in the second order."""
+        values, total = self.to_dict(), self.size(2)
+        lines = [f"{'term':10}{'value':>14}   share of the second order (absolute values)"]
+        for name, value in values.items():
+            share = f"{abs(value) / total:8.1%}" if name in SECOND_ORDER and total else ""
+            lines.append(f"{name:10}{value:14.6g}   {share}".rstrip())
+        return "\n".join(lines)
+
+    def plot(self, ax=None):
+        """Draw the second-order terms as bars; returns the matplotlib axes.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+        """
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots(figsize=(5.0, 3.2), layout="constrained")[1] if ax is None else ax
+        values = [float(self[name].detach()) for name in SECOND_ORDER]
+        ax.barh(SECOND_ORDER, values, color="#0072B2")
+        ax.invert_yaxis()
+        ax.axvline(0, color="0.3", lw=0.8)
+        ax.set(xlabel=r"value, as part of the coefficient of $\varepsilon^2$", title="second-order terms")
+        return ax
+
+    @classmethod
+    def average(cls, records: Sequence[tuple[str, TaylorTerms]]) -> TaylorTerms:
+        """The mean of the records of several layers: the expectation over a uniformly drawn layer.
+
+        Args:
+            records: pairs of layer and record.
+        """
+        first = records[0][1]
         names = [f.name for f in fields(TaylorTerms) if f.name != "per_layer" and getattr(first, f.name) is not None]
-        means = {name: torch.stack([getattr(r, name) for r in records.values()]).mean() for name in names}
+        means = {name: torch.stack([getattr(r, name) for _, r in records]).mean() for name in names}
         return replace(first, **means, per_layer=dict(records))

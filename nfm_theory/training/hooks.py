@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from ..setting.network import Network, near, plain_name
+from ..setting.checks import near
+from ..setting.network import Network, plain_name
+
+
+def uncompiled(function: Callable) -> Callable:
+    """Keep a function out of compiled graphs, without loading the compiler where nothing is compiled.
+
+    A compiled model leaves its graph at the function and comes back behind it.
+
+    Args:
+        function: what runs eagerly.
+    """
+
+    @functools.wraps(function)
+    def eager(*args, **kwargs):
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        return torch.compiler.disable(function)(*args, **kwargs)
+
+    eager._torchdynamo_disable = True
+    return eager
 
 
 class Hook:
@@ -22,8 +44,7 @@ class Hook:
     def __init__(self, action: Callable | None = None):
         self.action = action
 
-    # Draws and state are not for the compiler: a compiled model leaves its graph here and comes back
-    @torch.compiler.disable
+    @uncompiled  # draws and state are not for the compiler
     def __call__(self, module, args, *output):
         """What PyTorch calls; see `nn.Module.register_forward_hook`."""
         return None if self.action is None else self.action(*output)
@@ -55,7 +76,7 @@ def hooked_modules(model: nn.Module, layers: tuple[str, ...]) -> dict[str, nn.Mo
     """
     if not layers or len(set(layers)) != len(layers):
         raise ValueError(f"layers: expected one or more different names, got {list(layers)}.")
-    modules = Network(model, None).modules
+    modules = Network(model).modules
     compiled = [plain_name(name) for name, part in model.named_modules(remove_duplicate=False) if _is_compiled(part)]
     found = {layer: modules.get(layer) for layer in layers if layer}
     for layer, module in found.items():

@@ -15,18 +15,20 @@ they are and arms a forward hook, which mixes in the next pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..setting.checks import level, one_of
 from ..setting.draws import Draw, sample_draw
-from ..setting.laws import MixingLaw, NoiseLaw, noise_laws
+from ..setting.law import Law
 from ..setting.network import kind
 from ..setting.pointwise import mixable_labels
-from ..setting.problem import check_level, perturb
+from ..setting.problem import perturb
 from .hooks import Hook, hooked_modules, unwrap
 
 
@@ -49,9 +51,10 @@ class NoisyFeatureMixup:
     $$ \tilde g_i = (1 + \sigma_{mult}\,\xi_{mult}) \odot (\lambda g_i + (1-\lambda) g_r) + \sigma_{add}\,\xi_{add},
        \qquad \tilde y_i = \lambda y_i + (1-\lambda) y_r \qquad \text{(book: eq-perturbation at ε = 1)} $$
 
-    Without noise and with `layers=""` this is Mixup, without noise Manifold Mixup, with noise and `layers=""` noisy
-    mixup; `alpha=0` only adds noise. When the layer drawn is a hidden one, the next forward pass of the model in
-    training mode is mixed at its output, once; passes in evaluation mode are always plain and do not use it up.
+    A law without noise gives Mixup at the input and Manifold Mixup at several layers. A law with noise gives noisy
+    mixup at the input and NFM at several layers. With `alpha=0` it only adds noise, and every sample stays at its
+    place. When the layer drawn is a hidden one, the next forward pass of the model in training mode is mixed at its
+    output, once; passes in evaluation mode are always plain and do not use it up.
 
     `form="unmixed"` is a step on the loss L(ε) of the theory (book: eq-nfm-loss): λ from the unmixed law, `1-λ` and
     both levels times ε, every sample with its own label. At ε = 1 its expected loss is that of the mixed labels.
@@ -62,18 +65,16 @@ class NoisyFeatureMixup:
 
     Args:
         model: network, whose forward pass has the batch first.
-        layers: dotted names of the eligible layers, drawn uniformly; `""` is the input. See `layer_names(model)`.
-        alpha: first Beta parameter; 0 for no mixing.
-        beta: second Beta parameter, `None` means `alpha`.
-        add_noise: σ_add.
-        mult_noise: σ_mult.
-        noise: law of the noise, see `noise_laws`; `"released"` is that of the papers' code.
+        layers: dotted names of the eligible layers, drawn uniformly, `""` for the input (`layer_names(model)` lists
+            them); or a mapping from layers to laws, `{"": law, "layer1": weaker}`, with one law for each.
+        law: law of mixing and noise at every layer; leave it out if `layers` is a mapping. `Law.released(...)` is the
+            law of the papers' code.
         num_classes: K, for labels that are class indices.
         label_smoothing: s in [0, 1); targets become `(1 - s) y + s / K`.
-        view_noise: a factor of σ_add for each of the `views`; the released NoisyMix code has (1, 2, 3), the paper none.
+        view_noise: factors of σ_add, one for each of the `views`; (1, 2, 3) in the released NoisyMix code.
         eps: ε ≥ 0, scale of mixing and noise; other than 1 for unmixed labels only.
         form: `"mixed"` labels, as in the papers, or `"unmixed"`, as in the theory.
-        generator: seeds everything; the global generators are used otherwise. With features on another device it
+        generator: random generator of everything; the global one if `None`. With features on another device it
             seeds a generator there for every batch, so that one on the CPU is the right choice for any model.
 
     Attributes:
@@ -81,13 +82,15 @@ class NoisyFeatureMixup:
             Before the forward pass at a hidden layer it lacks the noise.
 
     Raises:
-        TypeError: if `model` is no module, `layers` is missing, or `noise` is of the wrong kind.
+        TypeError: if `model` is no module, or layers and law are missing or of the wrong kind.
         ValueError: for unknown or repeated layers, a compiled model, and options out of range.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
         >>> seeded = torch.Generator().manual_seed(0)
-        >>> nfm = NoisyFeatureMixup(model, ["", "1"], add_noise=0.4, mult_noise=0.2, num_classes=2, generator=seeded)
+        >>> from nfm_theory import Law
+        >>> law = Law(add_noise=0.4, mult_noise=0.2)
+        >>> nfm = NoisyFeatureMixup(model, ["", "1"], law, num_classes=2, generator=seeded)
         >>> inputs, targets = nfm(torch.ones(6, 3), torch.tensor([0, 1, 0, 1, 0, 1]))
         >>> loss = torch.nn.functional.cross_entropy(model(inputs), targets)
         >>> targets.shape, nfm.last.layer, nfm.last.draw.add.shape
@@ -97,41 +100,31 @@ class NoisyFeatureMixup:
     def __init__(
         self,
         model: nn.Module,
-        layers: str | Sequence[str] | None = None,
+        layers: str | Sequence[str] | Mapping[str, Law],
+        law: Law | None = None,
         *,
-        alpha: float = 1.0,
-        beta: float | None = None,
-        add_noise: float = 0.0,
-        mult_noise: float = 0.0,
-        noise: str | NoiseLaw | tuple[NoiseLaw, NoiseLaw] = "released",
         num_classes: int | None = None,
         label_smoothing: float = 0.0,
         view_noise: Sequence[float] | None = None,
         eps: float = 1.0,
-        form: str = "mixed",
+        form: Literal["mixed", "unmixed"] = "mixed",
         generator: torch.Generator | None = None,
     ):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")
-        if layers is None:
-            raise TypeError(
-                "layers: expected names of layers such as ('', 'layer1'), got None; layer_names(model) lists them "
-                "all, layer_names(model.eval(), x) those to which the theory applies."
-            )
+        self.laws = _laws_of(layers, law)
+        self.layers = tuple(self.laws)
+        # λ and partners come first, the noise when the features are there
+        self._quiet = {name: replace(one, add_noise=0.0, mult_noise=0.0) for name, one in self.laws.items()}
         if num_classes is not None and num_classes < 2:
             raise ValueError(
                 f"num_classes: expected K >= 2, got {num_classes}; for binary labels leave it out and pass y.float()."
             )
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing: expected a number in [0, 1), got {label_smoothing!r}.")
-        self.eps, self.form = check_level("eps", eps), check_form(form, eps)
-        self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
-        self.mixing = MixingLaw(alpha, beta)
-        self.laws = noise_laws(noise)
-        self.add_noise = check_level("add_noise", add_noise)
-        self.mult_noise = check_level("mult_noise", mult_noise)
+        self.eps, self.form = level("eps", eps), check_form(form, eps)
         self.num_classes, self.label_smoothing = num_classes, float(label_smoothing)
-        self.view_noise = None if view_noise is None else tuple(check_level("view_noise", v) for v in view_noise)
+        self.view_noise = None if view_noise is None else tuple(level("view_noise", v) for v in view_noise)
         self.generator = generator
         self.last: LayerDraw | None = None
         self._armed = False
@@ -142,8 +135,8 @@ class NoisyFeatureMixup:
         modules = hooked_modules(self._model, self.layers)
         self._handles = [m.register_forward_hook(Hook(partial(self._mix, name))) for name, m in modules.items()]
         if modules:
-            self._handles.append(self._model.register_forward_pre_hook(Hook(self._enter)))
-            self._handles.append(self._model.register_forward_hook(Hook(self._leave)))
+            self._handles.append(self._model.register_forward_pre_hook(Hook(self._begin)))
+            self._handles.append(self._model.register_forward_hook(Hook(self._end)))
 
     def __call__(
         self, x: Tensor, y: Tensor, *, views: int = 1, replay: LayerDraw | None = None
@@ -194,7 +187,7 @@ class NoisyFeatureMixup:
         if step.layer:
             self.last, self._armed, self._mixed = step, True, ""
             return x, targets
-        self.last = LayerDraw("", self._complete(draw, x))
+        self.last = self._complete(step, x)
         return self._perturb(x), targets
 
     def disarm(self) -> None:
@@ -217,11 +210,8 @@ class NoisyFeatureMixup:
     def __reduce__(self):
         # A copy together with its model: hooks of its own on the copied model, a generator in the same state
         device = None if self.generator is None else str(self.generator.device)
-        options = {
-            **{"layers": self.layers, "alpha": self.mixing.alpha, "beta": self.mixing.beta, "noise": self.laws},
-            **{name: getattr(self, name) for name in ("add_noise", "mult_noise", "num_classes", "label_smoothing")},
-            **{name: getattr(self, name) for name in ("view_noise", "eps", "form")},
-        }
+        names = ("num_classes", "label_smoothing", "view_noise", "eps", "form")
+        options = {"layers": self.laws} | {name: getattr(self, name) for name in names}
         return _rebuild, (self._model, options, device, self.state_dict())
 
     def state_dict(self) -> dict[str, Tensor | None]:
@@ -265,17 +255,9 @@ class NoisyFeatureMixup:
         home = torch.device("cpu") if self.generator is None else self.generator.device
         layer = self.layers[int(torch.randint(len(self.layers), (), generator=self.generator, device=home))]
         draw = sample_draw(
-            len(x) // views,
-            (),
-            mixing=self.mixing,
-            unmixed=self.form == "unmixed",
-            as_trained=True,
-            additive=False,
-            multiplicative=False,
-            generator=self.generator,
-            dtype=x.dtype if x.is_floating_point() else None,
-            device=home,
-        )
+            len(x) // views, (), self._quiet[layer], as_trained=True, unmixed=self.form == "unmixed",
+            generator=self.generator, dtype=x.dtype if x.is_floating_point() else None, device=home,
+        )  # fmt: skip
         if views > 1:
             offsets = (len(draw) * torch.arange(views, device=home)).repeat_interleave(len(draw))
             draw = Draw(offsets + draw.anchor.repeat(views), draw.lam.repeat(views), offsets + draw.index.repeat(views))
@@ -283,17 +265,16 @@ class NoisyFeatureMixup:
         parts = {name: getattr(draw, name).to(x.device, non_blocking=ahead) for name in ("anchor", "lam", "index")}
         return LayerDraw(layer, Draw(**parts))
 
-    def _complete(self, draw: Draw, h: Tensor) -> Draw:
-        """The draw with the noise for features `h`, unless it is replayed."""
+    def _complete(self, step: LayerDraw, h: Tensor) -> LayerDraw:
+        """The step with the noise for features `h`, unless it is replayed."""
         if self._replay:
-            return draw
-        active = {"add": self.add_noise, "mult": self.mult_noise}
-        noises = {}
-        for (name, level), law in zip(active.items(), self.laws, strict=True):
-            if level:
+            return step
+        law, noises = self.laws[step.layer], {}
+        for name, size, noise in zip(("add", "mult"), (law.add_noise, law.mult_noise), law.noises, strict=True):
+            if size:
                 options = {"generator": self._source(h.device), "dtype": h.dtype, "device": h.device}
-                noises[name] = law.sample(tuple(h.shape), shared=len(h) // self._views, **options)
-        return replace(draw, **noises)
+                noises[name] = noise.sample(tuple(h.shape), shared=len(h) // self._views, **options)
+        return LayerDraw(step.layer, replace(step.draw, **noises))
 
     def _source(self, device: torch.device) -> torch.Generator | None:
         """A generator on this device: noise is as large as the features, it must not travel."""
@@ -315,7 +296,7 @@ class NoisyFeatureMixup:
         # Every sample in order is no gather and, above all, no scatter in the backward pass
         anchor = slice(None) if self._in_order else draw.anchor.to(h.device)
         rows = Draw(anchor=anchor, index=draw.index.to(h.device), **parts)
-        return perturb(h, rows, eps=self.eps, add_noise=self.add_noise, mult_noise=self.mult_noise)
+        return perturb(h, rows, self.laws[self.last.layer], eps=self.eps)
 
     def _check_replay(self, step: LayerDraw, x: Tensor) -> LayerDraw:
         if step.layer not in self.layers:
@@ -323,7 +304,7 @@ class NoisyFeatureMixup:
         if len(step.draw) != len(x):
             raise ValueError(f"replay: expected a draw of {len(x)} rows like the batch, got {len(step.draw)}.")
         missing = [name for name in ("add", "mult") if getattr(step.draw, name) is None]
-        missing = [name for name in missing if getattr(self, f"{name}_noise")]
+        missing = [name for name in missing if getattr(self.laws[step.layer], f"{name}_noise")]
         if missing:
             raise ValueError(
                 f"replay: the draw has no noise {' and '.join(missing)}, though the level is positive; take nfm.last "
@@ -333,10 +314,10 @@ class NoisyFeatureMixup:
 
     # Hooks --------------------------------------------------------------------------------------------------
 
-    def _enter(self) -> None:
+    def _begin(self) -> None:
         self._mixed = ""
 
-    def _leave(self, output) -> None:
+    def _end(self, output) -> None:
         self._mixed = ""
         if self._armed and self._model.training:
             self.disarm()
@@ -361,7 +342,7 @@ class NoisyFeatureMixup:
         if not self._armed or layer != self.last.layer:
             return None
         self._check_features(layer, output)
-        self.last = LayerDraw(layer, self._complete(self.last.draw, output))
+        self.last = self._complete(self.last, output)
         self._armed, self._mixed = False, layer
         return self._perturb(output)
 
@@ -380,14 +361,43 @@ class NoisyFeatureMixup:
             )
 
 
+def _laws_of(layers: str | Sequence[str] | Mapping[str, Law], law: Law | None) -> dict[str, Law]:
+    """The law of every eligible layer.
+
+    Raises:
+        TypeError: if layers or laws are missing or of the wrong kind.
+        ValueError: for a law beside a mapping of laws, and repeated layers.
+    """
+    if isinstance(layers, Mapping):
+        if law is not None:
+            raise ValueError("law: expected none beside a mapping of layers to laws; leave it out.")
+        laws = dict(layers)
+    else:
+        if layers is None:
+            raise TypeError(
+                "layers: expected names of layers such as ('', 'layer1'), got None; layer_names(model) lists them "
+                "all, layer_names(model.eval(), x) those to which the theory applies."
+            )
+        names = [layers] if isinstance(layers, str) else list(layers)
+        if len(set(names)) != len(names):
+            raise ValueError(f"layers: expected one or more different names, got {names}.")
+        laws = dict.fromkeys(names, law)
+    wrong = [one for one in laws.values() if not isinstance(one, Law)]
+    if wrong:
+        raise TypeError(
+            f"law: expected an nfm_theory.Law, got {type(wrong[0]).__name__}; for example Law(add_noise=0.4, "
+            "mult_noise=0.2), or Law.released(...) for the noise of the papers' code."
+        )
+    return laws
+
+
 def check_form(form: str, eps: float) -> str:
     """The form of the labels, refused at scales at which there is none.
 
     Raises:
         ValueError: for another name, and mixed labels at ε ≠ 1.
     """
-    if form not in ("mixed", "unmixed"):
-        raise ValueError(f"form: expected 'mixed' or 'unmixed', got {form!r}.")
+    one_of("form", form, ("mixed", "unmixed"))
     if form == "mixed" and eps != 1:
         raise ValueError(f"eps: expected 1 with mixed labels, got {eps!r}; use form='unmixed' for other scales.")
     return form

@@ -12,7 +12,8 @@ one direction carrying all sources at once: their cross terms vanish in expectat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
+from typing import Literal
 from weakref import WeakSet
 
 import torch
@@ -22,12 +23,13 @@ from ..calculus.derivatives import gauss_newton_forms
 from ..calculus.engine import linearize_layer
 from ..estimators.probes import random_signs
 from ..expansion.second_order import SOURCES
-from ..setting.laws import MixingLaw, NoiseLaw, noise_laws
+from ..setting.checks import level, near
+from ..setting.law import Law
 from ..setting.layers import split
-from ..setting.pointwise import PointwiseLoss, pointwise_loss
-from ..setting.problem import check_level
+from ..setting.pointwise import pointwise_loss
+from ..setting.problem import Loss
 from ..setting.results import SECOND_ORDER
-from .hooks import unwrap
+from .hooks import uncompiled, unwrap
 
 TERMS = ("R1", *SECOND_ORDER)
 
@@ -45,18 +47,14 @@ class TaylorRegularizer(nn.Module):
 
     Args:
         layer: dotted name of the layer whose output is perturbed; `""` is the input.
-        alpha: first Beta parameter of λ; 0 for no mixing, i.e. noise terms only.
-        beta: second Beta parameter, `None` means `alpha`.
-        add_noise: σ_add.
-        mult_noise: σ_mult.
-        noise: law of the noise, see `noise_laws`; it enters by its second moment.
+        law: law of mixing and noise, the one to train or measure with; noise enters by its second moment.
         loss: `"cross_entropy"`, `"logistic"`, `"square"` or a smooth callable `(outputs, labels) -> (batch,)`.
         eps: ε, the scale; 1 is the strength at which NFM trains.
-        terms: names of the terms to penalise, a subset of `R1, R2, R3, R2_add, R3_add, R2_mult, R3_mult`; `None` for
-            all that are switched on. Without R3 terms no second derivatives are taken.
+        terms: names of the terms to penalise, a subset of `R1, R2, R3, R2_add, R3_add, R2_mult, R3_mult`; `None` takes
+            all that the law switches on. Without R3 terms no second derivatives are taken.
         num_probes: P ≥ 1, random directions per example.
         distribution: entries of the noise directions, `"rademacher"` or `"normal"`.
-        generator: seeds the directions.
+        generator: random generator of the directions; the global one if `None`.
 
     Attributes:
         last: the values of R1 and of the Gauss-Newton (`"R2"`) and residual (`"R3"`) parts of the last call, all
@@ -69,7 +67,8 @@ class TaylorRegularizer(nn.Module):
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
         >>> x, y = torch.ones(4, 3), torch.tensor([0, 1, 0, 1])
-        >>> penalty = TaylorRegularizer("1", add_noise=0.4)
+        >>> from nfm_theory import Law
+        >>> penalty = TaylorRegularizer("1", Law(add_noise=0.4))
         >>> loss = torch.nn.functional.cross_entropy(model(x), y) + penalty(model, x, y)
         >>> loss.backward()
         >>> sorted(penalty.last), penalty.engine
@@ -78,42 +77,44 @@ class TaylorRegularizer(nn.Module):
 
     def __init__(
         self,
-        layer: str = "",
+        layer: str,
+        law: Law,
         *,
-        alpha: float = 1.0,
-        beta: float | None = None,
-        add_noise: float = 0.0,
-        mult_noise: float = 0.0,
-        noise: str | NoiseLaw | tuple[NoiseLaw, NoiseLaw] = "normal",
-        loss: str | PointwiseLoss | Callable = "cross_entropy",
+        loss: Loss = "cross_entropy",
         eps: float = 1.0,
         terms: Collection[str] | None = None,
         num_probes: int = 1,
-        distribution: str = "rademacher",
+        distribution: Literal["rademacher", "normal"] = "rademacher",
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        mixing, (add_law, mult_law) = MixingLaw(alpha, beta), noise_laws(noise)
+        if not isinstance(layer, str) or not isinstance(law, Law):
+            raise TypeError(
+                "expected TaylorRegularizer(layer, law) with the name of one layer and an nfm_theory.Law, got "
+                f"{type(layer).__name__} and {type(law).__name__}."
+            )
+        mixing, (add_law, mult_law) = law.mixing, law.noises
         # m2, σ²: the second moments of the sources
         scales = {
             "data": mixing.moment(2) if mixing.mixes else 0.0,
-            "additive": check_level("add_noise", add_noise) ** 2 * add_law.second,
-            "multiplicative": check_level("mult_noise", mult_noise) ** 2 * mult_law.second,
+            "additive": law.add_noise**2 * add_law.second,
+            "multiplicative": law.mult_noise**2 * mult_law.second,
         }
+        self.law = law
         self.scales = {source: scale for source, scale in scales.items() if scale}
         known = ["R1"] * bool(scales["data"]) + [f"{r}{SOURCES[s]}" for s in self.scales for r in ("R2", "R3")]
         chosen = known if terms is None else list(terms)
         if unknown := [name for name in chosen if name not in TERMS]:
-            raise ValueError(f"terms: expected names among {list(TERMS)}, got {unknown}.")
+            raise ValueError(f"terms: expected names among {list(TERMS)}, got {unknown}{near(unknown[0], TERMS)}")
         if idle := [name for name in chosen if name not in known]:
             raise ValueError(
-                f"terms: {idle} are zero, their source is switched off; set alpha, add_noise or mult_noise."
+                f"terms: {idle} are zero, their source is switched off; give the law alpha, add_noise or mult_noise."
             )
         if not chosen:
-            raise ValueError("terms: nothing to penalise; set alpha, add_noise or mult_noise, and name at least one.")
+            raise ValueError("terms: nothing to penalise; give the law a source of perturbation, and name a term.")
         if num_probes < 1:
             raise ValueError(f"num_probes: expected >= 1, got {num_probes}.")
-        self.layer, self.eps, self.num_probes = layer, check_level("eps", eps), num_probes
+        self.layer, self.eps, self.num_probes = layer, level("eps", eps), num_probes
         self.terms, self.distribution, self.generator = tuple(chosen), distribution, generator
         self.drift = mixing.moment(1) if "R1" in chosen else 0.0
         self.loss = pointwise_loss(loss)
@@ -127,14 +128,14 @@ class TaylorRegularizer(nn.Module):
         self.engine = ""
         self._checked: WeakSet[nn.Module] = WeakSet()
 
-    @torch.compiler.disable
+    @uncompiled
     def forward(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The penalty of one batch, 0-dim, differentiable in the parameters.
 
         Args:
             model: network; `DistributedDataParallel` and `torch.compile` wrappers are seen through.
             x: inputs, `(b, *input)`.
-            y: labels, see `losses`.
+            y: labels, in the form that `loss` takes.
 
         Raises:
             TypeError: for half precision.
@@ -198,4 +199,5 @@ class TaylorRegularizer(nn.Module):
 
     def extra_repr(self) -> str:
         """Options, for `print(model)`."""
-        return f"layer={self.layer!r}, terms={list(self.terms)}, eps={self.eps}, num_probes={self.num_probes}"
+        parts = f"terms={list(self.terms)}, eps={self.eps}, num_probes={self.num_probes}"
+        return f"layer={self.layer!r}, law={self.law}, {parts}"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
 from ..expansion.random_paths import PathSample, sample_paths, stratified
-from ..expansion.terms import taylor_terms
-from ..losses.nfm_loss import DEFAULT_SAMPLES, nfm_loss
-from ..setting.problem import build_problems
-from ..setting.quadrature import GridTooLargeError
+from ..expansion.terms import terms
+from ..losses.loss import loss
+from ..losses.monte_carlo import DEFAULT_SAMPLES
+from ..setting.checks import one_of
+from ..setting.problem import Problem, as_problems
+from ..setting.quadrature import GridTooLargeError, Quadrature
 from ..setting.results import Estimate
 
 #: Scales at which the error is measured: up to ε = 1, the loss that is trained.
@@ -22,7 +24,7 @@ DEFAULT_SCALES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.3, 0.4, 0.5, 0
 
 @dataclass(frozen=True)
 class ErrorCurve:
-    """Outcome of `expansion_error`.
+    """Outcome of `error_curve`.
 
     Attributes:
         eps: scales, increasing.
@@ -67,6 +69,36 @@ class ErrorCurve:
         pairs = list(zip(self.relative_error(order), self.relative_stderr[order], strict=True))
         low, high = ([e + sign * stderrs * s for e, s in pairs] for sign in (1, -1))
         return crossing(self.eps, low, self.tolerance), crossing(self.eps, high, self.tolerance)
+
+    def __str__(self) -> str:
+        """A table: the loss and the relative error of every order at each scale, and the radii."""
+        lines = [f"{'eps':>8}{'loss':>12}{'stderr':>10}" + "".join(f"{f'order {p}':>10}" for p in self.polynomials)]
+        errors = {p: self.relative_error(p) for p in self.polynomials}
+        for k, (e, value, stderr) in enumerate(
+            zip(self.eps, self.loss.value.tolist(), self.loss.stderr.tolist(), strict=True)
+        ):
+            row = "".join(f"{errors[p][k]:10.2%}" for p in errors)
+            lines.append(f"{e:8.3g}{value:12.6g}{stderr:10.2g}{row}")
+        for p, radius in self.radius.items():
+            reach = f"up to eps = {radius:.3g}" if math.isfinite(radius) else "at every scale"
+            lines.append(f"order {p}: within {self.tolerance:.0%} {reach}")
+        return "\n".join(lines)
+
+    def plot(self, ax=None):
+        """Draw the relative error of each order against ε; returns the matplotlib axes.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+        """
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots(figsize=(5.0, 3.6), layout="constrained")[1] if ax is None else ax
+        for p in self.polynomials:
+            ax.loglog(self.eps, self.relative_error(p), "o-", ms=4, label=f"order {p}")
+        ax.axhline(self.tolerance, color="0.5", ls=":", label=f"{self.tolerance:.0%}")
+        ax.set(xlabel=r"scale $\varepsilon$", ylabel="relative error of the expansion")
+        ax.legend(frameon=False)
+        return ax
 
     def to_dict(self) -> dict:
         """Everything as plain numbers; an infinite radius becomes None."""
@@ -119,21 +151,16 @@ def crossing(eps: Sequence[float], errors: Sequence[float], tolerance: float) ->
 
 
 @torch.no_grad()
-def expansion_error(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
+def error_curve(
+    problem: Problem | Sequence[Problem],
     eps: Sequence[float] = DEFAULT_SCALES,
+    *,
     orders: Sequence[int] = (1, 2, 3),
     tolerance: float = 0.1,
-    method: str = "auto",
+    method: Literal["auto", "pathwise"] = "auto",
     samples: int = DEFAULT_SAMPLES,
     max_rows: int = 500_000,
-    seed: int = 0,
-    memory_limit: int | None = None,
-    progress: bool | None = None,
-    **options,
+    generator: torch.Generator | None = None,
 ) -> ErrorCurve:
     """Relative error of the expansion up to large scales, and the ε at which it passes the tolerance.
 
@@ -144,83 +171,76 @@ def expansion_error(
     | `"auto"` | deterministic rule where that fits `max_rows`, Monte Carlo otherwise | exact, order 3 at most |
     | `"pathwise"` | Monte Carlo | along the same draws, of any order |
 
-    The second is for networks and layers of any size, and gives errors their standard error (book:
-    eq-pathwise-error); of a piecewise-linear head it needs two tangents, whatever the order.
+    The second is for networks and layers of any size, and gives the errors a standard error (book:
+    eq-pathwise-error); for a piecewise-linear head it needs two tangents, whatever the order.
 
     Args:
-        model: network in eval mode, or any callable from inputs to outputs.
-        x: inputs, `(n, *input)`.
-        y: labels.
+        problem: a `Problem` or `Branches`; a list is averaged over.
         eps: increasing scales.
         orders: orders p of the polynomial, each in 0..3 (any with `"pathwise"`).
         tolerance: relative error that counts as good.
         method: `"auto"` or `"pathwise"`.
         samples: evaluations of the head for Monte Carlo; `"pathwise"` takes at least two paths from each sample.
         max_rows: largest deterministic rule.
-        seed: of Monte Carlo.
-        memory_limit: bytes per block.
-        progress: show bars; `None` for long sums on a terminal only.
-        **options: `layer`, `alpha`, `beta`, `add_noise`, `mult_noise`, `noise`, `loss`, `params`.
+        generator: random generator of the draws; with `None` they are always the same.
 
     Raises:
-        ValueError: as `taylor_terms`, for an unknown method, or if the scales do not increase.
+        ValueError: if the problem has no law, for an unknown method, or if the scales do not increase.
+        TypeError: for anything but problems.
+
+    Example:
+        >>> from nfm_theory import Law
+        >>> x = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(6, 1)
+        >>> curve = error_curve(Problem(lambda u: torch.sin(u), x, x, law=Law(), loss="square"), [0.1, 1.0])
+        >>> curve.relative_error(2)[0] < 1e-3
+        True
     """
+    problems = as_problems(problem)
     scales = torch.as_tensor(eps, dtype=torch.float64).flatten().tolist()
     if scales != sorted(scales) or not scales or scales[0] <= 0:
         raise ValueError(f"eps: expected increasing positive scales, got {eps!r}.")
-    if method not in ("auto", "pathwise"):
-        raise ValueError(f"method: expected 'auto' or 'pathwise', got {method!r}.")
+    one_of("method", method, ("auto", "pathwise"))
+    device = problems[0].features.device
+    generator = torch.Generator(device).manual_seed(0) if generator is None else generator
     if method == "pathwise":
-        problems = build_problems(model, x, y, **options)
-        return _pathwise_curve(
-            problems, scales, list(orders), tolerance, samples=samples, seed=seed, memory_limit=memory_limit
-        )
-    common = {**options, "memory_limit": memory_limit}
-    terms = taylor_terms(model, x, y, remainder=max(orders) >= 3, **common)
+        return _pathwise_curve(problems, scales, list(orders), tolerance, samples, generator)
+    known = terms(problems, remainder=max(orders) >= 3)
     try:
-        loss = nfm_loss(model, x, y, eps=scales, max_rows=max_rows, num_noise=6, progress=progress, **common)
+        found = loss(problems, scales, "exact", quadrature=Quadrature(num_noise=6, max_rows=max_rows))
     except GridTooLargeError:
-        generator = torch.Generator(x.device).manual_seed(seed)
-        loss = nfm_loss(
-            model,
-            x,
-            y,
-            eps=scales,
-            method="monte_carlo",
-            samples=samples,
-            generator=generator,
-            progress=progress,
-            **common,
-        )
-    at = torch.tensor(scales, dtype=loss.value.dtype, device=x.device)
-    polynomials = {p: terms.polynomial(at, p).tolist() for p in orders}
-    radius = {
-        p: crossing(scales, _relative(loss.value.tolist(), values), tolerance) for p, values in polynomials.items()
-    }
-    return ErrorCurve(scales, loss, float(terms.standard), polynomials, tolerance, radius)
+        found = loss(problems, scales, "monte_carlo", samples=samples, generator=generator)
+    at = torch.tensor(scales, dtype=found.value.dtype, device=device)
+    polynomials = {p: known.polynomial(at, p).tolist() for p in orders}
+    return ErrorCurve(
+        scales, found, float(known.standard), polynomials, tolerance, _radii(found, scales, polynomials, tolerance)
+    )
 
 
-def _pathwise_curve(problems, scales, orders, tolerance, *, samples, seed, memory_limit) -> ErrorCurve:
-    """`expansion_error(method="pathwise")`; layers are averaged."""
+def _radii(found: Estimate, scales, polynomials, tolerance) -> dict[int, float]:
+    """The scale at which the polynomial of each order passes the tolerance."""
+    values = found.value.tolist()
+    return {p: crossing(scales, _relative(values, one), tolerance) for p, one in polynomials.items()}
+
+
+def _pathwise_curve(problems, scales, orders, tolerance, samples: int, generator: torch.Generator) -> ErrorCurve:
+    """Loss and polynomials along the same random paths; layers are averaged."""
     features = problems[0].features
-    signs = 2 if any(law is not None for law in problems[0].active_laws) else 1
+    signs = 1 if problems[0].noises == (None, None) else 2
     replicates = max(2, samples // (signs * len(problems) * len(features)))
-    generator = torch.Generator(features.device).manual_seed(seed)
     eps = torch.tensor(scales, dtype=torch.float64, device=features.device)
     sample = PathSample.joined([
-        sample_paths(p, eps, max(2, *orders), replicates=replicates, generator=generator, memory_limit=memory_limit)
-        for p in problems
+        sample_paths(p, eps, max(2, *orders), replicates=replicates, generator=generator) for p in problems
     ])  # fmt: skip
-    value, stderr = stratified(sample.losses)
-    loss = Estimate(value, stderr, sample.evaluations, f"Monte Carlo, {replicates} paths from each sample")
+    found = Estimate(
+        *stratified(sample.losses), sample.evaluations, f"Monte Carlo, {replicates} paths from each sample"
+    )
     known = Estimate(*stratified(sample.coefficients), sample.evaluations, "along the paths of the loss")
     approximations = {p: sample.polynomial(p) for p in orders}
     polynomials = {p: rows.mean((0, 1)).tolist() for p, rows in approximations.items()}
-    radius = {p: crossing(scales, _relative(value.tolist(), values), tolerance) for p, values in polynomials.items()}
     if sample.linearised is not None:
         approximations["linearised"] = sample.linearised
     return ErrorCurve(
-        scales, loss, float(known.value[0]), polynomials, tolerance, radius,
+        scales, found, float(known.value[0]), polynomials, tolerance, _radii(found, scales, polynomials, tolerance),
         coefficients=known,
         linearised=None if sample.linearised is None else sample.linearised.mean((0, 1)).tolist(),
         relative_stderr={p: sample.relative_error(rows)[1].tolist() for p, rows in approximations.items()},

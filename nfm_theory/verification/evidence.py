@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..expansion.paths import integral_remainder, taylor_coefficients
-from ..expansion.terms import problem_grid, rule_sum
-from ..losses.monte_carlo import RunningMoments
+from ..losses.monte_carlo import DEFAULT_SAMPLES, RunningMoments
 from ..setting.problem import Problem
 from ..setting.quadrature import Grid, GridTooLargeError
 
+#: Rows of the deterministic rule above which verification turns to Monte Carlo by itself.
+DEFAULT_ROWS = 5_000_000
 #: Multiples of the machine precision below which a difference of coefficients counts as rounding.
 ROUNDING = 1e3
 #: The same for a remainder, so that one above the floor is right to a percent: rounding averages over the rows.
 FLOOR = 100.0
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Remainders at some scales.
+
+    Attributes:
+        remainders: loss minus the polynomial made of the measured coefficients, `(E,)`.
+        stderr: their standard errors, zero for a rule.
+        floor: size of a remainder that is nothing but rounding.
+        samples: evaluations of the head.
+    """
+
+    remainders: Tensor
+    stderr: Tensor
+    floor: Tensor
+    samples: int
+
+    @staticmethod
+    def average(parts: Sequence[Scaled]) -> Scaled:
+        """Mean over layers; sampling errors add in quadrature."""
+        stderr = torch.stack([p.stderr**2 for p in parts]).sum(0).sqrt() / len(parts)
+        remainders, floor = (torch.stack([getattr(p, name) for p in parts]).mean(0) for name in ("remainders", "floor"))
+        return Scaled(remainders, stderr, floor, sum(p.samples for p in parts))
 
 
 @dataclass(frozen=True)
@@ -27,34 +52,34 @@ class Evidence:
     Attributes:
         coefficients: c_0..c_q, `(q + 1,)`.
         coefficient_error: largest error that rounding and sampling explain.
-        remainders: at every scale, `(E,)`.
-        stderr: standard errors of the remainders, zero for a rule.
-        floor: size of a remainder that is nothing but rounding.
-        samples: evaluations of the head.
         method: how it was measured, in words.
+        samples: evaluations of the head.
+        remainders: remainders at every scale, `(E,)`.
+        stderr: their standard errors.
+        floor: size of a remainder that is nothing but rounding.
     """
 
     coefficients: Tensor
     coefficient_error: Tensor
-    remainders: Tensor
-    stderr: Tensor
-    floor: Tensor
-    samples: int
     method: str
+    samples: int
+    remainders: Tensor | None = None
+    stderr: Tensor | None = None
+    floor: Tensor | None = None
 
-    def extend(self, new: Evidence) -> Evidence:
-        """The same measurement at further scales."""
-        names = ("remainders", "stderr", "floor")
-        parts = {name: torch.cat([getattr(self, name), getattr(new, name)]) for name in names}
-        return replace(self, **parts, samples=self.samples + new.samples)
+    def extended(self, found: Sequence[Scaled]) -> Evidence:
+        """The same coefficients with remainders at further scales."""
+        parts = [torch.cat([getattr(one, name) for one in found]) for name in ("remainders", "stderr", "floor")]
+        samples = self.samples + sum(one.samples for one in found)
+        return Evidence(self.coefficients, self.coefficient_error, self.method, samples, *parts)
 
     @staticmethod
     def average(parts: Sequence[Evidence]) -> Evidence:
-        """Mean over layers; sampling errors add in quadrature."""
-        names = ("coefficients", "coefficient_error", "remainders", "floor")
-        means = {name: torch.stack([getattr(p, name) for p in parts]).mean(0) for name in names}
-        stderr = torch.stack([p.stderr**2 for p in parts]).sum(0).sqrt() / len(parts)
-        return Evidence(**means, stderr=stderr, samples=sum(p.samples for p in parts), method=parts[0].method)
+        """Mean over layers of the coefficients."""
+        means = [
+            torch.stack([getattr(p, name) for p in parts]).mean(0) for name in ("coefficients", "coefficient_error")
+        ]
+        return Evidence(*means, parts[0].method, sum(p.samples for p in parts))
 
 
 def _scales(problem: Problem, eps: Sequence[float]) -> list[Tensor]:
@@ -85,56 +110,47 @@ class RuleEvidence:
         problem: the setting.
         grid: rule for the remainders, exact at least to degree q.
         q: order of the leading term of the remainder.
-        limits: `max_rows`, `memory_limit` and `progress`.
+        max_rows: largest rule for the coefficients.
+
+    Attributes:
+        evidence: coefficients with their errors.
     """
 
-    def __init__(self, problem: Problem, grid: Grid, q: int, limits: dict):
-        self.problem, self.grid, self.q, self.limits = problem, grid, q, limits
-        small = problem_grid(problem, rule="smallest", degree=q, num_lam=q // 2 + 1, max_rows=limits["max_rows"])
-
-        def rows(draw) -> Tensor:
+    def __init__(self, problem: Problem, grid: Grid, q: int, max_rows: int):
+        self.problem, self.grid, self.q = problem, grid, q
+        small = problem.grid(rule="smallest", degree=q, num_lam=q // 2 + 1, max_rows=max_rows)
+        total: Tensor | float = 0.0
+        rows = problem.block_rows(passes=2**q)
+        for draw, weights in small.blocks(rows, like=problem.features, title="coefficients"):
             values = taylor_coefficients(problem.path(draw), q)
-            return torch.cat([values, values.abs()], dim=-1)
-
-        sums = rule_sum(problem, small, rows, passes=2**q, title="coefficients", **self._bars())
-        self.coefficients, self.size = sums.split(q + 1)
-        self.size = self.size.abs() * small.rule.amplification
+            total = total + torch.tensordot(weights, torch.cat([values, values.abs()], dim=-1).double(), dims=1)
+        coefficients, size = total.split(q + 1)
+        error = ROUNDING * torch.finfo(problem.features.dtype).eps * (size.abs() * small.rule.amplification)
+        name = grid.rule.name
+        exact = "" if name in ("tensor", "no noise") else " (agrees with the loss to its degree, is not the loss)"
+        self.evidence = Evidence(coefficients, error, f"deterministic, {name}{exact}", 0)
         self.samples = small.rows
 
-    def _bars(self) -> dict:
-        return {name: self.limits[name] for name in ("memory_limit", "progress")}
-
-    def __call__(self, eps: Sequence[float], integral: bool) -> Evidence:
+    def at(self, eps: Sequence[float], integral: bool) -> Scaled:
         """Remainders at `eps`, in the integral form or as differences."""
-        problem, q = self.problem, self.q
-
-        def rows(draw) -> Tensor:
+        problem, q, scales = self.problem, self.q, _scales(self.problem, eps)
+        zero = torch.zeros((), dtype=problem.features.dtype, device=problem.features.device)
+        total: Tensor | float = 0.0
+        rows = problem.block_rows(passes=2**q if integral else 1)
+        for draw, weights in self.grid.blocks(rows, like=problem.features, title="remainders"):
             if integral:
-                return torch.stack([integral_remainder(problem, draw, e, order=q - 1) for e in eps], dim=-1)
-            path = problem.path(draw)
-            start = path(torch.zeros((), dtype=problem.features.dtype, device=problem.features.device))
-            return torch.stack([path(e) - start for e in _scales(problem, eps)], dim=-1)
-
-        remainders = rule_sum(
-            problem, self.grid, rows, passes=2**q if integral else 1, title="remainders", **self._bars()
-        )
+                values = torch.stack([integral_remainder(problem, draw, e, order=q - 1) for e in eps], dim=-1)
+            else:
+                path = problem.path(draw)
+                start = path(zero)
+                values = torch.stack([path(e) - start for e in scales], dim=-1)
+            total = total + torch.tensordot(weights, values.double(), dims=1)
         if not integral:
-            at = torch.tensor(eps, dtype=torch.float64, device=remainders.device)
-            powers = torch.arange(1, q, device=remainders.device)
-            remainders = remainders - at[:, None] ** powers @ self.coefficients[1:q]
-        name = self.grid.rule.name
-        exact = name in ("tensor", "no noise")
-        machine = torch.finfo(problem.features.dtype).eps
-        return Evidence(
-            coefficients=self.coefficients,
-            coefficient_error=ROUNDING * machine * self.size,
-            remainders=remainders,
-            stderr=torch.zeros_like(remainders),
-            floor=_floor(problem, eps, self.grid.rule.amplification, integral),
-            samples=self.samples + self.grid.rows * (len(eps) + 1),
-            method=f"deterministic, {name}"
-            + ("" if exact else " (agrees with the loss to its degree, is not the loss)"),
-        )
+            at = torch.tensor(eps, dtype=torch.float64, device=total.device)
+            total = total - at[:, None] ** torch.arange(1, q, device=total.device) @ self.evidence.coefficients[1:q]
+        floor = _floor(problem, eps, self.grid.rule.amplification, integral)
+        samples = self.samples + self.grid.rows * (len(eps) + 1)
+        return Scaled(total, torch.zeros_like(total), floor, samples)
 
 
 class SampledEvidence:
@@ -144,19 +160,25 @@ class SampledEvidence:
         problem: the setting.
         q: order of the leading term of the remainder.
         samples: rows to draw.
-        seed: of the draws.
-        limits: `memory_limit`.
+        seed: seed of the draws.
+
+    Attributes:
+        evidence: coefficients with their errors.
 
     Raises:
-        ValueError: for fewer than 100 sweeps over the samples.
+        ValueError: for fewer than 100 draws of every sample.
     """
 
-    def __init__(self, problem: Problem, q: int, samples: int, seed: int, limits: dict):
+    evidence: Evidence
+
+    def __init__(self, problem: Problem, q: int, samples: int, seed: int):
         n = len(problem.features)
         if samples < 100 * n:
-            raise ValueError(f"samples: expected at least 100 sweeps over n = {n} samples ({100 * n}), got {samples}.")
+            raise ValueError(
+                f"budget: expected at least 100 draws of each of n = {n} samples ({100 * n}), got {samples}."
+            )
         self.problem, self.q, self.sweeps, self.seed = problem, q, samples // n, seed
-        self.block = max(1, problem.block_rows(limits["memory_limit"], passes=2**q) // n)
+        self.block = max(1, problem.block_rows(passes=2**q) // n)
 
     def _rows(self, draw, eps: Sequence[float], integral: bool) -> Tensor:
         """Of every row: coefficients 0..q, then the remainders of its own polynomial."""
@@ -169,8 +191,8 @@ class SampledEvidence:
             parts = [path(e) - values[:, : self.q] @ e**powers for e in _scales(self.problem, eps)]
         return torch.cat([values, torch.stack(parts, dim=-1)], dim=-1)
 
-    def __call__(self, eps: Sequence[float], integral: bool) -> Evidence:
-        """Coefficients, and remainders at `eps`."""
+    def at(self, eps: Sequence[float], integral: bool) -> Scaled:
+        """Remainders at `eps`; the coefficients along the same draws go into `evidence`."""
         problem, q, n = self.problem, self.q, len(self.problem.features)
         generator = torch.Generator(problem.features.device).manual_seed(self.seed)
         moments = RunningMoments()
@@ -180,28 +202,31 @@ class SampledEvidence:
             moments.add(rows.reshape(count, n, -1).mean(1))
         mean, error = moments.mean, moments.stderr()
         rounding = ROUNDING * torch.finfo(problem.features.dtype).eps * mean[: q + 1].abs()
-        return Evidence(
-            coefficients=mean[: q + 1],
-            coefficient_error=5 * error[: q + 1] + rounding,
-            remainders=mean[q + 1 :],
-            stderr=error[q + 1 :],
-            floor=_floor(problem, eps, 1.0, integral),
-            samples=self.sweeps * n * (len(eps) + 1),
-            method=f"Monte Carlo, {self.sweeps} common sweeps",
-        )
+        method = f"Monte Carlo, {self.sweeps} common sweeps"
+        self.evidence = Evidence(mean[: q + 1], 5 * error[: q + 1] + rounding, method, 0)
+        samples = self.sweeps * n * (len(eps) + 1)
+        return Scaled(mean[q + 1 :], error[q + 1 :], _floor(problem, eps, 1.0, integral), samples)
 
 
-def gather(problem: Problem, q: int, method: str, samples: int, seed: int, limits: dict):
+def evidence_of(problem: Problem, q: int, method: str, budget: int | None, seed: int) -> RuleEvidence | SampledEvidence:
     """The deterministic rule where it is wanted and fits, Monte Carlo otherwise.
+
+    Args:
+        problem: the setting.
+        q: order of the leading term of the remainder.
+        method: `"auto"`, `"exact"` or `"monte_carlo"`.
+        budget: evaluations of the head.
+        seed: seed of the draws.
 
     Raises:
         GridTooLargeError: if `method="exact"` and the rule does not fit.
     """
+    max_rows = DEFAULT_ROWS if budget is None else budget
     if method != "monte_carlo":
         try:
-            grid = problem_grid(problem, rule="auto", degree=q, num_lam=max(q // 2 + 1, 4), max_rows=limits["max_rows"])
-            return RuleEvidence(problem, grid, q, limits)
+            grid = problem.grid(rule="auto", degree=q, num_lam=max(q // 2 + 1, 4), max_rows=max_rows)
+            return RuleEvidence(problem, grid, q, max_rows)
         except GridTooLargeError:
             if method == "exact":
                 raise
-    return SampledEvidence(problem, q, samples, seed, limits)
+    return SampledEvidence(problem, q, DEFAULT_SAMPLES if budget is None else budget, seed)

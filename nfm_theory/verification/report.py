@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ..setting.results import TaylorTerms
+from ..setting.branches import Branches
+from ..setting.problem import Problem
+from ..setting.results import Record, TaylorTerms, plain
+from .evidence import Evidence
 
 #: Largest deviation of observed order and coefficient ratio with which an expansion is said to hold.
 ORDER_TOLERANCE, RATIO_TOLERANCE = 0.1, 0.02
@@ -17,8 +21,8 @@ TERM_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
-class ExpansionReport:
-    """Outcome of `verify_expansion`.
+class ExpansionReport(Record):
+    """Outcome of `verify`.
 
     Attributes:
         verdict: `"holds"`, `"refuted"` or `"undecided"`.
@@ -80,19 +84,19 @@ class ExpansionReport:
         """Everything as plain numbers, strings, lists and dicts (valid JSON: NaN becomes None)."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "terms"}
         values["ratios"], values["terms"] = self.ratios, self.terms.to_dict()
-        return _plain(values)
+        return plain(values)
 
     def __str__(self) -> str:
         """A table: settings, coefficients, remainders, verdict."""
         s = self.settings
         q, names = self.leading_order, {"": "input"}
         layers = (self.layer,) if isinstance(self.layer, str) else self.layer
+        law = ", ".join(f"{k} = {s[k]:g}" for k in ("alpha", "beta", "lam", "add_noise", "mult_noise") if k in s)
         lines = [
             f"Expansion of order {self.order} of the {s.get('objective', 'NFM loss')} at "
             f"{', '.join(names.get(k, k) for k in layers)}: {self.verdict.upper()}",
             f"  {self.reason}",
-            f"  n = {self.num_samples}, alpha = {s['alpha']:g}, beta = {s['beta']:g}, add_noise = {s['add_noise']:g}, "
-            f"mult_noise = {s['mult_noise']:g}",
+            f"  n = {self.num_samples}, {law}",
             f"  {s['loss']}, {s['dtype']}; {self.samples:,} evaluations of the head",
             f"  {self.method}",
             "",
@@ -142,16 +146,6 @@ class ExpansionReport:
         ax.set(xlabel=r"scale $\varepsilon$", ylabel="remainder", title=f"order {self.order}: {self.verdict}")
         ax.legend(frameon=False)
         return ax
-
-
-def _plain(value):
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _ratios(eps, remainders, coefficient: float, q: int) -> list[float]:
@@ -242,12 +236,44 @@ def _verdict(points: _Points, q: int) -> tuple[str, str]:
     return "undecided", f"the next coefficient still dominates at the smallest usable eps (order {slope:.3f})"
 
 
-def judge(*, eps, order: int, leading: int, predicted: Tensor, measured, pathwise, terms, **facts) -> ExpansionReport:
+def settings_of(problem: Problem) -> dict:
+    """The setting in numbers and words, for a report."""
+    facts = problem.law.to_dict()
+    facts |= {"loss": problem.loss.name, "dtype": str(problem.features.dtype).removeprefix("torch.")}
+    facts["features"] = tuple(problem.features.shape[1:])
+    if isinstance(problem, Branches):
+        facts |= {"objective": problem.objective, "branches": problem.branches, "weights": problem.weights.tolist()}
+        facts |= {"shared_noise": problem.shared_noise, "features": tuple(problem.features.shape[2:])}
+        facts |= {} if problem.gamma is None else {"gamma": problem.gamma}
+    return facts
+
+
+def judge(
+    problems: Sequence[Problem],
+    eps: Sequence[float],
+    order: int,
+    leading: int,
+    predicted: Tensor,
+    measured: Evidence,
+    pathwise: Sequence[tuple[int, int]],
+    terms: TaylorTerms,
+) -> ExpansionReport:
     """Turn evidence into an `ExpansionReport`.
 
     `measured` holds coefficients, their errors, and remainders of the polynomial of degree `leading - 1` made of the
     *measured* coefficients; the difference to the formulas is added here, unless it is rounding or sampling error.
+
+    Args:
+        problems: one per layer.
+        eps: scales, decreasing.
+        order: p.
+        leading: power of ε with which the remainder is predicted to fall.
+        predicted: coefficients by the formulas, `(leading + 1,)`.
+        measured: what the rule or the draws gave.
+        pathwise: for each layer, single draws checked and how many left Lagrange's interval.
+        terms: the terms verified.
     """
+    layers, checked = tuple(p.layer for p in problems), tuple(map(sum, zip(*pathwise, strict=True)))
     gap = (measured.coefficients - predicted)[:leading]
     allowed = gap.new_tensor([_tolerance(predicted, measured, k, terms) for k in range(leading)])
     gap = torch.where(gap.abs() <= allowed, torch.zeros_like(gap), gap)
@@ -267,11 +293,13 @@ def judge(*, eps, order: int, leading: int, predicted: Tensor, measured, pathwis
         floor=measured.floor.tolist(),
         predicted=predicted.tolist(),
         measured=measured.coefficients.tolist(),
-        pathwise=pathwise,
+        pathwise=checked,
         samples=measured.samples,
         method=measured.method,
         terms=terms,
-        **facts,
+        layer=layers[0] if len(layers) == 1 else layers,
+        num_samples=len(problems[0].features),
+        settings=settings_of(problems[0]),
     )
     usable = [k for k, ok in enumerate(report.usable) if ok]
     if len(usable) >= 3 and report.predicted_coefficient:
@@ -293,8 +321,8 @@ def judge(*, eps, order: int, leading: int, predicted: Tensor, measured, pathwis
     wrong, hidden = _wrong_coefficient(predicted, measured, order, leading, terms)
     if wrong:
         return replace(report, verdict="refuted", reason=wrong)
-    if report.verdict == "holds" and pathwise[1]:
-        outside = f"{pathwise[1]} of {pathwise[0]} single draws left Lagrange's interval (a head that is not smooth?)"
+    if report.verdict == "holds" and checked[1]:
+        outside = f"{checked[1]} of {checked[0]} single draws left Lagrange's interval (a head that is not smooth?)"
         return replace(report, verdict="undecided", reason=outside)
     if report.verdict == "holds" and hidden:
         return replace(report, verdict="undecided", reason="sampling error would hide a term 1 % off; raise samples")

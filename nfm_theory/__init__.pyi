@@ -1,0 +1,74 @@
+"""The public names; `__init__.py` loads each of them at its first use."""
+
+from . import adversarial, generalization, symbolic
+from .calculus.engine import linearize
+from .calculus.replacements import exact_derivatives
+from .estimators.regularizers import Regularizers, regularizers
+from .expansion.branch_terms import StabilityTerms, equal_branches_term
+from .expansion.paths import integral_remainder, lagrange_interval
+from .expansion.terms import coefficients, terms
+from .losses.loss import loss
+from .setting.branches import Branches
+from .setting.divergence import jensen_shannon
+from .setting.draws import Draw, antithetic, sample_draw
+from .setting.law import Law
+from .setting.layers import layer_names, split
+from .setting.mixing import MixingLaw
+from .setting.noise import NoiseLaw
+from .setting.options import options
+from .setting.pointwise import PointwiseLoss
+from .setting.problem import Problem, perturb
+from .setting.quadrature import GridTooLargeError, Quadrature
+from .setting.results import Estimate, Interval, TaylorTerms
+from .training.consistency import JSDConsistency
+from .training.mixup import LayerDraw, NoisyFeatureMixup
+from .training.penalty import TaylorRegularizer
+from .verification.error_curve import ErrorCurve, error_curve
+from .verification.report import ExpansionReport, observed_order
+from .verification.verify import verify
+
+__version__: str
+__all__ = [
+    "Branches",
+    "Draw",
+    "ErrorCurve",
+    "Estimate",
+    "ExpansionReport",
+    "GridTooLargeError",
+    "Interval",
+    "JSDConsistency",
+    "Law",
+    "LayerDraw",
+    "MixingLaw",
+    "NoiseLaw",
+    "NoisyFeatureMixup",
+    "PointwiseLoss",
+    "Problem",
+    "Quadrature",
+    "Regularizers",
+    "StabilityTerms",
+    "TaylorRegularizer",
+    "TaylorTerms",
+    "adversarial",
+    "antithetic",
+    "coefficients",
+    "equal_branches_term",
+    "error_curve",
+    "exact_derivatives",
+    "generalization",
+    "integral_remainder",
+    "jensen_shannon",
+    "lagrange_interval",
+    "layer_names",
+    "linearize",
+    "loss",
+    "observed_order",
+    "options",
+    "perturb",
+    "regularizers",
+    "sample_draw",
+    "split",
+    "symbolic",
+    "terms",
+    "verify",
+]

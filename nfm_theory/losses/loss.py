@@ -1,0 +1,145 @@
+r"""The exact NFM loss, in three ways (book: eq-nfm-loss): deterministic, by Monte Carlo, and as it is trained.
+
+$$ L_{NFM}(\varepsilon) = \frac1n \sum_i \mathbb E_{\lambda \sim \tilde D}\, \frac1n \sum_r\,
+   \mathbb E_\xi\; \ell\big(f_k(g_i + e_i(\varepsilon)), y_i\big), $$
+
+averaged over the layers k. At ε = 1 it equals the loss with mixed labels and λ ~ Beta(α, β) that is trained. The losses
+of `Branches`, stability loss and NoisyMix loss, are computed by the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..setting.branches import Branches
+from ..setting.checks import one_of
+from ..setting.problem import Problem, as_problems
+from ..setting.quadrature import GridTooLargeError, Quadrature
+from ..setting.results import Estimate
+from .as_trained import training_loss
+from .exact import exact_loss
+from .monte_carlo import DEFAULT_SAMPLES, ControlVariate, monte_carlo_loss
+
+#: Rows of the deterministic rule up to which `method="auto"` takes it.
+AUTO_ROWS = 500_000
+
+
+def loss(
+    problem: Problem | Sequence[Problem],
+    eps: float | Sequence[float] | Tensor = 1.0,
+    method: Literal["auto", "exact", "monte_carlo", "as_trained"] = "auto",
+    form: Literal["unmixed", "mixed"] | None = None,
+    *,
+    samples: int | None = None,
+    target_stderr: float | None = None,
+    control_variate: ControlVariate | None = None,
+    batch_size: int | None = None,
+    quadrature: Quadrature | None = None,
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    """The loss at scale `eps` (book: eq-nfm-loss): NFM's of a `Problem`, stability or NoisyMix loss of `Branches`.
+
+    Args:
+        problem: the setting; a list is averaged over.
+        eps: scale of mixing and noise, ≥ 0; several values share the draws and give a `(num_eps,)` estimate.
+        method: `"exact"` is a deterministic quadrature, differentiable; `"monte_carlo"` samples with a control variate;
+            `"as_trained"` samples minibatches with mixed labels; `"auto"` is exact if that takes at most 500,000
+            evaluations of the head, and Monte Carlo otherwise.
+        form: `"unmixed"` has the label of the first sample and exists at every ε; `"mixed"` has the mixed label, at
+            ε = 1 only. `None` is unmixed, and mixed as trained.
+        samples: evaluations of the head per ε for sampling, 200,000 if `None`.
+        target_stderr: stop Monte Carlo as soon as the largest standard error is below this.
+        control_variate: Taylor polynomial that Monte Carlo subtracts from each row, `"none"`, `"linear"`,
+            `"quadratic"`, `"cubic"`; `None` or `"auto"` takes the best by a pilot run.
+        batch_size: size of the minibatches as trained; `None` for all samples.
+        quadrature: rule and nodes of the deterministic method.
+        generator: random generator of the draws; the global one if `None`.
+
+    Returns:
+        `Estimate`; `stderr` is zero for `"exact"`.
+
+    Raises:
+        ValueError: if something does not fit, or an option does not belong to the method; `GridTooLargeError`, which
+            is one, if the deterministic rule would explode.
+        TypeError: for anything but problems.
+
+    Example:
+        >>> from nfm_theory import Law
+        >>> x, y = torch.tensor([[0.0], [2.0]]), torch.tensor([0.0, 0.0])
+        >>> loss(Problem(lambda u: u, x, y, law=Law(), loss="square")).value
+        tensor(0.8333)
+    """
+    problems = as_problems(problem)
+    one_of("method", method, ("auto", "exact", "monte_carlo", "as_trained"))
+    sampling = {"samples": samples, "target_stderr": target_stderr, "control_variate": control_variate}
+    if method == "exact":
+        _refuse(method, **sampling, batch_size=batch_size, generator=generator)
+    elif method == "as_trained":
+        _refuse(method, target_stderr=target_stderr, control_variate=control_variate, quadrature=quadrature)
+    elif method == "monte_carlo":
+        _refuse(method, batch_size=batch_size, quadrature=quadrature)
+    else:
+        _refuse(method, batch_size=batch_size)
+    form = one_of("form", form or ("mixed" if method == "as_trained" else "unmixed"), ("unmixed", "mixed"))
+    scales = torch.as_tensor(eps, dtype=problems[0].features.dtype, device=problems[0].features.device)
+    if not (scales.isfinite() & (scales >= 0)).all():
+        raise ValueError(f"eps: expected finite numbers >= 0, got {eps!r}.")
+    if form == "mixed" and not (scales == 1).all():
+        raise ValueError("The mixed-label form exists at eps = 1 only; use form='unmixed' for other scales.")
+    if method == "as_trained" and form == "unmixed":
+        raise ValueError("method='as_trained' has mixed labels; use method='monte_carlo' for form='unmixed'.")
+    points = scales.reshape(-1)
+    if method in ("auto", "exact"):
+        rule = quadrature or (Quadrature(max_rows=AUTO_ROWS) if method == "auto" else Quadrature())
+        try:
+            return _shaped(average_over_layers([exact_loss(p, points, form, rule) for p in problems]), scales)
+        except GridTooLargeError:
+            if method == "exact":
+                raise
+    if form == "mixed":
+        _refuse("monte_carlo' with form='mixed", target_stderr=target_stderr, control_variate=control_variate)
+        found = training_loss(
+            problems, samples=samples or DEFAULT_SAMPLES, batch_size=batch_size, permute=method == "as_trained",
+            generator=generator,
+        )  # fmt: skip
+        return _shaped(found, scales)
+    options = {"samples": samples or DEFAULT_SAMPLES, "target_stderr": target_stderr, "generator": generator}
+    parts = [monte_carlo_loss(p, points, control_variate=_variate(p, control_variate), **options) for p in problems]
+    return _shaped(average_over_layers(parts), scales)
+
+
+def _refuse(method: str, **options) -> None:
+    """Refuse options that the method would ignore."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"{given[0]}: does not belong to method={method!r}; leave it out, or choose another method.")
+
+
+def _variate(problem: Problem, control_variate: str | None) -> str:
+    """The control variate; shared noise allows none, since it needs independent elements."""
+    if not (isinstance(problem, Branches) and problem.shared_noise):
+        return control_variate or "auto"
+    if control_variate not in (None, "auto", "none"):
+        raise ValueError("shared_noise: expected control_variate='none', the others need independent elements.")
+    return "none"
+
+
+def _shaped(found: Estimate, scales: Tensor) -> Estimate:
+    return replace(found, value=found.value.reshape(scales.shape), stderr=found.stderr.reshape(scales.shape))
+
+
+def average_over_layers(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of several estimates; sampling errors add in quadrature."""
+    converged = [e.converged for e in estimates if e.converged is not None]
+    return Estimate(
+        value=torch.stack([e.value for e in estimates]).mean(0),
+        stderr=torch.stack([e.stderr**2 for e in estimates]).sum(0).sqrt() / len(estimates),
+        samples=sum(e.samples for e in estimates),
+        method=estimates[0].method,
+        converged=all(converged) if converged else None,
+    )

@@ -1,0 +1,49 @@
+"""Checks of options that several functions share; each message says what was expected, what came, and the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TypeVar
+
+Name = TypeVar("Name", bound=str)
+
+
+def near(name: str, names: Iterable[str]) -> str:
+    """The names that may have been meant, as the end of a message; empty if none is close."""
+    matches = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
+    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
+
+
+def one_of(option: str, value: Name, names: Iterable[str]) -> Name:
+    """The value of an option that takes one of a few names.
+
+    Args:
+        option: name of the option, for the message.
+        value: what was given.
+        names: the names that exist.
+
+    Raises:
+        ValueError: if the value is none of the names; a similar name is suggested.
+
+    Example:
+        >>> one_of("method", "exakt", ("auto", "exact"))
+        Traceback (most recent call last):
+        ValueError: method: expected one of ['auto', 'exact'], got 'exakt'; did you mean 'exact'?
+    """
+    names = list(names)
+    if value not in names:
+        hint = near(value, names) if isinstance(value, str) else "."
+        raise ValueError(f"{option}: expected one of {names}, got {value!r}{hint or '.'}")
+    return value
+
+
+def level(name: str, value: float) -> float:
+    """A level of noise or a scale: a finite number that is not negative.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
+        raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}.")
+    return float(value)

@@ -1,0 +1,61 @@
+"""How much memory a block may take and whether progress is shown: options of a computation, not of the mathematics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class _Options:
+    block_bytes: int | None = None
+    progress: bool | None = None
+
+
+_DEFAULT = _Options()
+_CURRENT: ContextVar[_Options] = ContextVar("nfm_theory_options", default=_DEFAULT)
+
+
+@contextmanager
+def options(*, block_bytes: int | None = None, progress: bool | None = None) -> Iterator[None]:
+    """Set how the computations inside the `with` block run; their results do not depend on it.
+
+    Args:
+        block_bytes: bytes that the activations of one block of head evaluations may take. Peak memory is higher: it
+            has the model, the data and the results as well. `None` leaves the choice to each function.
+        progress: True shows progress bars, False shows none; `None` shows them on a terminal for long computations.
+
+    Example:
+        >>> with options(progress=False):
+        ...     pass
+    """
+    changes = {"block_bytes": block_bytes, "progress": progress}
+    changed = replace(_CURRENT.get(), **{name: value for name, value in changes.items() if value is not None})
+    token = _CURRENT.set(changed)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+def block_bytes() -> int | None:
+    """The bytes per block that the caller has set, `None` if none."""
+    return _CURRENT.get().block_bytes
+
+
+def progress_bar(
+    items: Iterable[Item] | None = None, *, title: str, total: int | None = None, unit: str = "it"
+) -> tqdm[Item]:
+    """A progress bar that obeys `options`, around an iterable or to be moved by `update`."""
+    progress = _CURRENT.get().progress
+    return tqdm(
+        items, desc=title, total=total, unit=unit, unit_scale=unit == "row", delay=2, leave=False,
+        disable=None if progress is None else not progress,
+    )  # fmt: skip
