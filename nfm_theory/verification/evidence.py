@@ -143,7 +143,7 @@ class RuleEvidence:
             else:
                 path = problem.path(draw)
                 start = path(zero)
-                values = torch.stack([path(e) - start for e in scales], dim=-1)
+                values = torch.stack([*map(path, scales)], dim=-1) - start.unsqueeze(-1)
             total = total + torch.tensordot(weights, values.double(), dims=1)
         if not integral:
             at = torch.tensor(eps, dtype=torch.float64, device=total.device)

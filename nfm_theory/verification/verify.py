@@ -86,12 +86,17 @@ def verify(
     if not isinstance(terms, TaylorTerms):
         terms = (terms or expansion_terms)(problems)
     predicted = _predicted(problems, terms, order, leading, budget)
-    pathwise = [(0, 0)] if order > 2 or integral else [_pathwise(p, order, seed) for p in problems]
-    sources = [evidence_of(p, leading, method, budget, seed) for p in problems]
+    pathwise, sources = [], []
+    for one in problems:
+        pathwise.append((0, 0) if order > 2 or integral else _pathwise(one, order, seed))
+        sources.append(evidence_of(one, leading, method, budget, seed))
     found: list[Scaled] = []
     pending = scales
     while True:
-        found.append(Scaled.average([source.at(pending, integral) for source in sources]))
+        measured = []
+        for source in sources:
+            measured.append(source.at(pending, integral))
+        found.append(Scaled.average(measured))
         evidence = Evidence.average([source.evidence for source in sources]).extended(found)
         report = judge(problems, scales, order, leading, predicted, evidence, pathwise, terms)
         settled = report.verdict != "undecided" or report.pathwise[1] > 0 or bool(evidence.stderr.any())
