@@ -13,11 +13,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from nfm_theory.cli.errors import UsageError
+
 from .console import wide_console
 from .recipes import Recipe, get_recipe, select_recipes
 from .record.ledger import LEDGER, differences, merge, read, validate, within_seeds
 from .runner import BUSY, FAILED, load_training_data, run_recipe, runs_folder
-from .sources import UsageError
 from .sweep import CLUSTERS, Sweep, make_tasks, run_sweep
 from .tables.__main__ import app as tables_app
 from .tables.__main__ import audit_command

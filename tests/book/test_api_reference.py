@@ -124,7 +124,7 @@ def test_nothing_of_this_machine_is_printed():
 
 def test_commands_and_options_come_from_the_parser():
     text = "\n".join(reference.Commands.lines(None))
-    for expected in (".. rubric:: nfm verify", ".. rubric:: nfm ledger merge", "``--state-dict``", "``200000``"):
+    for expected in (".. rubric:: nfm verify", ".. rubric:: python -m experiments ledger merge", "``--state-dict``", "``200000``"):
         assert expected in text
 
 

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from experiments import commands
-from experiments.cli import app
+from experiments.commands import app
 from experiments.recipes import all_recipes, get_recipe
 from experiments.record.ledger import read
 from experiments.runner import shortened

@@ -19,7 +19,7 @@ from experiments.claims.check import Check
 from experiments.claims.checks import CHECKS
 from experiments.claims.comparisons import by_size
 from experiments.claims.index import CLASSES, GROUPS, class_of, escape
-from experiments.cli import app
+from experiments.commands import app
 from experiments.recipes import select_recipes
 from experiments.record.files import write_lines
 from experiments.tables import TABLES
