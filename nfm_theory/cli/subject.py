@@ -45,6 +45,12 @@ class Subject:
     data_name: str
 
 
+def _find_first(folder: Path) -> None:
+    """Let imports look into a folder first, as Python does for a script in it; an installed command does not."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
 def _import_module(place: str) -> ModuleType:
     if place.endswith(".py"):
         path = Path(place)
@@ -54,11 +60,11 @@ def _import_module(place: str) -> ModuleType:
         if spec is None or spec.loader is None:
             raise UsageError(f"--model: {place} cannot be read as a Python file.")
         module = importlib.util.module_from_spec(spec)
+        _find_first(path.resolve().parent)
         sys.modules[spec.name] = module  # dataclasses and pickle look their module up here
         spec.loader.exec_module(module)
         return module
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does; a console script does not
+    _find_first(Path.cwd())
     return importlib.import_module(place)
 
 
