@@ -32,7 +32,7 @@ STAMP = $(VENV)/.installed
 # What each result depends on ------------------------------------------------------------------------------------------
 
 LIBRARY := $(shell find nfm_theory -name '*.py' -not -path 'nfm_theory/cli/*')
-LIBRARY += nfm_theory/cli/files.py
+LIBRARY += $(addprefix nfm_theory/cli/,__init__.py errors.py files.py)
 # Studies of small networks on the digits.
 SMALL := experiments/__init__.py experiments/console.py experiments/processes.py experiments/augment/__init__.py \
 	experiments/augment/standard.py experiments/record/__init__.py experiments/record/files.py \
@@ -41,7 +41,7 @@ SMALL := experiments/__init__.py experiments/console.py experiments/processes.py
 TRAINING := $(SMALL) experiments/runner.py experiments/studies/__init__.py experiments/studies/networks.py \
 	$(wildcard $(addsuffix /*.py,$(addprefix experiments/,augment corruptions evaluation metrics recipes record schemes training)))
 # What is drawn, and from what.
-FIGURES := $(wildcard figures/*.py experiments/studies/*.py experiments/tables/*.py) \
+FIGURES := $(wildcard figures/*.py $(addprefix experiments/,claims/*.py studies/*.py tables/*.py)) \
 	$(wildcard $(RESULTS)/*.jsonl experiments/published/*.csv benchmarks/results/*.json)
 
 EXPANSION = $(LIBRARY) $(SMALL) $(wildcard experiments/studies/*.py)
@@ -138,8 +138,7 @@ lint: $(STAMP) ## ruff check and format
 
 # To make type errors fail `make test` too, write `lint: types` in a line of its own.
 types: $(STAMP) ## basedpyright: basic on the library, strict on a user's script
-	$(PY) -m basedpyright
-	$(PY) -m basedpyright --project tests/packaging
+	$(PY) -m basedpyright --pythonpath $(PY)
 
 clean: ## remove what was built; .venv and the tracked records stay
 	rm -rf book/_build figures/out build dist .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* $(AGAIN) *.egg-info

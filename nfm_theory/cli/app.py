@@ -73,11 +73,12 @@ def _check_outputs(json_path: Path | None, plot: Path | None) -> None:
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot: matplotlib is not installed. Install it with: pip install matplotlib")
     for option, path in (("--json", json_path), ("--plot", plot)):
-        if path is not None and path.is_dir():
+        if path is None:
+            continue
+        if path.is_dir():
             raise UsageError(f"{option}: expected a file, got the directory {path}.")
         try:
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"{option}: {path.parent} cannot be made ({error.strerror}).") from error
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
