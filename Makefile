@@ -34,12 +34,11 @@ STAMP = $(VENV)/.installed
 LIBRARY := $(shell find nfm_theory -name '*.py' -not -path 'nfm_theory/cli/*')
 LIBRARY += $(addprefix nfm_theory/cli/,__init__.py errors.py files.py)
 # Studies of small networks on the digits.
-SMALL := experiments/__init__.py experiments/console.py experiments/processes.py experiments/augment/__init__.py \
-	experiments/augment/standard.py experiments/record/__init__.py experiments/record/files.py \
-	$(wildcard experiments/data/*.py experiments/models/*.py)
+SMALL := $(wildcard $(addprefix experiments/,__init__.py console.py processes.py augment/__init__.py augment/standard.py \
+	record/__init__.py record/files.py data/*.py models/*.py))
 # Training by a recipe, and what a trained network is measured with.
-TRAINING := $(SMALL) experiments/runner.py experiments/studies/__init__.py experiments/studies/networks.py \
-	$(wildcard $(addsuffix /*.py,$(addprefix experiments/,augment corruptions evaluation metrics recipes record schemes training)))
+TRAINING := $(SMALL) $(wildcard $(addprefix experiments/,runner.py studies/__init__.py studies/networks.py \
+	$(addsuffix /*.py,augment corruptions evaluation metrics recipes record schemes training)))
 # What is drawn, and from what.
 FIGURES := $(wildcard figures/*.py $(addprefix experiments/,claims/*.py studies/*.py tables/*.py)) \
 	$(wildcard $(RESULTS)/*.jsonl experiments/published/*.csv benchmarks/results/*.json)
