@@ -113,8 +113,7 @@ training: $(AGAIN)/.begun ## train every recipe on digits and the toy problems a
 	$(PY) -m experiments ledger compare $(LEDGER)
 
 record: $(STAMP) ## do everything again and write it into the tracked records
-	for study in $(STUDIES); do $(PY) -m experiments study $$study --record --workers $(WORKERS) || exit; done
-	$(PY) -m experiments.studies.explore
+	for study in $(STUDIES) explore; do $(PY) -m experiments study $$study --record --workers $(WORKERS) || exit; done
 	$(PY) -m experiments sweep $(RECIPES) --workers $(WORKERS) --threads 1
 
 # Figures, checks --------------------------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ MADE = (
 )  # fmt: skip
 #: The module that each part of `make book` runs.
 MODULES = {
-    "expansion": "experiments.studies.verify_digits",
-    "bounds": "experiments.studies.verify_bounds",
-    "validity": "experiments.studies.verify_validity",
+    "expansion": "experiments.studies.expansion",
+    "bounds": "experiments.studies.bounds",
+    "validity": "experiments.studies.validity",
     "training": "experiments.runner",
     "figures": "figures.__main__",
 }
@@ -141,7 +141,7 @@ def test_nothing_but_record_writes_a_tracked_record(made):
             assert "-m experiments sweep" not in line or f"--ledger {AGAIN}/experiments.jsonl" in line, target
     os.utime(made / "constraints.txt", (1e9, 1e9))
     record = make("record", folder=made)
-    assert "for study in expansion bounds validity decomposition;" in record
+    assert "for study in expansion bounds validity decomposition explore;" in record
     assert "study $study --record" in record
 
 
