@@ -217,7 +217,7 @@ BAD = [
     ((*MINE, "--eps", "0.1,x"), "--eps: expected positive numbers"),
     ((*MINE, "--dtype", "int8"), "--dtype: expected one of"),
     ((*MINE, "--device", "abacus"), "--device: expected cpu or cuda"),
-    ((*MINE, "--noise", "pink"), "noise law: expected one of"),
+    ((*MINE, "--noise", "pink"), "noise: expected one of"),
     ((*MINE, "--alpha", "-1"), "alpha: expected"),
     ((*MINE, "--json", "."), "--json: expected a file"),
     ((*MINE, "--plot", "plot.txt"), "--plot: expected a file .png"),
