@@ -14,8 +14,10 @@ from ..recipes import Recipe, select_recipes
 from ..record.comparison import Paired, Summary, by_seed, is_clear, paired_difference, summarise
 from ..record.ledger import LEDGER, Entry, read
 
-__all__ = ["NOT_RUN", "STUDIES", "TITLES", "Study", "format_gain", "format_summary", "is_clear", "label", "load_entries",
-           "lower_is_better", "ranking", "signed", "study", "table_metrics"]  # fmt: skip
+__all__ = [
+    "NOT_RUN", "STUDIES", "TITLES", "Study", "format_gain", "format_summary", "is_clear", "label", "load_entries",
+    "lower_is_better", "ranking", "signed", "study", "table_metrics",
+]  # fmt: skip
 
 NOT_RUN = "not run"
 #: Our own studies, and their titles.
@@ -134,13 +136,13 @@ class Study:
         return len({entry.seed for entry in self.entries.get(scheme, ())})
 
     def levels(self, kind: str) -> list[str]:
-        """The levels at which a kind such as `"white_noise"` was measured, in rising order, as they stand in the keys."""
+        """The levels at which a kind such as `"white_noise"` was measured, in rising order, as text."""
         keys = {key for entries in self.entries.values() for entry in entries for key in entry.metrics}
         found = {key.removeprefix(f"{kind}/") for key in keys if key.startswith(f"{kind}/")}
         return sorted(found, key=float)
 
     def strong(self, kind: str) -> str | None:
-        """The key of the second strongest level, since the strongest often leaves only chance; `None` if not measured."""
+        """The key of the second strongest level, as the strongest often leaves only chance; `None` if not measured."""
         levels = self.levels(kind)
         return f"{kind}/{levels[max(0, len(levels) - 2)]}" if levels else None
 
