@@ -13,8 +13,7 @@ class Check:
     """What a computation says about a statement.
 
     Attributes:
-        outcome: `"holds"`, `"fails"`, `"open"`, or `"limits"` if the statement holds where its assumptions do, and fails
-            elsewhere.
+        outcome: `"holds"`, `"fails"`, `"open"`, or `"limits"` if the statement holds only where its assumptions do.
         detail: the numbers in words.
     """
 

@@ -33,7 +33,7 @@ def _moons(count: int = 60) -> tuple[Tensor, Tensor]:
 
 
 def glm_regularizer() -> Check:
-    """Do the order and the coefficient of the remainder agree with the theory, and does the term exist at Beta(1, 1)?"""
+    """Is the remainder of the order and size that the theory predicts, and does the term exist at Beta(1, 1)?"""
     x = torch.rand(40, 2, generator=seeded(), dtype=torch.float64) ** 3  # skewed: symmetric data have no third moment
     x, y = 3 * (x - x.mean(0)), (torch.arange(40) % 2).double()
     theta = torch.tensor(THETA, dtype=torch.float64)

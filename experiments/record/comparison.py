@@ -186,11 +186,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def is_clear(found: Paired | None) -> bool:
-    """True if there is a difference and its 95 % interval leaves out zero.
-
-    Args:
-        found: the difference; `None` if it was not measured.
-    """
+    """True if there is a difference and its 95 % interval leaves out zero."""
     return found is not None and found.clear
 
 

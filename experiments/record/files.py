@@ -23,11 +23,7 @@ _STUDIES = {name: name.rstrip("_") for name in ("bounds", "validity_", "decompos
 
 @contextmanager
 def replace_file(path: str | Path) -> Iterator[Path]:
-    """Write to a temporary file, which replaces `path` if the block succeeds.
-
-    Args:
-        path: the file to replace.
-    """
+    """Write to a temporary file, which replaces `path` if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)

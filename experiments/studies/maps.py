@@ -1,7 +1,7 @@
 r"""The regularizers by pixel, by direction of the data, and by image.
 
-Every second-order term is a sum `½ tr(A_i C_i)` (book: eq-second-moment). Its summands show which pixels, directions and
-images contribute to the regularizer of a network:
+Every second-order term is a sum `½ tr(A_i C_i)` (book: eq-second-moment). Its summands show which pixels, directions
+and images contribute to the regularizer of a network:
 
 | term | resolved by | contribution |
 |---|---|---|

@@ -72,6 +72,13 @@ class TrainedNetwork:
     test_accuracy: float
     seconds: float
 
+    @property
+    def facts(self) -> dict:
+        """The recipe and the accuracies, for records."""
+        return {
+            **asdict(self.recipe), "train_accuracy": self.train_accuracy, "test_accuracy": self.test_accuracy,
+        }  # fmt: skip
+
 
 @contextmanager
 def _one_thread() -> Iterator[None]:

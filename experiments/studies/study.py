@@ -26,36 +26,18 @@ STUDIES = {
 }  # fmt: skip
 #: The names of schemes for readers, in the order in which they are shown.
 TITLES = {
-    "baseline": "Baseline",
-    "baseline_noise": "Noise only",
-    "noise_injection": "Noise injection",
-    "dropout": "Dropout",
-    "weight_decay": "Weight decay",
-    "label_smoothing": "Label smoothing",
-    "mixup": "Mixup",
-    "cutmix": "CutMix",
-    "puzzlemix": "PuzzleMix",
-    "manifold_mixup": "Manifold Mixup",
-    "noisy_mixup": "Noisy Mixup",
-    "nfm": "NFM",
-    "taylor_nfm": "Taylor-NFM",
-    "autoaugment": "AutoAugment",
-    "augmix_no_jsd": "AugMix, no JSD",
-    "augmix": "AugMix",
-    "manifold_mixup_jsd": "Manifold Mixup + JSD",
-    "noisymix": "NoisyMix",
-    "taylor_noisymix": "Taylor-NoisyMix",
+    "baseline": "Baseline", "baseline_noise": "Noise only", "noise_injection": "Noise injection", "dropout": "Dropout",
+    "weight_decay": "Weight decay", "label_smoothing": "Label smoothing", "mixup": "Mixup", "cutmix": "CutMix",
+    "puzzlemix": "PuzzleMix", "manifold_mixup": "Manifold Mixup", "noisy_mixup": "Noisy Mixup", "nfm": "NFM",
+    "taylor_nfm": "Taylor-NFM", "autoaugment": "AutoAugment", "augmix_no_jsd": "AugMix, no JSD", "augmix": "AugMix",
+    "manifold_mixup_jsd": "Manifold Mixup + JSD", "noisymix": "NoisyMix", "taylor_noisymix": "Taylor-NoisyMix",
     "adversarial": "Adversarial",
-}
+}  # fmt: skip
 _LABELS = {
-    "clean": "clean",
-    "corrupted/mean": "corrupted: mean",
-    "corrupted/mean_without_noise": "corrupted: without noise",
-    "flip_probability/mean": "flip probability",
-    "rms_calibration_error": "RMS calibration error",
-    "ece": "ECE",
+    "clean": "clean", "corrupted/mean": "corrupted: mean", "corrupted/mean_without_noise": "corrupted: without noise",
+    "flip_probability/mean": "flip probability", "rms_calibration_error": "RMS calibration error", "ece": "ECE",
     "aurra": "AURRA",
-}
+}  # fmt: skip
 _KINDS = {
     "white_noise": "white noise σ = ",
     "salt_pepper": "salt and pepper γ = ",
@@ -95,11 +77,7 @@ def label(metric: str) -> str:
 
 
 def lower_is_better(metric: str) -> bool:
-    """True if small values of a metric are good.
-
-    Args:
-        metric: key.
-    """
+    """True if small values of a metric are good."""
     return metric.startswith(_LOWER)
 
 
@@ -174,11 +152,7 @@ def study(entries: Iterable[Entry], name: str) -> Study:
 
 
 def table_metrics(one: Study) -> list[str]:
-    """The metrics that sum up a study, with noise and attacks at their second strongest level.
-
-    Args:
-        one: the study.
-    """
+    """The metrics that sum up a study, with noise and attacks at their second strongest level."""
     noisy = [one.strong(kind) for kind in ("white_noise", "salt_pepper", "pgd_linf")]
     wanted = ["clean", *(key for key in noisy if key), "corrupted/mean", "corrupted/mean_without_noise"]
     wanted += ["flip_probability/mean", "rms_calibration_error"]
@@ -219,21 +193,12 @@ def format_gain(found: Paired | None) -> str:
 
 
 def signed(value: float) -> str:
-    """A number with its sign and one decimal; zero has no sign.
-
-    Args:
-        value: the number.
-    """
+    """A number with its sign and one decimal; zero has no sign."""
     text = f"{value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def ranking(one: Study, metric: str) -> list[tuple[str, Summary]]:
-    """The schemes with their means, the best first. Those that were not measured are left out.
-
-    Args:
-        one: the study.
-        metric: key.
-    """
+    """The schemes with their means, the best first. Those that were not measured are left out."""
     found = [(scheme, mean) for scheme in one.run if (mean := one.summary(scheme, metric)) is not None]
     return sorted(found, key=lambda pair: pair[1].mean, reverse=not lower_is_better(metric))

@@ -257,11 +257,7 @@ def bound_words(records: Sequence[dict], others: Sequence[dict]) -> list[str]:
 
 
 def conclusion(records: Sequence[dict]) -> str:
-    """The answer in two sentences.
-
-    Args:
-        records: records of the study `validity`.
-    """
+    """The answer in two sentences."""
     near = sum(error(r, THEOREM) <= 0.1 for r in records)
     reach = median(radius(r) for r in records)
     applies = sum(not r["bound"]["failed"] for r in records)
