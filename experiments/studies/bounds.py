@@ -26,7 +26,7 @@ from ..data.cifar import read_batch
 from ..data.digits import CLASSES, Digits, load_digits, verification_subset
 from ..record.files import versions
 from .networks import NetworkRecipe, centred, train, trained_network
-from .recorded import RecordedStudy, RecordFile
+from .recorded import RecordedStudy, RecordFile, results_table
 
 _LAYERS = ("", "hidden1", "hidden2")
 #: The levels that the NFM paper trains with.
@@ -251,17 +251,15 @@ def interval(records: Sequence[dict], kind: str = "sharp") -> str:
 
 def summary_table(records: Sequence[dict]) -> Table:
     """The table of results, one row for each network and scheme, as means over the seeds."""
-    table = Table(title="The adversarial bound on trained networks (Mixup at the input)", box=None, pad_edge=False)
-    for name in ("model", "K", "scheme", "test", "ε*", "sharp, ε = 1", "paper", "certified", "flip", "kept, ε = 1"):
-        table.add_column(name, no_wrap=True, justify="left" if name in ("model", "scheme", "ε*") else "right")
+    rows = []
     for (model, classes, scheme), some in groups(records).items():
         radii = [f"{mean_of_medians(some, name)[0]:.3f}" for name in ("sharp", "paper", "certified", "flip")]
         accuracy = fmean(r["training"]["test_accuracy"] for r in some)
-        last = some[0]["bound"][-1]["eps"]
-        table.add_row(
-            model, str(classes), scheme, f"{100 * accuracy:.1f} %", interval(some), *radii, f"{kept(some, last):.2f}"
-        )
-    return table
+        last = kept(some, some[0]["bound"][-1]["eps"])
+        rows.append([model, str(classes), scheme, f"{100 * accuracy:.1f} %", interval(some), *radii, f"{last:.2f}"])
+    header = ("model", "K", "scheme", "test", "ε*", "sharp, ε = 1", "paper", "certified", "flip", "kept, ε = 1")
+    title = "The adversarial bound on trained networks (Mixup at the input)"
+    return results_table(title, header, rows, text=("model", "scheme", "ε*"))
 
 
 def conclude(records: Sequence[dict]) -> tuple[int, list[str]]:

@@ -22,7 +22,7 @@ from ..data.digits import load_digits, verification_subset
 from ..models.small import HIDDEN
 from ..record.files import versions
 from .networks import trained_network
-from .recorded import RecordedStudy, RecordFile
+from .recorded import RecordedStudy, RecordFile, results_table
 
 NAME = "explore.jsonl"
 MODEL, CLASSES = "mlp", 10
@@ -185,13 +185,12 @@ def run_case(case: GridCase) -> tuple[list[dict]]:
 
 def summary_table(records: Sequence[dict]) -> Table:
     """The table of coefficients, one row for each network and layer."""
-    table = Table(title="Coefficients of the expansion", box=None, pad_edge=False)
-    for name in ("network", "layer", *records[0]["coefficients"]):
-        table.add_column(name, no_wrap=True)
-    for record in records:
-        values = (f"{value:.3g}" for value in record["coefficients"].values())
-        table.add_row(record["network"], record["layer"] or "input", *values)
-    return table
+    names = list(records[0]["coefficients"])
+    rows = [
+        [record["network"], record["layer"] or "input", *(f"{record['coefficients'][name]:.3g}" for name in names)]
+        for record in records
+    ]
+    return results_table("Coefficients of the expansion", ("network", "layer", *names), rows, text=("network", "layer"))
 
 
 def _difference(new: dict, old: dict) -> str:
