@@ -135,8 +135,9 @@ lint: $(STAMP) ## ruff check and format
 	$(PY) -m ruff format --check .
 
 # To make type errors fail `make test` too, write `lint: types` in a line of its own.
-types: $(STAMP) ## basedpyright: basic on the library, strict on a user's script
+types: $(STAMP) ## basedpyright: the library, and a user's script against the wheel
 	$(PY) -m basedpyright --pythonpath $(PY)
+	$(PY) -m pytest -q tests/packaging/check_types.py
 
 clean: ## remove what was built; .venv and the tracked records stay
 	rm -rf book/_build figures/out build dist .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* $(AGAIN) *.egg-info
