@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nfm_theory.adversarial import BoundReport, adversarial_bound, certify, flip_radius, validity_radius
 
-from ..data.cifar import read_batch, release
+from ..data.cifar import read_batch
 from ..data.digits import CLASSES, Digits, load_digits, verification_subset
 from ..record.files import versions
 from .networks import NetworkRecipe, centred, train, trained_network
@@ -47,7 +47,6 @@ SEEDS = (0, 1, 2)
 NUM_SAMPLES = 40
 #: The two classes of CIFAR-10, airplane and automobile, and how many images of each are used.
 CIFAR_PAIR, CIFAR_TRAIN, CIFAR_TEST, CIFAR_SAMPLES = (0, 1), 100, 500, 12
-CIFAR_VARIABLE = release(10).variable
 _ATTACK = {"steps": 20, "restarts": 1, "progress": False}
 
 
@@ -68,7 +67,7 @@ class BoundCase:
 
     @property
     def recipe(self) -> NetworkRecipe:
-        """How the network is trained: on data from which the mean of the checked samples is subtracted."""
+        """How the network is trained. The mean of the checked samples is subtracted from the data."""
         return NetworkRecipe(
             model=self.model, classes=self.classes, seed=self.seed, epochs=self.epochs,
             learning_rate=self.learning_rate, centre=self.n, **SCHEMES[self.scheme],
@@ -96,11 +95,11 @@ def cases(*, quick: bool = False, cifar: str = "") -> list[BoundCase]:
 
 
 def load_pair(folder: Path, *, check: bool = True) -> Digits:
-    """Airplane against automobile, standardised like the digits: the first images of each class.
+    """Images of airplanes and automobiles, standardized like the digits: the first of each class.
 
     Args:
-        folder: with the official files `data_batch_1` and `test_batch`.
-        check: that they are the official ones.
+        folder: folder with the official files `data_batch_1` and `test_batch`.
+        check: True to check that the files are the official ones.
     """
     parts = []
     for name, count in (("data_batch_1", CIFAR_TRAIN), ("test_batch", CIFAR_TEST)):
@@ -114,15 +113,15 @@ def load_pair(folder: Path, *, check: bool = True) -> Digits:
 
 
 def certified_radius(model, x: Tensor, y: Tensor, *, loss: str, high: Tensor, bisections: int = 8) -> Tensor:
-    """The largest l2 radius up to `high` at which CROWN certifies the label, by bisection, `(n,)`.
+    """The largest l2 radius up to `high` at which CROWN certifies the label of each sample, by bisection.
 
     Args:
-        model: as `certify`.
+        model: network in evaluation mode.
         x: inputs.
         y: labels.
-        loss: says how labels are to be read.
-        high: radii that need not be exceeded, `(n,)`.
-        bisections: certificates.
+        loss: name of the loss, which decides what a label means.
+        high: largest radius of interest for each sample, `(n,)`.
+        bisections: number of certificates.
     """
     low = torch.zeros_like(high)
     high = high.clone()
@@ -134,7 +133,7 @@ def certified_radius(model, x: Tensor, y: Tensor, *, loss: str, high: Tensor, bi
 
 
 def _side(report: BoundReport) -> dict:
-    """What the figure and the tables need of a report, without its lists."""
+    """The part of a report that the figures and tables need."""
     record = report.to_dict()
     names = (
         "eps", "verdict", "radius_kind", "standard_loss", "nfm_loss", "nfm_error", "regularizer", "right_lower",
@@ -182,34 +181,21 @@ def run_case(case: BoundCase) -> tuple[list[dict]]:
     noisy = None
     if not case.cifar:
         noisy = _side(adversarial_bound(network.model, x, y, eps=NOISY_EPS, **NOISE, **options))
+    points = {"sharp": first.sharp_radius / first.eps, "paper": first.paper_radius / first.eps}
+    points |= {"certified": certified, "flip": flip}
     record = {
         "data": "cifar10" if case.cifar else "digits",
         **{name: getattr(case, name) for name in ("model", "classes", "scheme", "seed", "n")},
-        "assumptions": first.to_dict()["assumptions"],
-        "bound": sides,
-        "noisy": noisy,
-        "validity": validity,
-        "points": {
-            "sharp": _rounded(first.sharp_radius / first.eps),
-            "paper": _rounded(first.paper_radius / first.eps),
-            "certified": _rounded(certified),
-            "flip": _rounded(flip),
-        },
-        "training": {
-            **asdict(network.recipe),
-            "samples": len(data.x),
-            "train_accuracy": network.train_accuracy,
-            "test_accuracy": network.test_accuracy,
-        },
-        "versions": versions(),
-        "device": "cpu",
+        "assumptions": first.to_dict()["assumptions"], "bound": sides, "noisy": noisy, "validity": validity,
+        "points": {name: _rounded(radii) for name, radii in points.items()},
+        "training": {**network.facts, "samples": len(data.x)}, "versions": versions(), "device": "cpu",
         "seconds": round(time.perf_counter() - start, 2),
-    }
+    }  # fmt: skip
     return ([record],)
 
 
 def groups(records: Sequence[dict]) -> dict[tuple[str, int, str], list[dict]]:
-    """Records of all seeds, by model, number of classes and scheme, in the order of the file."""
+    """The records of all seeds by model, number of classes and scheme, in the order of the file."""
     found: dict[tuple[str, int, str], list[dict]] = {}
     for record in records:
         found.setdefault((record["model"], record["classes"], record["scheme"]), []).append(record)
@@ -217,27 +203,27 @@ def groups(records: Sequence[dict]) -> dict[tuple[str, int, str], list[dict]]:
 
 
 def median(values: Sequence[float | None]) -> float:
-    """Median; what no attack reached is infinite."""
+    """The median of radii; `None` stands for a radius that no attack reached, and counts as infinite."""
     return float(np.median([np.inf if v is None else v for v in values]))
 
 
 def mean_of_medians(records: Sequence[dict], name: str, scale: float = 1.0) -> tuple[float, float]:
-    """Mean over the seeds of the median over the samples of one of the radii, and half its range.
+    """The median radius over the samples: its mean over the seeds, and half of its range.
 
     Args:
-        records: one per seed.
-        name: key of `points`.
-        scale: factor, ε for implied radii.
+        records: one record for each seed.
+        name: name of the radius, a key of `points`.
+        scale: factor of the radius, which is ε for implied radii.
     """
     values = [scale * median(r["points"][name]) for r in records]
     return fmean(values), (max(values) - min(values)) / 2
 
 
 def kept(records: Sequence[dict], eps: float, kind: str = "sharp") -> float:
-    """Share of the samples whose label is certified in the ball of the implied radius at ε.
+    """The share of samples whose label is certified in the ball of the implied radius at ε.
 
     Args:
-        records: one per seed.
+        records: one record for each seed.
         eps: one of the recorded ε.
         kind: `"sharp"` or `"paper"`.
     """
@@ -247,11 +233,11 @@ def kept(records: Sequence[dict], eps: float, kind: str = "sharp") -> float:
 
 
 def interval(records: Sequence[dict], kind: str = "sharp") -> str:
-    """Where the validity radii ε* of some networks lie, as text: certified up to, refuted from.
+    """The ε up to which the bound is certified, and from which it is refuted, as text.
 
     Args:
-        records: one per seed.
-        kind: of radius.
+        records: one record for each seed.
+        kind: kind of the radius.
     """
     texts = []
     for r in records:
@@ -264,7 +250,7 @@ def interval(records: Sequence[dict], kind: str = "sharp") -> str:
 
 
 def summary_table(records: Sequence[dict]) -> Table:
-    """One row per network and scheme, means over the seeds."""
+    """The table of results, one row for each network and scheme, as means over the seeds."""
     table = Table(title="The adversarial bound on trained networks (Mixup at the input)", box=None, pad_edge=False)
     for name in ("model", "K", "scheme", "test", "ε*", "sharp, ε = 1", "paper", "certified", "flip", "kept, ε = 1"):
         table.add_column(name, no_wrap=True, justify="left" if name in ("model", "scheme", "ε*") else "right")

@@ -171,11 +171,7 @@ def run_case(case: DecompositionCase) -> tuple[list[dict]]:
 
 
 def last_epochs(records: Sequence[dict]) -> Table:
-    """The table of the last epoch of each training run.
-
-    Args:
-        records: the records of this study.
-    """
+    """The table of the last epoch of each training run."""
     table = Table(title="The NFM loss on networks trained on digits, last epoch", box=None, pad_edge=False)
     for name in ("network", "scheme", "seed", "epoch", "L_NFM", *PARTS, "remainder"):
         table.add_column(name, no_wrap=True, justify="left" if name in ("network", "scheme") else "right")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from rich.table import Table
 
@@ -76,15 +76,7 @@ def run_case(case: ExpansionCase) -> tuple[list[dict], list[dict]]:
     data = load_digits(case.classes)
     options = {**SCHEMES[case.scheme], "layer": case.layer, "loss": data.loss, "progress": False}
     facts = {name: getattr(case, name) for name in ("model", "classes", "scheme", "layer")}
-    provenance = {
-        "training": {
-            **asdict(network.recipe),
-            "train_accuracy": network.train_accuracy,
-            "test_accuracy": network.test_accuracy,
-        },
-        "versions": versions(),
-        "device": "cpu",
-    }
+    provenance = {"training": network.facts, "versions": versions(), "device": "cpu"}
     start = time.perf_counter()
     x, y = verification_subset(data, case.n)
     report = nt.verify_expansion(network.model, x, y, **options)

@@ -165,35 +165,26 @@ def run_case(case: GridCase) -> tuple[list[dict]]:
     data, network = load_digits(CLASSES), trained_network(MODEL, CLASSES, **NETWORKS[case.network])
     x, y = verification_subset(data, grid.n)
     options = {"layer": case.layer, "loss": data.loss}
-    nested = [
-        [
-            [
-                excess(network.model, x, y, grid, {"alpha": a, "add_noise": s, "mult_noise": t}, **options)
-                for t in grid.mult_noise
-            ]
-            for s in grid.add_noise
-        ]
-        for a in grid.alpha
-    ]
+
+    def at(alpha: float, add_noise: float, mult_noise: float) -> tuple[list[float], list[float]]:
+        laws = {"alpha": alpha, "add_noise": add_noise, "mult_noise": mult_noise}
+        return excess(network.model, x, y, grid, laws, **options)
+
+    nested = [[[at(a, s, t) for t in grid.mult_noise] for s in grid.add_noise] for a in grid.alpha]
     record = {
         "network": case.network, "model": MODEL, "classes": CLASSES, "layer": case.layer, "grid": asdict(grid),
         "moments": [moments(alpha) for alpha in grid.alpha],
         "coefficients": coefficients(network.model, x, y, **options),
         "excess": [[[_significant(p[0], 5) for p in row] for row in block] for block in nested],
         "stderr": [[[_significant(p[1], 2) for p in row] for row in block] for block in nested],
-        "training": {**asdict(network.recipe), "train_accuracy": network.train_accuracy,
-                     "test_accuracy": network.test_accuracy},
-        "versions": versions(), "device": "cpu", "seconds": round(time.perf_counter() - start, 2),
+        "training": network.facts, "versions": versions(), "device": "cpu",
+        "seconds": round(time.perf_counter() - start, 2),
     }  # fmt: skip
     return ([record],)
 
 
 def summary_table(records: Sequence[dict]) -> Table:
-    """The table of coefficients, one row for each network and layer.
-
-    Args:
-        records: the records of this study.
-    """
+    """The table of coefficients, one row for each network and layer."""
     table = Table(title="Coefficients of the expansion", box=None, pad_edge=False)
     for name in ("network", "layer", *records[0]["coefficients"]):
         table.add_column(name, no_wrap=True)

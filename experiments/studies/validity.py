@@ -118,11 +118,7 @@ def _at_one(record: dict, order: int) -> float:
 
 
 def summary_table(records: Sequence[dict]) -> Table:
-    """The table of results, one row for each network, layer and law.
-
-    Args:
-        records: the records of this study.
-    """
+    """The table of results, one row for each network, layer and law."""
     table = Table(title="Order 1 to 4 on trained networks, and the bound", box=None, pad_edge=False)
     for name in ("model", "training", "layer", "law"):
         table.add_column(name, no_wrap=True)
@@ -139,11 +135,7 @@ def summary_table(records: Sequence[dict]) -> Table:
 
 
 def conclude(records: Sequence[dict]) -> tuple[int, list[str]]:
-    """The exit status, 1 if coefficients along the paths miss the exact ones, and which do.
-
-    Args:
-        records: the records of this study.
-    """
+    """The exit status, 1 if coefficients along the paths miss the exact ones, and which do."""
     missed = [
         f"{', '.join(str(record[name]) or 'input' for name in KEY)}: the coefficients along the paths miss the exact "
         f"ones by {record['witness']['miss']} standard errors"

@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
+from typer.testing import CliRunner
 
 import nfm_theory as nt
+from experiments.commands import app
 from experiments.data.digits import load_digits, verification_subset
 from experiments.models.small import HIDDEN
 from experiments.record.files import RESULTS, read_lines
@@ -110,14 +112,16 @@ def test_the_tracked_record_is_of_these_networks(tracked):
             assert abs(small[a, s, t] - cubic) < 0.5 * cubic + 5 * noise[a, s, t]
 
 
-def test_the_command_writes_a_record_for_each_network_and_layer(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_a_record_for_each_network_and_layer(tmp_path, monkeypatch):
     monkeypatch.setattr(explore, "QUICK", QUICK)
-    assert explore.main(["--quick", "--out", str(tmp_path)]) == 0
+    arguments = ["study", "explore", "--quick", "--workers", "1", "--out", str(tmp_path)]
+    run = CliRunner().invoke(app, arguments)
+    assert run.exit_code == 0
     records = read_lines(tmp_path / explore.NAME)
     assert len(records) == 4
     assert records[0]["excess"][0][0][0] == [0, 0]
-    assert str(tmp_path) in capsys.readouterr().out
-    with pytest.raises(FileNotFoundError, match=r"experiments\.explore`"):
+    assert str(tmp_path) in run.output
+    with pytest.raises(FileNotFoundError, match="experiments study explore --record`"):
         read_lines(tmp_path / "none" / explore.NAME)
 
 
@@ -239,7 +243,7 @@ def test_the_animated_image_moves_and_is_small(rings, tmp_path):
 
 def test_no_ledger_no_film(tmp_path):
     assert LEDGER.exists()
-    with pytest.raises(ValueError, match="nfm sweep 'nfm-figure-toy"):
+    with pytest.raises(ValueError, match="experiments sweep 'nfm-figure-toy"):
         anim_toy.films(study([], "nfm-figure-toy"), runs=tmp_path)
 
 

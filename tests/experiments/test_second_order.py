@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from experiments.studies.decompose_training import PARTS, Case, cases, decompose, images, run_case
 from ledger_entries import entry
 from problems import generator, mlp, randn
 from torch import nn
+from typer.testing import CliRunner
 
 import nfm_theory as nt
+from experiments.commands import app
 from experiments.models import build_model, eligible_layers
 from experiments.models.preactresnet import DigitsResNet
 from experiments.recipes import get_recipe, select_recipes
@@ -21,7 +22,7 @@ from experiments.recipes.taylor_terms import ALONE, SCALES, SOURCES
 from experiments.record.comparison import paired_difference
 from experiments.record.files import read_lines
 from experiments.schemes import build_step
-from experiments.studies import decompose_training
+from experiments.studies.decomposition import PARTS, DecompositionCase, cases, decompose, images, run_case
 from experiments.studies.gains import (
     GROUPS,
     Gains,
@@ -186,9 +187,9 @@ def test_images_are_as_networks_see_them():
     assert torch.equal(y, labels[:7])
 
 
-def test_a_training_is_taken_apart_as_it_goes_and_ends_as_it_would(tmp_path, capsys):
-    assert decompose_training.main(["--quick", "--out", str(tmp_path)]) == 0
-    assert "4 decompositions" in capsys.readouterr().out
+def test_a_training_is_taken_apart_as_it_goes_and_ends_as_it_would(tmp_path):
+    arguments = ["study", "decomposition", "--quick", "--workers", "1", "--out", str(tmp_path)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
     records = read_lines(tmp_path / "decomposition.jsonl")
     assert [(r["activation"], r["epoch"]) for r in records] == [(a, e) for a in ("relu", "silu") for e in (0, 1)]
     for record in records:
@@ -205,18 +206,18 @@ def test_a_training_is_taken_apart_as_it_goes_and_ends_as_it_would(tmp_path, cap
 
 
 def test_epochs_that_are_not_asked_for_are_passed_over():
-    short = Case("relu", "baseline", 1, epochs=(1, 5), num_samples=6, evaluations=60, length=1)
-    (record,) = run_case(short)
+    short = DecompositionCase("relu", "baseline", 1, epochs=(1, 5), num_samples=6, evaluations=60, length=1)
+    ((record,),) = run_case(short)
     assert (record["epoch"], record["epochs"], record["n"]) == (1, 1, 6)
     assert record["hash"] == short.training.hash != get_recipe("digits/baseline").hash
     assert {(c.activation, c.scheme, c.seed) for c in cases(seeds=(1, 2))} == {
         (a, s, k) for a in ("relu", "silu") for s in ("baseline", "nfm", "taylor_nfm") for k in (1, 2)
     }
-    assert Case("silu", "nfm", 1).training == get_recipe("digits-terms-smooth/nfm").training
+    assert DecompositionCase("silu", "nfm", 1).training == get_recipe("digits-terms-smooth/nfm").training
 
 
 def test_the_missing_file_names_its_job(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"python -m experiments\.decompose_training"):
+    with pytest.raises(FileNotFoundError, match="python -m experiments study decomposition --record"):
         read_lines(tmp_path / "decomposition.jsonl")
 
 
@@ -246,7 +247,7 @@ def test_gains_by_scale_by_hand():
     assert found[1.0].taylor.difference == pytest.approx(5)
     assert found[1.0].share == pytest.approx(15 / 30.1)
     assert clear_scales(found) == [1.0]
-    assert gains(one, "nfm-1", "taylor_nfm-1", "clean") == found[1.0]
+    assert gains(one, "nfm-1", "clean") == found[1.0]
     assert metrics_of(one) == ["clean"]
 
 
