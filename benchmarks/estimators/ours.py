@@ -34,9 +34,9 @@ def _along(problem: Problem, directions: Tensor) -> Tensor:
     """R2 + R3 along given directions."""
     at = linearize(problem.head, problem.features)
     slope = problem.loss.gradient(at.outputs, problem.labels)
-    tangents, bends = at.sweep(directions, slope)
+    tangents, hessian_forms = at.sweep(directions, slope)
     curvature = problem.loss.hessian(at.outputs, problem.labels)
-    return (gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).sum() + bends.sum()) / 2 / len(slope)
+    return (gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).sum() + hessian_forms.sum()) / 2 / len(slope)
 
 
 def _value_along(problem: Problem, directions: Tensor) -> Tensor:
@@ -51,8 +51,8 @@ def train_penalised(case: Case, probes: Tensor) -> tuple[Tensor, ...]:
     at = linearize(trained.plain_head, problem.features)
     labels = problem.labels
     slope, curvature = problem.loss.gradient(at.outputs, labels), problem.loss.hessian(at.outputs, labels)
-    tangents, bends = at.sweep(probes, slope)
-    penalty = (gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).sum() + bends.sum()) / 2 / len(slope)
+    tangents, hessian_forms = at.sweep(probes, slope)
+    penalty = (gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).sum() + hessian_forms.sum()) / 2 / len(slope)
     total = problem.loss(at.outputs, labels).mean() + penalty
     return penalty.detach(), *torch.autograd.grad(total, parameters)
 

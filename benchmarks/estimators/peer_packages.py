@@ -117,8 +117,8 @@ class CollapsedTaylorMode:
         total = g.new_zeros(2)
         with torch.no_grad():
             for v in sets:
-                outputs, tangents, bend = self.jet((g, v.expand(-1, *g.shape).contiguous(), torch.zeros_like(g)))
-                residual = (loss.gradient(outputs, labels) * bend).sum()
+                outputs, tangents, second = self.jet((g, v.expand(-1, *g.shape).contiguous(), torch.zeros_like(g)))
+                residual = (loss.gradient(outputs, labels) * second).sum()
                 gauss_newton = torch.einsum("mbk,bkl,mbl->", tangents, loss.hessian(outputs, labels), tangents)
                 total = total + torch.stack([gauss_newton, residual])
         return total / (2 * len(g))

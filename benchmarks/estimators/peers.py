@@ -152,8 +152,8 @@ def finite_differences(case: Case, *sets: Tensor, quantity: str = "R2+R3") -> Te
             length = v.flatten(1).norm(dim=1).clamp_min(torch.finfo(v.dtype).tiny)
             step = 4e-3 / length
             shift = step.reshape(-1, *[1] * (g.ndim - 1)) * v
-            bend = function(g + shift, rows) - 2 * centre + function(g - shift, rows)
-            total = total + (bend / step**2).mean()
+            second = function(g + shift, rows) - 2 * centre + function(g - shift, rows)
+            total = total + (second / step**2).mean()
     return (total / 2).to(case.x.dtype)
 
 

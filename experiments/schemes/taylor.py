@@ -162,14 +162,14 @@ def stability_penalty(
     slope = torch.func.grad(nt.jensen_shannon)(outputs) * n  # of the sum over examples
     by_view = g.unflatten(0, (views, n))
     drift = (by_view.mean(1, keepdim=True) - by_view).flatten(0, 1)
-    first = law.mixing.moment(1) * (at.pullback(slope.flatten(0, 1)) * at.enter(drift.unsqueeze(0))[0]).sum() / n
+    first = law.mixing.moment(1) * (at.pullback(slope.flatten(0, 1)) * at.propagate(drift.unsqueeze(0))[0]).sum() / n
     direction = _direction(by_view, law, view_noise, generator).flatten(0, 1)
-    tangents, bends = at.sweep(direction.unsqueeze(0), None if at.piecewise_linear else slope.flatten(0, 1))
+    tangents, hessian_forms = at.sweep(direction.unsqueeze(0), None if at.piecewise_linear else slope.flatten(0, 1))
     tangents = tangents[0].unflatten(0, (views, n))
     _, turned = torch.func.jvp(torch.func.grad(nt.jensen_shannon), (outputs,), (tangents,))
     second = (turned * tangents).sum() / 2
-    if bends is not None:
-        second = second + bends.sum() / (2 * n)
+    if hessian_forms is not None:
+        second = second + hessian_forms.sum() / (2 * n)
     return eps * first + eps**2 * second
 
 

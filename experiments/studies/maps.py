@@ -82,8 +82,8 @@ def regularizer_maps(problem: nt.Problem, y: Tensor) -> RegularizerMaps:
 
     def forms(directions: Tensor) -> tuple[Tensor, Tensor]:
         """Gauss-Newton and residual curvature along `(m, 1 or n, *feature)`, `(n, m)` each."""
-        tangents, bends = at.sweep(directions, slope)
-        return gauss_newton_forms(curvature, tangents.permute(1, 2, 0)), bends.T
+        tangents, hessian_forms = at.sweep(directions, slope)
+        return gauss_newton_forms(curvature, tangents.permute(1, 2, 0)), hessian_forms.T
 
     diagonal = forms(coordinate_basis(g).unsqueeze(1))
     squares = g.flatten(1) ** 2

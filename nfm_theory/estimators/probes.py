@@ -67,8 +67,8 @@ def random_signs(
 
 def _forms(at: Linearization, curvature: Tensor, directions: Tensor, slope: Tensor | None) -> tuple:
     """`(Jv)ᵀF(Jv)` and `a·∇²f[v, v]` of directions `(m, b|1, *feature)`, `(m, b)` each."""
-    tangents, bends = at.sweep(directions, slope)
-    return gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).T, bends
+    tangents, hessian_forms = at.sweep(directions, slope)
+    return gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).T, hessian_forms
 
 
 def probe_forms(
@@ -118,10 +118,10 @@ def probe_forms(
     else:
         directions = random_signs((num_probes, *g.shape), g, distribution, generator)
         directions = directions if source == "additive" else directions * g
-    gauss_newton, bends = _forms(at, curvature, directions, slope)
+    gauss_newton, hessian_forms = _forms(at, curvature, directions, slope)
     if residual and slope is None:
-        bends = torch.zeros_like(gauss_newton)
-    return ProbeForms(gauss_newton + fixed[0], None if bends is None else bends + fixed[1], passes)
+        hessian_forms = torch.zeros_like(gauss_newton)
+    return ProbeForms(gauss_newton + fixed[0], None if hessian_forms is None else hessian_forms + fixed[1], passes)
 
 
 def mean_and_stderr(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -129,13 +129,13 @@ class _Expanded:
 
     def sweep(self, directions: Tensor) -> tuple[Tensor, Tensor]:
         """`J_j v^j` `(s, n, m, K)` and `∂_jΦ·∇²f[v^j, v^j]` `(s, n, m)` of directions `(s, n or 1, m, *feature)`."""
-        tangents, bends = [], []
+        tangents, hessian_forms = [], []
         for j, (at, slope) in enumerate(zip(self.at, self.slopes, strict=True)):
             flat = at.piecewise_linear
             tangent, bend = at.sweep(directions[:, :, j], None if flat else slope)
             tangents.append(tangent)
-            bends.append(tangent.new_zeros(tangent.shape[:2]) if flat else bend)
-        return torch.stack(tangents, dim=2), torch.stack(bends, dim=2)
+            hessian_forms.append(tangent.new_zeros(tangent.shape[:2]) if flat else bend)
+        return torch.stack(tangents, dim=2), torch.stack(hessian_forms, dim=2)
 
 
 def _forms(curvature: Tensor, tangents: Tensor) -> Tensor:
@@ -155,8 +155,8 @@ def _second_order(branches: Branches, expanded: _Expanded) -> dict[str, Sequence
         spread = compressed(centred_features(g).flatten(1)).reshape(-1, 1, *g.shape[1:])
         form = bend = g.new_zeros(n)
         for part in (drift, *spread.split(block)):
-            tangents, bends = expanded.sweep(part)
-            form, bend = form + _forms(expanded.curvature, tangents), bend + bends.sum((0, 2))
+            tangents, hessian_forms = expanded.sweep(part)
+            form, bend = form + _forms(expanded.curvature, tangents), bend + hessian_forms.sum((0, 2))
         found["data"] = form, bend
     noisy = [name for name in ("additive", "multiplicative") if name in sources]
     if noisy:
@@ -166,12 +166,14 @@ def _second_order(branches: Branches, expanded: _Expanded) -> dict[str, Sequence
         for coordinates in torch.arange(d, device=g.device).split(min(block, COORDINATE_BLOCK)):
             units = g.new_zeros(len(coordinates), d)
             units[torch.arange(len(coordinates)), coordinates] = 1.0
-            tangents, bends = expanded.sweep(units.reshape(-1, 1, 1, *g.shape[2:]).expand(-1, -1, m, *g.shape[2:]))
+            tangents, hessian_forms = expanded.sweep(
+                units.reshape(-1, 1, 1, *g.shape[2:]).expand(-1, -1, m, *g.shape[2:])
+            )
             for name in noisy:
                 weight = 1.0 if name == "additive" else g.flatten(2)[:, :, coordinates].movedim(-1, 0)
                 scaled = tangents if name == "additive" else tangents * weight.unsqueeze(-1)
                 totals[name][0] = totals[name][0] + _forms(curvature, scaled)
-                totals[name][1] = totals[name][1] + (weight**2 * bends).sum((0, 2))
+                totals[name][1] = totals[name][1] + (weight**2 * hessian_forms).sum((0, 2))
         found |= totals
     return found
 
@@ -227,7 +229,7 @@ def branch_terms(branches: Branches, *, remainder: bool = True) -> StabilityTerm
     if "data" in scales:
         drift = (branches.features.mean(0) - branches.features).unbind(1)
         pulled = (
-            (at.pullback(slope) * at.enter(v.unsqueeze(0))[0]).sum(1).mean()
+            (at.pullback(slope) * at.propagate(v.unsqueeze(0))[0]).sum(1).mean()
             for at, slope, v in zip(expanded.at, expanded.slopes, drift, strict=True)
         )
         terms["R1"] = branches.mixing.moment(1) * sum(pulled)

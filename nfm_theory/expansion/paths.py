@@ -92,8 +92,8 @@ class Polynomials:
             columns.append(self._slopes(linear))
         if order >= 2:
             at, slope, curvature = self._head
-            tangents, bends = at.sweep(linear, slope)
-            second = (gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).T + bends) / 2
+            tangents, hessian_forms = at.sweep(linear, slope)
+            second = (gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).T + hessian_forms) / 2
             columns.append(second if quadratic is None else second + self._slopes(quadratic))
         return torch.stack(columns, dim=-1).flatten(0, 1)
 

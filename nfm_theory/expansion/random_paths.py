@@ -103,7 +103,7 @@ def _in_double(loss: PointwiseLoss) -> PointwiseLoss:
     def function(outputs: Tensor, labels: Tensor) -> Tensor:
         return loss.function(outputs.double(), labels.double() if labels.is_floating_point() else labels)
 
-    return replace(loss, function=function, slope=None, bend=None)
+    return replace(loss, function=function, closed_gradient=None, closed_hessian=None)
 
 
 def _coefficients(path: Callable[[Tensor], Tensor], order: int, like: Tensor) -> list[Tensor]:

@@ -34,9 +34,9 @@ JOINT_WIDTH = 2048
 COORDINATE_BLOCK = 1024
 
 
-def _entered(at: Linearization, directions: Tensor) -> Tensor:
+def _propagated(at: Linearization, directions: Tensor) -> Tensor:
     """Directions `(m, *feature)` that all samples share, behind the first linear operations, `(m, w)`."""
-    return at.enter(directions.unsqueeze(1)).squeeze(1)
+    return at.propagate(directions.unsqueeze(1)).squeeze(1)
 
 
 def num_directions(problem: Problem, at: Linearization, sources: Collection[str]) -> int:
@@ -56,11 +56,11 @@ def _joined(problem: Problem, at: Linearization) -> bool:
 
 
 def _pairs(problem: Problem, at: Linearization) -> Iterator[tuple[Tensor, Tensor]]:
-    """Directions to every partner r behind `enter`, `(m, n, w)`, with the probabilities `P(r|i)`, `(m, n)`."""
+    """Directions to every partner r behind `propagate`, `(m, n, w)`, with the probabilities `P(r|i)`, `(m, n)`."""
     g, weights = problem.features, problem.partners.to(problem.features).T
     block = max(1, block_bytes(g.device) // g.nbytes)
     for partners, probability in zip(g.split(block), weights.split(block), strict=True):
-        yield at.enter(partners.unsqueeze(1) - g), probability
+        yield at.propagate(partners.unsqueeze(1) - g), probability
 
 
 def _blocks(curvature: Tensor, rows: Tensor, columns: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -98,12 +98,12 @@ def gauss_newton_terms(problem: Problem, at: Linearization, sources: Collection[
             tangents = torch.einsum("nkw,mnw->nkm", rows, directions)
             forms["data"] = forms["data"] + (gauss_newton_forms(curvature, tangents) * probability.T).sum(1)
     elif "data" in sources:
-        drift = at.enter(problem.drift.unsqueeze(0))[0]
+        drift = at.propagate(problem.drift.unsqueeze(0))[0]
         tangent = (rows @ drift.unsqueeze(-1)).squeeze(-1)
-        spread = _summed_forms(curvature, rows, _entered(at, centred_features(g)))
+        spread = _summed_forms(curvature, rows, _propagated(at, centred_features(g)))
         forms["data"] = spread + gauss_newton_forms(curvature, tangent)
     if {"additive", "multiplicative"} & set(sources):
-        basis = None if at.width == g[0].numel() else _entered(at, coordinate_basis(g))
+        basis = None if at.width == g[0].numel() else _propagated(at, coordinate_basis(g))
         if basis is not None and "multiplicative" not in sources:
             return forms | {"additive": _summed_forms(curvature, rows, basis)}
         squares = _jacobian_forms(curvature, rows, basis)
@@ -113,7 +113,7 @@ def gauss_newton_terms(problem: Problem, at: Linearization, sources: Collection[
 
 
 def _families(problem: Problem, at: Linearization, sources: Collection[str]) -> Iterator[tuple[Tensor, dict]]:
-    """Directions `(m, 1 or n, w)` behind `at.enter`, each with its weight in the sources, `(m, 1)` or `(m, n)`."""
+    """Directions `(m, 1 or n, w)` behind `at.propagate`, each with its weight in the sources, `(m, 1)` or `(m, n)`."""
     g = problem.features
     d = g[0].numel()
     noisy = {"additive", "multiplicative"} & set(sources)
@@ -121,23 +121,23 @@ def _families(problem: Problem, at: Linearization, sources: Collection[str]) -> 
         for directions, probability in _pairs(problem, at):
             yield directions, {"data": probability}
     elif "data" in sources:
-        data = compressed(_entered(at, centred_features(g)))
+        data = compressed(_propagated(at, centred_features(g)))
         if noisy == {"additive"} and _joined(problem, at):
-            noise = None if at.width == d else _entered(at, coordinate_basis(g))
+            noise = None if at.width == d else _propagated(at, coordinate_basis(g))
             directions, weights = joint_directions(data, noise)
             weights = weights.unsqueeze(1)
             yield directions.unsqueeze(1), {"data": weights, "additive": torch.ones_like(weights)}
             return
         yield data.unsqueeze(1), {"data": data.new_ones(len(data), 1)}
     if noisy == {"additive"} and at.width < d:
-        basis = compressed(_entered(at, coordinate_basis(g)))
+        basis = compressed(_propagated(at, coordinate_basis(g)))
         yield basis.unsqueeze(1), {"additive": basis.new_ones(len(basis), 1)}
     elif noisy:
         for block in torch.arange(d, device=g.device).split(COORDINATE_BLOCK):
             units = g.new_zeros(len(block), d)
             units[torch.arange(len(block)), block] = 1.0
             weights = {"additive": g.new_ones(len(block), 1), "multiplicative": g.flatten(1)[:, block].T ** 2}
-            directions = _entered(at, units.reshape(len(block), *g.shape[1:]))
+            directions = _propagated(at, units.reshape(len(block), *g.shape[1:]))
             yield directions.unsqueeze(1), {name: weight for name, weight in weights.items() if name in noisy}
 
 
@@ -173,13 +173,13 @@ def residual_terms(
     return residual, gauss_newton
 
 
-def _add_forms(at, slope, curvature, directions, weights, residual, gauss_newton, entered, block_rows) -> None:
+def _add_forms(at, slope, curvature, directions, weights, residual, gauss_newton, propagated, block_rows) -> None:
     """Add the weighted forms along directions to both dictionaries."""
     wanted = curvature is not None
-    tangents, bends = at.sweep(directions, slope, tangents=wanted, entered=entered, block_rows=block_rows)
+    tangents, hessian_forms = at.sweep(directions, slope, tangents=wanted, propagated=propagated, block_rows=block_rows)
     forms = gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).T if wanted else None
     for name, weight in weights.items():
-        residual[name] = residual[name] + (weight * bends).sum(0)
+        residual[name] = residual[name] + (weight * hessian_forms).sum(0)
         if wanted:
             gauss_newton[name] = gauss_newton[name] + (weight * forms).sum(0)
 
@@ -213,7 +213,7 @@ def exact_terms(
     forms = {"R2": gauss_newton_terms(problem, at, gauss_newton) if gauss_newton and not along else {}}
     if "data" in scales:
         pulled = at.pullback(slope)
-        drift = at.enter(problem.drift.unsqueeze(0))[0]
+        drift = at.propagate(problem.drift.unsqueeze(0))[0]
         terms["R1"] = problem.mixing.moment(1) * (pulled * drift).sum(1).mean()
     curvature = problem.loss.hessian(at.outputs, problem.labels) if along else None
     if residual:

@@ -150,8 +150,8 @@ def _stability(m: int, weights: Tensor) -> PointwiseLoss:
         "jensen_shannon",
         lambda u, y: jensen_shannon(cut(u).transpose(0, 1), weights.to(u), reduction="none"),
         lambda u, y: y,
-        slope=lambda u, y: jsd_gradient(cut(u), weights).flatten(1),
-        bend=lambda u, y: jsd_hessian(cut(u), weights).flatten(3).flatten(1, 2),
+        closed_gradient=lambda u, y: jsd_gradient(cut(u), weights).flatten(1),
+        closed_hessian=lambda u, y: jsd_hessian(cut(u), weights).flatten(3).flatten(1, 2),
     )
 
 
@@ -162,17 +162,17 @@ def _noisymix(m: int, weights: Tensor, gamma: float, label: PointwiseLoss) -> Po
     def clean(u: Tensor) -> Tensor:
         return u[:, : u.shape[1] // m]
 
-    def slope(u: Tensor, y: Tensor) -> Tensor:
+    def gradient(u: Tensor, y: Tensor) -> Tensor:
         first = label.gradient(clean(u), y)
         return gamma * jsd.gradient(u, y) + torch.cat([first, u[:, first.shape[1] :] * 0], dim=1)
 
-    def bend(u: Tensor, y: Tensor) -> Tensor:
+    def hessian(u: Tensor, y: Tensor) -> Tensor:
         first = label.hessian(clean(u), y)
         more = u.shape[1] - first.shape[1]
         return gamma * jsd.hessian(u, y) + nn.functional.pad(first, (0, more, 0, more))
 
     value = lambda u, y: label(clean(u), y) + gamma * jsd(u, y)  # noqa: E731
-    return PointwiseLoss("noisymix", value, label.prepare, slope=slope, bend=bend)
+    return PointwiseLoss("noisymix", value, label.prepare, closed_gradient=gradient, closed_hessian=hessian)
 
 
 class Branches(Problem):

@@ -39,10 +39,10 @@ class Split:
         dummy: Tensor,
         *,
         repeat: bool = False,
-        front: Mapping[nn.Module, Tensor] | None = None,
+        before: Mapping[nn.Module, Tensor] | None = None,
     ):
         self.network, self.layer = network, layer
-        self._dummy, self._repeat, self._front = dummy, repeat, front or {}
+        self._dummy, self._repeat, self._before = dummy, repeat, before or {}
 
     def encode(self, x: Tensor) -> Tensor:
         """Inputs `(batch, *input)` to features `(batch, *feature)`."""
@@ -57,7 +57,7 @@ class Split:
             return self.network(h.clone())
         dummy = self._dummy.expand(len(h), *self._dummy.shape[1:]) if self._repeat else self._dummy
         # Copies: an in-place layer behind (or at) the cut must not overwrite the caller's tensors
-        with self.network.hook(self.layer, lambda module, args, output: h.clone()), replayed(self._front):
+        with self.network.hook(self.layer, lambda module, args, output: h.clone()), replayed(self._before):
             return self.network(dummy.clone())
 
 
@@ -175,8 +175,8 @@ def _cut(network: Network, x: Tensor, layer: str) -> tuple[Split, Tensor]:
     else:
         raise _Bypass
     # With the batch repeated everything may depend on the batch size, otherwise what comes before need not run again
-    front = {} if repeat else network.front(layer, dummy)
-    return Split(network, layer, dummy, repeat=repeat, front=front), outputs
+    before = {} if repeat else network.modules_before(layer, dummy)
+    return Split(network, layer, dummy, repeat=repeat, before=before), outputs
 
 
 def _check_features(found: list, layer: str) -> None:

@@ -150,7 +150,7 @@ class Network:
             self(x.clone())
         return found[0]
 
-    def front(self, layer: str, dummy: Tensor) -> dict[nn.Module, Tensor]:
+    def modules_before(self, layer: str, dummy: Tensor) -> dict[nn.Module, Tensor]:
         """Modules that need not run for the head of the layer, with their outputs for `dummy`.
 
         The outermost ones that are called once and return no later than the layer, which is the last of them.
@@ -160,11 +160,11 @@ class Network:
         returned: list[tuple[nn.Module, object]] = []
         before: list[tuple[nn.Module, object]] = []
 
-        def enter(module, args):
+        def begin(module, args):
             calls[module] += 1
             begun.append(len(returned))
 
-        def leave(module, args, output):
+        def end(module, args, output):
             del returned[begun.pop() :]  # what it called itself
             returned.append((module, output.detach() if isinstance(output, Tensor) else output))
             if module is self.modules[layer]:
@@ -172,8 +172,8 @@ class Network:
 
         with contextlib.ExitStack() as hooks, torch.no_grad():
             for module in set(self.modules.values()):
-                hooks.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
-                hooks.callback(module.register_forward_hook(leave).remove)
+                hooks.callback(module.register_forward_pre_hook(begin, prepend=True).remove)
+                hooks.callback(module.register_forward_hook(end).remove)
             self(dummy.clone())
         return {
             module: output

@@ -41,8 +41,8 @@ class PointwiseLoss:
     name: str
     function: Callable[[Tensor, Tensor], Tensor]
     prepare: Callable[[Tensor, Tensor], Tensor]
-    slope: Callable[[Tensor, Tensor], Tensor] | None = None
-    bend: Callable[[Tensor, Tensor], Tensor] | None = None
+    closed_gradient: Callable[[Tensor, Tensor], Tensor] | None = None
+    closed_hessian: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Losses `(b,)`."""
@@ -51,14 +51,14 @@ class PointwiseLoss:
 
     def gradient(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """∂ℓ/∂u, `(b, K)`: `p - y` for the losses of the theory."""
-        if self.slope is not None:
-            return self.slope(outputs, labels)
+        if self.closed_gradient is not None:
+            return self.closed_gradient(outputs, labels)
         return torch.func.grad(lambda u: self(u, labels).sum())(outputs)
 
     def hessian(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """∂²ℓ/∂u², `(b, K, K)`: `F = ∇²h(u)` for the losses of the theory."""
-        if self.bend is not None:
-            return self.bend(outputs, labels)
+        if self.closed_hessian is not None:
+            return self.closed_hessian(outputs, labels)
         basis = torch.eye(outputs.shape[-1], dtype=outputs.dtype, device=outputs.device)
         columns = [
             torch.func.jvp(lambda u: self.gradient(u, labels), (outputs,), (e.expand_as(outputs).clone(),))[1]
@@ -134,22 +134,22 @@ CROSS_ENTROPY = PointwiseLoss(
     "cross_entropy",
     lambda u, y: u.logsumexp(-1) - (y * u).sum(-1),
     _classes,
-    slope=lambda u, y: u.softmax(-1) - y,
-    bend=_fisher,
+    closed_gradient=lambda u, y: u.softmax(-1) - y,
+    closed_hessian=_fisher,
 )
 LOGISTIC = PointwiseLoss(
     "logistic",
     lambda u, y: (F.softplus(u) - y * u).sum(-1),
     _binary,
-    slope=lambda u, y: u.sigmoid() - y,
-    bend=_bernoulli_variance,
+    closed_gradient=lambda u, y: u.sigmoid() - y,
+    closed_hessian=_bernoulli_variance,
 )
 SQUARE = PointwiseLoss(
     "square",
     lambda u, y: ((u / 2 - y) * u).sum(-1),
     _target,
-    slope=lambda u, y: u - y,
-    bend=_identity,
+    closed_gradient=lambda u, y: u - y,
+    closed_hessian=_identity,
 )
 _BY_NAME = {loss.name: loss for loss in (CROSS_ENTROPY, LOGISTIC, SQUARE)}
 

@@ -169,16 +169,16 @@ class TaylorRegularizer(nn.Module):
         g = at.h
         parts = {name: g.new_zeros(()) for name in ("R1", "R2", "R3")}
         if self.drift:  # first: its reverse sweep serves the second derivatives as well
-            drift = at.enter((g.mean(0) - g).unsqueeze(0))[0]
+            drift = at.propagate((g.mean(0) - g).unsqueeze(0))[0]
             parts["R1"] = self.drift * (at.pullback(slope) * drift).sum(1).mean()
         for (gauss_newton, residual), sources in self._groups.items():
             curved = residual and not at.piecewise_linear
             directions = self._directions(g, sources)
-            tangents, bends = at.sweep(directions, slope if curved else None, tangents=gauss_newton)
+            tangents, hessian_forms = at.sweep(directions, slope if curved else None, tangents=gauss_newton)
             if gauss_newton:
                 parts["R2"] = parts["R2"] + gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).mean() / 2
             if curved:
-                parts["R3"] = parts["R3"] + bends.mean() / 2
+                parts["R3"] = parts["R3"] + hessian_forms.mean() / 2
         self.last = {name: value.detach() for name, value in parts.items()}
         return self.eps * parts["R1"] + self.eps**2 * (parts["R2"] + parts["R3"])
 

@@ -30,7 +30,7 @@ def naive_terms(head, features, labels, potential, *, moments, add_second=0.0, m
         slope = jacrev(potential)(u) - y
         curvature = hessian(potential)(u)
         jac = jacrev(f)(g)
-        bend = torch.einsum("k,kij->ij", slope, hessian(f)(g))
+        residual = torch.einsum("k,kij->ij", slope, hessian(f)(g))
         gauss_newton = jac.T @ curvature @ jac
         full, cubic = hessian(loss)(g), third(loss, g)
         total["standard"] += loss(g)
@@ -38,16 +38,16 @@ def naive_terms(head, features, labels, potential, *, moments, add_second=0.0, m
             v = features[r] - g
             total["R1"] += m1 * slope @ jac @ v / n
             total["R2"] += m2 / 2 * v @ gauss_newton @ v / n
-            total["R3"] += m2 / 2 * v @ bend @ v / n
+            total["R3"] += m2 / 2 * v @ residual @ v / n
             total["C3"] += m3 / 6 * torch.einsum("ijk,i,j,k", cubic, v, v, v) / n
             for j in range(d):
                 total["C3"] += m1 / 2 * (add_second + mult_second * g[j] ** 2) * (cubic[j, j] @ v) / n
                 total["C3"] += m1 * mult_second * full[j, j] * v[j] * g[j] / n
         for j in range(d):
             total["R2_add"] += add_second / 2 * gauss_newton[j, j]
-            total["R3_add"] += add_second / 2 * bend[j, j]
+            total["R3_add"] += add_second / 2 * residual[j, j]
             total["R2_mult"] += mult_second / 2 * gauss_newton[j, j] * g[j] ** 2
-            total["R3_mult"] += mult_second / 2 * bend[j, j] * g[j] ** 2
+            total["R3_mult"] += mult_second / 2 * residual[j, j] * g[j] ** 2
     return {name: value / n for name, value in total.items()}
 
 

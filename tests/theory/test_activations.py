@@ -173,11 +173,11 @@ def test_powers(exponent):
 def test_powers_at_zero_and_below(exponent):
     h = torch.tensor([[0.0, -1.5]], dtype=torch.float64)
     v, slope = torch.eye(2, dtype=torch.float64).unsqueeze(1), torch.ones(1, 1, dtype=torch.float64)
-    tangents, bends = linearize(lambda u: (u**exponent).sum(-1, keepdim=True), h).sweep(v, slope)
+    tangents, hessian_forms = linearize(lambda u: (u**exponent).sum(-1, keepdim=True), h).sweep(v, slope)
     first = {0: [0, 0], 1: [1, 1], 2: [0, -3.0], 3: [0, 6.75]}[exponent]
     second = {0: [0, 0], 1: [0, 0], 2: [2, 2], 3: [0, -9.0]}[exponent]
     assert tangents.flatten().tolist() == pytest.approx(first)
-    assert bends.flatten().tolist() == pytest.approx(second)
+    assert hessian_forms.flatten().tolist() == pytest.approx(second)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -193,9 +193,9 @@ def test_all_names_lead_to_the_same_result(name):
         except TypeError:  # not all names take all options
             continue
         at = linearize(lambda u, other=other: other(u, **options), h, engine="tangent-adjoint")
-        tangents, bends = at.sweep(v, slope)
+        tangents, hessian_forms = at.sweep(v, slope)
         assert_close(tangents[0, 0], first.detach(), rtol=1e-14, atol=0)
-        assert float(bends) == pytest.approx(total, rel=1e-12, abs=1e-14)
+        assert float(hessian_forms) == pytest.approx(total, rel=1e-12, abs=1e-14)
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (1, 4, 5), (3, 1, 5)], ids=["several", "one", "shared"])

@@ -53,7 +53,7 @@ def precise_derivatives(logits, weights):
 
         size = range(m * k)
         slope = [float((at((a, 1)) - at((a, -1))) / (2 * step)) for a in size]
-        bend = [
+        hessian = [
             [
                 float(sum(s * t * at((a, s), (b, t)) for s in (1, -1) for t in (1, -1)) / (4 * step**2))
                 if b >= a
@@ -62,9 +62,9 @@ def precise_derivatives(logits, weights):
             ]
             for a in size
         ]
-    bend = np.array(bend)
-    bend = bend + bend.T - np.diag(bend.diagonal())
-    return torch.tensor(slope, dtype=torch.float64).reshape(m, k), torch.from_numpy(bend).reshape(m, k, m, k)
+    hessian = np.array(hessian)
+    hessian = hessian + hessian.T - np.diag(hessian.diagonal())
+    return torch.tensor(slope, dtype=torch.float64).reshape(m, k), torch.from_numpy(hessian).reshape(m, k, m, k)
 
 
 SATURATED = {
@@ -80,7 +80,7 @@ SATURATED = {
 @pytest.mark.parametrize("case", SATURATED)
 def test_gradient_and_hessian_are_right_where_probabilities_vanish(case):
     logits = torch.tensor(SATURATED[case], dtype=torch.float64)
-    slope, bend = precise_derivatives(logits, WEIGHTS[2])
+    slope, hessian = precise_derivatives(logits, WEIGHTS[2])
     weights = torch.tensor(WEIGHTS[2], dtype=torch.float64)
     # relative to each entry, or to p (1 - p) of its logit (their differences are rounded), however small these are
     p = log_probabilities(logits).exp()
@@ -88,9 +88,9 @@ def test_gradient_and_hessian_are_right_where_probabilities_vanish(case):
     spread = torch.where(top, p.masked_fill(top, 0.0).sum(-1, keepdim=True), p)[:, -logits.shape[1] :]
     error = (jsd_gradient(logits[None], weights)[0] - slope).abs()
     assert (error <= 1e-12 * slope.abs() + 1e-13 * spread).all()
-    error = (jsd_hessian(logits[None], weights)[0] - bend).abs()
+    error = (jsd_hessian(logits[None], weights)[0] - hessian).abs()
     least = torch.minimum(spread[:, :, None, None], spread)
-    assert (error <= 1e-11 * bend.abs() + 1e-12 * least).all()
+    assert (error <= 1e-11 * hessian.abs() + 1e-12 * least).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -100,10 +100,10 @@ def test_nothing_is_infinite_at_any_logits(classes, weights, dtype):
     signs = torch.tensor(list(itertools.product([-1.0, 0.5, 1.0], repeat=3)), dtype=dtype)
     logits = 1000 * torch.stack([signs.roll(k, -1)[:, :classes] for k in range(3)], dim=1)
     pi = torch.tensor(weights, dtype=dtype)
-    slope, bend = jsd_gradient(logits, pi), jsd_hessian(logits, pi)
-    assert slope.dtype == bend.dtype == dtype
+    slope, hessian = jsd_gradient(logits, pi), jsd_hessian(logits, pi)
+    assert slope.dtype == hessian.dtype == dtype
     assert slope.isfinite().all()
-    assert bend.isfinite().all()
+    assert hessian.isfinite().all()
     assert not slope[:, pi == 0].any()
 
 
@@ -123,9 +123,9 @@ def test_closed_forms_are_the_derivatives_of_the_divergence(seed, m, b, classes)
 def test_adding_a_constant_to_the_logits_of_a_branch_changes_nothing(seed, m, classes, scale):
     logits, pi = scale * randn(seed, 2, m, classes), torch.tensor(WEIGHTS[m], dtype=torch.float64)
     assert_close(jsd_gradient(logits, pi).sum(-1), torch.zeros(2, m, dtype=torch.float64), **EXACT)
-    bend = jsd_hessian(logits, pi)
-    assert_close(bend.sum(-1), torch.zeros_like(bend[..., 0]), **EXACT)
-    assert_close(bend, bend.permute(0, 3, 4, 1, 2), **EXACT)
+    hessian = jsd_hessian(logits, pi)
+    assert_close(hessian.sum(-1), torch.zeros_like(hessian[..., 0]), **EXACT)
+    assert_close(hessian, hessian.permute(0, 3, 4, 1, 2), **EXACT)
 
 
 def test_head_and_loss_are_those_of_the_branches():

@@ -86,26 +86,26 @@ def test_joint_directions_have_both_moments(noise, w, dtype):
 # Exact terms ---------------------------------------------------------------------------------------------------
 
 
-def stemmed(seed, d, w, outputs=3):
-    """Features, a linear stem to w coordinates, and what follows."""
+def linear_first(seed, d, w, outputs=3):
+    """A network whose first layer is linear, from d features to w coordinates."""
     return mlp(seed, [d, w, 4, outputs], "gelu")
 
 
 PROBLEMS = {
-    "stem, n < w < d": lambda: (stemmed(0, 6, 4), randn(1, 3, 6)),
-    "stem, n > d > w": lambda: (stemmed(0, 4, 2), randn(1, 7, 4)),
-    "stem, d < w": lambda: (stemmed(0, 2, 5), randn(1, 4, 2)),
-    "no stem, n < d": lambda: (nn.Sequential(nn.Softplus(), *stemmed(0, 5, 3)), randn(1, 3, 5)),
-    "no stem, n > d": lambda: (nn.Sequential(nn.Tanh(), *stemmed(0, 2, 3)), randn(1, 6, 2)),
-    "stem by convolution": lambda: (
+    "linear first, n < w < d": lambda: (linear_first(0, 6, 4), randn(1, 3, 6)),
+    "linear first, n > d > w": lambda: (linear_first(0, 4, 2), randn(1, 7, 4)),
+    "linear first, d < w": lambda: (linear_first(0, 2, 5), randn(1, 4, 2)),
+    "nonlinear first, n < d": lambda: (nn.Sequential(nn.Softplus(), *linear_first(0, 5, 3)), randn(1, 3, 5)),
+    "nonlinear first, n > d": lambda: (nn.Sequential(nn.Tanh(), *linear_first(0, 2, 3)), randn(1, 6, 2)),
+    "convolution": lambda: (
         finish(lambda: nn.Sequential(nn.Conv2d(1, 2, 2, 2), nn.SiLU(), nn.Flatten(), nn.Linear(8, 3)), 0),
         randn(1, 3, 1, 4, 4),
     ),
-    "stem by pooling": lambda: (
+    "pooling": lambda: (
         finish(lambda: nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)), 0),
         randn(1, 3, 1, 4, 4),
     ),
-    "a single sample": lambda: (stemmed(0, 3, 2), randn(1, 1, 3)),
+    "a single sample": lambda: (linear_first(0, 3, 2), randn(1, 1, 3)),
 }
 
 
@@ -156,8 +156,8 @@ def test_a_joint_basis_gives_what_separate_ones_give(name):
         assert_close(joint[term], value, rtol=1e-10, atol=1e-14)
 
 
-def test_fewer_directions_than_features_behind_a_narrow_stem(monkeypatch):
-    model, x = stemmed(0, 12, 3), randn(1, 8, 12)
+def test_fewer_directions_than_features_behind_a_narrow_linear_layer(monkeypatch):
+    model, x = linear_first(0, 12, 3), randn(1, 8, 12)
     problem = build_problem(model, x, torch.arange(8) % 3, add_noise=0.3)
     for differentiable, most in ((False, 3 + 1), (True, 3 + 3 + 1)):
         at = linearize(problem.head, problem.features, differentiable=differentiable)
@@ -168,7 +168,7 @@ def test_fewer_directions_than_features_behind_a_narrow_stem(monkeypatch):
 
 
 @pytest.mark.parametrize("noise", [(0.4, 0.0), (0.4, 0.3)])
-@pytest.mark.parametrize("name", ["stem, n > d > w", "no stem, n < d", "stem by convolution"])
+@pytest.mark.parametrize("name", ["linear first, n > d > w", "nonlinear first, n < d", "convolution"])
 def test_gradients_of_the_terms_are_those_of_the_naive_twin(name, noise):
     model, x = PROBLEMS[name]()
     y = torch.arange(len(x)) % 3
@@ -206,7 +206,7 @@ def test_closed_forms_of_the_losses_are_those_of_differentiation(loss, outputs):
     u = 3 * randn(0, 5, outputs)
     labels = closed.prepare(u, {"square": randn(1, 5, outputs)}.get(loss, torch.arange(5) % max(2, outputs)))
     open_form = PointwiseLoss(loss, closed.function, closed.prepare)
-    assert open_form.slope is open_form.bend is None
+    assert open_form.closed_gradient is open_form.closed_hessian is None
     assert_close(closed.gradient(u, labels), open_form.gradient(u, labels), rtol=1e-12, atol=1e-14)
     assert_close(closed.hessian(u, labels), open_form.hessian(u, labels), rtol=1e-11, atol=1e-13)
     far = closed.hessian(200 * u, labels)

@@ -256,15 +256,15 @@ def test_recording_agrees_with_nested_differentiation_on_random_architectures(se
         assert_same(tape.outputs, nested.outputs)
         rows, floor = nested.rows(), 0.01 * float(nested.outputs.abs().max())  # some have no slope at all
         for directions in (randn(seed + 3, 2, 1, *feature), randn(seed + 4, 2, b, *feature)):
-            tangents, bends = tape.sweep(directions, slope)
+            tangents, hessian_forms = tape.sweep(directions, slope)
             expected = nested.sweep(directions, slope)
             assert_same(tangents, expected[0], floor=floor, what=model)
             size = max(float(expected[0].abs().max()), floor)
-            assert_same(bends, expected[1], floor=size, what=model)
-            entered = tape.enter(directions)
-            through = torch.einsum("bkw,mbw->mbk", tape.rows(), entered.expand(2, b, -1))
+            assert_same(hessian_forms, expected[1], floor=size, what=model)
+            propagated = tape.propagate(directions)
+            through = torch.einsum("bkw,mbw->mbk", tape.rows(), propagated.expand(2, b, -1))
             assert_same(through, expected[0], floor=floor, what=model)
-            pulled = torch.einsum("bw,mbw->mb", tape.pullback(slope), entered.expand(2, b, -1))
+            pulled = torch.einsum("bw,mbw->mb", tape.pullback(slope), propagated.expand(2, b, -1))
             flat = directions.flatten(2).expand(2, b, -1)
             assert_same(pulled, torch.einsum("bk,bkw,mbw->mb", slope, rows, flat), floor=floor, what=model)
         if tape.piecewise_linear:
@@ -281,9 +281,9 @@ def test_recording_agrees_with_differences_of_outputs(name):
     }[name]()
     at = linearize(model, h, engine="tangent-adjoint")
     slope, v = randn(2, *at.outputs.shape), randn(3, 1, *h.shape)
-    tangents, bends = at.sweep(v, slope)
+    tangents, hessian_forms = at.sweep(v, slope)
     assert_same(tangents[0].detach(), differences(model, h, v[0], 1), rtol=1e-7)
-    assert_same(bends[0].detach(), (differences(model, h, v[0], 2) * slope).sum(-1), rtol=1e-6)
+    assert_same(hessian_forms[0].detach(), (differences(model, h, v[0], 2) * slope).sum(-1), rtol=1e-6)
 
 
 def test_closed_form_of_a_quadratic_and_of_a_cubic():
@@ -293,11 +293,11 @@ def test_closed_form_of_a_quadratic_and_of_a_cubic():
     def head(u):
         return ((u @ a) * u).sum(-1, keepdim=True) + (u @ b).pow(3).unsqueeze(-1)
 
-    tangents, bends = linearize(head, h, engine="tangent-adjoint").sweep(v, slope)
+    tangents, hessian_forms = linearize(head, h, engine="tangent-adjoint").sweep(v, slope)
     expected = torch.einsum("bi,ij,mbj->mb", h, a + a.T, v) + 3 * (h @ b) ** 2 * (v @ b)
     assert_close(tangents.squeeze(-1), expected, rtol=1e-12, atol=1e-12)
-    bend = torch.einsum("mbi,ij,mbj->mb", v, a + a.T, v) + 6 * (h @ b) * (v @ b) ** 2
-    assert_close(bends, bend * slope.T, rtol=1e-12, atol=1e-12)
+    second = torch.einsum("mbi,ij,mbj->mb", v, a + a.T, v) + 6 * (h @ b) * (v @ b) ** 2
+    assert_close(hessian_forms, second * slope.T, rtol=1e-12, atol=1e-12)
 
 
 # Where samples are ---------------------------------------------------------------------------------------------
@@ -345,23 +345,25 @@ def test_samples_are_followed_where_the_batch_is_as_large_as_other_dimensions(he
     for directions in (randn(2, 3, 1, 4), randn(2, 3, batch, 4)):
         for found, expected in zip(tape.sweep(directions, slope), nested.sweep(directions, slope), strict=True):
             assert_same(found, expected, what=head.__name__)
-    entered = tape.enter(randn(3, 2, batch, 4))
-    assert entered.shape[2] == tape.width == tape.rows().shape[-1] == tape.pullback(slope).shape[-1]
+    propagated = tape.propagate(randn(3, 2, batch, 4))
+    assert propagated.shape[2] == tape.width == tape.rows().shape[-1] == tape.pullback(slope).shape[-1]
 
 
 def test_sweeps_give_what_is_asked_for():
     model, h = mlp(0, [3, 4, 2]), randn(1, 5, 3)
     at, slope, v = linearize(model, h), randn(2, 5, 2), randn(3, 6, 1, 3)
-    tangents, bends = at.sweep(v, slope)
+    tangents, hessian_forms = at.sweep(v, slope)
     assert tangents.shape == (6, 5, 2)
-    assert bends.shape == (6, 5)
+    assert hessian_forms.shape == (6, 5)
     alone, nothing = at.sweep(v)
     assert nothing is None
     assert_close(alone, tangents, rtol=1e-13, atol=0)
     nothing, alone = at.sweep(v, slope, tangents=False)
     assert nothing is None
-    assert_close(alone, bends, rtol=1e-13, atol=1e-15)
-    for found, expected in zip(at.sweep(at.enter(v), slope, entered=True), (tangents, bends), strict=True):
+    assert_close(alone, hessian_forms, rtol=1e-13, atol=1e-15)
+    for found, expected in zip(
+        at.sweep(at.propagate(v), slope, propagated=True), (tangents, hessian_forms), strict=True
+    ):
         assert_close(found, expected, rtol=1e-13, atol=1e-15)
     other = randn(4, 5, 2)  # a second slope takes its own adjoint sweep
     assert_close(at.sweep(v, other)[1], linearize(model, h, engine="nested").sweep(v, other)[1], rtol=1e-10, atol=1e-12)
@@ -370,13 +372,13 @@ def test_sweeps_give_what_is_asked_for():
 
 
 @pytest.mark.parametrize(("sizes", "width"), [([9, 3, 3, 2], 3), ([3, 9, 2], 3), ([9, 2], 9)])
-def test_directions_are_compressed_behind_a_narrow_stem(sizes, width):
+def test_directions_are_compressed_behind_a_narrow_linear_layer(sizes, width):
     at = linearize(mlp(0, sizes), randn(1, 4, sizes[0]))
     assert at.width == width
     assert at.rows().shape == (4, 2, width)
 
 
-def test_a_stem_by_convolution_is_passed_if_it_is_narrower():
+def test_a_first_convolution_is_passed_if_it_is_narrower():
     model = finish(lambda: nn.Sequential(nn.Conv2d(3, 2, 3, 2, 1), nn.Tanh(), nn.Flatten(), nn.Linear(8, 2)), 0)
     at = linearize(model, randn(1, 3, 3, 4, 4), engine="tangent-adjoint")
     assert at.width == 8
@@ -432,8 +434,8 @@ def test_parameter_gradients_are_those_of_nested_differentiation_and_of_differen
     slope = randn(4, *model(h).shape)
 
     def value(engine):
-        tangents, bends = linearize(exact(model), h, engine=engine).sweep(directions, slope)
-        return bends.sum() + (tangents**2).sum()
+        tangents, hessian_forms = linearize(exact(model), h, engine=engine).sweep(directions, slope)
+        return hessian_forms.sum() + (tangents**2).sum()
 
     params = list(model.parameters())
     found = torch.autograd.grad(value("tangent-adjoint"), params, materialize_grads=True)
@@ -462,13 +464,13 @@ def test_plain_double_backward_is_wrong_where_the_recording_is_right():
     (first,) = torch.autograd.grad((model(u) * slope).sum(), u, create_graph=True)
     (second,) = torch.autograd.grad((first * v).sum(), u, create_graph=True)
     plain = (second * v).sum()
-    bends = linearize(model, h, engine="tangent-adjoint").sweep(v.unsqueeze(0), slope)[1].sum()
+    hessian_forms = linearize(model, h, engine="tangent-adjoint").sweep(v.unsqueeze(0), slope)[1].sum()
     nested = linearize(exact(model), h, engine="nested").sweep(v.unsqueeze(0), slope)[1].sum()
     params = list(model.parameters())[:3]
     found, expected, off = (
-        torch.cat([g.flatten() for g in torch.autograd.grad(z, params)]) for z in (bends, nested, plain)
+        torch.cat([g.flatten() for g in torch.autograd.grad(z, params)]) for z in (hessian_forms, nested, plain)
     )
-    assert_close(bends, plain, rtol=1e-10, atol=0)  # the value is right
+    assert_close(hessian_forms, plain, rtol=1e-10, atol=0)  # the value is right
     assert_same(found, expected, rtol=1e-9)
     error = float((off - expected).norm() / expected.norm())
     if error < 1e-9:
@@ -482,9 +484,9 @@ def test_gradients_reach_the_features_and_those_before():
     grads = []
     for engine in ("tangent-adjoint", "nested"):
         at = linearize(model, x @ weight, engine=engine)
-        tangents, bends = at.sweep(v @ weight, slope)
-        pulled = torch.einsum("bw,mbw->mb", at.pullback(slope), at.enter(v @ weight).expand(2, 4, -1))
-        total = bends.sum() + (tangents**2).sum() + (pulled**3).sum()
+        tangents, hessian_forms = at.sweep(v @ weight, slope)
+        pulled = torch.einsum("bw,mbw->mb", at.pullback(slope), at.propagate(v @ weight).expand(2, 4, -1))
+        total = hessian_forms.sum() + (tangents**2).sum() + (pulled**3).sum()
         grads.append(torch.autograd.grad(total, [weight, *model.parameters()], materialize_grads=True))
     for found, expected in zip(*grads, strict=True):
         assert_same(found, expected, rtol=1e-9)

@@ -154,11 +154,11 @@ def test_another_slope_is_recorded_anew_and_an_equal_one_is_not():
             for found, known in zip(at.sweep(v, slope), expected[id(other if slope is other else one)], strict=True):
                 assert_close(found, known, rtol=1e-10, atol=1e-12)
             assert model.calls == before + times
-        pulled = torch.einsum("bw,mbw->mb", at.pullback(one), at.enter(v))
+        pulled = torch.einsum("bw,mbw->mb", at.pullback(one), at.propagate(v))
         assert_close(pulled, torch.einsum("bk,mbk->mb", one, expected[id(one)][0]), rtol=1e-10, atol=1e-12)
         rows = at.rows()  # by a recording of their own: what belongs to the slope stays
         assert_close(at.sweep(v, one)[1], expected[id(one)][1], rtol=1e-10, atol=1e-12)
-        assert_close(torch.einsum("bkw,mbw->mbk", rows, at.enter(v)), expected[id(one)][0], rtol=1e-10, atol=1e-12)
+        assert_close(torch.einsum("bkw,mbw->mbk", rows, at.propagate(v)), expected[id(one)][0], rtol=1e-10, atol=1e-12)
 
 
 def test_tangents_before_the_adjoint_sweep_change_nothing():
@@ -176,8 +176,8 @@ def test_gradients_are_taken_of_recordings_that_want_them():
     model, h, v, slope = Counted(), randn(0, 5, 4), randn(1, 3, 5, 4), randn(2, 5, 4)
     found = []
     for at in (linearize(model, h, engine="tangent-adjoint"), nested(model, h)):
-        tangents, bends = at.sweep(v, slope)
-        found.append(torch.autograd.grad((tangents**2).sum() + bends.sum(), list(model.parameters())))
+        tangents, hessian_forms = at.sweep(v, slope)
+        found.append(torch.autograd.grad((tangents**2).sum() + hessian_forms.sum(), list(model.parameters())))
     assert_close(found[0], found[1], rtol=1e-9, atol=1e-11)
 
 

@@ -70,13 +70,13 @@ def looped_terms(problem, weights):
         inner = lambda u, label=label: problem.loss(u[None], label)[0]  # noqa: E731
         loss = lambda h, inner=inner: inner(f(h))  # noqa: E731
         slope, curvature, jac = jacrev(inner)(f(g[i])), hessian(inner)(f(g[i])), jacrev(f)(g[i])
-        bend, cubic = torch.einsum("k,kij->ij", slope, hessian(f)(g[i])), third(loss, g[i])
+        residual, cubic = torch.einsum("k,kij->ij", slope, hessian(f)(g[i])), third(loss, g[i])
         total["standard"] += loss(g[i]) / n
         for r in range(n):
             v, p = g[r] - g[i], weights[i, r] / n
             total["R1"] += p * mixing.moment(1) * slope @ jac @ v
             total["R2"] += p * mixing.moment(2) / 2 * (jac @ v) @ curvature @ (jac @ v)
-            total["R3"] += p * mixing.moment(2) / 2 * v @ bend @ v
+            total["R3"] += p * mixing.moment(2) / 2 * v @ residual @ v
             total["C3"] += p * mixing.moment(3) / 6 * torch.einsum("ijk,i,j,k", cubic, v, v, v)
     return total
 

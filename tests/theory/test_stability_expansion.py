@@ -66,11 +66,11 @@ def naive_stability(model, xs, weights, *, law, add_noise, mult_noise, noise, sh
         jac = torch.func.jacrev(lambda h: model(h.reshape(m, d)).flatten())(g.flatten())
         gauss = jac.T @ outer @ jac
         full = torch.func.hessian(value)(g.flatten())
-        bend = torch.zeros_like(full)
+        residual = torch.zeros_like(full)
         for j in range(m):
             dense = torch.func.hessian(lambda z: model(z[None])[0])(g[j])
-            bend[j * d : (j + 1) * d, j * d : (j + 1) * d] = torch.einsum("k,kab->ab", slope[j], dense)
-        assert_close(full, gauss + bend, rtol=1e-9, atol=1e-11)
+            residual[j * d : (j + 1) * d, j * d : (j + 1) * d] = torch.einsum("k,kab->ab", slope[j], dense)
+        assert_close(full, gauss + residual, rtol=1e-9, atol=1e-11)
         cubic = torch.func.jacfwd(torch.func.hessian(value))(g.flatten())
         total["standard"] += value(g.flatten())
         sources = {"_add": (add_noise**2, [e.flatten() for e in units])}
@@ -78,12 +78,12 @@ def naive_stability(model, xs, weights, *, law, add_noise, mult_noise, noise, sh
         for suffix, (level, directions) in sources.items():
             for w in directions:
                 total["R2" + suffix] += level * second / 2 * w @ gauss @ w
-                total["R3" + suffix] += level * second / 2 * w @ bend @ w
+                total["R3" + suffix] += level * second / 2 * w @ residual @ w
         for r in range(n):
             v = (xs[:, r] - g).flatten()
             total["R1"] += law.moment(1) * (slope.flatten() @ jac @ v) / n
             total["R2"] += law.moment(2) / 2 * v @ gauss @ v / n
-            total["R3"] += law.moment(2) / 2 * v @ bend @ v / n
+            total["R3"] += law.moment(2) / 2 * v @ residual @ v / n
             total["C3"] += law.moment(3) / 6 * torch.einsum("abc,a,b,c", cubic, v, v, v) / n
             for level, directions in sources.values():
                 for w in directions:

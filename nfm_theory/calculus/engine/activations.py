@@ -42,7 +42,7 @@ def all_names(*names: str) -> list[Callable]:
 
 
 #: Piecewise linear ones whose first derivative is 0 or 1.
-GATES: set[Callable] = set(all_names("relu", "relu6", "hardtanh"))
+ZERO_ONE_SLOPES: set[Callable] = set(all_names("relu", "relu6", "hardtanh"))
 
 
 def _activation(*names: str, piecewise_linear: bool = False, reads: str = "argument"):
@@ -123,8 +123,8 @@ def _silu(z, out, inplace=False):
 def _mish(z, out, inplace=False):
     t, s = torch.tanh(F.softplus(z)), torch.sigmoid(z)
     inner, slope = 1 - t * t, s * (1 - s)
-    bend = inner * (slope - 2 * t * s * s)
-    return t + z * inner * s, 2 * inner * s + z * bend
+    curvature = inner * (slope - 2 * t * s * s)
+    return t + z * inner * s, 2 * inner * s + z * curvature
 
 
 def _normal_density(z):
@@ -142,9 +142,9 @@ def _gelu(z, out, approximate="none"):
         return _Closed.apply(z, _gelu_formulas, lambda z, first, second: (second, z * (z * z - 4) * _normal_density(z)))
     scale, cubic = math.sqrt(2 / math.pi), 0.044715
     t = torch.tanh(scale * (z + cubic * z**3))
-    inner, slope, bend = 1 - t * t, scale * (1 + 3 * cubic * z * z), scale * 6 * cubic * z
+    inner, slope, curvature = 1 - t * t, scale * (1 + 3 * cubic * z * z), scale * 6 * cubic * z
     first = (1 + t) / 2 + z * inner * slope / 2
-    return first, inner * slope + z * inner * (bend / 2 - t * slope * slope)
+    return first, inner * slope + z * inner * (curvature / 2 - t * slope * slope)
 
 
 @_activation("softplus")

@@ -44,7 +44,7 @@ class Linearization(ABC):
     @property
     @abstractmethod
     def width(self) -> int:
-        """w, the number of coordinates behind `enter`."""
+        """w, the number of coordinates behind `propagate`."""
 
     @property
     def tail_share(self) -> float:
@@ -53,18 +53,18 @@ class Linearization(ABC):
 
     @abstractmethod
     def rows(self) -> Tensor:
-        """The Jacobian, in the coordinates of `enter`: `(b, K, w)`."""
+        """The Jacobian, in the coordinates of `propagate`: `(b, K, w)`."""
 
     @abstractmethod
     def pullback(self, slope: Tensor) -> Tensor:
-        """`Jᵀ a` in the coordinates of `enter`, `(b, w)`.
+        """`Jᵀ a` in the coordinates of `propagate`, `(b, w)`.
 
         Args:
             slope: a, `(b, K)`.
         """
 
     @abstractmethod
-    def enter(self, directions: Tensor) -> Tensor:
+    def propagate(self, directions: Tensor) -> Tensor:
         """Directions in the coordinates behind the first linear operations, `(m, b, w)` or `(m, 1, w)`."""
 
     def sweep(
@@ -73,7 +73,7 @@ class Linearization(ABC):
         slope: Tensor | None = None,
         *,
         tangents: bool = True,
-        entered: bool = False,
+        propagated: bool = False,
         block_rows: int | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """`(J v, a·∇²f[v, v])` for each direction and sample, `(m, b, K)` and `(m, b)`.
@@ -82,10 +82,10 @@ class Linearization(ABC):
         results are wanted).
 
         Args:
-            directions: v, `(m, b, *feature)` or `(m, 1, *feature)`; results of `enter`, if `entered`.
+            directions: v, `(m, b, *feature)` or `(m, 1, *feature)`; results of `propagate`, if `propagated`.
             slope: a, `(b, K)`, constant in the derivative; `None` leaves the second derivatives out (`None`).
             tangents: whether J v is wanted (`None` otherwise).
-            entered: whether the directions are already behind the first linear operations.
+            propagated: whether the directions are already behind the first linear operations.
             block_rows: rows (directions times samples) carried at once.
         """
         block = max(1, (block_rows or self._block_rows()) // len(self.h))
@@ -94,12 +94,12 @@ class Linearization(ABC):
         parts = directions.split(block)
         if len(parts) > 1:
             parts = tqdm(parts, desc="directions", disable=None, delay=2, leave=False)
-        results = [self._block(part, slope, tangents, entered) for part in parts]
+        results = [self._block(part, slope, tangents, propagated) for part in parts]
         with gradients(self.differentiable):
             return tuple(None if found[0] is None else torch.cat(found) for found in zip(*results, strict=True))
 
     @abstractmethod
-    def _block(self, directions: Tensor, slope: Tensor | None, tangents: bool, entered: bool) -> tuple:
+    def _block(self, directions: Tensor, slope: Tensor | None, tangents: bool, propagated: bool) -> tuple:
         """`sweep` of few directions."""
 
     @abstractmethod

@@ -51,14 +51,14 @@ class _Nested(Linearization):
         with gradients(self.differentiable):
             return torch.func.vjp(self.head, self.h)[1](slope)[0].reshape(len(self.h), -1)
 
-    def enter(self, directions):
+    def propagate(self, directions):
         return directions.reshape(*directions.shape[:2], -1)
 
     def _block_rows(self):
         return 4 * len(self.h)
 
-    def _block(self, directions, slope, tangents, entered):
-        if entered:
+    def _block(self, directions, slope, tangents, propagated):
+        if propagated:
             directions = directions.reshape(*directions.shape[:2], *self.h.shape[1:])
         m, b = len(directions), len(self.h)
         points = self.h.repeat(m, *[1] * (self.h.ndim - 1))

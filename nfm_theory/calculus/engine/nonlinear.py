@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .activations import ACTIVATIONS, FROM_BOTH, FROM_RESULT, GATES, PIECEWISE_LINEAR, Derivatives
+from .activations import ACTIVATIONS, FROM_BOTH, FROM_RESULT, PIECEWISE_LINEAR, ZERO_ONE_SLOPES, Derivatives
 from .rules import RULES, rule, tracked_elsewhere
 from .tape import Recorder, UnsupportedOperationError, Value
 
@@ -79,7 +79,7 @@ def emit_elementwise(
     def form(adj):
         weight = adj * slopes.second()
 
-        def bend(t):
+        def second(t):
             if several and t.shape[1] == 1 and x.layout == (0, 1):  # the same tangent for all samples
                 return (t * t).reshape(len(t), -1) @ weight.reshape(len(weight), -1).T
             if torch.is_grad_enabled():
@@ -87,7 +87,7 @@ def emit_elementwise(
             square = t * t
             return square * weight if square.shape[1:] != weight.shape else square.mul_(weight)
 
-        return bend
+        return second
 
     def push(t):  # with as many dimensions as the tangent: the gradient of a single direction needs no sum
         return t * slopes.first().unsqueeze(0)
@@ -109,7 +109,7 @@ def _elementwise(rec, func, input, *args, **kwargs):
     point = None if func in FROM_RESULT else rec.keep(input)
     result = rec.keep(out) if func in FROM_RESULT | FROM_BOTH else None
     derivatives = partial(ACTIVATIONS[func], point, result, *args, **kwargs)
-    if func in GATES:
+    if func in ZERO_ONE_SLOPES:
         derivatives = partial(_mask, derivatives)
     return emit_elementwise(rec, func.__name__, x, out, derivatives, curved=func not in PIECEWISE_LINEAR)
 
@@ -154,11 +154,11 @@ def _softmax(rec, func, input, dim, dtype=None, **kwargs):
     def form(adj):
         weight = (adj - (adj * s).sum(axis, keepdim=True)) * s
 
-        def bend(t):
+        def second(t):
             t = centred(t)
             return t * t * weight
 
-        return bend
+        return second
 
     return rec.emit("softmax", [x], out, lambda t: s * centred(t), form, layout=x.layout)
 
@@ -179,11 +179,11 @@ def _logsumexp(rec, func, input, dim, keepdim=False):
     p = rec.keep((input - out).exp())
 
     def form(adj):
-        def bend(t):
+        def second(t):
             t = t - (p * t).sum(axis, keepdim=True)
             return adj * (p * t * t).sum(axis, keepdim=True)
 
-        return bend
+        return second
 
     result = rec.emit("logsumexp", [x], out, lambda t: (p * t).sum(axis, keepdim=True), form, layout=x.layout)
     return result if keepdim else rec.run(torch.squeeze, result, axis)
@@ -211,12 +211,12 @@ def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float)
     def form(adj):
         along = (adj * y).sum(axes, keepdim=True)
 
-        def bend(t):
+        def second(t):
             t = t - t.mean(axes, keepdim=True)
             mixed, square = (y * t).mean(axes, keepdim=True), (t * t).mean(axes, keepdim=True)
             return r * r * ((3 * mixed * mixed - square) * along - 2 * mixed * (adj * t).sum(axes, keepdim=True))
 
-        return bend
+        return second
 
     return rec.emit(name, [x], out, push, form, layout=x.layout)
 

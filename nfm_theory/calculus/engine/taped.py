@@ -41,9 +41,9 @@ class Taped(Linearization):
         if self._output.layout != (0, 1) or outputs.ndim != 2:
             raise UnsupportedOperationError("outputs whose samples are not along the first dimension")
         self._curved = [node for node in self._nodes if node.form is not None]
-        self._gate, self._stem = self._find_gate()
+        self._start, self._before_start = self._find_start()
 
-    def _find_gate(self) -> tuple[Value, list[Node]]:
+    def _find_start(self) -> tuple[Value, list[Node]]:
         """The narrowest value that everything passes and that shared directions reach by linear operations alone."""
         users: dict[int, list[Node]] = {}
         for node in self._nodes:
@@ -61,7 +61,7 @@ class Taped(Linearization):
     @property
     def width(self):
         """See `Linearization.width`."""
-        return self._gate.shape[1:].numel()
+        return self._start.shape[1:].numel()
 
     @property
     def tail_share(self):
@@ -91,7 +91,7 @@ class Taped(Linearization):
         if self._rows is None:
             classes = self.outputs.shape[-1]
             basis = torch.eye(classes, dtype=self.outputs.dtype, device=self.outputs.device)
-            rows = (self._grads([self._gate], e.expand_as(self.outputs).contiguous())[0] for e in basis)
+            rows = (self._grads([self._start], e.expand_as(self.outputs).contiguous())[0] for e in basis)
             rows = (row.reshape(self._samples, -1) for row in rows)
             if self.differentiable:
                 with torch.enable_grad():
@@ -107,38 +107,38 @@ class Taped(Linearization):
         if self._rows is not None:
             with gradients(self.differentiable):
                 return (slope.unsqueeze(1) @ self._rows).squeeze(1)
-        return self._adjoint(slope, gate=True)[0]
+        return self._adjoint(slope, pullback=True)[0]
 
-    def enter(self, directions):
-        """See `Linearization.enter`."""
+    def propagate(self, directions):
+        """See `Linearization.propagate`."""
         with gradients(self.differentiable):
-            for node in self._stem:
+            for node in self._before_start:
                 directions = node.push(directions)
             return directions.reshape(*directions.shape[:2], -1)
 
-    def _adjoint(self, slope: Tensor, *, gate: bool = False) -> tuple[Tensor | None, dict[int, Callable]]:
+    def _adjoint(self, slope: Tensor, *, pullback: bool = False) -> tuple[Tensor | None, dict[int, Callable]]:
         """`Jᵀ a` (if `gate`), and the local second derivatives against the cotangents of `a·f`.
 
         Those of the last a are kept. The way down to the gate is a large part of the sweep for wide inputs.
         """
         known = self._last is not None and self._same(self._last[0], slope)
-        if not known or (gate and self._last[1] is None):
-            pulled, forms = (self._consume if self._record else self._weigh)(slope, gate)
+        if not known or (pullback and self._last[1] is None):
+            pulled, forms = (self._consume if self._record else self._weigh)(slope, pullback)
             self._last = slope, pulled, forms
         return self._last[1:]
 
     def _same(self, slope: Tensor, other: Tensor) -> bool:
         return slope is other or (not self.differentiable and torch.equal(slope, other))
 
-    def _weigh(self, slope: Tensor, gate: bool) -> tuple[Tensor | None, dict[int, Callable]]:
+    def _weigh(self, slope: Tensor, pullback: bool) -> tuple[Tensor | None, dict[int, Callable]]:
         """The adjoint sweep with all cotangents at once, through a graph that stays."""
-        targets = [node.output for node in self._curved] + [self._gate] * gate
+        targets = [node.output for node in self._curved] + [self._start] * pullback
         adjoints = self._grads(targets, slope) if targets else []
         with gradients(self.differentiable):
             forms = {id(node): node.form(adj) for node, adj in zip(self._curved, adjoints, strict=False)}
-        return adjoints[-1].reshape(self._samples, -1) if gate else None, forms
+        return adjoints[-1].reshape(self._samples, -1) if pullback else None, forms
 
-    def _consume(self, slope: Tensor, gate: bool) -> tuple[Tensor | None, dict[int, Callable]]:
+    def _consume(self, slope: Tensor, pullback: bool) -> tuple[Tensor | None, dict[int, Callable]]:
         """The same for numbers alone, with no more alive than needed.
 
         Each cotangent is turned into what the tangents will need of it as soon as it is there, and the graph is freed
@@ -154,10 +154,10 @@ class Taped(Linearization):
                 forms[id(node)] = node.form(adjoint)
 
         # The sweep ends at the gate, or at the first curved operations, where autograd hands the cotangents out
-        ends = [] if gate else self._first_curved()
+        ends = [] if pullback else self._first_curved()
         within = [node for node in self._curved if node not in ends]
         handles = [node.output.edge.node.register_prehook(partial(take, node)) for node in within]
-        targets = [self._gate] if gate else [node.output for node in ends]
+        targets = [self._start] if pullback else [node.output for node in ends]
         try:
             adjoints = self._grads(targets, slope, retain=False) if targets else []
         finally:
@@ -167,7 +167,7 @@ class Taped(Linearization):
             forms |= {id(node): node.form(adjoint) for node, adjoint in zip(ends, adjoints, strict=False)}
         for value in [self._input, *(node.output for node in self._nodes)]:
             value.edge = None
-        return adjoints[0].reshape(self._samples, -1) if gate else None, forms
+        return adjoints[0].reshape(self._samples, -1) if pullback else None, forms
 
     def _first_curved(self) -> list[Node]:
         """The curved operations that no other one precedes."""
@@ -185,7 +185,7 @@ class Taped(Linearization):
         """The nodes behind the gate that are needed, in order, and whether their own tangent is."""
         wanted = {id(self._output)} if want_tangents else set()
         plan = []
-        for node in reversed(self._nodes[len(self._stem) :]):
+        for node in reversed(self._nodes[len(self._before_start) :]):
             needed = id(node.output) in wanted
             if needed or id(node) in forms:
                 wanted.update(id(value) for value in node.inputs)
@@ -196,18 +196,18 @@ class Taped(Linearization):
         largest = max(node.output.nbytes for node in self._nodes) / self._samples
         return int(block_bytes(self.h.device) // largest)
 
-    def _block(self, directions, slope, tangents, entered):
+    def _block(self, directions, slope, tangents, propagated):
         with gradients(self.differentiable):
             forms = {} if slope is None else self._adjoint(slope)[1]
-            directions = directions if entered else self.enter(directions)
-            moving = {id(self._gate): directions.reshape(*directions.shape[:2], *self._gate.shape[1:])}
+            directions = directions if propagated else self.propagate(directions)
+            moving = {id(self._start): directions.reshape(*directions.shape[:2], *self._start.shape[1:])}
             plan = self._plan(forms, tangents)
             last = {id(value): k for k, (node, _) in enumerate(plan) for value in node.inputs}
-            bends = self.outputs.new_zeros(len(directions), self._samples)
+            hessian_forms = self.outputs.new_zeros(len(directions), self._samples)
             for k, (node, needed) in enumerate(plan):
                 given = [moving[id(value)] for value in node.inputs]
                 if id(node) in forms:
-                    bends = bends + per_sample(node.output, self._samples, forms[id(node)](*given))
+                    hessian_forms = hessian_forms + per_sample(node.output, self._samples, forms[id(node)](*given))
                 if needed:
                     moving[id(node.output)] = node.push(*given)
                 del given
@@ -217,4 +217,4 @@ class Taped(Linearization):
             out = None
             if tangents:
                 out = moving[id(self._output)].expand(len(directions), *self.outputs.shape)
-            return out, None if slope is None else bends
+            return out, None if slope is None else hessian_forms
