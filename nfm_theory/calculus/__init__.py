@@ -1,1 +1,1 @@
-"""Derivatives: right where PyTorch is not, along directions, and of second order without nesting."""
+"""Derivatives: exact where PyTorch is wrong, along directions, and of second order without nested differentiation."""

@@ -1,12 +1,13 @@
-r"""Derivatives of heads: Jacobian rows, directional derivatives of any order, their sums over directions.
+r"""Derivatives of a head: its Jacobian, directional derivatives of any order, and sums of these over directions.
 
-Everything works on a batch at once and treats samples as independent. Directions are streamed in blocks, each
-direction of each sample being one row of an enlarged batch, so that any head works that maps rows to rows.
+All functions take a batch whose samples are independent. Directions are processed in blocks: each pair of a sample and
+a direction is one row of a larger batch. This works for every head that maps rows to rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import factorial
 
 import torch
 from torch import Tensor
@@ -15,12 +16,12 @@ from tqdm import tqdm
 
 
 def scalar_derivatives(path: Callable[[Tensor], Tensor], at: Tensor, order: int) -> list[Tensor]:
-    """`[φ(t), φ'(t), .., φ^(order)(t)]` of a function of one number, by nested forward mode.
+    """The derivatives `[φ(t), φ'(t), .., φ^(order)(t)]` of a function of one number, by nested forward mode.
 
     Args:
-        path: maps a 0-dim tensor to a tensor of any shape, or t `(rows,)` to `(rows,)`, row by row.
-        at: the point t, 0-dim, or one for each row.
-        order: highest derivative, ≥ 0.
+        path: the function φ. It maps a 0-dim tensor to a tensor of any shape, or t `(rows,)` to `(rows,)` row by row.
+        at: the point t, 0-dim, or one point for each row.
+        order: order of the highest derivative, ≥ 0.
 
     Example:
         >>> t = torch.tensor(2.0, dtype=torch.float64)
@@ -42,27 +43,26 @@ def scalar_derivatives(path: Callable[[Tensor], Tensor], at: Tensor, order: int)
     return list(jet(order)(at))
 
 
+def scalar_coefficients(path: Callable[[Tensor], Tensor], like: Tensor, order: int) -> list[Tensor]:
+    """The Taylor coefficients `φ^(k)(0)/k!`, k = 0..order, of a function of one number; `like` gives the dtype."""
+    return [d / factorial(k) for k, d in enumerate(scalar_derivatives(path, like.new_zeros(()), order))]
+
+
 def directional_derivatives(
     function: Callable[[Tensor], Tensor], h: Tensor, direction: Tensor, order: int
 ) -> list[Tensor]:
-    r"""`D^k function(h)[v, .., v]` for k = 0..order, sample by sample.
+    """`D^k function(h)[v, .., v]` for k = 0..order, for points h and directions v, both `(b, *feature)`.
 
-    Args:
-        function: maps `(b, *feature)` to `(b, ...)`; samples must not interact.
-        h: points, `(b, *feature)`.
-        direction: directions v, `(b, *feature)`.
-        order: highest order.
+    The function maps `(b, *feature)` to `(b, ...)`, each sample on its own.
     """
     zero = torch.zeros((), dtype=h.dtype, device=h.device)
     return scalar_derivatives(lambda t: function(h + t * direction), zero, order)
 
 
 def jacobian_rows(head: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
-    """Jacobian of the head at every sample, `(b, K, *feature)`, by K vector-Jacobian products.
+    """The Jacobian of a head at every sample, `(b, K, *feature)`, by K vector-Jacobian products.
 
-    Args:
-        head: maps `(b, *feature)` to `(b, K)`; samples must not interact.
-        h: points, `(b, *feature)`.
+    The head maps `(b, *feature)` to `(b, K)`, each sample on its own.
     """
     outputs, pullback = vjp(head, h)
     basis = torch.eye(outputs.shape[-1], dtype=outputs.dtype, device=outputs.device)
@@ -70,14 +70,9 @@ def jacobian_rows(head: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
 
 
 def gauss_newton_forms(curvature: Tensor, tangents: Tensor) -> Tensor:
-    """`tᵀ F t` for F `(b, K, K)` and tangents `(b, K, *rest)`: `(b, *rest)`."""
+    """The quadratic forms `tᵀ F t`, `(b, *rest)`, of matrices F `(b, K, K)` and tangents t `(b, K, *rest)`."""
     flat = tangents.flatten(2) if tangents.ndim > 2 else tangents.unsqueeze(-1)
     return ((curvature @ flat) * flat).sum(1).reshape(len(flat), *tangents.shape[2:])
-
-
-def _rows(tensor: Tensor, repeats: int) -> Tensor:
-    """Every sample `repeats` times, direction index fastest."""
-    return tensor.repeat_interleave(repeats, dim=0)
 
 
 def mapped_over_directions(
@@ -88,23 +83,22 @@ def mapped_over_directions(
     block_rows: int,
     reduce: bool = True,
 ) -> Tensor:
-    """Apply `function(points, directions, sample index)` to every sample × shared direction, in blocks.
+    """Apply `function(points, directions, sample index)` to every pair of a sample and a direction, in blocks.
 
     Args:
         function: maps rows `(m, *feature)`, `(m, *feature)`, `(m,)` to `(m, *out)`.
-        h: points, `(b, *feature)`.
-        directions: shared directions, `(s, *feature)`.
-        block_rows: rows per call.
-        reduce: sum over directions, giving `(b, *out)`; otherwise `(b, s, *out)`.
+        h: the points, `(b, *feature)`.
+        directions: directions that all samples share, `(s, *feature)`.
+        block_rows: number of rows in one call.
+        reduce: True returns the sum over the directions, `(b, *out)`; False returns all results, `(b, s, *out)`.
     """
     samples, per_block = len(h), max(1, block_rows // len(h))
     index = torch.arange(samples, device=h.device)
     parts = []
-    # A bar on a terminal only, and only for sweeps that take long.
+    # The progress bar appears on a terminal only, and only if the loop takes longer than the delay.
     for block in tqdm(directions.split(per_block), desc="directions", disable=None, delay=2, leave=False):
         size = len(block)
-        rows = function(_rows(h, size), block.repeat(samples, *[1] * (h.ndim - 1)), _rows(index, size))
+        points, numbers = (z.repeat_interleave(size, dim=0) for z in (h, index))  # the direction changes fastest
+        rows = function(points, block.repeat(samples, *[1] * (h.ndim - 1)), numbers)
         parts.append(rows.reshape(samples, size, *rows.shape[1:]))
-    if reduce:
-        return sum(part.sum(1) for part in parts)
-    return torch.cat(parts, dim=1)
+    return sum(part.sum(1) for part in parts) if reduce else torch.cat(parts, dim=1)

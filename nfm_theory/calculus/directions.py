@@ -1,7 +1,7 @@
-r"""Few directions that represent a second moment: `Σ_s w_s w_sᵀ` equal to the moment of data or noise.
+r"""Small sets of directions w_s whose second moment `Σ_s w_s w_sᵀ` is that of the data or of the noise.
 
-Directions are rows of a matrix `(m, w)`, in whatever coordinates: sums over them of quadratic forms depend on
-`Σ_s w_s w_sᵀ` alone, so that they may be rotated, merged and compressed without changing a result.
+A sum of a quadratic form over directions depends on their second moment alone. The directions may therefore be
+rotated, merged and compressed without a change of the result. They are the rows of a matrix `(m, w)`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,23 @@ from torch import Tensor
 
 
 def coordinate_basis(h: Tensor) -> Tensor:
-    """The unit vectors of one sample's feature space, `(d, *feature)`."""
+    """The unit vectors of the feature space of `h` `(n, *feature)`, as `(d, *feature)`."""
     d = h[0].numel()
     return torch.eye(d, dtype=h.dtype, device=h.device).reshape(d, *h.shape[1:])
 
 
-def centred_features(features: Tensor) -> Tensor:
-    r"""Directions, one fewer than samples, whose second moment is the covariance of the features, `(n - 1, *feature)`.
+def unit_vectors(h: Tensor, coordinates: Tensor) -> Tensor:
+    """Some of the unit vectors, flat: `(m, d)` for m coordinates of the feature space of `h` `(n, *feature)`."""
+    units = h.new_zeros(len(coordinates), h[0].numel())
+    units[torch.arange(len(coordinates)), coordinates] = 1.0
+    return units
 
-    They are the features in an orthonormal basis of the vectors that sum to zero (Helmert), over √n. A single sample
-    has one direction, zero.
+
+def centred_features(features: Tensor) -> Tensor:
+    r"""Directions `(n - 1, *feature)` whose second moment is the covariance of the features.
+
+    They are the features, divided by √n, in Helmert's orthonormal basis of the vectors that sum to zero. A single
+    sample has the single direction 0.
     """
     n = len(features)
     if n == 1:
@@ -32,17 +39,11 @@ def centred_features(features: Tensor) -> Tensor:
 
 
 def second_moment_directions(features: Tensor) -> Tensor:
-    r"""Directions w_s with `Σ_s w_s w_sᵀ = (1/n) Σ_r (g_r - ḡ)(g_r - ḡ)ᵀ`: at most min(n - 1, d) of them.
+    r"""At most min(n - 1, d) directions w_s with `Σ_s w_s w_sᵀ = (1/n) Σ_r (g_r - ḡ)(g_r - ḡ)ᵀ`, `(rank, *feature)`.
 
-    They are the scaled eigen-directions of the covariance, the largest first. Gradients flow through the features
-    exactly: the rotation `U` that finds them is held fixed, which changes nothing because `Σ_s` is invariant under any
-    fixed rotation and the directions left out are zero to first order.
-
-    Args:
-        features: `(n, *feature)`.
-
-    Returns:
-        `(rank, *feature)`.
+    They are the scaled eigenvectors of the covariance, the largest first. Gradients with respect to the features are
+    exact although the rotation is held constant: the sum does not change under a constant rotation, and the directions
+    that are left out are zero to first order.
     """
     centred = (features - features.mean(0)).flatten(1) / len(features) ** 0.5
     left, values, _ = torch.linalg.svd(centred.detach(), full_matrices=False)
@@ -51,9 +52,9 @@ def second_moment_directions(features: Tensor) -> Tensor:
 
 
 def compressed(directions: Tensor) -> Tensor:
-    """As many directions as coordinates at most, with the same second moment: `(m, w)` to `(min(m, w), w)`.
+    """Directions with the same second moment, at most as many as coordinates: `(m, w)` to `(min(m, w), w)`.
 
-    The rotation is held fixed for gradients, as in `second_moment_directions`.
+    Gradients are exact although the rotation is held constant, see `second_moment_directions`.
 
     Example:
         >>> v = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], dtype=torch.float64)
@@ -68,16 +69,15 @@ def compressed(directions: Tensor) -> Tensor:
 
 
 def joint_directions(data: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    r"""One set of directions for two moments: `Σ_s w_s w_sᵀ` is that of `noise`, `Σ_s c_s w_s w_sᵀ` that of `data`.
-
-    The two moments are diagonalised together. The span of `noise` must contain that of `data`.
+    r"""One set of directions for two second moments, which are diagonalized together.
 
     Args:
-        data: `(m, w)`.
-        noise: `(k, w)`; `None` stands for the unit vectors.
+        data: directions `(m, w)` of the data.
+        noise: directions `(k, w)` of the noise, whose span contains that of the data; `None` means the unit vectors.
 
     Returns:
-        directions `(s, w)` with s ≤ w, and the weights c `(s,)`.
+        Directions w_s `(s, w)`, s ≤ w, with `Σ_s w_s w_sᵀ` equal to the moment of the noise, and weights c_s `(s,)`
+        with `Σ_s c_s w_s w_sᵀ` equal to the moment of the data.
     """
     moment = (data.T @ data).double()
     if noise is None:

@@ -1,9 +1,9 @@
-r"""Derivatives right at every order: what PyTorch differentiates wrongly, rewritten from primitives.
+r"""Correct derivatives of every order: operations that PyTorch differentiates wrongly, composed from primitives.
 
-The chain rule telescopes to derivatives of single operations, so one operation with a wrong (or missing)
-second derivative spoils every term of an expansion. Measured with PyTorch 2.13, order by order up to five:
+By the chain rule, one operation with a wrong or missing second derivative makes every term of an expansion wrong.
+These problems were found with PyTorch 2.13, order by order up to five:
 
-| operation | without the context |
+| operation | derivatives without `exact_derivatives` |
 |---|---|
 | layer, instance and batch norm on the sample's own statistics | **silently wrong**, see below |
 | SiLU, Mish | `jvp(jvp)` raises under `no_grad` |
@@ -11,15 +11,15 @@ second derivative spoils every term of an expansion. Measured with PyTorch 2.13,
 | GLU, hard sigmoid, Huber and soft-margin loss | raise from order 2 |
 | fused attention, fast paths of the transformer modules | raise from order 1, at best 2 |
 | binary cross entropy on logits | `vmap(jvp(jvp))` raises |
-| vector norms, normalisation, standard deviation | `grad(jvp(jvp))` raises |
-| in-place activations, `+=` and its kind | `vmap(jvp(jvp))` raises; `y *= y` is **silently wrong** from order 1 |
+| vector norms, normalization, standard deviation | `grad(jvp(jvp))` raises |
+| in-place activations, `+=` and similar operators | `vmap(jvp(jvp))` raises; `y *= y` is **silently wrong** from order 1 |
 
-Through a norm on its own statistics `jvp(jvp)` and `grad(jvp)` are wrong, hence the parameter gradient of a
-single `jvp`; and the parameter gradient of $v^\top H v$ is wrong in every composition, `jvp(grad)` and double
-backward included. Group norm, batch norm in evaluation mode, pooling and all smooth activations are right.
+Through a norm on the sample's own statistics, `jvp(jvp)` and `grad(jvp)` are wrong. Hence the parameter gradient of a
+single `jvp` is wrong, and so is that of $v^\top H v$ in every composition, `jvp(grad)` and double backward included.
+Group norm, batch norm in evaluation mode, pooling and all smooth activations are right.
 
-`exact_derivatives` replaces the rows above by the compositions in `REPLACEMENTS`.
-Sources: pytorch issues 196699, 196700, 198017.
+`exact_derivatives` replaces the operations of the table by the compositions in `REPLACEMENTS`.
+Sources: PyTorch issues 196699, 196700, 198017.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
-# Forward mode loads its decompositions at first use, by a deprecated call that `-W error` makes a failure
+# At its first use, forward mode loads its decompositions by a deprecated call, which fails under `-W error`.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
 
-# Normalisation ----------------------------------------------------------------------------------------------
+# Normalization ----------------------------------------------------------------------------------------------
 
 
 def _per_channel(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Scale and shift along dimension 1."""
+    """Multiply by a weight and add a bias for each channel (dimension 1)."""
     shape = (1, -1) + (1,) * (z.dim() - 2)
     z = z if weight is None else z * weight.reshape(shape)
     return z if bias is None else z + bias.reshape(shape)
@@ -79,7 +79,7 @@ def _group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabl
 
 
 def _running_norm(input, mean, var, weight, bias, eps):
-    """Normalisation by fixed statistics: an affine map, folded into one scale and one shift per channel."""
+    """Normalization by fixed statistics: one scale and one shift for each channel."""
     scale = torch.rsqrt(var + eps)
     scale = scale if weight is None else scale * weight
     shift = -mean * scale
@@ -87,33 +87,18 @@ def _running_norm(input, mean, var, weight, bias, eps):
 
 
 def _batch_norm(
-    input,
-    running_mean,
-    running_var,
-    weight=None,
-    bias=None,
-    training=False,
-    momentum=0.1,
-    eps=1e-5,
-    cudnn=True,
+    input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, cudnn=True
 ):
     if not training:
         return _running_norm(input, running_mean, running_var, weight, bias, eps)
-    if running_mean is not None:  # the buffers must be updated, which only PyTorch's own function may do
+    if running_mean is not None:  # only PyTorch's own function can update the buffers
         return F.batch_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
     dims = (0, *range(2, input.dim()))
     return _per_channel(_standardize(input, dims, eps), weight, bias)
 
 
 def _instance_norm(
-    input,
-    running_mean=None,
-    running_var=None,
-    weight=None,
-    bias=None,
-    use_input_stats=True,
-    momentum=0.1,
-    eps=1e-5,
+    input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5
 ):
     if not use_input_stats:
         return _running_norm(input, running_mean, running_var, weight, bias, eps)
@@ -178,7 +163,7 @@ def _norm(input, p="fro", dim=None, keepdim=False, out=None, dtype=None):
 def _normalize(input, p=2.0, dim=1, eps=1e-12, out=None):
     if p != 2 or out is not None:
         return F.normalize(input, p, dim, eps, out)
-    # The clamp comes before the root, whose slope at a zero row is infinite
+    # Clamp before the root: the slope of the root is infinite at a row of zeros.
     return input * torch.rsqrt((input * input).sum(dim, keepdim=True).clamp_min(eps * eps))
 
 
@@ -194,7 +179,7 @@ def _reduce(loss: Tensor, size_average, reduce, reduction: str) -> Tensor:
     if size_average is not None or reduce is not None:
         raise ValueError(
             "expected only 'reduction' under exact_derivatives(), got the deprecated "
-            f"size_average={size_average}, reduce={reduce}; pass reduction='mean', 'sum' or 'none'"
+            f"size_average={size_average}, reduce={reduce}; use reduction='mean', 'sum' or 'none'"
         )
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"expected reduction 'mean', 'sum' or 'none', got {reduction!r}")
@@ -204,7 +189,7 @@ def _reduce(loss: Tensor, size_average, reduce, reduction: str) -> Tensor:
 def _binary_cross_entropy_with_logits(
     input, target, weight=None, size_average=None, reduce=None, reduction="mean", pos_weight=None
 ):
-    # logsigmoid rather than softplus, whose threshold cuts the curvature of far tails to zero
+    # Not softplus: above its threshold the second derivative is 0.
     log_one = F.logsigmoid(input) if pos_weight is None else pos_weight * F.logsigmoid(input)
     loss = -target * log_one - (1 - target) * F.logsigmoid(-input)
     loss = loss if weight is None else loss * weight
@@ -231,11 +216,10 @@ def _attention(
 ) -> Tensor:
     if dropout_p > 0:
         raise ValueError(
-            f"expected attention without dropout, got dropout_p={dropout_p}: a random head has no "
-            "derivatives; call model.eval() or pass dropout_p=0.0"
+            f"expected attention without dropout, got dropout_p={dropout_p}; call model.eval() or pass dropout_p=0.0"
         )
     if is_causal and attn_mask is not None:
-        raise ValueError("expected either attn_mask or is_causal=True, got both; fold the causal mask into attn_mask")
+        raise ValueError("expected either attn_mask or is_causal=True, got both; combine them in one attn_mask")
     if enable_gqa:
         key, value = (z.repeat_interleave(query.shape[-3] // z.shape[-3], -3) for z in (key, value))
     scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
@@ -248,7 +232,7 @@ def _attention(
     else:
         allowed = attn_mask != -math.inf
         scores = scores + attn_mask.masked_fill(~allowed, 0)
-    # A finite floor: a row without any allowed key gives zero, as in PyTorch, and not nan
+    # The fill value is finite, so that a row without any allowed key gives 0, as in PyTorch, and not nan.
     scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
     return (torch.softmax(scores, -1) * allowed.any(-1, keepdim=True)) @ value
 
@@ -258,9 +242,9 @@ def _multi_head_attention(
     dropout_p, out_proj_weight, out_proj_bias, training=True, key_padding_mask=None, need_weights=True,
     average_attn_weights=True, **options,
 ):  # fmt: skip
-    """The plain case, tokens `(length, batch, dim)`; anything rarer is left to PyTorch, weights and all.
+    """The usual case, for tokens `(length, batch, dim)`; rarer options are passed on to PyTorch.
 
-    PyTorch computes by matrix products and softmax, not by a fused kernel, when it must return the weights.
+    PyTorch is then asked for the attention weights, because it uses no fused kernel if it must return them.
     """
     rare = (bias_k, bias_v, key_padding_mask, *options.values())
     plain = not training and in_proj_weight is not None and query.dim() == 3 and not add_zero_attn
@@ -285,7 +269,7 @@ def _multi_head_attention(
 
 # The table --------------------------------------------------------------------------------------------------
 
-#: torch function -> composition of primitives with the same signature and value.
+#: Maps a function of PyTorch to a composition of primitives with the same signature and the same value.
 REPLACEMENTS: dict[Callable, Callable] = {
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
@@ -318,7 +302,7 @@ REPLACEMENTS: dict[Callable, Callable] = {
     F.multi_head_attention_forward: _multi_head_attention,
 }
 
-#: Methods behind `x += y` and its kind -> the same with a new tensor as result; used inside transforms only.
+#: Maps a method that overwrites its tensor, as `x += y` does, to the one that returns a new tensor.
 OUT_OF_PLACE: dict[Callable, Callable] = {torch.relu_: torch.relu} | {
     getattr(Tensor, f"{name}_"): getattr(Tensor, name)
     for name in ("add", "sub", "mul", "div", "relu", "sigmoid", "tanh", "clamp", "masked_fill")
@@ -326,18 +310,18 @@ OUT_OF_PLACE: dict[Callable, Callable] = {torch.relu_: torch.relu} | {
 
 
 class exact_derivatives(TorchFunctionMode):
-    r"""Context in which `torch.func` and `torch.autograd` derivatives of every order are right.
+    r"""Context manager within which derivatives by `torch.func` and `torch.autograd` are correct at every order.
 
-    Inside, the operations of `REPLACEMENTS` are composed from primitives, activations ignore `inplace=True`,
-    and `x += y` on a tensor that `jvp`, `grad` or `vmap` follow makes a new one. Values agree with PyTorch's to
-    rounding, except in a network that reads a tensor again after an in-place operation has overwritten it
-    (`layers.split` refuses such a network). The context nests, may be entered inside functions that are being
-    transformed, and changes no global setting. Batch norm that updates its statistics is left as it is.
+    It computes the operations of `REPLACEMENTS` from primitives, ignores `inplace=True` of activations, and lets
+    `x += y` make a new tensor where `jvp`, `grad` or `vmap` track x. Values agree with PyTorch's to rounding. The only
+    exception is a network that reads a tensor again after an in-place operation has overwritten it; `layers.split`
+    refuses such a network. The context can be nested, can be used inside functions that are transformed, and changes
+    no global setting. Batch norm that updates its statistics is left as it is.
 
-    Source: PyTorch issues in the head of the module.
+    Source: the PyTorch issues named at the top of the module.
 
     Raises:
-        ValueError: from attention with dropout or two masks; from a loss called with `size_average`.
+        ValueError: for attention with dropout or with two masks, and for a loss called with `size_average`.
 
     Example:
         >>> f = lambda t: torch.nn.functional.silu(t)
@@ -349,23 +333,23 @@ class exact_derivatives(TorchFunctionMode):
 
     def __init__(self):
         super().__init__()
-        self._entered: list[bool] = []
+        self._active: list[bool] = []
 
-    #: Whether a context of this kind already gives exact derivatives, so that another one is not needed inside.
+    #: Marks a mode that makes derivatives exact, so that no second one is needed inside it.
     exact = True
 
     def __enter__(self):
-        """Become the innermost context, unless the one that is innermost is exact already."""
-        self._entered.append(not getattr(_get_current_function_mode(), "exact", False))
-        return super().__enter__() if self._entered[-1] else self
+        """Activate the mode, unless the innermost active mode is exact already."""
+        self._active.append(not getattr(_get_current_function_mode(), "exact", False))
+        return super().__enter__() if self._active[-1] else self
 
     def __exit__(self, *error):
-        """Leave."""
-        if self._entered.pop():
+        """Deactivate the mode if this context has activated it."""
+        if self._active.pop():
             super().__exit__(*error)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        """Redirect one call; the mode is off meanwhile, so replacements call PyTorch itself."""
+        """Redirect one call. The mode is off meanwhile, so that replacements call PyTorch's own functions."""
         kwargs = kwargs or {}
         if kwargs.get("inplace"):
             kwargs = {**kwargs, "inplace": False}

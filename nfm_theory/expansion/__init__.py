@@ -1,1 +1,1 @@
-"""The expansion of the losses in the scale ε: its terms, and the paths of single draws."""
+"""The Taylor expansion of the losses in the scale ε: its terms, and the losses along single draws."""

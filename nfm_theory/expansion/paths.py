@@ -1,12 +1,13 @@
-r"""The loss along one draw, φ(ε) = ℓ(f_k(g_i + e_i(ε)), y_i): its Taylor remainder without cancellation.
+r"""The loss along one draw, φ(ε) = ℓ(f_k(g_i + e_i(ε)), y_i), and its Taylor remainder without cancellation.
 
-For every draw (λ, r, ξ) the loss is a smooth function of the one number ε, so that
+For every draw (λ, r, ξ) the loss is a smooth function of the number ε, so that
 
 $$ \varphi(\varepsilon) - \sum_{k \le p} \frac{\varphi^{(k)}(0)}{k!} \varepsilon^k
    = \frac{\varepsilon^{p+1}}{p!} \int_0^1 (1-t)^p \varphi^{(p+1)}(t\varepsilon)\,dt
    \qquad \text{(book: eq-integral-remainder)} $$
 
-with no difference of nearly equal numbers on the right, and Lagrange's form bounds it by the extremes of φ^(p+1).
+The right side has no difference of nearly equal numbers. Lagrange's form of the remainder bounds it by the extremes of
+φ^(p+1).
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ from math import factorial
 import torch
 from torch import Tensor
 
-from ..calculus.derivatives import directional_derivatives, gauss_newton_forms, scalar_derivatives
+from ..calculus.derivatives import (
+    directional_derivatives,
+    gauss_newton_forms,
+    scalar_coefficients,
+    scalar_derivatives,
+)
 from ..calculus.engine import Linearization, linearize
 from ..setting.draws import Draw
 from ..setting.problem import Path, Problem
@@ -25,35 +31,31 @@ from ..setting.results import Interval
 
 
 def taylor_coefficients(path: Path, order: int) -> Tensor:
-    """`φ^(k)(0)/k!` of every row for k = 0..order by forward mode, `(rows, order + 1)`."""
-    derivatives = scalar_derivatives(path, path.first.new_zeros(()), order)
-    return torch.stack([d / factorial(k) for k, d in enumerate(derivatives)], dim=-1)
+    """`φ^(k)(0)/k!` of every row for k = 0..order, by forward mode, `(rows, order + 1)`."""
+    return torch.stack(scalar_coefficients(path, path.first, order), dim=-1)
 
 
 def second_order_coefficients(path: Path) -> Tensor:
-    r"""`φ^(k)(0)/k!`, k = 0, 1, 2, from the derivatives of loss and head apart, `(rows, 3)`.
+    r"""`φ^(k)(0)/k!`, k = 0, 1, 2, from separate derivatives of the loss and of the head, `(rows, 3)`.
 
-    With `e = ε e¹ + ε² e²`: φ' = a·J e¹ and φ''/2 = ½ (J e¹)ᵀF(J e¹) + ½ a·∇²f[e¹, e¹] + a·J e². The second
-    witness of `taylor_coefficients`, and what R1, R2 and R3 are before the expectation is taken.
+    With `e = ε e¹ + ε² e²`: φ' = a·J e¹ and φ''/2 = ½ (J e¹)ᵀF(J e¹) + ½ a·∇²f[e¹, e¹] + a·J e². The expectations of
+    these terms are R1, R2 and R3. The function is an independent check of `taylor_coefficients`.
     """
     problem, labels = path.problem, path.problem.labels[path.anchor]
-    outputs, tangent, bend = directional_derivatives(problem.head, path.first, path.linear, 2)
+    outputs, tangent, output_second = directional_derivatives(problem.head, path.first, path.linear, 2)
     slope = problem.loss.gradient(outputs, labels)
     curvature = problem.loss.hessian(outputs, labels)
-    second = torch.einsum("bk,bkl,bl->b", tangent, curvature, tangent) / 2 + (slope * bend).sum(-1) / 2
+    second = torch.einsum("bk,bkl,bl->b", tangent, curvature, tangent) / 2 + (slope * output_second).sum(-1) / 2
     if path.quadratic is not None:
         second = second + (slope * directional_derivatives(problem.head, path.first, path.quadratic, 1)[1]).sum(-1)
     return torch.stack([problem.loss(outputs, labels), (slope * tangent).sum(-1), second], dim=-1)
 
 
 class Polynomials:
-    """`taylor_coefficients` of whole sweeps over the samples, up to the second for one tangent a row.
+    """`taylor_coefficients` for many rows of each sample, faster up to order 2.
 
-    What a sample's rows have in common is computed once: the gradient of its loss, `Jᵀ a`, and the recording of the
-    head with its adjoint. A row then costs about one forward pass at order 2, and next to nothing at order 1.
-
-    Args:
-        problem: the setting.
+    Everything that the rows of a sample have in common is computed once: the gradient of the loss in the features and
+    the recording of the head. A row then costs about one forward pass at order 2, and almost nothing at order 1.
     """
 
     def __init__(self, problem: Problem):
@@ -66,22 +68,22 @@ class Polynomials:
 
     @cached_property
     def _head(self) -> tuple[Linearization, Tensor, Tensor]:
-        """The head at the features, with the slope and the curvature of the loss there."""
+        """The head at the features, with the gradient and the Hessian of the loss in the outputs."""
         problem = self.problem
         at = linearize(problem.head, problem.features, differentiable=False)
         derivatives = problem.loss.gradient, problem.loss.hessian
         return at, *(d(at.outputs, problem.labels).detach() for d in derivatives)
 
     def _slopes(self, along: Tensor) -> Tensor:
-        """`a·J e` of perturbations `(sweeps, n, *feature)`, `(sweeps, n)`."""
+        """`a·J e`, `(m, n)`, for perturbations e `(m, n, *feature)`."""
         return torch.einsum("mnd,nd->mn", along.flatten(2), self.gradient)
 
     def __call__(self, path: Path, order: int) -> Tensor:
         """`φ^(k)(0)/k!` for k = 0..order, `(rows, order + 1)`.
 
         Args:
-            path: of rows whose anchors are 0, .., n - 1, again and again.
-            order: from 0; above 2 by nested differentiation, as `taylor_coefficients`.
+            path: the losses of rows whose anchors are 0, .., n - 1, repeated.
+            order: highest power of ε, ≥ 0. Orders above 2 use `taylor_coefficients`.
         """
         if order > 2:
             return taylor_coefficients(path, order)
@@ -111,11 +113,12 @@ def integral_remainder(
     """Remainder of the order-p Taylor polynomial of every row at `eps`, without cancellation, `(rows,)`.
 
     Args:
-        problem: the setting.
-        draw: rows.
+        problem: the problem of one layer.
+        draw: the rows.
         eps: ε, a number.
         order: p ≥ 0.
-        num_nodes: Gauss-Jacobi nodes in t; they are exact while φ is a polynomial of degree `p + 2 num_nodes`.
+        num_nodes: number of Gauss-Jacobi nodes in t. They are exact if φ is a polynomial of degree
+            `p + 2 num_nodes` or less.
     """
     from scipy.special import roots_jacobi
 
@@ -129,18 +132,18 @@ def integral_remainder(
 def lagrange_interval(
     problem: Problem, draw: Draw, eps: float | Tensor, *, order: int = 2, num_points: int = 33
 ) -> Interval:
-    """`[min, max]` of φ^(order+1) on [0, ε] for every row (book: eq-lagrange).
+    """The range `[min, max]` of φ^(p+1) on [0, ε] for every row (book: eq-lagrange).
 
-    `(order + 1)! remainder / ε^(order + 1)` of the row must lie in it: a check of the expansion with no Monte-Carlo
-    error at all. The extremes are taken over `num_points` equidistant points and widened by the largest step between
-    neighbours.
+    The number `(p + 1)! remainder / ε^(p + 1)` of the row must lie in this interval. This checks the expansion without
+    any Monte-Carlo error. The extremes are those over `num_points` equidistant points; the interval is then widened by
+    the largest difference between neighboring points.
 
     Args:
-        problem: the setting of one layer.
-        draw: rows.
+        problem: the problem of one layer.
+        draw: the rows.
         eps: ε, a number.
         order: p ≥ 0.
-        num_points: points on [0, ε].
+        num_points: number of points on [0, ε].
     """
     points = torch.linspace(0, float(eps), num_points, dtype=problem.features.dtype, device=problem.features.device)
     values = _at_points(problem, draw, points, order + 1)

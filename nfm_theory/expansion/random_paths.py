@@ -1,27 +1,26 @@
 r"""Losses and Taylor coefficients along the same random paths, so that their difference has a small error.
 
-For one draw (λ, r, ξ) the loss is a function φ(ε) of one number. Its coefficients at 0 are averaged over the very draws
-that give the loss:
+For one draw (λ, r, ξ) the loss is a function φ(ε) of one number. The loss and its Taylor coefficients are averaged over
+the same draws:
 
 $$ L_{NFM}(\varepsilon) - P_p(\varepsilon) \approx \frac1N \sum_{draws} \Big[\varphi(\varepsilon)
    - \sum_{k \le p} \tfrac{\varphi^{(k)}(0)}{k!} \varepsilon^k\Big] \qquad \text{(book: eq-pathwise-error)} $$
 
-The coefficients of the outputs come first: by nested forward mode, or, where the head is piecewise linear, from two
-tangents, because there `f(g + ε e¹ + ε² e²) = f + ε J e¹ + ε² J e²` up to the first kink. The loss is then expanded
-along this polynomial. What a piecewise-linear head does beyond its kinks is in no coefficient; the loss of the
-linearised head, which is what all orders together describe, is returned beside the loss itself.
+The coefficients of the outputs are computed first, by nested forward mode. For a piecewise-linear head two tangents
+suffice, because `f(g + ε e¹ + ε² e²) = f + ε J e¹ + ε² J e²` up to the first kink. The loss is then expanded along this
+polynomial. No coefficient describes a piecewise-linear head beyond its first kink: all orders together give the loss of
+the linearised head, which is therefore returned as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from math import factorial
 
 import torch
 from torch import Tensor
 
-from ..calculus.derivatives import scalar_derivatives
+from ..calculus.derivatives import scalar_coefficients
 from ..calculus.engine import Linearization, linearize
 from ..setting.draws import Draw, antithetic
 from ..setting.pointwise import PointwiseLoss
@@ -30,14 +29,14 @@ from ..setting.problem import Path, Problem
 
 @dataclass(frozen=True)
 class PathSample:
-    """What random paths say; all in float64, antithetic pairs averaged.
+    """Losses and Taylor coefficients along random paths. Computed in float64, with antithetic pairs averaged.
 
     Attributes:
-        eps: scales, `(E,)`.
+        eps: the scales ε, `(E,)`.
         losses: φ(ε), `(replicates, n, E)`.
         coefficients: `φ^(k)(0)/k!`, `(replicates, n, p + 1)`.
-        linearised: the losses with the head linearised at the features, as `losses`; `None` for a curved head.
-        evaluations: of the head at each ε.
+        linearised: losses of the head linearised at the features, `(replicates, n, E)`; `None` for a curved head.
+        evaluations: number of evaluations of the head at each ε.
     """
 
     eps: Tensor
@@ -47,19 +46,15 @@ class PathSample:
     evaluations: int
 
     def polynomial(self, order: int) -> Tensor:
-        """The Taylor polynomials of the rows, `(replicates, n, E)`.
-
-        Args:
-            order: at most that of the coefficients.
-        """
+        """The Taylor polynomials of this order along the paths, `(replicates, n, E)`."""
         powers = self.eps ** torch.arange(order + 1, dtype=self.eps.dtype, device=self.eps.device).unsqueeze(1)
         return self.coefficients[..., : order + 1] @ powers
 
     def relative_error(self, approximation: Tensor) -> tuple[Tensor, Tensor]:
-        """`(loss - approximation) / loss` at every ε with its standard error (delta method), `(E,)` each.
+        """`(loss - approximation) / loss` and its standard error by the delta method, each `(E,)`.
 
         Args:
-            approximation: of the loss by rows, `(replicates, n, E)`.
+            approximation: an approximation of the losses, `(replicates, n, E)`.
         """
         loss, _ = stratified(self.losses)
         ratio, _ = stratified((self.losses - approximation) / loss)
@@ -67,11 +62,7 @@ class PathSample:
 
     @staticmethod
     def joined(samples: Sequence[PathSample]) -> PathSample:
-        """Several layers as one: their losses are averaged.
-
-        Args:
-            samples: with the same scales, order and replicates.
-        """
+        """Join the samples of several layers, with equal scales, order and replicates, so that losses are averaged."""
         linear = [s.linearised for s in samples]
         return PathSample(
             eps=samples[0].eps,
@@ -83,10 +74,10 @@ class PathSample:
 
 
 def stratified(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over replicates and samples, and its standard error from the spread of the replicates of each sample.
+    """Mean over replicates and samples, and its standard error from the variance between the replicates.
 
     Args:
-        values: `(replicates, n, *out)`, replicates independent; at least two.
+        values: `(replicates, n, *out)` with at least two independent replicates.
 
     Example:
         >>> mean, stderr = stratified(torch.tensor([[[1.0], [5.0]], [[3.0], [5.0]]]))
@@ -106,14 +97,8 @@ def _in_double(loss: PointwiseLoss) -> PointwiseLoss:
     return replace(loss, function=function, closed_gradient=None, closed_hessian=None)
 
 
-def _coefficients(path: Callable[[Tensor], Tensor], order: int, like: Tensor) -> list[Tensor]:
-    """Taylor coefficients at 0 of a function of one number."""
-    derivatives = scalar_derivatives(path, like.new_zeros(()), order)
-    return [d / factorial(k) for k, d in enumerate(derivatives)]
-
-
 def _polynomial(coefficients: Sequence[Tensor], eps: Tensor) -> Tensor:
-    """Horner's rule."""
+    """The value at ε of a polynomial, by Horner's rule."""
     value = coefficients[-1]
     for c in reversed(coefficients[:-1]):
         value = c + eps * value
@@ -121,11 +106,11 @@ def _polynomial(coefficients: Sequence[Tensor], eps: Tensor) -> Tensor:
 
 
 def output_coefficients(at: Linearization, path: Path, order: int) -> list[Tensor]:
-    """Taylor coefficients of the outputs `f(g_i + e_i(ε))` of every row, `order + 1` times `(rows, K)`.
+    """Taylor coefficients of the outputs `f(g_i + e_i(ε))` of every row: `order + 1` tensors `(rows, K)`.
 
     Args:
-        at: the head at the features, `linearize(problem.head, problem.features)`.
-        path: of rows whose anchors, for a piecewise-linear head, are 0, .., n - 1, again and again.
+        at: the head linearized at the features.
+        path: the losses of the rows. For a piecewise-linear head their anchors are 0, .., n - 1, repeated.
         order: highest power of ε.
     """
     first, linear, quadratic = path.first, path.linear, path.quadratic
@@ -134,7 +119,7 @@ def output_coefficients(at: Linearization, path: Path, order: int) -> list[Tenso
         def outputs(eps: Tensor) -> Tensor:
             return path.problem.head(first + eps * (linear if quadratic is None else linear + eps * quadratic))
 
-        return _coefficients(outputs, order, first)
+        return scalar_coefficients(outputs, first, order)
     n = len(at.outputs)
     known = [at.outputs.repeat(len(first) // n, 1)]
     for part in (linear, quadratic)[:order]:
@@ -144,18 +129,18 @@ def output_coefficients(at: Linearization, path: Path, order: int) -> list[Tenso
 
 
 def jets(at: Linearization, path: Path, order: int) -> tuple[Tensor, list[Tensor]]:
-    """`φ^(k)(0)/k!` of every row for k = 0..order, `(rows, order + 1)`, and the coefficients of the outputs behind it.
+    """`φ^(k)(0)/k!` of every row for k = 0..order, `(rows, order + 1)`, and `output_coefficients`.
 
-    Arguments as `output_coefficients`; the same numbers as `paths.taylor_coefficients`.
+    The first result equals that of `paths.taylor_coefficients`.
     """
     outputs, problem = output_coefficients(at, path, order), path.problem
     labels = problem.labels[path.anchor]
-    along = _coefficients(lambda eps: problem.loss(_polynomial(outputs, eps), labels), order, outputs[0])
+    along = scalar_coefficients(lambda eps: problem.loss(_polynomial(outputs, eps), labels), outputs[0], order)
     return torch.stack(along, dim=-1), outputs
 
 
 def _concatenated(draws: Sequence[Draw]) -> Draw:
-    """The rows of several draws of one law."""
+    """Several draws of one law as a single draw."""
     columns = {f.name: [getattr(draw, f.name) for draw in draws] for f in fields(Draw)}
     return Draw(**{name: None if parts[0] is None else torch.cat(parts) for name, parts in columns.items()})
 
@@ -190,13 +175,13 @@ def sample_paths(
     replicates: int,
     generator: torch.Generator | None = None,
 ) -> PathSample:
-    """Losses and Taylor coefficients along `replicates` random paths from every sample, noise taken with both signs.
+    """Losses and Taylor coefficients along random paths from every sample, each path with both signs of the noise.
 
     Args:
-        problem: the setting.
-        eps: scales, `(E,)`.
+        problem: the problem of one layer.
+        eps: the scales ε, `(E,)`.
         order: highest power of ε, at least 2.
-        replicates: paths from each sample, at least 2.
+        replicates: number of paths from each sample, at least 2.
         generator: random generator of the draws.
 
     Raises:
@@ -210,7 +195,7 @@ def sample_paths(
     signs = 1 if problem.noises == (None, None) else 2
     block = problem.block_rows()
     parts: list[list[Tensor]] = []
-    todo, together = replicates, max(1, block // n)  # tiny problems take many sweeps at once
+    todo, together = replicates, max(1, block // n)  # several replicates at once for small problems
     while todo:
         count = min(together, todo)
         draw = _concatenated([problem.draw(n, 1, generator=generator) for _ in range(count)])

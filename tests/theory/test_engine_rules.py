@@ -279,7 +279,7 @@ def test_data_dependent_choices_are_those_of_the_point():
     at = linearize(head, h)
     assert at.path == "tangent-adjoint"
     assert_close(at.sweep(v)[0], (h.cos() * v) @ W2, rtol=1e-12, atol=1e-13)
-    with pytest.raises(ValueError, match="tolist, which takes a value out of the tensor"):
+    with pytest.raises(ValueError, match="tolist, which reads a value of the tensor"):
         linearize(lambda u: u * u.tolist()[0][0], h, engine="tangent-adjoint")
 
 

@@ -2,11 +2,12 @@ r"""Second directional derivatives without nested differentiation (book: eq-tang
 
 | module | what it holds |
 |---|---|
-| `tape.py` | a head written down operation by operation |
-| `rules.py`, `linear.py`, `products.py`, `nonlinear.py`, `activations.py` | what each operation does to tangents |
-| `local.py` | the rule for any other operation |
-| `base.py`, `taped.py` | tangents, Jacobian rows and `a·∇²f[v, v]` of a head, in general and by the tape |
-| `linearization.py` | the same by nested `torch.func`, and which of the two is taken |
+| `tape.py` | `Recorder`, which records a head operation by operation |
+| `rules.py`, `linear.py`, `products.py`, `nonlinear.py`, `activations.py` | rules: the derivatives of each operation |
+| `local.py` | the rule for all other operations |
+| `base.py` | `Linearization`, the interface: Jacobian rows, tangents `J v` and `a·∇²f[v, v]` |
+| `taped.py` | `Linearization` from the recorded operations |
+| `linearization.py` | `Linearization` by nested `torch.func`, and the choice between the two |
 """
 
 from .base import Linearization

@@ -7,11 +7,11 @@ r"""First and second derivatives of elementwise functions, in closed form.
 | SiLU, z s | s + z s' | 2 s' + z s'' |
 | softplus | s(βz) | β s' |
 | GELU, z Φ(z) | Φ + z φ | (2 - z²) φ |
-| ReLU and other piecewise-linear ones | a step | 0 almost everywhere, returned as `None` |
+| ReLU and other piecewise-linear functions | a step function | 0 almost everywhere, returned as `None` |
 
-Every entry is differentiable, so that a penalty built from it has parameter gradients: a composition of PyTorch
-operations, or for the most common functions a closed form of the next derivative. The functions are found under all
-the names PyTorch gives them (`torch.tanh`, `Tensor.tanh`, ..).
+Every rule can be differentiated again, so that a penalty built from it has parameter gradients. For this it is a
+composition of PyTorch operations or, for the most common functions, comes with a closed form of the next derivative.
+Each rule is registered under all names that PyTorch gives the function (`torch.tanh`, `Tensor.tanh`, ..).
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ from torch import Tensor
 
 Derivatives = tuple[Tensor, Tensor | None]
 
-#: torch function -> rule `(z, out, *args, **kwargs) -> (σ'(z), σ''(z) or None)`.
+#: Maps a function of PyTorch to its rule `(z, out, *args, **kwargs) -> (σ'(z), σ''(z) or None)`.
 ACTIVATIONS: dict[Callable, Callable[..., Derivatives]] = {}
-#: Those whose second derivative is 0 almost everywhere.
+#: Functions whose second derivative is 0 almost everywhere.
 PIECEWISE_LINEAR: set[Callable] = set()
-#: Those whose rules need the result alone, and those whose rules need both the argument and the result.
+#: Functions whose rules need only the result.
 FROM_RESULT: set[Callable] = set()
+#: Functions whose rules need the argument and the result.
 FROM_BOTH: set[Callable] = set()
 _NAMESPACES = (torch, torch.Tensor, F, torch.special, torch._C._nn)
 
 
 def all_names(*names: str) -> list[Callable]:
-    """The function objects that PyTorch's namespaces hold under these names."""
+    """All functions that the namespaces of PyTorch have under these names."""
     found = (getattr(space, name, None) for space in _NAMESPACES for name in names)
     return [function for function in found if callable(function)]
 
 
-#: Piecewise linear ones whose first derivative is 0 or 1.
+#: Piecewise-linear functions whose first derivative is 0 or 1.
 ZERO_ONE_SLOPES: set[Callable] = set(all_names("relu", "relu6", "hardtanh"))
 
 
@@ -58,13 +59,13 @@ def _activation(*names: str, piecewise_linear: bool = False, reads: str = "argum
 
 
 class _Closed(torch.autograd.Function):
-    """σ' and σ'' with gradients in closed form, which take fewer passes through memory than those of the formulas."""
+    """σ' and σ'' with gradients in closed form, which are faster than the gradients of the formulas."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(point: Tensor, formulas: Callable, raised: Callable) -> tuple[Tensor, Tensor]:
-        """Args: the point; it to (σ', σ''); it, σ' and σ'' to the derivatives of those two at the point."""
+        """`formulas` maps the point to (σ', σ''); `raised` maps (point, σ', σ'') to the derivatives of σ' and σ''."""
         return formulas(point)
 
     @staticmethod
@@ -150,7 +151,7 @@ def _gelu(z, out, approximate="none"):
 @_activation("softplus")
 def _softplus(z, out, beta=1.0, threshold=20.0):
     s = torch.sigmoid(beta * z)
-    far = beta * z > threshold  # PyTorch continues linearly there
+    far = beta * z > threshold  # where PyTorch replaces the function by a line
     return torch.where(far, 1.0, s), torch.where(far, 0.0, beta * s * (1 - s))
 
 
@@ -162,7 +163,7 @@ def _logsigmoid(z, out):
 
 @_activation("elu")
 def _elu(z, out, alpha=1.0, inplace=False):
-    # The clamp keeps exp finite where the other branch is taken: inf * 0 would poison gradients
+    # The clamp keeps exp finite where z > 0: otherwise inf * 0 would make the gradients nan.
     tail = alpha * torch.exp(z.clamp(max=0))
     return torch.where(z > 0, 1.0, tail), torch.where(z > 0, 0.0, tail)
 
@@ -196,14 +197,14 @@ def _leaky_relu(z, out, negative_slope=0.01, inplace=False):
     return torch.where(z > 0, torch.ones_like(z), negative_slope), None
 
 
-@_activation("relu6", piecewise_linear=True)
-def _relu6(z, out, inplace=False):
-    return ((z > 0) & (z < 6)).to(z.dtype), None
-
-
 @_activation("hardtanh", piecewise_linear=True)
 def _hardtanh(z, out, min_val=-1.0, max_val=1.0, inplace=False):
     return ((z > min_val) & (z < max_val)).to(z.dtype), None
+
+
+@_activation("relu6", piecewise_linear=True)
+def _relu6(z, out, inplace=False):
+    return _hardtanh(z, out, 0, 6)
 
 
 @_activation("abs", "absolute", piecewise_linear=True)
@@ -273,7 +274,7 @@ def _erf(z, out):
 
 
 def power(z: Tensor, exponent: float) -> Derivatives:
-    """Derivatives of `z ** exponent` for a number as exponent."""
+    """First and second derivative of `z ** exponent`, where the exponent is a number."""
     if exponent in (0, 1):
         return torch.full_like(z, exponent), None
     first = exponent * z ** (exponent - 1)

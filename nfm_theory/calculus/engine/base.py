@@ -1,4 +1,4 @@
-"""What every linearization of a head offers, however it is computed."""
+"""The interface of a linearization: the derivatives of a head at given features."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-#: Bytes of the largest tensors that are carried at once: what stays in a cache, or what keeps a GPU busy.
+#: Size of the largest tensor in a block, in bytes: small enough for the cache of a CPU, large enough for a GPU.
 BLOCK_BYTES = {"cpu": 2**19, "gpu": 2**28}
 
 
 def block_bytes(device: torch.device) -> int:
-    """Bytes of a block on this device."""
+    """Size of the largest tensor in a block on this device, in bytes."""
     return BLOCK_BYTES["cpu" if device.type == "cpu" else "gpu"]
 
 
 def gradients(wanted: bool):
-    """Context in which gradients are recorded, or not."""
+    """Context manager that turns the recording of gradients on or off."""
     return torch.enable_grad() if wanted else torch.no_grad()
 
 
 class Linearization(ABC):
-    """Derivatives of a head `(b, *feature) -> (b, K)` at features `h`; made by `linearize`.
+    """Derivatives of a head f: `(b, *feature) -> (b, K)` at features `h`; `linearize` makes one.
 
-    Directions are `(m, b, *feature)`, or `(m, 1, *feature)` for directions that all samples share.
+    Directions have the shape `(m, b, *feature)`, or `(m, 1, *feature)` if all samples share them. If the head begins
+    with linear operations, `propagate` maps directions through them once, to w coordinates. `rows` and `pullback`
+    return their results in these coordinates.
 
     Attributes:
         h: the features.
         outputs: f(h), `(b, K)`.
-        path: what runs: `"tangent-adjoint"`, or `"nested"` with the reason.
-        differentiable: whether results carry gradients.
-        piecewise_linear: whether every operation is linear or piecewise linear, so that ∇²f is 0 almost everywhere.
+        path: how derivatives are computed: `"tangent-adjoint"`, or `"nested"` with the reason.
+        differentiable: True if results carry gradients.
+        piecewise_linear: True if every operation is linear or piecewise linear: then ∇²f is 0 almost everywhere.
     """
 
     h: Tensor
@@ -44,28 +46,24 @@ class Linearization(ABC):
     @property
     @abstractmethod
     def width(self) -> int:
-        """w, the number of coordinates behind `propagate`."""
+        """w, the number of coordinates that `propagate` returns."""
 
     @property
     def tail_share(self) -> float:
-        """Share of the head that lies behind its last curved operation: what J v costs beyond a·∇²f[v, v]."""
+        """The part of the head after its last curved operation: the extra cost of J v if a·∇²f[v, v] is computed."""
         return 0.0
 
     @abstractmethod
     def rows(self) -> Tensor:
-        """The Jacobian, in the coordinates of `propagate`: `(b, K, w)`."""
+        """The Jacobian in the coordinates of `propagate`, `(b, K, w)`."""
 
     @abstractmethod
     def pullback(self, slope: Tensor) -> Tensor:
-        """`Jᵀ a` in the coordinates of `propagate`, `(b, w)`.
-
-        Args:
-            slope: a, `(b, K)`.
-        """
+        """`Jᵀ a` in the coordinates of `propagate`, `(b, w)`, where a is the slope `(b, K)`."""
 
     @abstractmethod
     def propagate(self, directions: Tensor) -> Tensor:
-        """Directions in the coordinates behind the first linear operations, `(m, b, w)` or `(m, 1, w)`."""
+        """Map directions through the first linear operations of the head, to `(m, b, w)` or `(m, 1, w)`."""
 
     def sweep(
         self,
@@ -76,20 +74,20 @@ class Linearization(ABC):
         propagated: bool = False,
         block_rows: int | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """`(J v, a·∇²f[v, v])` for each direction and sample, `(m, b, K)` and `(m, b)`.
+        """`J v`, `(m, b, K)`, and `a·∇²f[v, v]`, `(m, b)`, for every direction v and every sample.
 
-        Directions are streamed in blocks, so that memory does not grow with their number (unless gradients of the
-        results are wanted).
+        Directions are processed in blocks. Unless results carry gradients, memory does not grow with the number of
+        directions.
 
         Args:
-            directions: v, `(m, b, *feature)` or `(m, 1, *feature)`; results of `propagate`, if `propagated`.
-            slope: a, `(b, K)`, constant in the derivative; `None` leaves the second derivatives out (`None`).
-            tangents: whether J v is wanted (`None` otherwise).
-            propagated: whether the directions are already behind the first linear operations.
-            block_rows: rows (directions times samples) carried at once.
+            directions: the directions v, `(m, b, *feature)` or `(m, 1, *feature)`, or the result of `propagate`.
+            slope: a, `(b, K)`, constant in the derivative. With `None` the second result is `None`.
+            tangents: True computes J v. With False the first result is `None`.
+            propagated: True if the directions are the result of `propagate`.
+            block_rows: number of rows (directions times samples) in one block.
         """
         block = max(1, (block_rows or self._block_rows()) // len(self.h))
-        if not block_rows and not self.differentiable:  # a few directions need not take a whole block
+        if not block_rows and not self.differentiable:  # smaller blocks if there are few directions
             block = max(1, block // 4, min(block, -(-len(directions) // 4)))
         parts = directions.split(block)
         if len(parts) > 1:
@@ -100,8 +98,8 @@ class Linearization(ABC):
 
     @abstractmethod
     def _block(self, directions: Tensor, slope: Tensor | None, tangents: bool, propagated: bool) -> tuple:
-        """`sweep` of few directions."""
+        """`sweep` for one block of directions."""
 
     @abstractmethod
     def _block_rows(self) -> int:
-        """Rows that are fast to carry at once."""
+        """The number of rows in a block that is fast."""

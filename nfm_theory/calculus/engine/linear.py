@@ -1,4 +1,4 @@
-"""Rules of operations that are linear in the features: layers, pooling, changes of shape."""
+"""Rules for operations that are linear or piecewise linear in the features: layers, pooling, changes of shape."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _batch_norm(
 
 
 def _spatial(rec, func, input, *args, **kwargs):
-    """Linear operations on the dimensions behind samples and channels: average pooling, interpolation, padding."""
+    """Average pooling and interpolation: linear operations on the dimensions after samples and channels."""
     x = rec.find(input)
     if x is None or x.layout[0] != 0 or kwargs.get("value") or input.ndim < 3:
         return rec.local(rec, func, input, *args, **kwargs)
@@ -95,7 +95,7 @@ def _max_pool(rec, func, input, kernel_size, stride=None, padding=0, dilation=1,
 
 
 def _reduction(rec, func, input, dim=None, keepdim=False, **kwargs):
-    """Sum and mean over some dimensions."""
+    """Sums and means over some dimensions."""
     x = rec.find(input)
     if dim is None:
         raise UnsupportedOperationError(f"{func.__name__} over all samples")
@@ -128,22 +128,22 @@ def _reshape(rec, func, input, *args, **kwargs):
 
 
 def _reshaped(layout: Layout, before: tuple[int, ...], after: tuple[int, ...], samples: int) -> Layout | None:
-    """Where the samples are after a change of shape that keeps the order of the entries.
+    """The layout of the samples after a change of shape that keeps the order of the entries.
 
-    They still start where as many entries are in front as before; if no dimension does, they have been merged.
+    The dimensions before that of the samples have as many entries as before. `None` if no dimension qualifies.
     """
-    in_front = prod(before[: layout[0]])
+    entries_before = prod(before[: layout[0]])
     for k, size in enumerate(after):
-        if prod(after[:k]) == in_front and size % samples == 0:
+        if prod(after[:k]) == entries_before and size % samples == 0:
             return k, size // samples
     return None
 
 
 def _view(rec, func, input, *args, **kwargs):
-    """Operations that only select or reorder entries; where the samples go is read off the strides of a stand-in."""
+    """Operations that only select or reorder entries; the strides of an empty copy show where the samples go."""
     x = rec.find(input)
     if x is None or tracked_elsewhere(rec, args, kwargs):
-        raise UnsupportedOperationError(f"{func.__name__} that selects by values")
+        raise UnsupportedOperationError(f"{func.__name__}, which selects by values")
     dim, per = x.layout
     strides = [0] * input.ndim
     strides[dim] = 1
@@ -158,7 +158,7 @@ def _view(rec, func, input, *args, **kwargs):
     for k, (out, stand) in enumerate(zip([outs] if single else outs, [stands] if single else stands, strict=True)):
         here = [d for d in range(stand.ndim) if stand.stride(d) and stand.shape[d] == input.shape[dim]]
         if not stand._is_view() or (len(here) != 1 and input.shape[dim] > 1):
-            raise UnsupportedOperationError(f"{func.__name__} that selects samples or copies")
+            raise UnsupportedOperationError(f"{func.__name__}, which selects samples or copies")
         push = mapped(lambda t, k=k: func(t, *args, **kwargs) if single else func(t, *args, **kwargs)[k], x)
         layout = (here[0], per) if here else None
         results.append(rec.emit(getattr(func, "__name__", "view"), [x], out, push, layout=layout))
@@ -223,9 +223,9 @@ def _detach(rec, func, input):
 
 @rule(also=(torch.Tensor.data.__get__,))
 def _data(rec, func, input):
-    raise UnsupportedOperationError("data, which hides a dependence")  # from reverse mode, not from forward mode
+    raise UnsupportedOperationError("data, which hides a dependence from reverse mode but not from forward mode")
 
 
 @rule("item", "tolist", "numpy", "__bool__", "__float__", "__int__")
 def _read(rec, func, input, *args, **kwargs):
-    raise UnsupportedOperationError(f"{func.__name__}, which takes a value out of the tensor")
+    raise UnsupportedOperationError(f"{func.__name__}, which reads a value of the tensor")

@@ -1,11 +1,11 @@
-r"""A head at given features: Jacobian rows, tangents `J v` and second derivatives `a·∇²f[v, v]` for many directions.
+r"""Jacobian rows, tangents `J v` and second derivatives `a·∇²f[v, v]` of a head, for many directions at once.
 
-| path | what runs | cost of m directions, in forward passes |
+| path | computation | cost of m directions, in forward passes |
 |---|---|---|
-| `"tangent-adjoint"` | one recorded forward pass, one adjoint sweep, m tangents through the recording | about m + 2 |
-| `"nested"` | `jvp(jvp)` of the whole head, a row per direction and sample | about 6 m |
+| `"tangent-adjoint"` | one recorded forward pass, one reverse pass, m tangents through the recording | about m + 2 |
+| `"nested"` | `jvp(jvp)` of the whole head, one row for each direction and sample | about 6 m |
 
-The results do not depend on the path; `Linearization.path` says which one runs and why.
+Both paths give the same results. `Linearization.path` says which one is used, and why.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ...setting.layers import split
 from ...setting.network import Network
 from ..derivatives import directional_derivatives, jacobian_rows
 from ..replacements import exact_derivatives
-from . import linear, nonlinear, products  # noqa: F401  (importing a module registers its rules)
+from . import linear, nonlinear, products  # noqa: F401  (to register their rules)
 from .base import Linearization, gradients
 from .local import local_rule
 from .rules import RULES
@@ -30,7 +30,7 @@ ENGINES = ("auto", "tangent-adjoint", "nested")
 
 
 class _Nested(Linearization):
-    """By `torch.func` through the whole head."""
+    """Derivatives by nested `torch.func` of the whole head."""
 
     def __init__(self, head: Callable[[Tensor], Tensor], h: Tensor, differentiable: bool, reason: str):
         self.head, self.h, self.differentiable = head, h, differentiable
@@ -71,18 +71,19 @@ class _Nested(Linearization):
 def linearize(
     head: Callable[[Tensor], Tensor], h: Tensor, *, engine: str = "auto", differentiable: bool | None = None
 ) -> Linearization:
-    """The head at features `h`, ready for any number of directions.
+    """Linearize a head at features `h`: derivatives along any number of directions.
 
     Args:
-        head: maps `(b, *feature)` to `(b, K)`; samples must not interact, and the head is in evaluation mode.
-        h: features, `(b, *feature)`, floating point.
-        engine: `"tangent-adjoint"` records the head operation by operation; `"nested"` differentiates it as a whole;
-            `"auto"` takes the first where it can and the second elsewhere, with the same results.
-        differentiable: whether results carry gradients to parameters and features; `None` means while gradients are
-            enabled.
+        head: the head in evaluation mode. It maps `(b, *feature)` to `(b, K)`, each sample on its own.
+        h: the features, `(b, *feature)`, floating point.
+        engine: `"tangent-adjoint"` records the head operation by operation, `"nested"` differentiates it as a whole.
+            `"auto"` records if every operation of the head allows it, and differentiates as a whole otherwise. The
+            results are the same.
+        differentiable: True if results shall carry gradients to parameters and features; `None` means True while
+            gradients are enabled.
 
     Raises:
-        ValueError: for an unknown engine, or if `"tangent-adjoint"` is asked for and an operation cannot be followed.
+        ValueError: for an unknown engine, or if `"tangent-adjoint"` is requested and an operation cannot be recorded.
 
     Example:
         >>> h = torch.tensor([[0.5, -1.0]], dtype=torch.float64)
@@ -106,23 +107,23 @@ def linearize(
         recorder, outputs = record()
         if recorder.light:
             return Taped(recorder, outputs, False, record)
-        # Gradients of what, if not of the features? Of the parameters, if any
+        # Results carry gradients if the features or any parameters require them.
         others = (getattr(node, "variable", leaf) is not leaf for node in graph_nodes(outputs.grad_fn))
         return Taped(recorder, outputs, leaf is h or any(others))
     except UnsupportedOperationError as error:
         if engine == "tangent-adjoint":
             raise ValueError(
                 f"engine='tangent-adjoint' cannot follow {error}; use engine='auto', which differentiates such a "
-                "head as a whole with the same result."
+                "head as a whole and gives the same result."
             ) from error
         return _Nested(head, h, differentiable, str(error))
 
 
 def linearize_layer(model: nn.Module, x: Tensor, layer: str = "") -> Linearization:
-    """The head behind a layer at the features of `x`, differentiable, from a single forward pass of the model.
+    """Linearize the head after a layer at the features of `x`, by a single forward pass of the model.
 
-    For training: nothing is checked (`split` checks), the features keep their graph, and results carry gradients to
-    all parameters, those before the layer included.
+    This function is for training: it checks nothing (`split` does), and the results carry gradients to all parameters,
+    those before the layer included.
 
     Args:
         model: network in evaluation mode.
@@ -150,7 +151,7 @@ def linearize_layer(model: nn.Module, x: Tensor, layer: str = "") -> Linearizati
 
 
 def _columns(head: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The head with outputs `(b, K)`, and exact derivatives."""
+    """The same head with exact derivatives, and with outputs `(b, K)` even if K = 1."""
 
     def columns(h: Tensor) -> Tensor:
         with exact_derivatives():

@@ -1,4 +1,4 @@
-"""The rule of last resort: one operation differentiated by nested forward mode through it alone."""
+"""The rule for all operations without a rule of their own: nested forward mode through this one operation."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .tape import Layout, Recorder, UnsupportedOperationError, tensors_in
 
 
 def local_rule(rec: Recorder, func: Callable, *args, **kwargs):
-    """One operation by nested forward mode through it alone."""
+    """Record one operation with derivatives by nested forward mode."""
     name = getattr(func, "__name__", str(func))
     places = [k for k, item in enumerate(args) if rec.find(item) is not None]
     if not places or tracked_elsewhere(rec, (), kwargs):
-        raise UnsupportedOperationError(f"{name} with features inside a list or as an option")
+        raise UnsupportedOperationError(f"{name} with features inside a list or as a keyword argument")
     out = func(*args, **kwargs)
     if not isinstance(out, Tensor):
         if any(part.grad_fn is not None for part in tensors_in(out)):
             raise UnsupportedOperationError(f"{name}, which has several results")
         return out
-    if out.grad_fn is None:  # comparisons, indices: constant almost everywhere
+    if out.grad_fn is None:  # comparisons and indices are constant almost everywhere
         return out
     inputs = [rec.find(args[k]) for k in places]
     layout = common([v.layout for v in inputs])
@@ -39,27 +39,27 @@ def local_rule(rec: Recorder, func: Callable, *args, **kwargs):
             return func(*filled, **kwargs)
 
     if layout is None or not _keeps_samples(function, points, layout, out, rec.samples):
-        raise UnsupportedOperationError(f"{name}, behind which the samples cannot be told apart")
+        raise UnsupportedOperationError(f"{name}, after which the samples cannot be told apart")
 
     def push(*tangents):
         tangents = [spread(t, v) for t, v in zip(tangents, inputs, strict=True)]
         return torch.vmap(lambda *d: jvp(function, points, d)[1])(*tangents)
 
     def form(adj):
-        def bend(*tangents):
+        def second(*tangents):
             tangents = [spread(t, v) for t, v in zip(tangents, inputs, strict=True)]
-            second = torch.vmap(lambda *d: jvp(lambda *z: jvp(function, z, d)[1], points, d)[1])(*tangents)
-            return adj * second
+            return adj * torch.vmap(lambda *d: jvp(lambda *z: jvp(function, z, d)[1], points, d)[1])(*tangents)
 
-        return bend
+        return second
 
     return rec.emit(name, inputs, out, push, form, layout=layout)
 
 
 def _keeps_samples(function, points, layout: Layout, out: Tensor, samples: int) -> bool:
-    """Whether the samples are behind an operation where they were in front: moving some moves no others.
+    """True if the operation keeps the samples where they are: a change of one sample changes no other.
 
-    Any two samples are told apart by a bit of their number: one of them is moved while the other is watched.
+    The numbers of two samples differ in some bit. For each bit, the samples with this bit are changed, and the others
+    must stay the same; then the other way round.
     """
     dim, per = layout
     if dim >= out.ndim or out.shape[dim] != samples * per:

@@ -1,4 +1,4 @@
-"""Rules of elementwise functions, softmax and standardisation."""
+"""Rules for elementwise functions, softmax and standardization."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .tape import Recorder, UnsupportedOperationError, Value
 class _Slopes:
     """σ' and σ'' at a point, computed when they are first needed.
 
-    Without gradients no more is held than what is still needed: the second is asked for once, by the only adjoint
-    sweep of a recording, and the point it is computed from goes with it.
+    If no gradients are needed (`light`), the second derivative is requested only once, by the only reverse pass of a
+    recording. It is then not stored, and the point that it is computed from is released.
     """
 
     def __init__(self, derivatives: Callable[[], Derivatives], light: bool):
@@ -26,14 +26,12 @@ class _Slopes:
         self.light, self.known = light, None
 
     def first(self) -> Tensor:
-        """σ'."""
         if self.known is None:
             found = self.derivatives()
             self.known = (found[0], None) if self.light else found
         return self.known[0]
 
     def second(self) -> Tensor:
-        """σ'', once if nothing is kept."""
         if not self.light:
             self.first()
             return self.known[1]
@@ -43,7 +41,7 @@ class _Slopes:
 
 
 class _WeightedSquare(torch.autograd.Function):
-    """`t² w`, whose gradients take fewer passes through memory than those of the two products."""
+    """`t² w`, with gradients that are faster than those of the two products."""
 
     generate_vmap_rule = True
 
@@ -70,9 +68,9 @@ class _WeightedSquare(torch.autograd.Function):
 def emit_elementwise(
     rec: Recorder, name: str, x: Value, out: Tensor, derivatives: Callable[[], Derivatives], curved: bool = True
 ) -> Tensor:
-    """Write down `out = σ(x)`; σ' and σ'' are computed when a tangent first needs them."""
-    slopes, several = _Slopes(derivatives, rec.light), rec.samples > 1  # no closure may hold the recorder
-    if rec.light and not curved:  # a step function, often a mask, is less than the point it is computed from
+    """Record `out = σ(x)`; σ' and σ'' are computed when a tangent first needs them."""
+    slopes, several = _Slopes(derivatives, rec.light), rec.samples > 1  # closures must not hold the recorder
+    if rec.light and not curved:  # a step function takes less memory than the point it is computed from
         with torch.no_grad():
             slopes.known, slopes.derivatives = (derivatives()[0], None), None
 
@@ -89,14 +87,14 @@ def emit_elementwise(
 
         return second
 
-    def push(t):  # with as many dimensions as the tangent: the gradient of a single direction needs no sum
+    def push(t):  # both factors have the same number of dimensions: the gradient for one direction needs no sum
         return t * slopes.first().unsqueeze(0)
 
     return rec.emit(name, [x], out, push, form if curved else None, layout=x.layout)
 
 
 def _mask(derivatives: Callable[[], Derivatives]) -> Derivatives:
-    """A slope of 0 or 1 as a mask: it multiplies faster than numbers and takes a quarter of their memory or less."""
+    """A first derivative of 0 or 1 as a Boolean mask, which is faster and at most a quarter as large."""
     return derivatives()[0].bool(), None
 
 
@@ -104,7 +102,7 @@ def _elementwise(rec, func, input, *args, **kwargs):
     x = rec.find(input)
     if x is None or tracked_elsewhere(rec, args, kwargs):
         return rec.local(rec, func, input, *args, **kwargs)
-    # PyTorch's own function: its first and second reverse derivatives, all that is taken here, are right
+    # PyTorch's own function suffices: only its first and second derivatives in reverse mode are used, which are right.
     out = func(input, *args, **kwargs)
     point = None if func in FROM_RESULT else rec.keep(input)
     result = rec.keep(out) if func in FROM_RESULT | FROM_BOTH else None
@@ -145,7 +143,7 @@ def _softmax(rec, func, input, dim, dtype=None, **kwargs):
     if dim == x.layout[0] or dtype is not None:
         return rec.local(rec, func, input, dim, dtype=dtype)
     out = func(input, dim, **kwargs)
-    axis = dim - input.ndim  # counted from the end it is the same for tangents
+    axis = dim - input.ndim  # counted from the end, because tangents have one more dimension at the start
     s = rec.keep(out)
 
     def centred(t):
@@ -190,9 +188,9 @@ def _logsumexp(rec, func, input, dim, keepdim=False):
 
 
 def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float) -> Tensor:
-    r"""`c / sqrt(mean c² + eps)`, c centred, over the last `dims` dimensions, as one operation.
+    r"""Record `y = c / sqrt(mean c² + eps)` over the last `dims` dimensions as one operation, c the centred input.
 
-    With r the reciprocal root, μ = mean(y ċ), q = mean(ċ²): ẏ = r (ċ - y μ) and ÿ = r² (y (3 μ² - q) - 2 ċ μ).
+    With r = 1 / sqrt(mean c² + eps), μ = mean(y ċ) and q = mean(ċ²): ẏ = r (ċ - y μ), ÿ = r² (y (3 μ² - q) - 2 ċ μ).
     """
     x = rec.find(input)
     if x.layout[0] >= input.ndim - dims:
@@ -224,17 +222,20 @@ def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float)
 @rule("layer_norm")
 def _layer_norm(rec, func, input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
     out = standardized(rec, "layer_norm", input, len(normalized_shape), eps)
-    out = out if weight is None else rec.run(torch.mul, out, weight)
-    return out if bias is None else rec.run(torch.add, out, bias)
+    return _scaled_and_shifted(rec, out, weight, bias, tuple(normalized_shape))
+
+
+def _scaled_and_shifted(rec: Recorder, out: Tensor, weight: Tensor | None, bias: Tensor | None, shape) -> Tensor:
+    """Multiply by the weight and add the bias, both brought to `shape`."""
+    out = out if weight is None else rec.run(torch.mul, out, rec.run(torch.reshape, weight, shape))
+    return out if bias is None else rec.run(torch.add, out, rec.run(torch.reshape, bias, shape))
 
 
 @rule("group_norm")
 def _group_norm(rec, func, input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
     grouped = rec.run(torch.reshape, input, (input.shape[0], num_groups, -1))
     out = rec.run(torch.reshape, standardized(rec, "group_norm", grouped, 1, eps), input.shape)
-    shape = (1, -1) + (1,) * (input.ndim - 2)
-    out = out if weight is None else rec.run(torch.mul, out, weight.reshape(shape))
-    return out if bias is None else rec.run(torch.add, out, bias.reshape(shape))
+    return _scaled_and_shifted(rec, out, weight, bias, (1, -1) + (1,) * (input.ndim - 2))
 
 
 @rule(also=(F.instance_norm,))
@@ -247,6 +248,4 @@ def _instance_norm(
     if not use_input_stats:
         return rec.run(F.batch_norm, input, running_mean, running_var, weight, bias, False, momentum, eps)
     out = standardized(rec, "instance_norm", input, input.ndim - 2, eps)
-    shape = (-1,) + (1,) * (input.ndim - 2)
-    out = out if weight is None else rec.run(torch.mul, out, weight.reshape(shape))
-    return out if bias is None else rec.run(torch.add, out, bias.reshape(shape))
+    return _scaled_and_shifted(rec, out, weight, bias, (-1,) + (1,) * (input.ndim - 2))

@@ -1,4 +1,4 @@
-"""Rules of sums, products and quotients."""
+"""Rules for sums, products and quotients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tape import UnsupportedOperationError, Value
 
 
 def _raised(tangent: Tensor, value: Value, ndim: int) -> Tensor:
-    """The tangent of a value that is broadcast to a result of `ndim` dimensions, ready to be broadcast along."""
+    """The tangent of a value that is broadcast to `ndim` dimensions, reshaped so that it is broadcast likewise."""
     missing = ndim - value.ndim
     if not missing:
         return tangent
@@ -22,7 +22,7 @@ def _raised(tangent: Tensor, value: Value, ndim: int) -> Tensor:
 
 
 def _sum(rec, name, out, parts):
-    """`Σ c x` of values with numbers c; `parts` holds (value, c)."""
+    """Record `Σ c x` for pairs (x, c) of a value and a number, given as `parts`."""
     values = [v for v, _ in parts]
     layout = common([aligned(v.layout, v, out) for v in values])
     shape, ndim = out.shape, out.ndim
@@ -88,7 +88,7 @@ def _mul(rec, func, input, other):
 
 
 def _scaled(rec, name, value, factor, out):
-    """A value times a constant."""
+    """Record a value times a constant."""
     layout = aligned(value.layout, value, out)
     shape, ndim = out.shape, out.ndim
     whole = value.shape == shape

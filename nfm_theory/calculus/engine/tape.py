@@ -1,16 +1,16 @@
-r"""A head written down as a sequence of operations, each with its own first and second derivative.
+r"""Record a head as a sequence of operations, each with its own first and second derivative.
 
 The second-order chain rule telescopes to a sum of local second derivatives (book: eq-tangent-adjoint),
 
 $$ D^2(a\cdot f)[v, v] = \sum_s \mathrm{adj}_s \cdot D^2\mathrm{op}_s(z_s)[\dot z_s, \dot z_s], $$
 
-with $\dot z_s$ the tangent of $v$ in front of operation s and $\mathrm{adj}_s$ the cotangent of $a \cdot f$ behind it.
-`Recorder` runs the head once and keeps, per operation, how a tangent passes it (`Node.push`) and its local second
-derivative (`Node.form`); linear operations have none. What each operation contributes is said in `rules.py`;
-`linearization.py` puts the sum together.
+with $\dot z_s$ the tangent before operation s (of the direction $v$) and $\mathrm{adj}_s$ the cotangent of
+$a \cdot f$ after it. `Recorder` runs the head once. For each operation it stores how a tangent is transformed
+(`Node.push`) and the local second derivative (`Node.form`), which linear operations do not have. The rules of the
+operations are in `rules.py`; `taped.py` computes the sum.
 
-Nothing is guessed: an operation whose dependence on the features cannot be followed raises
-`UnsupportedOperationError`, and the caller takes nested automatic differentiation instead.
+If it cannot be determined how an operation depends on the features, `UnsupportedOperationError` is raised, and the
+caller uses nested automatic differentiation instead.
 """
 
 from __future__ import annotations
@@ -27,30 +27,29 @@ from torch.overrides import TorchFunctionMode
 
 from ..replacements import OUT_OF_PLACE, REPLACEMENTS
 
-#: Where the samples are in a tensor: (dimension k, entries per sample c); sample of index j along k is j // c.
+#: Where the samples are in a tensor: (dimension k, entries per sample c). Index j along k belongs to sample j // c.
 Layout = tuple[int, int]
 
-
-#: What may be asked of a tensor after an operation has overwritten it.
+#: Attributes of a tensor that may be read after an operation has overwritten it.
 _METADATA = {torch.Tensor.size, torch.Tensor.dim, torch.Tensor.numel, torch.Tensor.__len__} | {
     getattr(torch.Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device")
 }
 
 
 class UnsupportedOperationError(Exception):
-    """The dependence of an operation on the features cannot be followed; says which and why."""
+    """Raised if it cannot be followed how an operation depends on the features; the message names the operation."""
 
 
 @dataclass(eq=False)
 class Value:
-    """What is known of a tensor that depends on the features; the tensor itself is not kept.
+    """A tensor that depends on the features, without the numbers in it.
 
     Attributes:
-        edge: its place in the autograd graph, which it keeps alive; `None` once that is not needed any more.
-        shape: its shape.
-        nbytes: its size.
-        layout: where its samples are.
-        shared: whether a tangent that is the same for all samples is the same for all samples here.
+        edge: place in the autograd graph, which stays alive with it; `None` if it is no longer needed.
+        shape: shape of the tensor.
+        nbytes: size in bytes.
+        layout: where the samples are.
+        shared: True if samples that share their directions share the tangents of this tensor as well.
     """
 
     edge: GradientEdge | None
@@ -61,22 +60,22 @@ class Value:
 
     @property
     def ndim(self) -> int:
-        """Number of dimensions."""
+        """The number of dimensions."""
         return len(self.shape)
 
 
 @dataclass(eq=False)
 class Node:
-    """One operation.
+    """One recorded operation.
 
     Attributes:
-        name: for reports.
-        inputs: the values it depends on.
+        name: name of the operation.
+        inputs: values that it depends on.
         output: its result.
-        push: tangents of the inputs, `(m, *shape)`, to the tangent of the output.
-        form: `None` for an operation that is linear (or piecewise linear) in all inputs together; otherwise maps the
-            cotangent of the output to a function from tangents of the inputs to the local second derivatives against
-            it, entry by entry, `(m, *shape)`, or already summed for each sample, `(m, b)`.
+        push: maps tangents of the inputs, `(m, *shape)`, to the tangent of the output.
+        form: maps the cotangent of the output to a function of the tangents of the inputs. This function returns the
+            local second derivatives, contracted with the cotangent: entry by entry, `(m, *shape)`, or already summed
+            over each sample, `(m, b)`. `None` if the operation is linear or piecewise linear in all inputs together.
     """
 
     name: str
@@ -101,7 +100,7 @@ def tensors_in(*items) -> list[Tensor]:
 
 
 def _memory(tensor: Tensor) -> int:
-    """A number that tensors share with their views."""
+    """A number that identifies the memory of a tensor: a tensor and its views have the same one."""
     try:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):  # without a storage
@@ -109,7 +108,7 @@ def _memory(tensor: Tensor) -> int:
 
 
 def graph_nodes(root) -> Iterator:
-    """The nodes of an autograd graph behind `root`."""
+    """All nodes of the autograd graph that `root` depends on."""
     seen, stack = set(), [root]
     while stack:
         node = stack.pop()
@@ -120,16 +119,16 @@ def graph_nodes(root) -> Iterator:
 
 
 class Recorder(TorchFunctionMode):
-    """Context that writes down what happens to the features, from the call of `start` on.
+    """Context manager that records every operation on the features, from the call of `start` on.
 
     Args:
-        rules: torch function -> handler `(recorder, function, *args, **kwargs) -> result`.
-        local: handler for any other function.
-        light: whether only numbers are wanted, no gradients of them: parameters stay outside the graph, and what the
-            rules keep does not hold on to it.
+        rules: maps a function of PyTorch to its handler `(recorder, function, *args, **kwargs) -> result`.
+        local: handler for all other functions.
+        light: True if no gradients of the results are needed. Parameters are then kept out of the autograd graph, and
+            the rules keep no tensors with a graph.
     """
 
-    #: Entering `exact_derivatives` inside does nothing: the rules here are exact themselves.
+    #: `exact_derivatives` has no effect inside this context: the rules are exact themselves.
     exact = True
 
     def __init__(self, rules: dict[Callable, Callable], local: Callable, *, light: bool = False):
@@ -139,23 +138,23 @@ class Recorder(TorchFunctionMode):
         self.features: Tensor | None = None
         self.value: Value | None = None
         self.samples = 0
-        self._values: dict[int, tuple[ref, Value]] = {}  # while the tensor lives, whose id it is
+        self._values: dict[int, tuple[ref, Value]] = {}  # by id, as long as the tensor exists
         self._constants: dict[int, Tensor] = {}
-        self._overwritten: dict[int, StorageWeakRef | Tensor] = {}  # by their memory, which other tensors may share
+        self._overwritten: dict[int, StorageWeakRef | Tensor] = {}  # by memory, which several tensors may share
         self._replacing: list[Callable] = []
 
     def start(self, h: Tensor) -> Tensor:
-        """The features `h` `(b, *feature)`, as the head has to take them to be followed; they must require grad."""
+        """Start with features `h` `(b, *feature)` that require grad; returns the tensor to pass to the head."""
         if self.value is not None:
             raise UnsupportedOperationError("a layer that is called more than once")
-        h = h.view_as(h)  # a graph node of their own, by which a dependence on them can be told
+        h = h.view_as(h)  # a graph node of its own, which shows whether a tensor depends on the features
         self.samples, self.features, self.value = len(h), h, self.track(h, (0, 1), shared=True)
         return h
 
     def track(self, tensor: Tensor, layout: Layout | None, shared: bool = False) -> Value:
-        """Make a tensor known as a function of the features, as long as it lives."""
+        """Register a tensor as a function of the features, as long as it exists."""
         if layout is None:
-            raise UnsupportedOperationError("the samples of a tensor could not be told apart behind it")
+            raise UnsupportedOperationError("an operation after which the samples cannot be told apart")
         if tensor.is_complex():
             raise UnsupportedOperationError("complex numbers")
         value = Value(GradientEdge(tensor.grad_fn, tensor.output_nr), tensor.shape, tensor.nbytes, layout, shared)
@@ -164,15 +163,15 @@ class Recorder(TorchFunctionMode):
         return value
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """A tensor as a rule may hold it: the graph behind it stays alive only where gradients are wanted."""
+        """The tensor in the form that a rule may store: detached from its graph, unless gradients are needed."""
         return tensor.detach() if self.light else tensor
 
     def find(self, item) -> Value | None:
-        """The record of a tensor that depends on the features."""
+        """The record of a tensor, or `None` if the item is no tensor that depends on the features."""
         return self._values.get(id(item), (None, None))[1] if isinstance(item, Tensor) else None
 
     def emit(self, name: str, inputs, out: Tensor, push, form=None, *, layout, shared: bool = False) -> Tensor:
-        """Write down one operation and return its result."""
+        """Record one operation and return its result."""
         if self.find(out) is not None:  # the operation returned its argument
             return out
         output = self.track(out, layout, shared and all(v.shared for v in inputs))
@@ -180,27 +179,23 @@ class Recorder(TorchFunctionMode):
         return out
 
     def run(self, function: Callable, *args, **kwargs):
-        """Call a function as part of the head: what it does is written down too."""
+        """Call a function as part of the head, so that its operations are recorded too."""
         with self:
             return function(*args, **kwargs)
 
-    def _reaches_features(self, tensor: Tensor) -> bool:
-        """Whether an unknown tensor depends on the features by a way that went unseen."""
-        return any(node is self.value.edge.node for node in graph_nodes(tensor.grad_fn))
-
     def _check(self, func, tensors: list[Tensor]) -> None:
-        """Whether all tensors are what they seem: known, or independent of the features, and not overwritten."""
+        """Refuse tensors that depend on the features by an unrecorded operation, and overwritten tensors."""
         for tensor in tensors:
             if tensor.grad_fn is not None and id(tensor) not in self._values and id(tensor) not in self._constants:
-                if self._reaches_features(tensor):
-                    raise UnsupportedOperationError("a custom autograd function, whose inside cannot be seen")
+                if any(node is self.value.edge.node for node in graph_nodes(tensor.grad_fn)):
+                    raise UnsupportedOperationError("a custom autograd function, whose operations are not visible")
                 self._constants[id(tensor)] = tensor
             if self._overwritten and func not in _METADATA and self._is_overwritten(tensor):
                 raise UnsupportedOperationError("a tensor that is read again after an operation has overwritten it")
 
     def _is_overwritten(self, tensor: Tensor) -> bool:
         found = self._overwritten.get(_memory(tensor))
-        if isinstance(found, StorageWeakRef) and found.expired():  # freed, and its memory given to another tensor
+        if isinstance(found, StorageWeakRef) and found.expired():  # another tensor has the memory now
             del self._overwritten[_memory(tensor)]
             return False
         return found is not None
@@ -213,7 +208,7 @@ class Recorder(TorchFunctionMode):
         return out
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        """Write down one call; the mode is off meanwhile."""
+        """Record one call. The mode is off meanwhile."""
         kwargs = dict(kwargs or {})
         if self.value is None:
             return func(*args, **kwargs)
@@ -235,13 +230,13 @@ class Recorder(TorchFunctionMode):
         out = self._record(func, args, kwargs, name)
         if overwrites:
             target = args[0] if args else kwargs["input"]
-            if _memory(target) != _memory(out):  # not if nothing had to be done
+            if _memory(target) != _memory(out):  # equal if there was nothing to do
                 plain = _memory(target) >= 0
                 self._overwritten[_memory(target)] = StorageWeakRef(target.untyped_storage()) if plain else target
         return out
 
     def _without_graph(self, item):
-        """The same arguments, those that do not depend on the features cut off from their graph."""
+        """The same arguments, with all tensors that do not depend on the features detached from their graph."""
         if isinstance(item, Tensor):
             return item.detach() if item.requires_grad and id(item) not in self._values else item
         if type(item) in (list, tuple):
@@ -253,10 +248,10 @@ class Recorder(TorchFunctionMode):
         if rule is not None:
             try:
                 return rule(self, func, *args, **kwargs)
-            except (TypeError, AttributeError) as error:  # arguments that PyTorch takes and the rule does not know
+            except (TypeError, AttributeError) as error:  # arguments that the rule does not know
                 raise UnsupportedOperationError(f"{name}: {error}") from error
         if func in REPLACEMENTS and func not in self._replacing:
-            self._replacing.append(func)  # a composition may end in the function itself, for options it leaves alone
+            self._replacing.append(func)  # a composition may call the function itself
             try:
                 return self.run(REPLACEMENTS[func], *args, **kwargs)
             finally:

@@ -1,4 +1,4 @@
-"""Derivatives of a head by its recorded operations."""
+"""Derivatives of a head from its recorded operations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tape import Node, Recorder, UnsupportedOperationError, Value
 
 
 class Taped(Linearization):
-    """By the recorded operations."""
+    """Derivatives by forward and reverse passes through the recorded operations."""
 
     path = "tangent-adjoint"
 
@@ -33,7 +33,7 @@ class Taped(Linearization):
         self._rows: Tensor | None = None
 
     def _load(self, recorder: Recorder, outputs: Tensor) -> None:
-        """Take over a recording."""
+        """Use this recording from now on."""
         self._input, self._nodes, self._samples = recorder.value, recorder.nodes, recorder.samples
         self._output = recorder.find(outputs)
         if self._output is None:
@@ -44,7 +44,10 @@ class Taped(Linearization):
         self._start, self._before_start = self._find_start()
 
     def _find_start(self) -> tuple[Value, list[Node]]:
-        """The narrowest value that everything passes and that shared directions reach by linear operations alone."""
+        """The narrowest value that the whole head depends on by linear operations alone, and the operations before it.
+
+        Directions are propagated to this value once. Directions that all samples share are still shared there.
+        """
         users: dict[int, list[Node]] = {}
         for node in self._nodes:
             for value in node.inputs:
@@ -60,12 +63,12 @@ class Taped(Linearization):
 
     @property
     def width(self):
-        """See `Linearization.width`."""
+        """The number of coordinates that `propagate` returns."""
         return self._start.shape[1:].numel()
 
     @property
     def tail_share(self):
-        """See `Linearization.tail_share`."""
+        """The part of the head after its last curved operation."""
         sizes = [node.output.shape.numel() for node in self._nodes]
         last = max((k for k, node in enumerate(self._nodes) if node.form is not None), default=0)
         return sum(sizes[last:]) / sum(sizes)
@@ -85,7 +88,7 @@ class Taped(Linearization):
         ]
 
     def rows(self):
-        """See `Linearization.rows`."""
+        """The Jacobian, computed once."""
         if self._rows is None and self._output.edge is None:
             self._rows = Taped(*self._record(), False, self._record).rows()
         if self._rows is None:
@@ -96,42 +99,40 @@ class Taped(Linearization):
             if self.differentiable:
                 with torch.enable_grad():
                     self._rows = torch.stack(list(rows), dim=1)
-            else:  # each into its place, so that no two copies are held
+            else:  # row by row into one tensor, so that memory holds a single copy
                 self._rows = self.outputs.new_empty(self._samples, classes, self.width)
                 for k, row in enumerate(rows):
                     self._rows[:, k] = row
         return self._rows
 
     def pullback(self, slope):
-        """See `Linearization.pullback`."""
+        """`Jᵀ a`, from the Jacobian if it is known, otherwise by a reverse pass."""
         if self._rows is not None:
             with gradients(self.differentiable):
                 return (slope.unsqueeze(1) @ self._rows).squeeze(1)
         return self._adjoint(slope, pullback=True)[0]
 
     def propagate(self, directions):
-        """See `Linearization.propagate`."""
+        """Map directions through the first linear operations."""
         with gradients(self.differentiable):
             for node in self._before_start:
                 directions = node.push(directions)
             return directions.reshape(*directions.shape[:2], -1)
 
     def _adjoint(self, slope: Tensor, *, pullback: bool = False) -> tuple[Tensor | None, dict[int, Callable]]:
-        """`Jᵀ a` (if `gate`), and the local second derivatives against the cotangents of `a·f`.
+        """`Jᵀ a` (if `pullback`), and the local second derivatives, contracted with the cotangents of `a·f`.
 
-        Those of the last a are kept. The way down to the gate is a large part of the sweep for wide inputs.
+        The results for the last a are kept. `Jᵀ a` is optional because it is expensive for wide inputs.
         """
-        known = self._last is not None and self._same(self._last[0], slope)
-        if not known or (pullback and self._last[1] is None):
+        last = None if self._last is None else self._last[0]
+        same = last is slope or (last is not None and not self.differentiable and torch.equal(last, slope))
+        if not same or (pullback and self._last[1] is None):
             pulled, forms = (self._consume if self._record else self._weigh)(slope, pullback)
             self._last = slope, pulled, forms
         return self._last[1:]
 
-    def _same(self, slope: Tensor, other: Tensor) -> bool:
-        return slope is other or (not self.differentiable and torch.equal(slope, other))
-
     def _weigh(self, slope: Tensor, pullback: bool) -> tuple[Tensor | None, dict[int, Callable]]:
-        """The adjoint sweep with all cotangents at once, through a graph that stays."""
+        """The reverse pass if results carry gradients: all cotangents at once, and the graph is kept."""
         targets = [node.output for node in self._curved] + [self._start] * pullback
         adjoints = self._grads(targets, slope) if targets else []
         with gradients(self.differentiable):
@@ -139,10 +140,10 @@ class Taped(Linearization):
         return adjoints[-1].reshape(self._samples, -1) if pullback else None, forms
 
     def _consume(self, slope: Tensor, pullback: bool) -> tuple[Tensor | None, dict[int, Callable]]:
-        """The same for numbers alone, with no more alive than needed.
+        """The reverse pass if results carry no gradients, with little memory.
 
-        Each cotangent is turned into what the tangents will need of it as soon as it is there, and the graph is freed
-        on the way: the gradients of another slope take another recording.
+        Each cotangent is replaced at once by the local second derivative that the tangents need, and the graph is freed
+        on the way. Another slope therefore needs another recording.
         """
         if self._output.edge is None:
             self._load(*self._record())
@@ -153,7 +154,7 @@ class Taped(Linearization):
             if adjoint is not None:
                 forms[id(node)] = node.form(adjoint)
 
-        # The sweep ends at the gate, or at the first curved operations, where autograd hands the cotangents out
+        # The pass ends at the start value or at the first curved operations, whose cotangents autograd returns.
         ends = [] if pullback else self._first_curved()
         within = [node for node in self._curved if node not in ends]
         handles = [node.output.edge.node.register_prehook(partial(take, node)) for node in within]
@@ -170,7 +171,7 @@ class Taped(Linearization):
         return adjoints[0].reshape(self._samples, -1) if pullback else None, forms
 
     def _first_curved(self) -> list[Node]:
-        """The curved operations that no other one precedes."""
+        """The curved operations that do not depend on other curved operations."""
         behind: set[int] = set()
         first = []
         for node in self._nodes:
@@ -182,7 +183,7 @@ class Taped(Linearization):
         return first
 
     def _plan(self, forms: dict[int, Callable], want_tangents: bool) -> list[tuple[Node, bool]]:
-        """The nodes behind the gate that are needed, in order, and whether their own tangent is."""
+        """The operations that are needed, in order, and for each whether the tangent of its result is needed."""
         wanted = {id(self._output)} if want_tangents else set()
         plan = []
         for node in reversed(self._nodes[len(self._before_start) :]):
