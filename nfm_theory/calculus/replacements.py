@@ -12,7 +12,7 @@ These problems were found with PyTorch 2.13, order by order up to five:
 | fused attention, fast paths of the transformer modules | raise from order 1, at best 2 |
 | binary cross entropy on logits | `vmap(jvp(jvp))` raises |
 | vector norms, normalization, standard deviation | `grad(jvp(jvp))` raises |
-| in-place activations, `+=` and similar operators | `vmap(jvp(jvp))` raises; `y *= y` is **silently wrong** from order 1 |
+| in-place activations, `+=` and the like | `vmap(jvp(jvp))` raises; `y *= y` is **silently wrong** from order 1 |
 
 Through a norm on the sample's own statistics, `jvp(jvp)` and `grad(jvp)` are wrong. Hence the parameter gradient of a
 single `jvp` is wrong, and so is that of $v^\top H v$ in every composition, `jvp(grad)` and double backward included.

@@ -1,16 +1,17 @@
 r"""The second-order regularizers of NFM, exact over all n² pairs and over the noise (book: eq-second-moment).
 
-All are `½ tr(A_i C_i)`: A the Gauss-Newton part `JᵀFJ` of the curvature of the loss (R2) or its residual part
-`(p - y)·∇²f` (R3), C the second moment of the perturbation by data, additive or multiplicative noise.
+Each regularizer is `½ tr(A_i C_i)`. In R2, A is the Gauss-Newton part `JᵀFJ` of the Hessian of the loss; in R3 it is
+the residual part `(p - y)·∇²f`. C is the second moment of the perturbation from one source: the data, the additive
+noise or the multiplicative noise.
 
-| what | exact | cost, in forward passes |
+| term | computation | cost, in forward passes |
 |---|---|---|
-| R2, all | K Jacobian rows against second-moment matrices, no directions | about K |
-| R3 data | the centred features as directions, compressed behind a first linear layer | min(n, d, w) |
-| R3 additive | the unit vectors, compressed likewise; data and additive share one basis | min(d, w) |
-| R3 multiplicative | the unit vectors, weighted by g² for each sample | d |
+| R2, all sources | K Jacobian rows and the second-moment matrices, no directions | about K |
+| R3 data | along the centred features, compressed after the first linear layers | min(n, d, w) |
+| R3 additive | along the unit vectors, compressed likewise; the data can share these directions | min(d, w) |
+| R3 multiplicative | along the unit vectors, weighted by g² for each sample | d |
 
-with d the number of features of a sample and w the width behind the first linear layers.
+Here d is the number of features of a sample, and w the width after the first linear layers.
 """
 
 from __future__ import annotations
@@ -21,26 +22,26 @@ import torch
 from torch import Tensor
 
 from ..calculus.derivatives import gauss_newton_forms
-from ..calculus.directions import centred_features, compressed, coordinate_basis, joint_directions
+from ..calculus.directions import centred_features, compressed, coordinate_basis, joint_directions, unit_vectors
 from ..calculus.engine import Linearization
 from ..calculus.engine.base import block_bytes
 from ..setting.problem import Problem
 
-#: What a perturbation is made of, and the suffix of its terms.
+#: The sources of a perturbation, and the suffix of their terms.
 SOURCES = {"data": "", "additive": "_add", "multiplicative": "_mult"}
-#: Widest space in which data and noise are diagonalised together.
+#: The largest width at which data and noise are diagonalized together.
 JOINT_WIDTH = 2048
-#: Coordinates whose unit vectors are written out at once.
+#: The number of unit vectors in memory at once.
 COORDINATE_BLOCK = 1024
 
 
 def _propagated(at: Linearization, directions: Tensor) -> Tensor:
-    """Directions `(m, *feature)` that all samples share, behind the first linear operations, `(m, w)`."""
+    """Propagate directions `(m, *feature)` that all samples share through the first linear layers, to `(m, w)`."""
     return at.propagate(directions.unsqueeze(1)).squeeze(1)
 
 
 def num_directions(problem: Problem, at: Linearization, sources: Collection[str]) -> int:
-    """Directions that the exact R3 of these sources takes."""
+    """The number of directions that the exact R3 of these sources needs."""
     d, n = problem.features[0].numel(), len(problem.features)
     data = (min(n, at.width) + 1 if problem.partners is None else n) if "data" in sources else 0
     if "multiplicative" in sources:
@@ -56,7 +57,7 @@ def _joined(problem: Problem, at: Linearization) -> bool:
 
 
 def _pairs(problem: Problem, at: Linearization) -> Iterator[tuple[Tensor, Tensor]]:
-    """Directions to every partner r behind `propagate`, `(m, n, w)`, with the probabilities `P(r|i)`, `(m, n)`."""
+    """Propagated directions to every partner r, `(m, n, w)`, with the probabilities `P(r|i)`, `(m, n)`."""
     g, weights = problem.features, problem.partners.to(problem.features).T
     block = max(1, block_bytes(g.device) // g.nbytes)
     for partners, probability in zip(g.split(block), weights.split(block), strict=True):
@@ -64,13 +65,13 @@ def _pairs(problem: Problem, at: Linearization) -> Iterator[tuple[Tensor, Tensor
 
 
 def _blocks(curvature: Tensor, rows: Tensor, columns: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of samples for which K × `columns` numbers each are not too many."""
+    """Split F and the Jacobians into blocks of samples, for results of K × `columns` numbers for each sample."""
     block = max(1, block_bytes(rows.device) // (rows.shape[1] * columns * rows.element_size()))
     yield from zip(curvature.split(block), rows.split(block), strict=True)
 
 
 def _jacobian_forms(curvature: Tensor, rows: Tensor, directions: Tensor | None = None) -> Tensor:
-    """`(J w_s)ᵀ F (J w_s)` of each sample and direction, `(b, m)`; of the unit vectors if there are no directions."""
+    """`(J w_s)ᵀ F (J w_s)` for each sample and direction, `(b, m)`; `None` stands for the unit vectors."""
     if directions is None:
         return torch.cat([gauss_newton_forms(f, r) for f, r in _blocks(curvature, rows, rows.shape[-1])])
     blocks = _blocks(curvature, rows, len(directions))
@@ -78,7 +79,7 @@ def _jacobian_forms(curvature: Tensor, rows: Tensor, directions: Tensor | None =
 
 
 def _summed_forms(curvature: Tensor, rows: Tensor, directions: Tensor) -> Tensor:
-    """`Σ_s (J w_s)ᵀ F (J w_s)` per sample, `(b,)`, through the matrix `Σ_s w_s w_sᵀ` where that is smaller."""
+    """`Σ_s (J w_s)ᵀ F (J w_s)` for each sample, `(b,)`, by way of the matrix `Σ_s w_s w_sᵀ` if that is smaller."""
     m, w = directions.shape
     if m <= w:
         return _jacobian_forms(curvature, rows, directions).sum(1)
@@ -87,7 +88,7 @@ def _summed_forms(curvature: Tensor, rows: Tensor, directions: Tensor) -> Tensor
 
 
 def gauss_newton_terms(problem: Problem, at: Linearization, sources: Collection[str]) -> dict[str, Tensor]:
-    """`tr(JᵀFJ C_i)` of each source with unit scale, exact, per sample `(n,)`."""
+    """`tr(JᵀFJ C_i)` for each sample, `(n,)`, by source; exact, for sources of unit scale."""
     g = problem.features
     curvature = problem.loss.hessian(at.outputs, problem.labels)
     rows = at.rows()
@@ -113,7 +114,7 @@ def gauss_newton_terms(problem: Problem, at: Linearization, sources: Collection[
 
 
 def _families(problem: Problem, at: Linearization, sources: Collection[str]) -> Iterator[tuple[Tensor, dict]]:
-    """Directions `(m, 1 or n, w)` behind `at.propagate`, each with its weight in the sources, `(m, 1)` or `(m, n)`."""
+    """Propagated directions `(m, 1 or n, w)`, and by source their weights, `(m, 1)` or `(m, n)`."""
     g = problem.features
     d = g[0].numel()
     noisy = {"additive", "multiplicative"} & set(sources)
@@ -134,10 +135,8 @@ def _families(problem: Problem, at: Linearization, sources: Collection[str]) -> 
         yield basis.unsqueeze(1), {"additive": basis.new_ones(len(basis), 1)}
     elif noisy:
         for block in torch.arange(d, device=g.device).split(COORDINATE_BLOCK):
-            units = g.new_zeros(len(block), d)
-            units[torch.arange(len(block)), block] = 1.0
             weights = {"additive": g.new_ones(len(block), 1), "multiplicative": g.flatten(1)[:, block].T ** 2}
-            directions = _propagated(at, units.reshape(len(block), *g.shape[1:]))
+            directions = _propagated(at, unit_vectors(g, block).reshape(len(block), *g.shape[1:]))
             yield directions.unsqueeze(1), {name: weight for name, weight in weights.items() if name in noisy}
 
 
@@ -150,38 +149,38 @@ def residual_terms(
     curvature: Tensor | None = None,
     block_rows: int | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """`tr(a·∇²f C_i)` of each source with unit scale, exact, per sample `(n,)`; and `tr(JᵀFJ C_i)` by the way.
+    """`tr(a·∇²f C_i)` for each sample, `(n,)`, by source; exact, for sources of unit scale.
 
     Args:
-        problem: the setting.
-        at: the head at the features.
+        problem: the problem of one layer.
+        at: the head linearized at the features.
         slope: a = p - y, `(n, K)`.
-        sources: which.
-        curvature: F, `(n, K, K)`; with it the tangents of the sweep give the Gauss-Newton terms too (else empty).
-        block_rows: rows per block.
+        sources: the sources to compute.
+        curvature: F, `(n, K, K)`. If it is given, the second result holds `tr(JᵀFJ C_i)`, otherwise nothing.
+        block_rows: number of rows in one block.
     """
     g = problem.features
     residual = {name: g.new_zeros(len(g)) for name in sources}
     gauss_newton = {} if curvature is None else dict(residual)
     if at.piecewise_linear and curvature is None:
         return residual, gauss_newton
+
+    def add(directions: Tensor, weights: dict, propagated: bool) -> None:
+        tangents, hessian_forms = at.sweep(
+            directions, slope, tangents=curvature is not None, propagated=propagated, block_rows=block_rows
+        )
+        for name, weight in weights.items():
+            residual[name] = residual[name] + (weight * hessian_forms).sum(0)
+        if curvature is not None:
+            forms = gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).T
+            for name, weight in weights.items():
+                gauss_newton[name] = gauss_newton[name] + (weight * forms).sum(0)
+
     for directions, weights in _families(problem, at, sources):
-        _add_forms(at, slope, curvature, directions, weights, residual, gauss_newton, True, block_rows)
+        add(directions, weights, propagated=True)
     if "data" in sources and problem.partners is None:
-        drift, one = problem.drift.unsqueeze(0), {"data": 1.0}
-        _add_forms(at, slope, curvature, drift, one, residual, gauss_newton, False, block_rows)
+        add(problem.drift.unsqueeze(0), {"data": 1.0}, propagated=False)
     return residual, gauss_newton
-
-
-def _add_forms(at, slope, curvature, directions, weights, residual, gauss_newton, propagated, block_rows) -> None:
-    """Add the weighted forms along directions to both dictionaries."""
-    wanted = curvature is not None
-    tangents, hessian_forms = at.sweep(directions, slope, tangents=wanted, propagated=propagated, block_rows=block_rows)
-    forms = gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).T if wanted else None
-    for name, weight in weights.items():
-        residual[name] = residual[name] + (weight * hessian_forms).sum(0)
-        if wanted:
-            gauss_newton[name] = gauss_newton[name] + (weight * forms).sum(0)
 
 
 def exact_terms(
@@ -192,24 +191,24 @@ def exact_terms(
     residual: Collection[str] | None = None,
     block_rows: int | None = None,
 ) -> dict[str, Tensor]:
-    """R1 and the second-order terms by name, exact over all n² pairs; those not asked for are 0.
+    """R1 and the second-order terms by name, exact over all n² pairs.
 
     Args:
-        problem: the setting.
-        at: the head at the features, `linearize(problem.head, problem.features)`.
-        gauss_newton: sources whose R2 is wanted; `None` for all that are switched on.
-        residual: sources whose R3 is wanted; `None` for all that are switched on.
-        block_rows: rows per block of the sweeps.
+        problem: the problem of one layer.
+        at: the head linearized at the features.
+        gauss_newton: sources whose R2 is computed; `None` means all sources of the law. The others are 0.
+        residual: sources whose R3 is computed; `None` means all sources of the law. The others are 0.
+        block_rows: number of rows in one block.
     """
     scales = problem.law.scales
     gauss_newton = scales if gauss_newton is None else gauss_newton
     residual = scales if residual is None else residual
     zero, slope = at.outputs.new_zeros(()), problem.loss.gradient(at.outputs, problem.labels)
     terms = {"R1": zero} | {f"{order}{suffix}": zero for suffix in SOURCES.values() for order in ("R2", "R3")}
-    # Where R3 is swept anyway, the tangents of the sweep may be cheaper than K Jacobian rows
+    # If R3 is computed anyway, its tangents may give R2 at a lower cost than K Jacobian rows
     along = set(gauss_newton) == set(residual) and not at.piecewise_linear
     along = along and at.tail_share * num_directions(problem, at, residual) < at.outputs.shape[-1]
-    # In this order: Jacobian rows serve R1 as well, and R1 shares its reverse sweep with R3
+    # The order matters: R1 uses the Jacobian rows of R2, and R3 uses the reverse pass of R1
     forms = {"R2": gauss_newton_terms(problem, at, gauss_newton) if gauss_newton and not along else {}}
     if "data" in scales:
         pulled = at.pullback(slope)

@@ -1,16 +1,16 @@
 r"""The second-order expansion of the NFM loss with its predicted remainder (NFM, Theorem 1; book: eq-expansion).
 
-| term | value, averaged over i | here |
+| term | value, averaged over i | computed from |
 |---|---|---|
 | R1 | `m1 (p - y)ᵀ J (ḡ - g)` | one Jacobian-vector product with the mean feature |
-| R2 | `½ m2 E_r (J v)ᵀ F (J v)` | Jacobian rows against the features, no pair of networks |
-| R3 | `½ m2 E_r (p - y)·∇²f[v, v]` | eigen-directions of the data second moment, and ḡ - g |
-| R2_add, R3_add | the same with `σ_add² E ξξᵀ` | Jacobian rows; Hessian diagonal |
+| R2 | `½ m2 E_r (J v)ᵀ F (J v)` | Jacobian rows and features, without a loop over pairs |
+| R3 | `½ m2 E_r (p - y)·∇²f[v, v]` | the centred features as directions, and ḡ - g |
+| R2_add, R3_add | the same with `σ_add² E ξξᵀ` | Jacobian rows; diagonal of the Hessian |
 | R2_mult, R3_mult | the same with `σ_mult² E (ξ⊙g)(ξ⊙g)ᵀ` | the same, weighted by g² |
-| C3 | remainder / ε³ as ε → 0 | `third_order` |
+| C3 | limit of remainder / ε³ as ε → 0 | `third_order` |
 
-v = g_r - g_i, J and ∇²f of the head at g_i, p - y = ∂ℓ/∂u, F = ∂²ℓ/∂u². For a piecewise-linear head (ReLU, max-pool)
-R3 is zero almost everywhere and the remainder need not be O(ε³): its kinks carry the rest.
+Here v = g_r - g_i, J and ∇²f belong to the head at g_i, p - y = ∂ℓ/∂u, and F = ∂²ℓ/∂u². For a piecewise-linear head
+(ReLU, max-pooling) R3 is zero almost everywhere, and the remainder need not be O(ε³) because the head has kinks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .third_order import predicted_remainder
 
 
 def problem_terms(problem: Problem, *, remainder: bool = True) -> TaylorTerms:
-    """The terms of one problem; branches are taken as one vector of features, with noise in every element."""
+    """The terms of one problem. `Branches` are treated as one feature vector with noise in every element."""
     at = linearize(problem.head, problem.features)
     rows = None if block_bytes() is None else problem.block_rows(passes=4)
     found = exact_terms(problem, at, block_rows=rows)
@@ -48,19 +48,19 @@ def terms(problem: Problem | Sequence[Problem], *, remainder: bool = True) -> Ta
     $$ L_{NFM}(\varepsilon) = L_{std} + \varepsilon R_1 + \varepsilon^2 (R_2 + R_3 + R_2^{add} + R_3^{add}
        + R_2^{mult} + R_3^{mult}) + \varepsilon^3 C_3 + O(\varepsilon^4) $$
 
-    The values are differentiable in the parameters of the model and in the inputs. If only values are wanted, wrap the
-    call in `torch.no_grad()`.
+    The values are differentiable in the parameters of the model and in the inputs. If you need no gradients, call the
+    function within `torch.no_grad()`.
 
     Args:
-        problem: a `Problem`, or `Branches` for the stability loss or the NoisyMix loss; a list is averaged over.
-        remainder: True also predicts `C3`, which costs third derivatives along all pairs.
+        problem: a `Problem`, or `Branches` for the stability loss or the NoisyMix loss. A list gives average terms.
+        remainder: True also computes `C3`, which takes third derivatives along all pairs.
 
     Returns:
-        `TaylorTerms` (`StabilityTerms` for branches); the noise terms already hold the second moments σ² E ξ².
+        `TaylorTerms`, or `StabilityTerms` for branches. The noise terms include the second moments σ² E ξ².
 
     Raises:
         ValueError: if the problem has no law.
-        TypeError: for anything but problems.
+        TypeError: if `problem` is neither a problem nor a list of problems.
 
     Example:
         >>> from nfm_theory import Law
@@ -78,7 +78,7 @@ def terms(problem: Problem | Sequence[Problem], *, remainder: bool = True) -> Ta
 
 
 def problem_coefficients(problem: Problem, order: int, *, rule: str = "auto", max_rows: int = MAX_ROWS) -> Tensor:
-    """Coefficients of ε⁰ .. ε^order of one problem, `(order + 1,)`."""
+    """The coefficients of ε⁰ .. ε^order of one problem, `(order + 1,)`."""
     nodes = order // 2 + 1
     rule = "smallest" if rule == "auto" else rule
     grid = problem.grid(rule=rule, degree=order, num_lam=nodes, num_noise=nodes, max_rows=max_rows)
@@ -96,20 +96,20 @@ def coefficients(
     rule: Literal["auto", "tensor", "cubature-3", "cubature-5"] = "auto",
     max_rows: int = MAX_ROWS,
 ) -> Tensor:
-    """Coefficients of ε⁰ .. ε^order of the loss, of any order, `(order + 1,)` (book: eq-order-p).
+    """The coefficients of ε⁰ .. ε^order of the loss, for any order, `(order + 1,)` (book: eq-order-p).
 
-    Derivatives in ε are taken along every row of a deterministic rule that is exact for polynomials of this degree. Up
-    to order 3 they are an independent witness of `terms`; beyond it they are the only way.
+    The loss is differentiated in ε along every row of a quadrature rule that is exact for polynomials of this degree.
+    Up to order 3 this is an independent check of `terms`. Higher orders can only be computed in this way.
 
     Args:
-        problem: a `Problem` or `Branches`; a list is averaged over.
+        problem: a `Problem` or `Branches`. The coefficients of a list are averaged.
         order: highest power of ε, ≥ 0.
-        rule: noise rule; `"auto"` takes the cheapest exact one.
-        max_rows: refuse more evaluations of the head than this.
+        rule: quadrature rule of the noise; `"auto"` uses the exact rule with the fewest points.
+        max_rows: largest number of evaluations of the head.
 
     Raises:
-        ValueError: for a negative order, or where no rule is exact and small enough.
-        TypeError: for anything but problems.
+        ValueError: for a negative order, or if every exact rule needs more than `max_rows` evaluations.
+        TypeError: if `problem` is neither a problem nor a list of problems.
 
     Example:
         >>> from nfm_theory import Law

@@ -1,9 +1,9 @@
-r"""C3, the predicted leading coefficient of what the second-order expansion leaves out (book: eq-remainder).
+r"""C3, the predicted coefficient of ε³, the leading term of the remainder at second order (book: eq-remainder).
 
 $$ C_3 = \frac1n \sum_i \Big\{ \frac{m_3}{6}\, \mathbb E_r D^3\ell_i[v, v, v] + m_1 \frac{d}{dt}\Big|_0
    \tfrac12 \mathbb E_\xi D^2\ell_i[e, e]\big(g_i + t\, \mathbb E_r v\big) \Big\}, \qquad v = g_r - g_i $$
 
-with e the noise at the moved features. Exact over all pairs, and for noise with zero third moments.
+Here e is the noise at the moved features. C3 is exact over all pairs, for noise with zero third moments.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..setting.problem import Problem
 
 
 def pair_cubic(problem: Problem, block_rows: int) -> Tensor:
-    """Mean over samples and partners of `D³ℓ_i[v_ir, v_ir, v_ir]`."""
+    """The mean of `D³ℓ_i[v, v, v]`, v = g_r - g_i, over samples i and partners r."""
     g = problem.features
 
     def cubic(h: Tensor, partner: Tensor, rows: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def pair_cubic(problem: Problem, block_rows: int) -> Tensor:
 
 
 def _diagonal_with_slope(problem: Problem, drift: Tensor, block_rows: int) -> Tensor:
-    """`D²ℓ_i[e_j, e_j]` and its derivative along the drift of each sample, `(n, d, 2)`."""
+    """`D²ℓ_i[e_j, e_j]` for the unit vectors e_j, and its derivative along the drift of the sample, `(n, d, 2)`."""
 
     def both(h: Tensor, e: Tensor, rows: Tensor) -> Tensor:
         def diagonal(z: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def _diagonal_with_slope(problem: Problem, drift: Tensor, block_rows: int) -> Te
 
 
 def predicted_remainder(problem: Problem) -> Tensor:
-    """C3 of a problem, 0-dim."""
+    """C3 of one problem, 0-dim."""
     g, mixing, (add, mult) = problem.features, problem.mixing, problem.noises
     if not mixing.mixes:
         return g.new_zeros(())

@@ -1,19 +1,19 @@
-r"""Several perturbed versions of each example under one loss: the setting of NoisyMix (book: eq-jsd).
+r"""The setting of NoisyMix: several perturbed versions of each example under one loss (book: eq-jsd).
 
 $$ L(\varepsilon) = \frac1n \sum_i \mathbb E\, \Phi_i\big(f_k(g_i^1 + e_i^1(\varepsilon)), \dots,
    f_k(g_i^m + e_i^m(\varepsilon))\big) $$
 
 | symbol | here |
 |---|---|
-| $g_i^j$, features of branch j, branch 1 clean | `Branches.features[i, j - 1]` |
-| $f_k$ | `Branches.branch_head`; of all branches at once `Branches.head` |
-| $\Phi_i$ of all logits jointly | `Branches.loss` of outputs `(b, m K)` |
+| $g_i^j$, features of branch j; branch 1 is clean | `Branches.features[i, j - 1]` |
+| $f_k$ | `Branches.branch_head`; for all branches at once `Branches.head` |
+| $\Phi_i$, the loss as a function of all logits | `Branches.loss` of outputs `(b, m K)` |
 | $\mathrm{JSD}_\pi$, its gradient and Hessian in the logits | `jensen_shannon`, `jsd_gradient`, `jsd_hessian` |
 | $L_{NFM} + \gamma L_{JSD}$ (book: eq-noisymix) | `gamma=12.0` |
 
-The branches share λ and the partner r; the noise of each is its own unless `shared_noise`. Stacked, `G_i = (g_i^1, ..,
-g_i^m)` is one feature vector with the head `F(G) = (f(g^1), .., f(g^m))`: a `Problem`, which everything that works on
-problems takes: paths, Lagrange intervals, deterministic rules, Monte Carlo, verification. NFM is m = 1.
+The branches share λ and the partner r. Each has its own noise unless `shared_noise` is set. The stacked features
+`G_i = (g_i^1, .., g_i^m)` are one feature vector with the head `F(G) = (f(g^1), .., f(g^m))`. `Branches` are therefore a
+`Problem`: paths, Lagrange intervals, quadrature, Monte Carlo and verification work for them too. NFM is the case m = 1.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from .divergence import checked_weights, jensen_shannon, log_probabilities
 from .law import Law
 from .noise import NoiseLaw
 from .pointwise import PointwiseLoss, pointwise_loss
-from .problem import Loss, Model, Problem, checked_layers
+from .problem import Loss, Model, Problem
 
 
 @dataclass(frozen=True)
 class BranchNoise(NoiseLaw):
-    """Noise of m stacked branches in which every branch has its own number b, as in the released code.
+    """Noise of m stacked branches, where each branch has its own scale b, as in the released code.
 
     Args:
         base: law of the independent elements, see `NoiseLaw`.
-        beta_scaled: multiply the elements of each branch by its number b ~ Beta(2, 5).
-        sparsity: probability with which an element is set to 0.
-        branches: m.
+        beta_scaled: True multiplies the elements of each branch by its scale b ~ Beta(2, 5).
+        sparsity: probability that an element is set to 0.
+        branches: the number m of branches.
         size: number of features of one branch.
     """
 
@@ -51,38 +51,38 @@ class BranchNoise(NoiseLaw):
 
     @property
     def mixed_fourth(self) -> np.ndarray:
-        """E ξ_j² ξ_k² for every pair, `(m size, m size)`: elements of two branches are independent."""
+        """E ξ_j² ξ_k² for every pair of elements, `(m size, m size)`. Different branches are independent."""
         own = NoiseLaw(self.base, self.beta_scaled, self.sparsity).mixed_fourth
         return np.kron(np.eye(self.branches), np.full((self.size, self.size), own - self.second**2)) + self.second**2
 
     def scale_nodes(self, num: int) -> tuple[np.ndarray, np.ndarray]:
-        """A rule for the m numbers b, each repeated for the features of its branch, `(num^m, m size)`, and weights."""
+        """Nodes of the m scales b, each repeated for the features of its branch, `(num^m, m size)`, and weights."""
         scale, weight = super().scale_nodes(num)
         picks = np.indices([len(scale)] * self.branches).reshape(self.branches, -1)
         return np.repeat(scale[picks], self.size, axis=0).T, weight[picks].prod(0)
 
     def sample(self, shape: tuple[int, ...], **options) -> Tensor:
-        """Random noise `(rows, m, *feature)`, each branch drawn by `NoiseLaw.sample`."""
+        """Random noise `(rows, m, *feature)`. Each branch is drawn by `NoiseLaw.sample`."""
         parts = [NoiseLaw.sample(self, (shape[0], *shape[2:]), **options) for _ in range(self.branches)]
         return torch.stack(parts, dim=1)
 
 
 def _centred_logarithms(logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`p`, `1 - p`, `p / mixture` and `log(p / mixture) - KL`, each `(m, b, max(K, 2))`, to full relative precision."""
+    """`p`, `1 - p`, `p / mixture` and `log(p / mixture) - KL`, each `(m, b, max(K, 2))`, all accurate to rounding."""
     log_p = log_probabilities(logits.transpose(0, 1))
     pi = weights.to(log_p).reshape(-1, 1, 1)
     p, gap = log_p.exp(), log_p - (log_p + pi.log()).logsumexp(0)
-    # Of the likeliest class 1 - p and the gap to the mean are differences of nearly equal numbers when it is certain;
-    # both follow from the other classes.
+    # If the most likely class is almost certain, its 1 - p and its gap to the mean are differences of nearly equal
+    # numbers. Both are therefore computed from the other classes.
     top = torch.zeros_like(p).scatter(-1, p.argmax(-1, keepdim=True), 1.0).bool()
     rest = torch.where(top, p.masked_fill(top, 0.0).sum(-1, keepdim=True), 1 - p)
     relative = gap - gap.masked_fill(~top, 0.0).sum(-1, keepdim=True)
-    ratio = gap.masked_fill(pi == 0, 0.0).exp()  # of a branch without weight it is not needed and may overflow
+    ratio = gap.masked_fill(pi == 0, 0.0).exp()  # without weight it is not needed, and may overflow
     return p, rest, ratio, relative - (p * relative).sum(-1, keepdim=True)
 
 
 def jsd_gradient(logits: Tensor, weights: Tensor) -> Tensor:
-    r"""Gradient of the Jensen-Shannon divergence in the logits, finite and exact at saturated probabilities.
+    r"""Gradient of the Jensen-Shannon divergence in the logits, accurate even for probabilities of 0 and 1.
 
     $$ \partial_{u_{jk}} \mathrm{JSD}_\pi = \pi_j\, p_{jk} \Big( \log\frac{p_{jk}}{\bar p_k}
        - \mathrm{KL}(p_j \| \bar p) \Big), \qquad \bar p = \textstyle\sum_j \pi_j p_j \qquad \text{(book: eq-jsd)} $$
@@ -104,14 +104,14 @@ def jsd_gradient(logits: Tensor, weights: Tensor) -> Tensor:
 
 
 def jsd_hessian(logits: Tensor, weights: Tensor) -> Tensor:
-    r"""Hessian of the Jensen-Shannon divergence in all logits, finite and exact at saturated probabilities.
+    r"""Hessian of the Jensen-Shannon divergence in all logits, accurate even for probabilities of 0 and 1.
 
     $$ \nabla^2_{jl} = \delta_{jl}\, \pi_j \big( F_j + \operatorname{diag}(p_j c_j)
        - p_j (p_j c_j)^\top - (p_j c_j)\, p_j^\top \big) - \pi_j \pi_l F_j \operatorname{diag}(1/\bar p) F_l,
        \qquad F_j = \operatorname{diag} p_j - p_j p_j^\top \qquad \text{(book: eq-jsd-second)} $$
 
-    with `c_j = log(p_j / p̄) - KL(p_j ‖ p̄)`. Nothing is divided by a probability: the ratios `p_l / p̄ ≤ 1 / π_l` are
-    taken in logarithms, and `1 - p` is summed from the other classes.
+    Here `c_j = log(p_j / p̄) - KL(p_j ‖ p̄)`. There is no division by a probability: the ratios `p_l / p̄ ≤ 1 / π_l` are
+    computed from logarithms, and `1 - p` is the sum over the other classes.
 
     Args:
         logits: `(b, m, K)`; K = 1 is the logit of class 1.
@@ -144,7 +144,7 @@ def jsd_hessian(logits: Tensor, weights: Tensor) -> Tensor:
 
 
 def _stability(m: int, weights: Tensor) -> PointwiseLoss:
-    """JSD of outputs `(b, m K)`."""
+    """The JSD as a loss of outputs `(b, m K)`."""
     cut = lambda outputs: outputs.unflatten(1, (m, -1))  # noqa: E731
     return PointwiseLoss(
         "jensen_shannon",
@@ -156,7 +156,7 @@ def _stability(m: int, weights: Tensor) -> PointwiseLoss:
 
 
 def _noisymix(m: int, weights: Tensor, gamma: float, label: PointwiseLoss) -> PointwiseLoss:
-    """Loss of the clean branch + γ JSD of all, of outputs `(b, m K)`."""
+    """The loss of the clean branch plus γ times the JSD of all branches, as a loss of outputs `(b, m K)`."""
     jsd = _stability(m, weights)
 
     def clean(u: Tensor) -> Tensor:
@@ -176,39 +176,39 @@ def _noisymix(m: int, weights: Tensor, gamma: float, label: PointwiseLoss) -> Po
 
 
 class Branches(Problem):
-    r"""Several perturbed versions of each sample under one loss; every verb of the library takes it like a `Problem`.
+    r"""Several perturbed versions of each sample under one loss, for use in place of a `Problem`.
 
     $$ L_{JSD}(\varepsilon) = \frac1n \sum_i \mathbb E_{\lambda \sim \tilde D}\, \frac1n \sum_r \mathbb E_\xi\,
        \mathrm{JSD}_\pi\big(f_k(g_i^1 + e_i^1(\varepsilon)), \dots, f_k(g_i^m + e_i^m(\varepsilon))\big)
        \qquad \text{(book: eq-jsd)} $$
 
-    Without `gamma` the loss is this stability loss; the divergence has no label, so that λ + (1 - λ) = 1 moves it to
-    the unmixed law D̃ as the mixed label does for the NFM loss. With `gamma` it is the NoisyMix loss,
-    `L_NFM + γ L_JSD` (book: eq-noisymix), where the label is that of the clean branch `xs[0]` alone.
+    Without `gamma` the loss is this stability loss. The divergence has no label; because λ + (1 - λ) = 1, its mean is
+    the same under the unmixed law D̃. With `gamma` the loss is the NoisyMix loss, `L_NFM + γ L_JSD` (book: eq-noisymix),
+    whose label is that of the clean branch `xs[0]`. For several layers, use a list with one `Branches` for each layer.
 
-    Source: NoisyMix, Lemma 2 and Theorem 2, as the book states them on the page on notation; here for any number m.
+    Source: NoisyMix, Lemma 2 and Theorem 2, as stated in the book on the page on notation; here for any number m.
 
     Args:
-        model: network in eval mode, or any callable from inputs to outputs `(n, K)` or `(n,)`.
+        model: network in evaluation mode, or any callable from inputs to outputs `(n, K)` or `(n,)`.
         xs: the branches, `(m, n, *input)` or a sequence of m tensors: clean inputs, then augmented copies.
-        y: labels of the samples; needed with `gamma`, and by a callable `loss` that reads them.
+        y: labels of the samples. They are required with `gamma`, and for a callable `loss` that reads them.
         layer: dotted name of the layer whose output is perturbed; `""` is the input.
-        law: law of mixing and noise; all branches share λ and the partner.
+        law: law of mixing and noise. All branches share λ and the partner.
         weights: π, m numbers ≥ 0 that sum to 1; `None` means 1/m each.
-        gamma: γ ≥ 0, the weight of the stability loss in the NoisyMix loss (12 in the released code); `None` for the
+        gamma: γ ≥ 0, the weight of the stability loss in the NoisyMix loss (12 in the released code); `None` means the
             stability loss alone.
-        shared_noise: True gives all branches the same noise, False draws one for each.
-        loss: with `gamma`, the loss of the labels (`None` is `"cross_entropy"`; `"logistic"` for one output); without,
-            any smooth callable `(outputs (b, m, K), labels) -> (b,)` in place of the divergence.
-        params: parameters to use instead of the model's own, by name.
+        shared_noise: True gives all branches the same noise, False gives each branch its own.
+        loss: with `gamma`, the loss of the labels; `None` means `"cross_entropy"`, and one output needs `"logistic"`.
+            Without `gamma`, a smooth callable `(outputs (b, m, K), labels) -> (b,)` that replaces the divergence.
+        params: parameters by name, used instead of the model's own.
 
     Attributes:
         features: g of all branches, `(n, m, *feature)`.
         weights: π, `(m,)`.
 
     Raises:
-        ValueError: for branches, weights, labels or layers that do not fit.
-        TypeError: for arguments of the wrong kind.
+        ValueError: for branches, weights, labels or layers that do not fit together.
+        TypeError: for arguments of a wrong type.
 
     Example:
         >>> two = Branches(lambda x: x, torch.zeros(2, 5, 3), weights=[0.3, 0.7])
@@ -245,7 +245,7 @@ class Branches(Problem):
         self.label_loss: PointwiseLoss | None = None
         if self.gamma is not None:
             if y is None:
-                raise ValueError("y: expected the labels of the samples, which gamma needs, got None.")
+                raise ValueError("y: expected the labels of the samples, which the NoisyMix loss needs, got None.")
             self.label_loss = pointwise_loss("cross_entropy" if loss is None else loss)
             joint = _noisymix(m, self.weights, self.gamma, self.label_loss)
         elif loss is None:
@@ -254,45 +254,13 @@ class Branches(Problem):
             name, cut = getattr(loss, "__name__", "custom"), (m, -1)
             joint = PointwiseLoss(name, lambda u, t: loss(u.unflatten(1, cut), t), lambda u, t: t)
         else:
-            raise ValueError(f"loss: {loss!r} is a loss of labels, which goes with gamma=; leave it out without gamma.")
+            raise ValueError(f"loss: {loss!r} is a loss of labels and needs gamma=; without gamma, leave it out.")
         outputs = self.head(self.features)
         if self.label_loss is not None:
-            # Its labels are those of one branch
+            # The labels have the form that the loss of one branch expects
             labels = self.label_loss.prepare(outputs[:, : outputs.shape[1] // m].detach(), y.to(xs.device))
             joint = replace(joint, prepare=lambda u, t: labels)
         self._set_loss(joint, xs.new_zeros(n) if y is None or (loss is None and gamma is None) else y, outputs)
-
-    @staticmethod
-    def at_layers(
-        model: Model,
-        xs: Tensor | Sequence[Tensor],
-        y: Tensor | None = None,
-        *,
-        layers: Sequence[str],
-        law: Law | None = None,
-        weights: Tensor | Sequence[float] | None = None,
-        gamma: float | None = None,
-        shared_noise: bool = False,
-        loss: Loss | None = None,
-        params: Mapping[str, Tensor] | None = None,
-    ) -> list[Branches]:
-        """The same branches at each of several layers; the verbs average over them.
-
-        Args:
-            model: network in eval mode.
-            xs: the branches.
-            y: labels of the samples.
-            layers: dotted names, `""` for the input.
-            law: law of mixing and noise.
-            weights: π.
-            gamma: γ.
-            shared_noise: True gives all branches the same noise.
-            loss: loss of the labels, or a callable in place of the divergence.
-            params: parameters to use instead of the model's own, by name.
-        """
-        shared = {"law": law, "weights": weights, "gamma": gamma, "shared_noise": shared_noise}
-        shared |= {"loss": loss, "params": params}
-        return [Branches(model, xs, y, layer=layer, **shared) for layer in checked_layers(layers)]
 
     @property
     def branches(self) -> int:
@@ -301,7 +269,7 @@ class Branches(Problem):
 
     @property
     def objective(self) -> str:
-        """What the loss is called in reports."""
+        """The name of the loss in reports."""
         if self.gamma is not None:
             return "NoisyMix loss"
         return "stability loss" if self.loss.name == "jensen_shannon" else "loss of the branches"
@@ -311,17 +279,17 @@ class Branches(Problem):
         """The first branch alone, with the loss of the labels.
 
         Raises:
-            ValueError: without `gamma`, because there are no labels then.
+            ValueError: without `gamma`, because there are no labels.
         """
         if self.label_loss is None:
-            raise ValueError("gamma: expected the NoisyMix loss, whose labels belong to the clean branch; give gamma=.")
+            raise ValueError("gamma: expected the NoisyMix loss, whose labels belong to the clean branch; set gamma=.")
         return self.single(features=self.features[:, 0], loss=self.label_loss)
 
     def single(self, **attributes) -> Problem:
         """A problem with the head of one branch.
 
         Args:
-            **attributes: its features, loss and labels.
+            **attributes: features, loss and labels of the problem.
         """
         problem = copy.copy(self)
         problem.__class__ = Problem
@@ -334,7 +302,7 @@ class Branches(Problem):
 
     @property
     def _sampled_law(self) -> Law:
-        """The law of the stacked noises: scaled noise of the released code has a scale for each branch."""
+        """The law of the stacked noise. In the released code, each branch has its own scale of the noise."""
         if self.shared_noise or not any(noise.beta_scaled for noise in self.law.noises):
             return self.law
         size = self.features[0, 0].numel()
@@ -346,15 +314,15 @@ class Branches(Problem):
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        """Shape of the noise of one row; shared noise has a single branch, and broadcasts."""
+        """The shape of the noise of one row. Shared noise has a single branch and is broadcast."""
         return (1 if self.shared_noise else self.branches, *self.features.shape[2:])
 
     def branch_head(self, h: Tensor) -> Tensor:
-        """Features of one branch `(b, *feature)` to its outputs `(b, K)`."""
+        """Map features of one branch `(b, *feature)` to outputs `(b, K)`."""
         return super().head(h)
 
     def head(self, h: Tensor) -> Tensor:
-        """Features of all branches `(b, m, *feature)` to all outputs, `(b, m K)`."""
+        """Map features of all branches `(b, m, *feature)` to all outputs, `(b, m K)`."""
         return super().head(h.flatten(0, 1)).unflatten(0, (len(h), -1)).flatten(1)
 
 

@@ -1,10 +1,10 @@
-r"""The stability loss of NoisyMix: how far the predictions for several versions of one example are apart.
+r"""The stability loss of NoisyMix: how much the predictions for several versions of one example differ.
 
 | symbol | here |
 |---|---|
 | $u_1, \dots, u_m$, logits of the branches | `logits` |
 | $\pi_j$ | `weights` |
-| $p_j = \mathrm{softmax}(u_j)$, sigmoid if K = 1 | exp of `log_probabilities` |
+| $p_j = \mathrm{softmax}(u_j)$; sigmoid if K = 1 | exponential of `log_probabilities` |
 | $\mathrm{JSD}_\pi$ | `jensen_shannon` |
 """
 
@@ -26,29 +26,29 @@ def jensen_shannon(
     *,
     reduction: Literal["mean", "sum", "none"] = "mean",
 ) -> Tensor:
-    r"""Jensen-Shannon divergence of m predictive distributions, from their logits.
+    r"""The Jensen-Shannon divergence of m predictive distributions, computed from their logits.
 
     $$ \mathrm{JSD}_\pi = H\Big(\sum_j \pi_j p_j\Big) - \sum_j \pi_j H(p_j)
        = \sum_j \pi_j\, \mathrm{KL}\Big(p_j \,\Big\|\, \sum_l \pi_l p_l\Big) $$
 
-    It lies between 0 and the entropy of π. Computed in logarithms throughout, so that value, gradient and Hessian
-    are finite for all finite logits; a divergence far below the rounding of the logits may come out as a tiny
-    number of either sign. Implementations in probabilities (AugMix, NoisyMix) compute the same quantity, but clamp
-    the mixture at 1e-7, which cuts the gradient there and may yield nan where a probability underflows to 0.
+    The divergence lies between 0 and the entropy of π. All computations use logarithms, so that value, gradient and
+    Hessian are finite for all finite logits. A divergence far below the rounding errors of the logits can have either
+    sign. The code of AugMix and NoisyMix uses probabilities and clamps the mixture at 1e-7. This sets the gradient to
+    0 there, and can give nan if a probability underflows to 0.
 
     Args:
-        logits: m ≥ 2 tensors `(n, K)`, or all of them stacked, `(m, n, K)`; one column means the logit of class 1.
-            Half precision is raised to float32.
+        logits: m ≥ 2 tensors `(n, K)`, or one tensor `(m, n, K)`. K = 1 means the logit of class 1. Half precision is
+            converted to float32.
         weights: π, m numbers ≥ 0 that sum to 1; `None` means 1/m each.
         reduction: `"mean"`, `"sum"` or `"none"`.
 
     Returns:
-        Divergence in nats, 0-dim or, with `reduction="none"`, `(n,)`.
+        The divergence in nats, 0-dim, or `(n,)` with `reduction="none"`.
 
     Raises:
         TypeError: if the logits are not floating-point tensors.
-        ValueError: for fewer than two branches, shapes that differ, weights that are no distribution over the
-            branches and an unknown reduction.
+        ValueError: for fewer than two branches, different shapes, an unknown reduction, or weights that are no
+            distribution over the branches.
 
     Example:
         >>> certain = torch.tensor([[1000.0, 0.0]])
@@ -81,20 +81,20 @@ def _stacked(logits: Tensor | Sequence[Tensor]) -> Tensor:
     if logits.ndim != 3 or len(logits) < 2 or 0 in logits.shape:
         raise ValueError(
             "logits: expected m >= 2 tensors (n, K), or one tensor (m, n, K), got shape "
-            f"{tuple(logits.shape)} in all; a single logit for each sample needs a column, u.unsqueeze(-1)."
+            f"{tuple(logits.shape)}; for one logit per sample, pass columns, u.unsqueeze(-1)."
         )
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """Logarithms of p, `(m, n, max(K, 2))`; one logit u stands for the pair (0, u)."""
+    """The logarithms of the probabilities, `(m, n, max(K, 2))`. A single logit u stands for the pair (0, u)."""
     if logits.shape[-1] == 1:
         logits = torch.cat([torch.zeros_like(logits), logits], -1)
     return logits.log_softmax(-1)
 
 
 def checked_weights(weights: Tensor | Sequence[float], branches: int) -> Tensor:
-    """π as a tensor `(m,)`; values are looked at on the CPU only, elsewhere that would stop the stream."""
+    """π as a tensor `(m,)`. Its values are checked on the CPU only: on a GPU this would force a synchronization."""
     weights = torch.as_tensor(weights, dtype=None if isinstance(weights, Tensor) else torch.float64)
     if weights.shape != (branches,):
         raise ValueError(

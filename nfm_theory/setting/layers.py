@@ -1,14 +1,14 @@
-r"""Where in the network the features live: $f = f_k \circ g_k$ for any layer of any model.
+r"""Split a network at any layer into features and head: $f = f_k \circ g_k$.
 
 | symbol | here |
 |---|---|
 | $g_k$, input to features | `Split.encode` |
 | $f_k$, features to outputs | `Split.head` |
-| k | `Split.layer`, dotted name of a submodule, whose *output* are the features; `""` is the input |
+| k | `Split.layer`, dotted name of a submodule, whose *output* is the features; `""` is the input |
 
-The network is not taken apart. For one call a forward hook reads the layer's output, or puts other features
-in its place; what comes before it is known from a single example, and its result is thrown away. That the outputs
-are a function of these features alone, sample by sample and without chance, is not assumed but probed.
+The network itself is not changed. During one call a forward hook reads the output of the layer, or replaces it by other
+features; the layers before it then run on a single example, and their result is not used. It is tested, not assumed,
+that the outputs are a deterministic function of these features, sample by sample.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from ..calculus.replacements import exact_derivatives
 from .network import Network, Output, kind, replayed
 
-#: Samples on which `split` tries the network; the others are only looked at.
+#: The number of samples on which `split` tests the network. Of the others only the inputs are checked.
 PROBE_ROWS = 64
 
 
 class Split:
-    """A network cut in two: `model(x) == head(encode(x))`; made by `split`.
+    """A network in two parts, `model(x) == head(encode(x))`; `split` makes one.
 
     Attributes:
-        layer: dotted name of the module whose output the features are; `""` for the input.
+        layer: dotted name of the module whose output is the features; `""` is the input.
     """
 
     def __init__(
@@ -45,18 +45,18 @@ class Split:
         self._dummy, self._repeat, self._before = dummy, repeat, before or {}
 
     def encode(self, x: Tensor) -> Tensor:
-        """Inputs `(batch, *input)` to features `(batch, *feature)`."""
+        """Map inputs `(batch, *input)` to features `(batch, *feature)`."""
         return self.network.encode(x, self.layer) if self.layer else x
 
     def head(self, h: Tensor) -> Tensor:
-        """Features `(batch, *feature)`, of any batch size, to outputs `(batch, K)` or `(batch,)`.
+        """Map features `(batch, *feature)`, of any batch size, to outputs `(batch, K)` or `(batch,)`.
 
-        The layers before the cut run on one example, to no effect; modules with a known output do not run at all.
+        The layers before the split run on one example, without any effect. Modules with a known output do not run.
         """
         if not self.layer:
             return self.network(h.clone())
         dummy = self._dummy.expand(len(h), *self._dummy.shape[1:]) if self._repeat else self._dummy
-        # Copies: an in-place layer behind (or at) the cut must not overwrite the caller's tensors
+        # Copies, because an in-place layer must not overwrite the caller's tensors
         with self.network.hook(self.layer, lambda module, args, output: h.clone()), replayed(self._before):
             return self.network(dummy.clone())
 
@@ -69,33 +69,33 @@ def split(
     params: Mapping[str, Tensor] | None = None,
     output: Output = None,
 ) -> Split:
-    r"""Cut a network at the output of one layer, after checking that the theory applies to the cut.
+    r"""Split a network at the output of one layer, after checks that the theory applies there.
 
     $$ f = f_k \circ g_k, \qquad g_k = \texttt{encode}, \quad f_k = \texttt{head} $$
 
-    Both halves may be differentiated in features and parameters by `torch.func` and `torch.autograd`, to any
-    order within `exact_derivatives()`. Neither changes its argument, in-place layers included. A compiled
-    model runs uncompiled, because hooks set after compilation are not seen by it.
+    Both parts can be differentiated in features and parameters by `torch.func` and `torch.autograd`, to any order
+    within `exact_derivatives()`. Neither changes its argument, even if the model has in-place layers. A compiled model
+    runs uncompiled, because it would ignore hooks that are set after compilation.
 
     Args:
         model: network in evaluation mode, or any callable from `(batch, *input)` to outputs.
-        x: inputs, `(n, *input)`, floating point unless `layer` names a later layer; all are checked to be
-            finite, the first `PROBE_ROWS` are run through the network.
+        x: inputs, `(n, *input)`, floating point unless `layer` names a later layer. All must be finite; the first
+            `PROBE_ROWS` are run through the network.
         layer: dotted name of a submodule, see `layer_names`; `""` is the input.
-        params: parameters and buffers to use instead of the model's own, by name; the others stay.
-        output: which part of what the model returns are the outputs: a key, an attribute, a position, or a function;
-            `None` if it returns them alone.
+        params: parameters and buffers by name, used instead of the model's own.
+        output: the part of the model's return value that holds the outputs: a key, an attribute, a position or a
+            function. `None` if the model returns nothing else.
 
     Returns:
-        Split; what `encode` and `head` return follows device and dtype of their arguments.
+        A `Split`; its results have the device and dtype of the arguments.
 
     Raises:
-        TypeError: if `model` is not callable; if inputs, features or outputs are not floating-point tensors
-            or the model's dtype is another one.
-        ValueError: for an unknown layer or parameter, a layer called never or more than once, a model that
-            is random, uninitialised, on another device or uses batch statistics, values that are not finite,
-            outputs not of shape `(n, K)` or `(n,)`, samples that interact, a tensor read again after it was
-            overwritten in place, and outputs that depend on the inputs other than through the layer.
+        TypeError: if `model` is not callable, if inputs, features or outputs are no floating-point tensors, or if the
+            model has another dtype than the inputs.
+        ValueError: for an unknown layer or parameter, and for a layer that is not called exactly once; for a model that
+            is random, not initialized, on another device or uses batch statistics; for values that are not finite,
+            outputs not of shape `(n, K)` or `(n,)`, and samples that interact; if a tensor is read again after it was
+            overwritten, and if the outputs depend on the inputs other than through the layer.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
@@ -119,16 +119,16 @@ def split(
 
 
 def layer_names(model: nn.Module | Callable[[Tensor], Tensor], x: Tensor | None = None) -> list[str]:
-    """Names that `split` may be given as `layer`, in the order of definition, the input `""` first.
+    """The names of the layers of a network, in the order of definition, after the input `""`.
 
     Args:
-        model: network or callable; a callable has no layers but its input.
-        x: inputs, `(n, *input)`; with them only the names at which `split` succeeds (found by trying each on
-            four samples), without them every module that can be called.
+        model: network or callable. A callable has only its input.
+        x: inputs, `(n, *input)`. If they are given, only layers at which `split` succeeds are returned, which is
+            tested with four samples. Otherwise the names of all modules that can be called are returned.
 
     Raises:
-        TypeError: as `split`, where the cause is the model and no layer would do.
-        ValueError: as `split`, likewise.
+        TypeError: if the model or the inputs are of a type that `split` refuses at every layer.
+        ValueError: if `split` refuses the model or the inputs at every layer.
 
     Example:
         >>> layer_names(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh()))
@@ -151,7 +151,7 @@ class _Bypass(ValueError):
 
 
 def _cut(network: Network, x: Tensor, layer: str) -> tuple[Split, Tensor]:
-    """The split at `layer` and the outputs of the probed samples."""
+    """The split at `layer`, and the outputs of the samples on which it was tested."""
     probe, dummy = x[:PROBE_ROWS], x[:1].detach()
     if not layer:
         outputs = network.outputs(probe)
@@ -161,7 +161,7 @@ def _cut(network: Network, x: Tensor, layer: str) -> tuple[Split, Tensor]:
     outputs = network.outputs(probe, lambda module, args, output: found.append(_copy(output)), layer)
     _check_features(found, layer)
     features = found[0]
-    # Another input than the one the features come from, so that a path around the layer shows
+    # The layers before the split run on another input, so that the outputs change if they bypass the layer
     other = (probe * 0.5 if probe.is_floating_point() else probe.roll(1, -1)).flip(0)[:1]
     features, expected = (z if len(z) > 1 else torch.cat([z, z]) for z in (features, outputs))
     for repeat in (False, True):
@@ -169,12 +169,12 @@ def _cut(network: Network, x: Tensor, layer: str) -> tuple[Split, Tensor]:
             with torch.no_grad():
                 same = _close(Split(network, layer, other, repeat=repeat).head(features), expected)
         except (RuntimeError, ValueError, IndexError, TypeError):
-            same = False  # the model uses the batch size it saw before the layer
+            same = False  # the model uses the batch size of its input
         if same:
             break
     else:
         raise _Bypass
-    # With the batch repeated everything may depend on the batch size, otherwise what comes before need not run again
+    # If no batch size is needed, the modules before the layer do not have to run again
     before = {} if repeat else network.modules_before(layer, dummy)
     return Split(network, layer, dummy, repeat=repeat, before=before), outputs
 
@@ -183,26 +183,26 @@ def _check_features(found: list, layer: str) -> None:
     if len(found) != 1:
         times = f"{len(found)} times" if found else "never"
         raise ValueError(
-            f"layer {layer!r}: expected a module that is called once in a forward pass, this one is called "
-            f"{times}; layer_names(model, x) lists those that can be used."
+            f"layer {layer!r}: expected a module that is called once in a forward pass, this one is called {times}; "
+            "layer_names(model, x) lists the layers that can be used."
         )
     (features,) = found
     if not isinstance(features, Tensor) or not features.is_floating_point():
         raise TypeError(
             f"layer {layer!r}: expected a floating-point tensor as its output, got {kind(features)}; "
-            "use a layer next to it, layer_names(model, x) lists those that can be used."
+            "layer_names(model, x) lists the layers that can be used."
         )
     if not features.isfinite().all():
         raise ValueError(f"layer {layer!r}: expected finite features, got nan or inf.")
 
 
 def _check_samples(network: Network, x: Tensor, outputs: Tensor) -> None:
-    """Whether the outputs are certain and belong to one sample each."""
+    """Refuse outputs that are random, or that depend on more than one sample."""
     if not _close(network.outputs(x), outputs):
         raise ValueError("model: the outputs differ from call to call, the head is random; call model.eval().")
     if len(x) > 1:
         part, known = x[: len(x) // 2], outputs[: len(x) // 2]
-    else:  # in company of another input
+    else:  # together with another input
         part, known = torch.cat([x, x * 0.5 if x.is_floating_point() else x.roll(1, -1)]), outputs
     alone = network.outputs(part)[: len(known)]
     if not (_close(alone, known) and _close(network.outputs(x.flip(0)).flip(0), outputs)):
@@ -213,7 +213,7 @@ def _check_samples(network: Network, x: Tensor, outputs: Tensor) -> None:
 
 
 def _check_rewriting(cut: Split, x: Tensor) -> None:
-    """Whether values survive what `exact_derivatives` does inside transforms."""
+    """Refuse a network whose outputs change within `exact_derivatives` and a transform."""
     with torch.no_grad(), torch._C.DisableTorchFunction():
         features = cut.encode(x)
         plain = cut.head(features)
@@ -221,13 +221,13 @@ def _check_rewriting(cut: Split, x: Tensor) -> None:
         exact, _ = torch.func.vjp(cut.head, features.detach())
     if not _close(exact.detach(), plain):
         raise ValueError(
-            "model: the outputs change when activations work out of place: a tensor is read again after "
-            "an in-place operation has overwritten it; set inplace=False there, or use its return value."
+            "model: the outputs change without in-place operations: a tensor is read again after an in-place "
+            "operation has overwritten it; set inplace=False there, or use its return value."
         )
 
 
 def _works(network: Network, x: Tensor, layer: str) -> bool:
-    """Whether the network can be cut at `layer`, given that it can be cut somewhere."""
+    """True if the network can be split at `layer`, provided that it can be split somewhere."""
     try:
         network.check(x, layer)
         _cut(network, x, layer)
@@ -237,17 +237,17 @@ def _works(network: Network, x: Tensor, layer: str) -> bool:
 
 
 def _enclosing(network: Network, x: Tensor, layer: str) -> str:
-    """Advice: the innermost block around `layer` whose output can be used."""
+    """Advice for an error message: the innermost block around `layer` whose output can be used."""
     parts = layer.split(".")
     blocks = [".".join(parts[:depth]) for depth in range(len(parts) - 1, 0, -1)]
     usable = next((block for block in blocks if _works(network, x[:4], block)), None)
     if usable:
         return f"use the output of the enclosing block, layer={usable!r}"
-    return "use a layer behind the junction, layer_names(model, x) lists those that can be used"
+    return "use a layer after the connection; layer_names(model, x) lists the layers that can be used"
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    """Equal to rounding, for networks deep enough to amplify it."""
+    """True if both are equal up to rounding errors, which a deep network amplifies."""
     if a.shape != b.shape:
         return False
     tolerance = min(3 * torch.finfo(b.dtype).eps ** 0.5, 0.1)

@@ -1,4 +1,4 @@
-"""A model as something that can be called, read and overwritten at a layer, with its parameters by name."""
+"""A model that can be called with other parameters, and whose layers can be read and overwritten."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch.nn.parameter import is_lazy
 
 from .checks import near
 
-#: Which part of what the model returns are its outputs: a name or a position in it, or a function of it.
+#: The part of the model's return value that holds the outputs: a name, a position or a function.
 Output = str | int | Callable | None
 
 
 class Stop(Exception):
-    """Raised behind the layer whose output is wanted, to end the forward pass there."""
+    """Raised after a layer, to end the forward pass there."""
 
 
 @contextlib.contextmanager
 def replayed(outputs: Mapping[nn.Module, Tensor]):
-    """While the block lasts, these modules return known outputs, whatever they are given."""
+    """Within this context, the modules return the given outputs for every input."""
     own = {module: vars(module)["forward"] for module in outputs if "forward" in vars(module)}
     try:
         for module, output in outputs.items():
@@ -40,12 +40,12 @@ def replayed(outputs: Mapping[nn.Module, Tensor]):
 
 
 class Network:
-    """A model with its parameters and its modules by name, which can be called, read and overwritten.
+    """A model that can be called, and whose layers can be read and overwritten by name.
 
     Args:
         model: network or callable.
-        params: parameters and buffers to use instead of the model's own, by name.
-        output: which part of what the model returns are the outputs; `None` if it returns them alone.
+        params: parameters and buffers by name, used instead of the model's own.
+        output: the part of the model's return value that holds the outputs; `None` if it returns nothing else.
     """
 
     def __init__(self, model, params=None, output: Output = None):
@@ -59,7 +59,7 @@ class Network:
         self.compiled = False
         if self.is_module:
             for name, module in model.named_modules(remove_duplicate=False):
-                # `block._orig_mod.0` of a compiled block is known as `block.0`, `block` is what was compiled
+                # In a compiled block, `block._orig_mod.0` has the name `block.0`
                 self.modules[plain_name(name)] = module
                 self.compiled |= name != plain_name(name) or module._compiled_call_impl is not None
             del self.modules[""]
@@ -70,8 +70,8 @@ class Network:
             return None
         if not self.is_module:
             raise TypeError(
-                "params: expected None with a plain callable, got names; pass the nn.Module, or close over "
-                "the parameters in the callable."
+                "params: expected None for a callable that is no nn.Module, got names; pass the nn.Module, or use the "
+                "parameters inside the callable."
             )
         own = dict((*self.model.named_parameters(), *self.model.named_buffers()))
         names = {plain_name(name): name for name in own}
@@ -88,13 +88,13 @@ class Network:
         return renamed
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Outputs, run eagerly: a compiled call would ignore the hooks, and crashes under nested transforms."""
+        """The outputs. Compiled models run eagerly: compiled code ignores hooks and fails under nested transforms."""
         with torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext():
             found = self.model(x) if self.params is None else functional_call(self.model, self.params, (x,))
         return found if self.output is None else self._picked(found)
 
     def _picked(self, found):
-        """The outputs among everything that the model returns."""
+        """Select the outputs from the return value of the model."""
         if callable(self.output):
             return self.output(found)
         if isinstance(self.output, str) and hasattr(found, self.output):
@@ -104,12 +104,12 @@ class Network:
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"output: the model returns {kind(found)}, which has no {self.output!r}; name a key, an attribute or a "
-                "position of it, or give a function from it to a tensor of outputs."
+                "position, or give a function that selects the tensor of outputs."
             ) from error
 
     @contextlib.contextmanager
     def hook(self, layer: str, action: Callable):
-        """Run `action(module, args, output)` behind the layer while the block lasts."""
+        """Within this context, call `action(module, args, output)` after the layer."""
         handle = self.modules[layer].register_forward_hook(action)
         try:
             yield
@@ -117,7 +117,7 @@ class Network:
             handle.remove()
 
     def outputs(self, x: Tensor, record: Callable | None = None, layer: str = "") -> Tensor:
-        """Outputs `(n, K)` or `(n,)` without a graph, checked."""
+        """The outputs `(n, K)` or `(n,)` without a graph, after checks of their type, shape and values."""
         with torch.no_grad(), self.hook(layer, record) if layer else contextlib.nullcontext():
             try:
                 outputs = self(x.clone())
@@ -126,20 +126,20 @@ class Network:
                 raise ValueError(message) from error
         if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
             raise TypeError(
-                f"model: expected a floating-point tensor of outputs, got {kind(outputs)}; say which part of it are "
+                f"model: expected a floating-point tensor of outputs, got {kind(outputs)}; name the part that holds "
                 "the logits, output='logits' for example."
             )
         if outputs.ndim not in (1, 2) or len(outputs) != len(x) or outputs.numel() == 0:
             raise ValueError(
                 f"model: expected outputs of shape ({len(x)}, K) or ({len(x)},), got {tuple(outputs.shape)}; "
-                "wrap the model so that it returns one row of outputs for each sample."
+                "use a model that returns one row of outputs for each sample."
             )
         if not outputs.isfinite().all():
             raise ValueError("model: expected finite outputs, got nan or inf; check the weights and the inputs' scale.")
         return outputs
 
     def encode(self, x: Tensor, layer: str) -> Tensor:
-        """Output of the layer; what lies behind it does not run."""
+        """The output of the layer. The layers after it do not run."""
         found = []
 
         def stop(module, args, output):
@@ -151,9 +151,9 @@ class Network:
         return found[0]
 
     def modules_before(self, layer: str, dummy: Tensor) -> dict[nn.Module, Tensor]:
-        """Modules that need not run for the head of the layer, with their outputs for `dummy`.
+        """Modules that do not have to run for the head after the layer, with their outputs for `dummy`.
 
-        The outermost ones that are called once and return no later than the layer, which is the last of them.
+        These are the outermost modules that are called once and return before the layer, and the layer itself.
         """
         calls: Counter[nn.Module] = Counter()
         begun: list[int] = []
@@ -165,7 +165,7 @@ class Network:
             begun.append(len(returned))
 
         def end(module, args, output):
-            del returned[begun.pop() :]  # what it called itself
+            del returned[begun.pop() :]  # the modules inside it
             returned.append((module, output.detach() if isinstance(output, Tensor) else output))
             if module is self.modules[layer]:
                 before.extend(returned)
@@ -182,15 +182,15 @@ class Network:
         }
 
     def check(self, x: Tensor, layer: str) -> None:
-        """Refuse an `x` or a `layer` that does not suit the model, as far as that is known before it runs."""
+        """Refuse inputs and layers that do not fit the model, as far as this is known without running it."""
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a tensor (n, *input), got {type(x).__name__}.")
         if x.ndim == 0 or x.numel() == 0:
             raise ValueError(f"x: expected at least one sample, (n, *input), got shape {tuple(x.shape)}.")
         if layer and not self.is_module:
             raise ValueError(
-                f"layer: expected '' (the input) with a plain callable, got {layer!r}; pass the part behind "
-                "the layer as the callable and the features as x."
+                f"layer: expected '' (the input) for a callable that is no nn.Module, got {layer!r}; pass the part "
+                "after the layer as the callable and the features as x."
             )
         if layer and layer not in self.modules:
             raise ValueError(
@@ -200,9 +200,8 @@ class Network:
         if not layer and not x.is_floating_point():
             embeddings = [name for name, module in self.modules.items() if isinstance(module, nn.Embedding)]
             raise TypeError(
-                f"x: expected floating-point features, got {x.dtype}; indices cannot be mixed, cut "
-                f"at the embedding's output by its name, layer={(embeddings or ['...'])[0]!r}, "
-                "or convert the inputs, x.float()."
+                f"x: expected floating-point features, got {x.dtype}; indices cannot be mixed: use the output of the "
+                f"embedding, layer={(embeddings or ['...'])[0]!r}, or convert the inputs, x.float()."
             )
         if not x.isfinite().all():
             raise ValueError("x: expected finite values, got nan or inf.")
@@ -210,12 +209,12 @@ class Network:
         self._check_placement(x)
 
     def check_model(self) -> None:
-        """Refuse a model that is not initialised, draws random numbers or uses the statistics of a batch."""
+        """Refuse a model that is not initialized, draws random numbers or uses the statistics of a batch."""
         modules = self.modules | ({"": self.model} if self.is_module else {})
         for name, module in modules.items():
             label = f"{type(module).__name__} {name!r}"
             if any(is_lazy(value) for value in (*module._parameters.values(), *module._buffers.values())):
-                raise ValueError(f"model: {label} is not initialised yet; call model(x) once first.")
+                raise ValueError(f"model: {label} is not initialized yet; call model(x) once first.")
             if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
                 raise ValueError(
                     f"model: expected samples that do not interact, but {label} uses batch statistics; call "
@@ -250,15 +249,15 @@ def is_random(module: nn.Module) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """Dotted name without the wrappers that `torch.compile` inserts."""
+    """The dotted name without the parts that `torch.compile` inserts."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def kind(value: object) -> str:
-    """The type or dtype of a value, for a message."""
+    """The type or dtype of a value, for an error message."""
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
 def listed(values: Iterable) -> str:
-    """Values joined by "or", for a message."""
+    """The values joined by "or", for an error message."""
     return " or ".join(sorted(map(str, values)))

@@ -362,7 +362,7 @@ REFUSED = {
         lambda: net(lambda m, x: torch.tanh(m.a(x)), a=Net(lambda m, x: 1 / (x - x))), X, "a", ValueError,
         "finite features|finite outputs"),
     "infinite outputs": (lambda: lambda x: 1 / (x - x), X, "", ValueError, "finite outputs"),
-    "output dictionary": (lambda: lambda x: {"logits": x}, X, "", TypeError, "got dict.*logits alone"),
+    "output dictionary": (lambda: lambda x: {"logits": x}, X, "", TypeError, "got dict.*output='logits'"),
     "integer outputs": (lambda: lambda x: x.argmax(-1), X, "", TypeError, "got torch.int64"),
     "outputs per pixel": (lambda: lambda x: x[:, :, None], X, "", ValueError, r"\(5, K\) or \(5,\), got \(5, 3, 1\)"),
     "one output for all": (lambda: lambda x: x.sum(0), X, "", ValueError, r"got \(3,\)"),
@@ -384,15 +384,15 @@ REFUSED = {
     "bypass": (residual, X, "block.inner", ValueError, "layer='block'"),
     "bypass, one sample": (residual, X[:1], "block.inner", ValueError, "layer='block'"),
     "bypass at the top": (
-        lambda: net(lambda m, x: x + m.a(x), a=linear()), X, "a", ValueError, "behind the junction"),
-    "lazy": (lazy, X.float(), "", ValueError, "not initialised"),
+        lambda: net(lambda m, x: x + m.a(x), a=linear()), X, "a", ValueError, "after the connection"),
+    "lazy": (lazy, X.float(), "", ValueError, "not initialized"),
     "device": (lambda: nn.Linear(3, 2, device="meta"), X.float(), "", ValueError, "device meta, got cpu"),
     "dtype": (lambda: nn.Linear(3, 2), X, "", TypeError, "dtype torch.float32, got torch.float64"),
     "overwritten in place": (
         lambda: net(lambda m, x: (lambda h: m.relu(h) + h)(m.a(x)), a=linear(), relu=nn.ReLU(inplace=True)), X, "",
-        ValueError, "out of place"),
+        ValueError, "without in-place operations"),
     "overwritten by a method": (
-        lambda: net(lambda m, x: (lambda h: (h.mul_(2), h)[1])(m.a(x)), a=linear()), X, "", ValueError, "out of place"),
+        lambda: net(lambda m, x: (lambda h: (h.mul_(2), h)[1])(m.a(x)), a=linear()), X, "", ValueError, "without in-place operations"),
 }  # fmt: skip
 
 
@@ -409,7 +409,7 @@ def test_refuses_with_advice(name):
 @pytest.mark.parametrize(
     ("model", "params", "error", "message"),
     [
-        (torch.sin, {"a": X}, TypeError, "plain callable"),
+        (torch.sin, {"a": X}, TypeError, "no nn.Module"),
         (mlp(0, (3, 2)), {"0.weigth": X}, ValueError, "did you mean '0.weight'"),
         (mlp(0, (3, 2)), {"0.weight": X}, ValueError, r"expected shape \(2, 3\), got \(5, 3\)"),
     ],
