@@ -1,15 +1,15 @@
-r"""Random directions for the second-order regularizers, with standard errors.
+r"""Random estimates of the second-order regularizers, with standard errors.
 
-A probe of a source is a direction per example whose second moment is that of the source at unit scale, so that
-`vᵀA v` is an unbiased estimate of `tr(A C_i)`. Probes are independent from example to example. Quadratic forms do not
-change with the sign of v: antithetic probes would be the same probe twice.
+A probe is a random direction v for each sample. Its second moment is that of the source at unit scale, so that `vᵀA v`
+is an unbiased estimate of `tr(A C_i)`. The probes of different samples are independent. Antithetic probes would not
+help, because a quadratic form has the same value at v and at -v.
 
 | source | probe |
 |---|---|
-| data | `ḡ - g_i` and the leading `deflate` eigen-directions exactly, the others with random signs |
-| data, `"pairs"` | `g_r - g_i`, r uniform: what a minibatch offers |
-| additive | random signs, or normal |
-| multiplicative | the same times g_i |
+| data | `ḡ - g_i` and the first `deflate` eigenvectors of the covariance exactly, the others with random signs |
+| data, `pairs=True` | `g_r - g_i` with a random partner r, as in a minibatch |
+| additive | random signs or normal numbers |
+| multiplicative | random signs or normal numbers, times g_i |
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ DISTRIBUTIONS = ("rademacher", "normal")
 
 @dataclass(frozen=True)
 class ProbeForms:
-    """Unbiased estimates of `tr(A C_i)` at unit scale, one per probe and sample.
+    """Unbiased estimates of `tr(A C_i)` at unit scale, one for each probe and sample.
 
     Attributes:
-        gauss_newton: A = JᵀFJ, `(P, n)`.
-        residual: A = a·∇²f, `(P, n)`; `None` if not asked for.
-        passes: directions spent besides the P probes.
+        gauss_newton: estimates for A = JᵀFJ, `(P, n)`.
+        residual: estimates for A = a·∇²f, `(P, n)`, or `None`.
+        passes: number of directions besides the P probes.
     """
 
     gauss_newton: Tensor
@@ -46,16 +46,9 @@ class ProbeForms:
 def random_signs(
     shape: tuple[int, ...], like: Tensor, distribution: str = "rademacher", generator: torch.Generator | None = None
 ) -> Tensor:
-    """Independent entries with zero mean and unit variance, drawn where the generator lives.
+    """Independent random numbers with mean 0 and variance 1, `"rademacher"` (±1) or `"normal"`.
 
-    Args:
-        shape: shape.
-        like: gives dtype and device.
-        distribution: `"rademacher"` (±1) or `"normal"`.
-        generator: seeds the entries.
-
-    Raises:
-        ValueError: for another distribution.
+    They are drawn on the device of the generator, and get dtype and device of `like`.
     """
     one_of("distribution", distribution, DISTRIBUTIONS)
     device = like.device if generator is None else generator.device
@@ -66,7 +59,7 @@ def random_signs(
 
 
 def _forms(at: Linearization, curvature: Tensor, directions: Tensor, slope: Tensor | None) -> tuple:
-    """`(Jv)ᵀF(Jv)` and `a·∇²f[v, v]` of directions `(m, b|1, *feature)`, `(m, b)` each."""
+    """`(Jv)ᵀF(Jv)` and `a·∇²f[v, v]`, each `(m, b)`, for directions v `(m, b or 1, *feature)`."""
     tangents, hessian_forms = at.sweep(directions, slope)
     return gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).T, hessian_forms
 
@@ -83,18 +76,18 @@ def probe_forms(
     distribution: str = "rademacher",
     generator: torch.Generator | None = None,
 ) -> ProbeForms:
-    """Estimates of one source by P = `num_probes` probes.
+    """Estimate the terms of one source by random probes.
 
     Args:
-        problem: the setting.
-        at: the head at the features.
+        problem: the problem of one layer.
+        at: the head linearized at the features.
         source: `"data"`, `"additive"` or `"multiplicative"`.
-        num_probes: P ≥ 1.
-        residual: whether the residual part is wanted.
-        pairs: data probes from random pairs alone.
-        deflate: leading eigen-directions of the covariance to take exactly.
-        distribution: of the entries, `"rademacher"` or `"normal"`.
-        generator: seeds the probes.
+        num_probes: number P of probes, ≥ 1.
+        residual: True estimates the residual part too.
+        pairs: True uses random pairs as probes of the data.
+        deflate: number of leading eigenvectors of the covariance that are computed exactly.
+        distribution: distribution of the random numbers, `"rademacher"` or `"normal"`.
+        generator: random generator of the probes.
     """
     g, n = problem.features, len(problem.features)
     slope = problem.loss.gradient(at.outputs, problem.labels) if residual and not at.piecewise_linear else None
@@ -125,7 +118,7 @@ def probe_forms(
 
 
 def mean_and_stderr(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over probes and samples of `(P, n)`, and its standard error: samples are given, probes are random."""
+    """Mean of `(P, n)` over probes and samples, and its standard error. Only the probes count as random."""
     num, n = values.shape
     if num < 2:
         return values.mean(), values.new_full((), float("inf"))

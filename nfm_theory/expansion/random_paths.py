@@ -108,10 +108,8 @@ def _polynomial(coefficients: Sequence[Tensor], eps: Tensor) -> Tensor:
 def output_coefficients(at: Linearization, path: Path, order: int) -> list[Tensor]:
     """Taylor coefficients of the outputs `f(g_i + e_i(ε))` of every row: `order + 1` tensors `(rows, K)`.
 
-    Args:
-        at: the head linearized at the features.
-        path: the losses of the rows. For a piecewise-linear head their anchors are 0, .., n - 1, repeated.
-        order: highest power of ε.
+    `at` is the head linearized at the features. If it is piecewise linear, the anchors of the rows must be 0, .., n - 1,
+    repeated.
     """
     first, linear, quadratic = path.first, path.linear, path.quadratic
     if not at.piecewise_linear:

@@ -12,8 +12,8 @@ $$ L(\varepsilon) = \frac1n \sum_i \mathbb E\, \Phi_i\big(f_k(g_i^1 + e_i^1(\var
 | $L_{NFM} + \gamma L_{JSD}$ (book: eq-noisymix) | `gamma=12.0` |
 
 The branches share λ and the partner r. Each has its own noise unless `shared_noise` is set. The stacked features
-`G_i = (g_i^1, .., g_i^m)` are one feature vector with the head `F(G) = (f(g^1), .., f(g^m))`. `Branches` are therefore a
-`Problem`: paths, Lagrange intervals, quadrature, Monte Carlo and verification work for them too. NFM is the case m = 1.
+`G_i = (g_i^1, .., g_i^m)` are one feature vector with the head `F(G) = (f(g^1), .., f(g^m))`. `Branches` is therefore
+a `Problem`: paths, Lagrange intervals, quadrature, Monte Carlo and verification work for them. NFM is the case m = 1.
 """
 
 from __future__ import annotations
@@ -38,12 +38,7 @@ from .problem import Loss, Model, Problem
 class BranchNoise(NoiseLaw):
     """Noise of m stacked branches, where each branch has its own scale b, as in the released code.
 
-    Args:
-        base: law of the independent elements, see `NoiseLaw`.
-        beta_scaled: True multiplies the elements of each branch by its scale b ~ Beta(2, 5).
-        sparsity: probability that an element is set to 0.
-        branches: the number m of branches.
-        size: number of features of one branch.
+    The fields of `NoiseLaw` are followed by the number m of branches and the number of features of one branch.
     """
 
     branches: int = 1
@@ -87,12 +82,7 @@ def jsd_gradient(logits: Tensor, weights: Tensor) -> Tensor:
     $$ \partial_{u_{jk}} \mathrm{JSD}_\pi = \pi_j\, p_{jk} \Big( \log\frac{p_{jk}}{\bar p_k}
        - \mathrm{KL}(p_j \| \bar p) \Big), \qquad \bar p = \textstyle\sum_j \pi_j p_j \qquad \text{(book: eq-jsd)} $$
 
-    Args:
-        logits: `(b, m, K)`; K = 1 is the logit of class 1.
-        weights: π, `(m,)`.
-
-    Returns:
-        `(b, m, K)`.
+    The logits and the result are `(b, m, K)`, where K = 1 means the logit of class 1; the weights π are `(m,)`.
 
     Example:
         >>> jsd_gradient(torch.tensor([[[900.0, 0.0], [0.0, 900.0]]]), torch.tensor([0.5, 0.5])).abs().max()
@@ -111,14 +101,8 @@ def jsd_hessian(logits: Tensor, weights: Tensor) -> Tensor:
        \qquad F_j = \operatorname{diag} p_j - p_j p_j^\top \qquad \text{(book: eq-jsd-second)} $$
 
     Here `c_j = log(p_j / p̄) - KL(p_j ‖ p̄)`. There is no division by a probability: the ratios `p_l / p̄ ≤ 1 / π_l` are
-    computed from logarithms, and `1 - p` is the sum over the other classes.
-
-    Args:
-        logits: `(b, m, K)`; K = 1 is the logit of class 1.
-        weights: π, `(m,)`.
-
-    Returns:
-        `(b, m, K, m, K)`.
+    computed from logarithms, and `1 - p` is the sum over the other classes. The arguments are those of `jsd_gradient`,
+    the result is `(b, m, K, m, K)`.
 
     Example:
         >>> equal = torch.zeros(1, 2, 1, dtype=torch.float64)
@@ -286,11 +270,7 @@ class Branches(Problem):
         return self.single(features=self.features[:, 0], loss=self.label_loss)
 
     def single(self, **attributes) -> Problem:
-        """A problem with the head of one branch.
-
-        Args:
-            **attributes: features, loss and labels of the problem.
-        """
+        """A problem with the head of one branch, and with these features, loss and labels."""
         problem = copy.copy(self)
         problem.__class__ = Problem
         return problem.changed(**attributes)

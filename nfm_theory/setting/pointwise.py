@@ -6,8 +6,8 @@ r"""Per-sample losses `ℓ(u, y) = h(u) - y·u` of logits u, as in the theory (b
 | `"logistic"` | softplus(u), K = 1 | 0/1 or probability, `(n,)` or `(n, 1)` |
 | `"square"` | ‖u‖²/2 | target `(n,)` or `(n, K)`; an index means its one-hot vector |
 
-Any smooth callable `(outputs (b, K), labels (b, ...)) -> (b,)` is accepted as well. Its mixed-label loss is
-the λ-mixture of two losses, which for `h(u) - y·u` is the same as the loss at the mixed label.
+Any smooth callable `(outputs (b, K), labels (b, ...)) -> (b,)` can be used as well. Its loss with a mixed label is the
+mixture of two losses with weights λ and 1 - λ. For `h(u) - y·u` this equals the loss at the mixed label.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ LossName = Literal["cross_entropy", "logistic", "square"]
 
 @dataclass(frozen=True)
 class PointwiseLoss:
-    """A per-sample loss with labels brought into the form it expects.
+    """A loss of one sample, with the form of its labels.
 
     Args:
-        name: for messages.
+        name: name of the loss, for messages.
         function: maps outputs `(b, K)` and prepared labels `(b, ...)` to losses `(b,)`.
-        prepare: brings the user's labels into that form, given example outputs `(n, K)`.
-        slope: closed form of `gradient`; automatic differentiation if `None`.
-        bend: closed form of `hessian`, likewise.
+        prepare: maps outputs `(n, K)` and the user's labels to prepared labels.
+        closed_gradient: closed form of `gradient`; `None` means automatic differentiation.
+        closed_hessian: closed form of `hessian`; `None` means automatic differentiation.
     """
 
     name: str
@@ -45,7 +45,7 @@ class PointwiseLoss:
     closed_hessian: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Losses `(b,)`."""
+        """The losses, `(b,)`."""
         with exact_derivatives():
             return self.function(outputs, labels)
 
@@ -75,10 +75,6 @@ def _one_hot(labels: Tensor, outputs: Tensor) -> Tensor:
     return F.one_hot(labels.long(), classes).to(outputs)
 
 
-def _is_index(labels: Tensor) -> bool:
-    return not labels.is_floating_point()
-
-
 def _expect_shape(labels: Tensor, outputs: Tensor, loss: str) -> Tensor:
     if labels.shape != outputs.shape:
         raise ValueError(
@@ -93,7 +89,7 @@ def _expect_shape(labels: Tensor, outputs: Tensor, loss: str) -> Tensor:
 def _classes(outputs: Tensor, labels: Tensor) -> Tensor:
     if outputs.shape[-1] < 2:
         raise ValueError("loss='cross_entropy' needs K >= 2 outputs, the model has one: use loss='logistic'.")
-    if _is_index(labels) and labels.ndim == 1:
+    if not labels.is_floating_point() and labels.ndim == 1:
         return _one_hot(labels, outputs)
     labels = _expect_shape(labels, outputs, "cross_entropy")
     if (labels < 0).any() or not torch.allclose(labels.sum(-1), labels.new_ones(len(labels)), atol=1e-4):
@@ -111,7 +107,7 @@ def _binary(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def _target(outputs: Tensor, labels: Tensor) -> Tensor:
-    if _is_index(labels) and labels.ndim == 1 and outputs.shape[-1] > 1:
+    if not labels.is_floating_point() and labels.ndim == 1 and outputs.shape[-1] > 1:
         return _one_hot(labels, outputs)
     return _expect_shape(labels.to(outputs).reshape(len(labels), -1), outputs, "square")
 
@@ -124,10 +120,6 @@ def _fisher(outputs: Tensor, labels: Tensor) -> Tensor:
 def _bernoulli_variance(outputs: Tensor, labels: Tensor) -> Tensor:
     p = outputs.sigmoid()
     return (p * (1 - p)).unsqueeze(-1)
-
-
-def _identity(outputs: Tensor, labels: Tensor) -> Tensor:
-    return torch.diag_embed(torch.ones_like(outputs))
 
 
 CROSS_ENTROPY = PointwiseLoss(
@@ -149,22 +141,22 @@ SQUARE = PointwiseLoss(
     lambda u, y: ((u / 2 - y) * u).sum(-1),
     _target,
     closed_gradient=lambda u, y: u - y,
-    closed_hessian=_identity,
+    closed_hessian=lambda u, y: torch.diag_embed(torch.ones_like(u)),
 )
 _BY_NAME = {loss.name: loss for loss in (CROSS_ENTROPY, LOGISTIC, SQUARE)}
 
 
 def mixable_labels(y: Tensor, x: Tensor, classes: int | None, smoothing: float = 0.0) -> Tensor:
-    """Labels that can be mixed: distributions `(n, K)` or numbers `(n,)`.
+    """Convert labels to a form that can be mixed: distributions `(n, K)` or numbers `(n,)`.
 
     Args:
         y: class indices `(n,)`, distributions over the classes `(n, K)`, or floating-point targets `(n,)`.
-        x: inputs, whose dtype indices take.
-        classes: K, for class indices; `None` for other targets.
-        smoothing: s in [0, 1), of labels over classes.
+        x: inputs. Class indices become distributions of their dtype.
+        classes: the number K of classes for class indices; `None` for other targets.
+        smoothing: label smoothing s in [0, 1), for distributions.
 
     Raises:
-        ValueError: for labels of another kind, indices outside 0..K-1, and targets that cannot be smoothed.
+        ValueError: for labels of another form, indices outside 0..K-1, and smoothing of targets `(n,)`.
     """
     fits = y.ndim == 1 or (y.ndim == 2 and y.is_floating_point() and classes in (None, y.shape[1]))
     if not fits or (y.ndim == 1 and y.is_floating_point() == (classes is not None)):
@@ -175,7 +167,7 @@ def mixable_labels(y: Tensor, x: Tensor, classes: int | None, smoothing: float =
         )
         raise ValueError(f"y: expected {wanted}. Got shape {tuple(y.shape)}, {y.dtype}.")
     if not y.is_floating_point():
-        # not on a GPU, where looking at the labels would stop the stream; scatter refuses them there
+        # On a GPU this check would force a synchronization; there, scatter refuses wrong indices.
         low, high = (int(y.min()), int(y.max())) if y.device.type == "cpu" and len(y) else (0, 0)
         if low < 0 or high >= classes:
             raise ValueError(f"y: expected class indices in 0..{classes - 1}, got {low}..{high}; check num_classes.")
@@ -190,14 +182,11 @@ def mixable_labels(y: Tensor, x: Tensor, classes: int | None, smoothing: float =
 
 
 def pointwise_loss(loss: str | PointwiseLoss | Callable[[Tensor, Tensor], Tensor]) -> PointwiseLoss:
-    """The `loss=` option as a `PointwiseLoss`.
-
-    Args:
-        loss: a name of the table above, or a smooth callable `(outputs (b, K), labels (b, ...)) -> (b,)`.
+    """The `PointwiseLoss` for a name or for a smooth callable `(outputs (b, K), labels (b, ...)) -> (b,)`.
 
     Raises:
         ValueError: for an unknown name.
-        TypeError: for anything that cannot be called.
+        TypeError: if the loss is neither a name nor a callable.
     """
     if isinstance(loss, PointwiseLoss):
         return loss

@@ -1,15 +1,15 @@
-r"""Deterministic rules: all pairs × Gauss-Jacobi nodes of λ × nodes of the noise, as blocks of weighted rows.
+r"""Quadrature rules for the loss: all pairs × Gauss-Jacobi nodes of λ × nodes of the noise, in blocks of weighted rows.
 
-Noise rules over d features:
+Rules of the noise, for d features:
 
-| rule | points | what it gives |
+| rule | points | exact for |
 |---|---|---|
-| `"tensor"` | nodes^d per noise | the law itself (to Gauss accuracy; exactly, for Rademacher) |
-| `"cubature-3"` | 2 D | every polynomial of degree 3 in the noise; D = d per noise present |
-| `"cubature-5"` | 2 D² + 1 | every polynomial of degree 5 |
+| `"tensor"` | nodes^d for each noise | the law itself, up to the accuracy of Gauss rules (exactly for Rademacher) |
+| `"cubature-3"` | 2 D, with D = d for each noise | all polynomials of degree 3 in the noise |
+| `"cubature-5"` | 2 D² + 1 | all polynomials of degree 5 in the noise |
 
-A cubature of degree q replaces the loss by one that agrees with it up to O(ε^{q+1}) (A. H. Stroud, *Approximate
-Calculation of Multiple Integrals*, 1971, rules 3-1 and 5-2, here for any symmetric law with given fourth moments).
+The loss by a cubature of degree q agrees with the exact loss up to O(ε^{q+1}). The cubatures are rules 3-1 and 5-2 of
+A. H. Stroud, *Approximate Calculation of Multiple Integrals*, 1971, here for symmetric laws with given fourth moments.
 """
 
 from __future__ import annotations
@@ -30,22 +30,21 @@ from .mixing import FixedMixing, MixingLaw
 from .noise import NoiseLaw
 from .options import progress_bar
 
-#: Largest grid that is evaluated without being asked for, in rows (evaluations of the head).
+#: Default of the largest number of rows of a grid (evaluations of the head).
 MAX_ROWS = 50_000_000
-#: Largest noise rule held in memory, in numbers.
+#: Largest number of entries of a noise rule in memory.
 MAX_RULE_NUMBERS = 100_000_000
-
 
 RULES = ("tensor", "cubature-3", "cubature-5")
 
 
 class GridTooLargeError(ValueError):
-    """The deterministic rule would need more evaluations than allowed."""
+    """Raised if a quadrature rule needs more evaluations than allowed."""
 
 
 @dataclass(frozen=True)
 class NoiseRule:
-    """Nodes `(points, d)` of each noise (or `None`) with weights `(points,)` that sum to 1."""
+    """Nodes `(points, d)` of each noise, or `None` without noise, and weights `(points,)` that sum to 1."""
 
     name: str
     weights: Tensor
@@ -54,16 +53,12 @@ class NoiseRule:
 
     @property
     def amplification(self) -> float:
-        """Σ|w|: by how much the rule can enlarge rounding errors (1 for positive weights)."""
+        """Σ|w|, the factor by which the rule can enlarge rounding errors; 1 for positive weights."""
         return float(self.weights.abs().sum())
 
 
 def rule_points(name: str, d: int, add: NoiseLaw | None, mult: NoiseLaw | None, num_nodes: int) -> int:
-    """Number of points of a noise rule, without building it.
-
-    Raises:
-        ValueError: for an unknown rule.
-    """
+    """The number of points of a noise rule, computed without building it."""
     one_of("rule", name, RULES)
     laws = [law for law in (add, mult) if law is not None]
     if not laws:
@@ -89,16 +84,16 @@ def _degree_three(second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _degree_five(second: np.ndarray, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Origin, ±r_j e_j and s(±e_j ± e_k); `moments[j, k]` = E x_j² x_k² of the standardised coordinates."""
+    """The points 0, ±r_j e_j and s(±e_j ± e_k); `moments[j, k]` = E x_j² x_k² in coordinates of unit variance."""
     dims = len(second)
     others = moments.sum(1) - moments.diagonal()
     excess = moments.diagonal() - others
     s_squared = float((moments.diagonal() + others).mean() / 2)
     curvature = 1 - others / s_squared
-    # The pair points alone may have the right moments: then the axes carry no weight, wherever they are put.
+    # If the pair points alone have the right moments, the points on the axes get no weight, and any position will do.
     spare = (abs(excess) < 1e-12) & (abs(curvature) < 1e-12)
     if (excess * curvature <= 0)[~spare].any():
-        raise ValueError("No real degree-5 rule exists for these fourth moments; use 'tensor' or Monte Carlo.")
+        raise ValueError("No real degree-5 rule exists for these fourth moments; use rule='tensor' or Monte Carlo.")
     r_squared = np.divide(excess, curvature, out=np.ones_like(excess), where=~spare)
     axis_weight = curvature / (2 * r_squared)
     first, second_axis = np.triu_indices(dims, 1)
@@ -116,18 +111,11 @@ def _degree_five(second: np.ndarray, moments: np.ndarray) -> tuple[np.ndarray, n
 
 
 def noise_rule(name: str, d: int, add: NoiseLaw | None, mult: NoiseLaw | None, *, num_nodes: int = 12) -> NoiseRule:
-    """Build a noise rule for `d` features.
-
-    Args:
-        name: `"tensor"`, `"cubature-3"` or `"cubature-5"`.
-        d: number of features of one sample.
-        add: law of the additive noise, `None` for none.
-        mult: law of the multiplicative noise, `None` for none.
-        num_nodes: nodes per element for `"tensor"`.
+    """Build a rule of the noise for d features; `"tensor"` has `num_nodes` nodes for each element.
 
     Raises:
-        ValueError: for an unknown rule, or a degree-5 rule that does not exist for the law.
-        GridTooLargeError: if the rule itself would not fit in memory.
+        ValueError: for an unknown rule, or if no rule of degree 5 exists for the law.
+        GridTooLargeError: if the rule does not fit in memory.
     """
     points = rule_points(name, d, add, mult, num_nodes)
     laws = [law for law in (add, mult) if law is not None]
@@ -150,7 +138,7 @@ def noise_rule(name: str, d: int, add: NoiseLaw | None, mult: NoiseLaw | None, *
             stacked, weights = _degree_three(second)
         else:
             owner = np.repeat(np.arange(len(laws)), d)
-            # Distinct noises are independent: E x² y² = 1 between them in standardised units.
+            # The two noises are independent: E x² y² = 1 for x and y of unit variance.
             moments = np.ones((len(second), len(second)))
             for k, law in enumerate(laws):
                 moments[np.ix_(owner == k, owner == k)] = law.mixed_fourth / law.second**2
@@ -168,16 +156,16 @@ def noise_rule(name: str, d: int, add: NoiseLaw | None, mult: NoiseLaw | None, *
 
 @dataclass(frozen=True)
 class Grid:
-    """Samples × partners × λ nodes × noise nodes, with weights that sum to 1.
+    """All combinations of samples, partners, λ nodes and noise nodes, with weights that sum to 1.
 
     Args:
-        num_samples: n.
+        num_samples: the number n of samples.
         feature_shape: shape of one sample's features.
         mixing: law of λ.
-        rule: noise rule.
-        num_lam: Gauss-Jacobi nodes per Beta part.
-        unmixed: True takes λ from the law after label unmixing, False from Beta(α, β).
-        partners: `P(r|i)`, `(n, n)`; `None` for uniform partners. Pairs of probability 0 are left out.
+        rule: rule of the noise.
+        num_lam: number of Gauss-Jacobi nodes for each Beta law.
+        unmixed: True uses the law of λ after label unmixing, False uses Beta(α, β).
+        partners: `P(r|i)`, `(n, n)`; `None` means uniform partners. Pairs of probability 0 are left out.
     """
 
     num_samples: int
@@ -190,23 +178,17 @@ class Grid:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(pairs of samples, λ nodes, noise nodes)."""
+        """The numbers of pairs of samples, of λ nodes and of noise nodes."""
         pairs = _num_pairs(self.num_samples, self.mixing, self.unmixed, self.partners)
         return pairs, len(self.mixing.nodes(self.num_lam, unmixed=self.unmixed)[0]), len(self.rule.weights)
 
     @property
     def rows(self) -> int:
-        """Number of evaluations of the head."""
+        """The number of evaluations of the head."""
         return prod(self.shape)
 
     def blocks(self, block_rows: int, *, like: Tensor, title: str) -> Iterator[tuple[Draw, Tensor]]:
-        """The rows in blocks of at most `block_rows`, with their weights, under a progress bar.
-
-        Args:
-            block_rows: rows of a block.
-            like: features, which give dtype and device.
-            title: what is computed, for the progress bar.
-        """
+        """The rows with their weights, in blocks, with a progress bar; they get dtype and device of `like`."""
         dtype, device = like.dtype, like.device
         lam, lam_weight = (torch.from_numpy(a) for a in self.mixing.nodes(self.num_lam, unmixed=self.unmixed))
         lam, weight = lam.to(device, dtype), lam_weight.to(device, torch.float64)
@@ -241,7 +223,7 @@ class Grid:
 
 
 def _num_pairs(num_samples: int, mixing: MixingLaw | FixedMixing, unmixed: bool, partners: Tensor | None) -> int:
-    """Pairs of samples; where nothing is mixed the only partner is the sample itself."""
+    """The number of pairs of samples. Without mixing, the only partner is the sample itself."""
     if partners is not None:
         return int((partners != 0).sum())
     return num_samples * (num_samples if mixing.mixes or not unmixed else 1)
@@ -264,11 +246,11 @@ def build_grid(
 ) -> Grid:
     """Choose and build a grid of at most `max_rows` rows.
 
-    `rule="auto"` takes the law itself (`"tensor"`) where it fits, otherwise the cubature that is exact for
-    polynomials of `degree` in the noise; `rule="smallest"` takes whatever is exact to that degree with fewest points.
+    `rule="auto"` uses the law itself (`"tensor"`) if the grid is small enough, and otherwise the cubature that is exact
+    for polynomials of this degree in the noise. `rule="smallest"` uses the exact rule with the fewest points.
 
     Raises:
-        GridTooLargeError: if the grid has more rows; the message has the size of each factor and the ways out.
+        GridTooLargeError: if the grid has more rows. The message names the size of each factor and the alternatives.
         ValueError: for an unknown rule.
     """
     d = prod(feature_shape)
@@ -284,7 +266,7 @@ def build_grid(
     points = rule_points(rule, d, add, mult, num_noise)
     if pairs * lams * points > max_rows:
         raise GridTooLargeError(
-            f"The deterministic rule needs {pairs * lams * points:.3g} evaluations of the head ({pairs} pairs of "
+            f"The quadrature rule needs {pairs * lams * points:.3g} evaluations of the head ({pairs} pairs of "
             f"samples × {lams} λ nodes × {points:.3g} noise nodes of rule {rule!r} over {d} features), more than "
             f"max_rows = {max_rows:.3g}. Use fewer samples, rule='cubature-3', a larger max_rows, or "
             "method='monte_carlo'."
@@ -295,13 +277,13 @@ def build_grid(
 
 @dataclass(frozen=True)
 class Quadrature:
-    """Settings of the deterministic loss, see `loss`.
+    """Options of the loss by quadrature, see `loss`.
 
     Args:
-        rule: noise rule, `"tensor"` for the law itself, or `"auto"`, `"cubature-3"`, `"cubature-5"`.
-        num_lam: Gauss-Jacobi nodes of λ per Beta part.
-        num_noise: nodes per element of the noise.
-        max_rows: refuse more evaluations of the head than this.
+        rule: rule of the noise: `"tensor"` for the law itself, `"auto"`, `"cubature-3"` or `"cubature-5"`.
+        num_lam: number of Gauss-Jacobi nodes of λ for each Beta law.
+        num_noise: number of nodes for each element of the noise.
+        max_rows: largest number of evaluations of the head.
     """
 
     rule: Literal["tensor", "auto", "cubature-3", "cubature-5"] = "tensor"

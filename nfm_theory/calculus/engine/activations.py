@@ -187,11 +187,6 @@ def _tanhshrink(z, out):
     return 1 - first, -second
 
 
-@_activation("relu", piecewise_linear=True)
-def _relu(z, out, inplace=False):
-    return (z > 0).to(z.dtype), None
-
-
 @_activation("leaky_relu", piecewise_linear=True)
 def _leaky_relu(z, out, negative_slope=0.01, inplace=False):
     return torch.where(z > 0, torch.ones_like(z), negative_slope), None
@@ -202,36 +197,15 @@ def _hardtanh(z, out, min_val=-1.0, max_val=1.0, inplace=False):
     return ((z > min_val) & (z < max_val)).to(z.dtype), None
 
 
-@_activation("relu6", piecewise_linear=True)
-def _relu6(z, out, inplace=False):
-    return _hardtanh(z, out, 0, 6)
-
-
-@_activation("abs", "absolute", piecewise_linear=True)
-def _abs(z, out):
-    return z.sign(), None
-
-
 @_activation("hardswish")
 def _hardswish(z, out, inplace=False):
     inside = (z > -3) & (z < 3)
     return torch.where(inside, z / 3 + 0.5, (z >= 3).to(z.dtype)), inside.to(z.dtype) / 3
 
 
-@_activation("exp", reads="result")
-def _exp(z, out):
-    return out, out
-
-
 @_activation("log")
 def _log(z, out):
     r = 1 / z
-    return r, -r * r
-
-
-@_activation("log1p")
-def _log1p(z, out):
-    r = 1 / (1 + z)
     return r, -r * r
 
 
@@ -247,30 +221,21 @@ def _rsqrt(z, out):
     return first, -1.5 * first / z
 
 
-@_activation("reciprocal", reads="result")
-def _reciprocal(z, out):
-    return -out * out, 2 * out**3
-
-
-@_activation("square")
-def _square(z, out):
-    return 2 * z, torch.full_like(z, 2.0)
-
-
-@_activation("sin", reads="both")
-def _sin(z, out):
-    return torch.cos(z), -out
-
-
-@_activation("cos", reads="both")
-def _cos(z, out):
-    return -torch.sin(z), -out
-
-
 @_activation("erf")
 def _erf(z, out):
     first = 2 / math.sqrt(math.pi) * torch.exp(-z * z)
     return first, -2 * z * first
+
+
+_activation("relu", piecewise_linear=True)(lambda z, out, inplace=False: ((z > 0).to(z.dtype), None))
+_activation("relu6", piecewise_linear=True)(lambda z, out, inplace=False: _hardtanh(z, out, 0, 6))
+_activation("abs", "absolute", piecewise_linear=True)(lambda z, out: (z.sign(), None))
+_activation("exp", reads="result")(lambda z, out: (out, out))
+_activation("log1p")(lambda z, out: _log(1 + z, out))
+_activation("reciprocal", reads="result")(lambda z, out: (-out * out, 2 * out**3))
+_activation("square")(lambda z, out: (2 * z, torch.full_like(z, 2.0)))
+_activation("sin", reads="both")(lambda z, out: (torch.cos(z), -out))
+_activation("cos", reads="both")(lambda z, out: (-torch.sin(z), -out))
 
 
 def power(z: Tensor, exponent: float) -> Derivatives:

@@ -19,7 +19,7 @@ def _linear(rec, func, input, weight, bias=None):
     if x is None or rec.find(weight) or rec.find(bias) or x.layout[0] == input.ndim - 1:
         return rec.local(rec, func, input, weight, bias)
     out = func(input, weight, bias)
-    return rec.emit("linear", [x], out, lambda t: F.linear(t, weight), layout=x.layout, shared=x.layout[0] == 0)
+    return rec.emit([x], out, lambda t: F.linear(t, weight), layout=x.layout, shared=x.layout[0] == 0)
 
 
 @rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -33,7 +33,7 @@ def _convolution(rec, func, input, weight, bias=None, *args, **kwargs):
     def push(t):
         return func(t.flatten(0, 1), weight, None, *args, **kwargs).unflatten(0, t.shape[:2])
 
-    return rec.emit(func.__name__, [x], out, push, layout=x.layout, shared=True)
+    return rec.emit([x], out, push, layout=x.layout, shared=True)
 
 
 @rule(also=(F.batch_norm,))
@@ -46,7 +46,7 @@ def _batch_norm(
     out = func(input, running_mean, running_var, weight, bias, False, momentum, eps)
     scale = torch.rsqrt(running_var + eps) if weight is None else torch.rsqrt(running_var + eps) * weight
     scale = scale.reshape(-1, *[1] * (input.ndim - 2))
-    return rec.emit("batch_norm", [x], out, lambda t: t * scale, layout=x.layout, shared=True)
+    return rec.emit([x], out, lambda t: t * scale, layout=x.layout, shared=True)
 
 
 def _spatial(rec, func, input, *args, **kwargs):
@@ -61,7 +61,7 @@ def _spatial(rec, func, input, *args, **kwargs):
     def push(t):
         return func(t.flatten(0, 1), *args, **kwargs).unflatten(0, t.shape[:2])
 
-    return rec.emit(func.__name__, [x], out, push, layout=x.layout, shared=True)
+    return rec.emit([x], out, push, layout=x.layout, shared=True)
 
 
 _POOLS = [f"{kind}{n}d" for kind in ("avg_pool", "adaptive_avg_pool") for n in (1, 2, 3)]
@@ -75,7 +75,7 @@ def _pad(rec, func, input, pad, mode="constant", value=None):
         return rec.local(rec, func, input, pad, mode, value)
     out = func(input, pad, mode, value)
     push = mapped(lambda t: F.pad(t, pad, mode, 0.0 if mode == "constant" else None), x)
-    return rec.emit("pad", [x], out, push, layout=x.layout)
+    return rec.emit([x], out, push, layout=x.layout)
 
 
 @rule(also=(F.max_pool1d, F.max_pool2d, F.max_pool3d))
@@ -91,7 +91,7 @@ def _max_pool(rec, func, input, kernel_size, stride=None, padding=0, dilation=1,
         t = spread(t, x).flatten(3)
         return t.gather(3, flat.expand(len(t), *flat.shape)).unflatten(3, behind)
 
-    return rec.emit("max_pool", [x], out, push, layout=x.layout)
+    return rec.emit([x], out, push, layout=x.layout)
 
 
 def _reduction(rec, func, input, dim=None, keepdim=False, **kwargs):
@@ -104,7 +104,7 @@ def _reduction(rec, func, input, dim=None, keepdim=False, **kwargs):
     k, per = x.layout
     layout = None if k in dims else (k if keepdim else k - sum(d < k for d in dims), per)
     behind = tuple(sorted(d + 1 for d in dims))
-    return rec.emit(func.__name__, [x], out, lambda t: func(t, behind, keepdim, **kwargs), layout=layout, shared=k == 0)
+    return rec.emit([x], out, lambda t: func(t, behind, keepdim, **kwargs), layout=layout, shared=k == 0)
 
 
 rule("sum", "mean")(_reduction)
@@ -124,7 +124,7 @@ def _reshape(rec, func, input, *args, **kwargs):
         samples = t.shape[1] if shared else None
         return t.reshape(len(t), samples, *shape[1:]) if shared else spread(t, x).reshape(len(t), *shape)
 
-    return rec.emit(getattr(func, "__name__", "reshape"), [x], out, push, layout=layout, shared=shared)
+    return rec.emit([x], out, push, layout=layout, shared=shared)
 
 
 def _reshaped(layout: Layout, before: tuple[int, ...], after: tuple[int, ...], samples: int) -> Layout | None:
@@ -161,7 +161,7 @@ def _view(rec, func, input, *args, **kwargs):
             raise UnsupportedOperationError(f"{func.__name__}, which selects samples or copies")
         push = mapped(lambda t, k=k: func(t, *args, **kwargs) if single else func(t, *args, **kwargs)[k], x)
         layout = (here[0], per) if here else None
-        results.append(rec.emit(getattr(func, "__name__", "view"), [x], out, push, layout=layout))
+        results.append(rec.emit([x], out, push, layout=layout))
     return results[0] if single else type(outs)(results)
 
 
@@ -179,7 +179,7 @@ def _cast(rec, func, input, *args, **kwargs):
     if x is None or not out.is_floating_point():
         return out
     dtype = out.dtype
-    return rec.emit("to", [x], out, lambda t: t.to(dtype, copy=False), layout=x.layout, shared=True)
+    return rec.emit([x], out, lambda t: t.to(dtype, copy=False), layout=x.layout, shared=True)
 
 
 @rule("cat", "concat", "concatenate", "stack")
@@ -206,7 +206,7 @@ def _join(rec, func, tensors, dim=0):
             dim + 1,
         )
 
-    return rec.emit("cat", known, out, push, layout=layout)
+    return rec.emit(known, out, push, layout=layout)
 
 
 @rule("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", also=(F.dropout,))

@@ -52,7 +52,7 @@ def local_rule(rec: Recorder, func: Callable, *args, **kwargs):
 
         return second
 
-    return rec.emit(name, inputs, out, push, form, layout=layout)
+    return rec.emit(inputs, out, push, form, layout=layout)
 
 
 def _keeps_samples(function, points, layout: Layout, out: Tensor, samples: int) -> bool:

@@ -66,7 +66,7 @@ class _WeightedSquare(torch.autograd.Function):
 
 
 def emit_elementwise(
-    rec: Recorder, name: str, x: Value, out: Tensor, derivatives: Callable[[], Derivatives], curved: bool = True
+    rec: Recorder, x: Value, out: Tensor, derivatives: Callable[[], Derivatives], curved: bool = True
 ) -> Tensor:
     """Record `out = σ(x)`; σ' and σ'' are computed when a tangent first needs them."""
     slopes, several = _Slopes(derivatives, rec.light), rec.samples > 1  # closures must not hold the recorder
@@ -90,7 +90,7 @@ def emit_elementwise(
     def push(t):  # both factors have the same number of dimensions: the gradient for one direction needs no sum
         return t * slopes.first().unsqueeze(0)
 
-    return rec.emit(name, [x], out, push, form if curved else None, layout=x.layout)
+    return rec.emit([x], out, push, form if curved else None, layout=x.layout)
 
 
 def _mask(derivatives: Callable[[], Derivatives]) -> Derivatives:
@@ -109,7 +109,7 @@ def _elementwise(rec, func, input, *args, **kwargs):
     derivatives = partial(ACTIVATIONS[func], point, result, *args, **kwargs)
     if func in ZERO_ONE_SLOPES:
         derivatives = partial(_mask, derivatives)
-    return emit_elementwise(rec, func.__name__, x, out, derivatives, curved=func not in PIECEWISE_LINEAR)
+    return emit_elementwise(rec, x, out, derivatives, curved=func not in PIECEWISE_LINEAR)
 
 
 RULES.update(dict.fromkeys(ACTIVATIONS, _elementwise))
@@ -124,7 +124,7 @@ def _clamp(rec, func, input, min=None, max=None):
     inside = inside if min is None else inside & (input >= min)
     inside = inside if max is None else inside & (input <= max)
     out = func(input, min, max)
-    return emit_elementwise(rec, "clamp", x, out, lambda: (inside, None), curved=False)
+    return emit_elementwise(rec, x, out, lambda: (inside, None), curved=False)
 
 
 @rule("masked_fill")
@@ -133,7 +133,7 @@ def _masked_fill(rec, func, input, mask, value):
     if x is None or rec.find(value) is not None or input.shape != torch.broadcast_shapes(input.shape, mask.shape):
         return rec.local(rec, func, input, mask, value)
     keep = (~mask).expand(input.shape)
-    return emit_elementwise(rec, "masked_fill", x, func(input, mask, value), lambda: (keep, None), curved=False)
+    return emit_elementwise(rec, x, func(input, mask, value), lambda: (keep, None), curved=False)
 
 
 @rule("softmax")
@@ -158,7 +158,7 @@ def _softmax(rec, func, input, dim, dtype=None, **kwargs):
 
         return second
 
-    return rec.emit("softmax", [x], out, lambda t: s * centred(t), form, layout=x.layout)
+    return rec.emit([x], out, lambda t: s * centred(t), form, layout=x.layout)
 
 
 @rule("log_softmax")
@@ -183,7 +183,7 @@ def _logsumexp(rec, func, input, dim, keepdim=False):
 
         return second
 
-    result = rec.emit("logsumexp", [x], out, lambda t: (p * t).sum(axis, keepdim=True), form, layout=x.layout)
+    result = rec.emit([x], out, lambda t: (p * t).sum(axis, keepdim=True), form, layout=x.layout)
     return result if keepdim else rec.run(torch.squeeze, result, axis)
 
 
@@ -216,7 +216,7 @@ def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float)
 
         return second
 
-    return rec.emit(name, [x], out, push, form, layout=x.layout)
+    return rec.emit([x], out, push, form, layout=x.layout)
 
 
 @rule("layer_norm")

@@ -21,7 +21,7 @@ def _raised(tangent: Tensor, value: Value, ndim: int) -> Tensor:
     return spread(tangent, value).reshape(len(tangent), *[1] * missing, *value.shape)
 
 
-def _sum(rec, name, out, parts):
+def _sum(rec, out, parts):
     """Record `Σ c x` for pairs (x, c) of a value and a number, given as `parts`."""
     values = [v for v, _ in parts]
     layout = common([aligned(v.layout, v, out) for v in values])
@@ -35,7 +35,7 @@ def _sum(rec, name, out, parts):
             total = t if total is None else total + t
         return total if whole else total.expand(len(total), *shape)
 
-    return rec.emit(name, values, out, push, layout=layout, shared=whole)
+    return rec.emit(values, out, push, layout=layout, shared=whole)
 
 
 @rule("add", "__add__", "__radd__")
@@ -51,7 +51,7 @@ def _sub(rec, func, input, other, *, alpha=1):
 def _plus(rec, func, x, y, factor, kwargs):
     out = func(x, y, **kwargs)
     parts = [(rec.find(z), c) for z, c in ((x, 1), (y, factor)) if rec.find(z) is not None]
-    return _sum(rec, "add", out, parts)
+    return _sum(rec, out, parts)
 
 
 @rule("rsub", "__rsub__")
@@ -61,7 +61,7 @@ def _rsub(rec, func, input, other, *, alpha=1):
 
 @rule("neg", "negative")
 def _neg(rec, func, input):
-    return _sum(rec, "neg", func(input), [(rec.find(input), -1)])
+    return _sum(rec, func(input), [(rec.find(input), -1)])
 
 
 @rule("mul", "multiply", "__mul__", "__rmul__")
@@ -70,10 +70,10 @@ def _mul(rec, func, input, other):
     out = func(input, other)
     if x is None or y is None:
         value, factor = (x, other) if y is None else (y, input)
-        return _scaled(rec, "mul", value, factor, out)
+        return _scaled(rec, value, factor, out)
     if x is y:
         z = rec.keep(input)
-        return emit_elementwise(rec, "square", x, out, lambda: (2 * z, torch.full_like(z, 2.0)))
+        return emit_elementwise(rec, x, out, lambda: (2 * z, torch.full_like(z, 2.0)))
     layout = common([aligned(v.layout, v, out) for v in (x, y)])
 
     left, right, ndim = rec.keep(input), rec.keep(other), out.ndim
@@ -84,10 +84,10 @@ def _mul(rec, func, input, other):
     def form(adj):
         return lambda s, t: (_raised(s, x, ndim) * (2 * adj)) * _raised(t, y, ndim)
 
-    return rec.emit("mul", [x, y], out, push, form, layout=layout)
+    return rec.emit([x, y], out, push, form, layout=layout)
 
 
-def _scaled(rec, name, value, factor, out):
+def _scaled(rec, value, factor, out):
     """Record a value times a constant."""
     layout = aligned(value.layout, value, out)
     shape, ndim = out.shape, out.ndim
@@ -98,7 +98,7 @@ def _scaled(rec, name, value, factor, out):
         t = _raised(t, value, ndim) * factor
         return t if whole else t.expand(len(t), *shape)
 
-    return rec.emit(name, [value], out, push, layout=layout, shared=whole and flat and value.layout[0] == 0)
+    return rec.emit([value], out, push, layout=layout, shared=whole and flat and value.layout[0] == 0)
 
 
 @rule("div", "divide", "true_divide", "__truediv__")
@@ -108,7 +108,7 @@ def _div(rec, func, input, other, *, rounding_mode=None):
     if rec.find(other) is not None:
         return rec.run(torch.mul, rec.run(torch.reciprocal, other), input)
     out = func(input, other)
-    return _scaled(rec, "div", rec.find(input), 1 / other, out)
+    return _scaled(rec, rec.find(input), 1 / other, out)
 
 
 @rule("__rdiv__", "__rtruediv__")
@@ -122,7 +122,7 @@ def _pow(rec, func, input, exponent):
     if x is None or isinstance(exponent, Tensor):
         return rec.local(rec, func, input, exponent)
     derivatives = partial(power, rec.keep(input), exponent)
-    return emit_elementwise(rec, "pow", x, func(input, exponent), derivatives, exponent not in (0, 1))
+    return emit_elementwise(rec, x, func(input, exponent), derivatives, exponent not in (0, 1))
 
 
 @rule("matmul", "__matmul__", "bmm", "mm")
@@ -145,7 +145,7 @@ def _matmul(rec, func, input, other):
             return t @ factor if value is x else factor @ t
 
         shared = y is None and other.ndim == 2 and value.layout[0] == 0
-        return rec.emit("matmul", [value], out, push, layout=layout, shared=shared)
+        return rec.emit([value], out, push, layout=layout, shared=shared)
     left, right = rec.keep(input), rec.keep(other)
 
     def push_both(s, t):
@@ -154,4 +154,4 @@ def _matmul(rec, func, input, other):
     def form(adj):
         return lambda s, t: (_raised(s, x, ndim) @ _raised(t, y, ndim)) * (2 * adj)
 
-    return rec.emit("matmul", [x, y], out, push_both, form, layout=layout)
+    return rec.emit([x, y], out, push_both, form, layout=layout)

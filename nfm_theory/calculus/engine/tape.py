@@ -69,7 +69,6 @@ class Node:
     """One recorded operation.
 
     Attributes:
-        name: name of the operation.
         inputs: values that it depends on.
         output: its result.
         push: maps tangents of the inputs, `(m, *shape)`, to the tangent of the output.
@@ -78,7 +77,6 @@ class Node:
             over each sample, `(m, b)`. `None` if the operation is linear or piecewise linear in all inputs together.
     """
 
-    name: str
     inputs: tuple[Value, ...]
     output: Value
     push: Callable[..., Tensor]
@@ -170,12 +168,12 @@ class Recorder(TorchFunctionMode):
         """The record of a tensor, or `None` if the item is no tensor that depends on the features."""
         return self._values.get(id(item), (None, None))[1] if isinstance(item, Tensor) else None
 
-    def emit(self, name: str, inputs, out: Tensor, push, form=None, *, layout, shared: bool = False) -> Tensor:
+    def emit(self, inputs, out: Tensor, push, form=None, *, layout, shared: bool = False) -> Tensor:
         """Record one operation and return its result."""
         if self.find(out) is not None:  # the operation returned its argument
             return out
         output = self.track(out, layout, shared and all(v.shared for v in inputs))
-        self.nodes.append(Node(name, tuple(inputs), output, push, form))
+        self.nodes.append(Node(tuple(inputs), output, push, form))
         return out
 
     def run(self, function: Callable, *args, **kwargs):
