@@ -108,8 +108,8 @@ def _polynomial(coefficients: Sequence[Tensor], eps: Tensor) -> Tensor:
 def output_coefficients(at: Linearization, path: Path, order: int) -> list[Tensor]:
     """Taylor coefficients of the outputs `f(g_i + e_i(ε))` of every row: `order + 1` tensors `(rows, K)`.
 
-    `at` is the head linearized at the features. If it is piecewise linear, the anchors of the rows must be 0, .., n - 1,
-    repeated.
+    `at` is the head linearized at the features. If it is piecewise linear, the anchors of the rows must be the numbers
+    0, .., n - 1, repeated.
     """
     first, linear, quadratic = path.first, path.linear, path.quadratic
     if not at.piecewise_linear:
