@@ -235,7 +235,11 @@ BAD = [
     ({"method": "as_trained", "samples": 5}, ValueError, "at least two batches"),
     ({"method": "monte_carlo", "samples": 9}, ValueError, "pilot sweeps"),
     ({"method": "monte_carlo", "control_variate": "quartic"}, ValueError, "control_variate: expected"),
-    ({"method": "monte_carlo", "form": "mixed", "target_stderr": 1.0}, ValueError, "target_stderr: .*form='mixed'"),
+    (
+        {"method": "monte_carlo", "form": "mixed", "target_stderr": 1.0},
+        ValueError,
+        "target_stderr: does not belong to form='mixed';",
+    ),
     ({"add_noise": -1.0}, ValueError, "add_noise: expected a finite number"),
     ({"mult_noise": 0.1, "quadrature": nt.Quadrature(max_rows=10)}, nt.GridTooLargeError, "evaluations of the head"),
     ({"batch_size": 3}, ValueError, "batch_size: does not belong to method='exact'"),
@@ -247,3 +251,60 @@ def test_bad_requests_say_what_to_do(options, error, match):
     own, verb = parted(options)
     with pytest.raises(error, match=match):
         nt.loss(build_problem(MODEL, X, Y, **own), **{"method": "exact"} | verb)
+
+
+GIVEN = {
+    "samples": 1_000,
+    "target_stderr": 1e-3,
+    "control_variate": "none",
+    "batch_size": 2,
+    "quadrature": nt.Quadrature(),
+    "generator": seeded(0),
+}
+TAKES = {
+    "auto": {"samples", "target_stderr", "control_variate", "quadrature", "generator"},
+    "exact": {"quadrature"},
+    "monte_carlo": {"samples", "target_stderr", "control_variate", "generator"},
+    "as_trained": {"samples", "batch_size", "generator"},
+}
+STRANGERS = [(method, option) for method, takes in TAKES.items() for option in GIVEN if option not in takes]
+
+
+@pytest.mark.parametrize(("method", "option"), STRANGERS)
+def test_options_of_another_method_are_refused(method, option):
+    with pytest.raises(ValueError, match=f"{option}: does not belong to method='{method}'; leave it out"):
+        nt.loss(build_problem(MODEL, X, Y), method=method, **{option: GIVEN[option]})
+
+
+@pytest.mark.parametrize("option", ["target_stderr", "control_variate"])
+def test_options_of_the_unmixed_form_are_refused_with_mixed_labels(option):
+    with pytest.raises(ValueError, match=f"{option}: does not belong to form='mixed'; leave it out"):
+        nt.loss(build_problem(MODEL, X, Y), 1.0, "monte_carlo", "mixed", **{option: GIVEN[option]})
+
+
+@pytest.mark.parametrize("method", TAKES)
+def test_its_own_options_are_taken(method):
+    own = {name: GIVEN[name] for name in TAKES[method] if name != "target_stderr"}
+    assert nt.loss(build_problem(MODEL, X, Y), method=method, **own).value.isfinite()
+
+
+def test_auto_is_exact_where_that_is_cheap_and_says_what_it_took():
+    small, large = build_problem(MODEL, X, Y), build_problem(MODEL, X, Y, layer="1", **NOISY)
+    taken = nt.loss(small, 0.5)
+    assert taken.method == "deterministic, no noise"
+    assert taken.stderr == 0
+    assert_close(taken.value, nt.loss(small, 0.5, "exact").value, rtol=0, atol=0)
+    sampled = nt.loss(large, 0.5, samples=2_000, generator=seeded(0))
+    assert sampled.method.startswith("Monte Carlo, control variate")
+    assert sampled.stderr > 0
+    same = nt.loss(large, 0.5, "monte_carlo", samples=2_000, generator=seeded(0))
+    assert (sampled.value, sampled.stderr) == (same.value, same.stderr)
+    forced = nt.loss(small, 0.5, quadrature=nt.Quadrature(max_rows=10), samples=2_000)
+    assert forced.method.startswith("Monte Carlo")
+    mixed = nt.loss(large, 1.0, form="mixed", samples=2_000, generator=seeded(0))
+    assert mixed.method == "Monte Carlo, mixed labels"
+
+
+def test_a_similar_name_is_suggested():
+    with pytest.raises(ValueError, match=r"method: expected one of .*, got 'exakt'; did you mean 'exact'\?"):
+        nt.loss(build_problem(MODEL, X, Y), method="exakt")

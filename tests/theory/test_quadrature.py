@@ -95,7 +95,7 @@ def test_auto_takes_the_law_itself_where_it_fits_and_the_cheapest_cubature_elsew
 
 
 def test_errors_give_sizes_and_ways_out():
-    with pytest.raises(nt.GridTooLargeError, match=r"5 samples × 5 partners × 2 λ nodes × 4\.77e\+14 noise nodes"):
+    with pytest.raises(nt.GridTooLargeError, match=r"25 pairs of samples × 2 λ nodes × 4\.77e\+14 noise nodes"):
         build_grid(
             5, (20,), nt.MixingLaw(1.0), nt.NoiseLaw(beta_scaled=True), None,
             rule="tensor", degree=3, num_lam=2, num_noise=5, unmixed=True, max_rows=10**6,

@@ -169,7 +169,7 @@ ERRORS = [
     ((torch.zeros(2, 2, 3), [1.0]), {}, ValueError, "each of the 2 branches"),
     ((torch.zeros(2, 2, 3), [0.5, 0.6]), {}, ValueError, "sum to 1"),
     ((torch.zeros(2, 2, 3), [-0.5, 1.5]), {}, ValueError, ">= 0"),
-    ((torch.zeros(2, 2, 3),), {"reduction": "max"}, ValueError, "reduction: expected one of \\['mean', 'sum', 'none'\\]"),
+    ((torch.zeros(2, 2, 3),), {"reduction": "max"}, ValueError, r"reduction: expected one of .'mean', 'sum', 'none'."),
 ]
 
 
