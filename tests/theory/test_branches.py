@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nfm_theory.losses.noisymix_loss import noisymix_loss, stability_loss
 from problems import generator, mlp, randn, small_cnn
 from torch.testing import assert_close
 
 from nfm_theory import GridTooLargeError, MixingLaw, NoiseLaw, jensen_shannon, nfm_loss, perturb
 from nfm_theory.expansion.terms import problem_grid, rule_sum
-from nfm_theory.losses.noisymix_loss import noisymix_loss, stability_loss
 from nfm_theory.setting.branches import BranchNoise, build_branches, build_layers, jsd_gradient, jsd_hessian
 from nfm_theory.setting.divergence import log_probabilities
 

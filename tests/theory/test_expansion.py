@@ -2,12 +2,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from naive import naive_terms
+from nfm_theory.setting.laws import noise_laws
 from problems import mlp, preact_resnet18, randn, small_cnn, tiny_transformer
 from strategies import settings_of_the_theory
 from torch.testing import assert_close
 
 import nfm_theory as nt
-from nfm_theory.setting.laws import noise_laws
 from nfm_theory.setting.pointwise import pointwise_loss
 
 NAMES = ("standard", "R1", "R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult", "C3")

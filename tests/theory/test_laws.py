@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from nfm_theory.setting.laws import noise_laws
 from scipy import integrate, stats
 
 import nfm_theory as nt
-from nfm_theory.setting.laws import noise_laws
 
 PARAMETERS = [(1.0, None), (0.2, None), (2.0, 5.0), (0.7, 1.3)]
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nfm_theory.losses.noisymix_loss import stability_loss
 from problems import mlp, randn, small_cnn
 from torch.testing import assert_close
 
@@ -21,7 +22,6 @@ from nfm_theory.expansion.branch_terms import (
     verify_stability,
 )
 from nfm_theory.expansion.terms import problem_coefficients, problem_terms
-from nfm_theory.losses.noisymix_loss import stability_loss
 from nfm_theory.setting.branches import build_branches
 from nfm_theory.verification.report import ORDER_TOLERANCE, RATIO_TOLERANCE
 
