@@ -1,0 +1,125 @@
+"""The two calls of the library that the command makes: verifying the expansion, and checking the adversarial bound.
+
+The library's own errors about what it was given are passed on to the user as sentences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+import nfm_theory as nt
+from nfm_theory.adversarial import BoundReport, Effort, bound
+
+from .errors import UsageError
+from .subject import Subject
+
+#: The scale at which the bound is checked unless the user names others.
+BOUND_EPS = 0.05
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The law of the perturbation, the loss, and how the loss of NFM is computed.
+
+    Attributes:
+        law: law of mixing and noise.
+        loss: name of the loss.
+        method: how the exact loss is computed.
+        samples: number of evaluations if it is computed by Monte Carlo; `None` for the library's own choice.
+        seed: random seed.
+    """
+
+    law: nt.Law
+    loss: str
+    method: str
+    samples: int | None
+    seed: int
+
+    @property
+    def generator(self) -> torch.Generator:
+        """A random generator with the seed."""
+        return torch.Generator().manual_seed(self.seed)
+
+
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """Turn what the library says about its arguments into a sentence for the user."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+        raise UsageError(str(error)) from error
+
+
+def verify_expansion(
+    subject: Subject, layers: Sequence[str], setting: Setting, *, order: int, eps: Sequence[float] | None
+) -> list[nt.ExpansionReport]:
+    """Verify the expansion at each layer.
+
+    Args:
+        subject: the network and its data.
+        layers: layers by dotted name; `""` is the input.
+        setting: law, loss and method.
+        order: order of the expansion.
+        eps: scales; `None` for those of the library.
+
+    Raises:
+        UsageError: if the network, the data or an option does not fit.
+    """
+    with told_plainly():
+        return [
+            nt.verify(problem, order, eps, setting.samples, setting.generator, method=setting.method)
+            for problem in _problems(subject, layers, setting)
+        ]
+
+
+def check_bound(
+    subject: Subject,
+    layers: Sequence[str],
+    setting: Setting,
+    *,
+    eps: Sequence[float] | None,
+    radius: str,
+    certificate: str,
+) -> list[BoundReport]:
+    """Check the adversarial bound at each layer and scale.
+
+    Args:
+        subject: the network and its data.
+        layers: layers by dotted name; `""` is the input.
+        setting: law, loss and method.
+        eps: scales; `None` for `BOUND_EPS`.
+        radius: name of the radius of the attack.
+        certificate: name of the method that bounds the attacked loss from above.
+
+    Raises:
+        UsageError: if the network, the data or an option does not fit.
+    """
+    effort = Effort() if setting.samples is None else Effort(samples=setting.samples)
+    options = {"radius": radius, "certificate": certificate, "method": setting.method, "effort": effort}
+    with told_plainly():
+        return [
+            bound(problem, scale, generator=setting.generator, **options)
+            for problem in _problems(subject, layers, setting)
+            for scale in eps or [BOUND_EPS]
+        ]
+
+
+def _problems(subject: Subject, layers: Sequence[str], setting: Setting) -> list[nt.Problem]:
+    return nt.Problem.at_layers(subject.model, subject.x, subject.y, layers=layers, law=setting.law, loss=setting.loss)
+
+
+def layer_names(subject: Subject) -> list[str]:
+    """List the layers that can be verified, by dotted name; `""` is the input.
+
+    Args:
+        subject: the network and its data.
+
+    Raises:
+        UsageError: if the network does not take the data.
+    """
+    with told_plainly():
+        return nt.layer_names(subject.model, subject.x)
