@@ -212,13 +212,15 @@ def test_unfit_arguments_are_refused(model, options, match):
 
 
 def test_other_refusals():
+    soft = Problem(nn.Identity(), torch.ones(1, 2), torch.tensor([[0.5, 0.5]]))
     with pytest.raises(ValueError, match="no mixtures"):
-        certify(Problem(nn.Identity(), torch.ones(1, 2), torch.tensor([[0.5, 0.5]])), 1.0)
+        certify(soft, 1.0)
+    callable_only = Problem(lambda x: x, torch.ones(1, 2), torch.tensor([0]))
     with pytest.raises(ValueError, match=r"expected an nn\.Sequential"):
-        certify(Problem(lambda x: x, torch.ones(1, 2), torch.tensor([0])), 1.0)
+        certify(callable_only, 1.0)
+    wide = Problem(mlp(1, [3, 9, 2], "relu"), randn(1, 1, 3), torch.tensor([0]))
     with pytest.raises(RegionLimitError, match="max_cells = 3"):
-        problem = Problem(mlp(1, [3, 9, 2], "relu"), randn(1, 1, 3), torch.tensor([0]))
-        certify(problem, 9.0, method="enumeration", max_cells=3)
+        certify(wide, 9.0, method="enumeration", max_cells=3)
     ball = check_ball(torch.ones(1, 2), 1.0, "l2", None)
     with pytest.raises(ValueError, match="method: expected one of"):
         relaxed_minimum([], ball, torch.ones(1, 1, 2), method="region")

@@ -260,6 +260,6 @@ def test_unfit_arguments_are_refused(wrong, match):
     model, xs, y, loss = setting()
     wrong = dict(wrong)
     xs, y = xs[: wrong.pop("xs", 2)], wrong.pop("y", y)
+    ways = {name: wrong.pop(name) for name in ("eps", "radius", "method") if name in wrong}
     with pytest.raises(ValueError, match=match):
-        ways = {name: wrong.pop(name) for name in ("eps", "radius", "method") if name in wrong}
         bound(noisymix(model, xs, y, **{"loss": loss, **wrong}), effort=Effort(steps=5), **ways)
