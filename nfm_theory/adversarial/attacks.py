@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..setting.branches import as_problem
 from ..setting.options import progress_bar
 from ..setting.pointwise import PointwiseLoss
 from ..setting.problem import Problem
@@ -184,7 +185,7 @@ def pgd_attack(
         >>> round(float(head(found.features)), 3), bool(found.flipped)  # 7 - 2 ‖(3, 4)‖
         (-3.0, True)
     """
-    ball = check_ball(problem.features.detach(), radius, norm, box)
+    ball = check_ball(as_problem(problem).features.detach(), radius, norm, box)
     with progress_bar(title="attack", total=restarts * steps) as bar:
         return ascend(
             problem.head, ball, problem.labels, problem.loss, steps=steps, restarts=restarts, step_size=step_size,
@@ -315,7 +316,7 @@ def flip_radius(
         >>> round(float(flip_radius(problem, 9.0).radius), 3)  # 7 / ‖(3, 4)‖
         1.4
     """
-    head, loss, h = problem.head, problem.loss, problem.features.detach()
+    head, loss, h = as_problem(problem).head, problem.loss, problem.features.detach()
     high = check_ball(h, _length(h, norm) if max_radius is None else max_radius, norm, box).radius
     with torch.no_grad():
         outputs = _columns(head(h))

@@ -34,13 +34,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from ..losses.loss import loss
 from ..losses.monte_carlo import DEFAULT_SAMPLES, ControlVariate
-from ..setting.branches import Branches
+from ..setting.branches import Branches, as_problem
 from ..setting.checks import one_of
 from ..setting.problem import Problem
 from ..setting.quadrature import GridTooLargeError, Quadrature
@@ -109,10 +109,9 @@ class _Check:
 
     def __init__(self, problem: Problem, radius: Radius, method: str, certificate: str, effort: Effort, seed: int):
         one_of("radius", radius, RADII)
-        one_of("method", method, ("auto", "exact", "monte_carlo"))
-        if not isinstance(problem, Problem):
-            raise TypeError(f"problem: expected an nfm_theory.Problem, got {type(problem).__name__}.")
-        if not problem.mixing.mixes:
+        one_of("method", method, get_args(LossMethod))
+        one_of("certificate", certificate, get_args(CertificateName))
+        if not as_problem(problem).mixing.mixes:
             raise ValueError("alpha: the bound needs mixing, alpha > 0 and beta > 0; without it every radius is 0.")
         if problem.partners is not None:
             raise ValueError("partners: the bound is about uniform partners; build the problem without partners=.")
@@ -252,7 +251,7 @@ def validity_radius(
         TypeError: for anything but a problem.
     """
     scales = [float(e) for e in scales]
-    if not scales or scales != sorted(set(scales)) or scales[0] <= 0:
+    if not scales or scales != sorted(set(scales)) or not 0 < scales[0] <= scales[-1] < math.inf:
         raise ValueError(f"scales: expected increasing numbers > 0, got {scales!r}.")
     check = _Check(problem, radius, method, certificate, effort or Effort(), _seed(generator))
     tried: dict[float, str] = {}

@@ -26,6 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..setting.branches import as_problem
 from ..setting.checks import one_of
 from ..setting.options import progress_bar
 from ..setting.pointwise import PointwiseLoss
@@ -276,7 +277,7 @@ def certify(
         >>> found.margins.tolist(), found.robust.tolist()  # 7 - ‖(3, 4)‖
         ([[2.0]], [True])
     """
-    steps = network_steps(problem.model, problem.layer, problem.params)
+    steps = network_steps(as_problem(problem).model, problem.layer, problem.params)
     ball = check_ball(problem.features.detach(), radius, norm, box)
     return steps_certificate(
         steps, ball, problem.labels, problem.loss, method=method, slope_steps=slope_steps, max_cells=max_cells
@@ -331,7 +332,7 @@ def worst_case(
         >>> bool(found.gap.abs() < 1e-5), found.counts()["certified"]
         (True, 1)
     """
-    network_steps(problem.model, problem.layer, problem.params)  # refuses before the attack takes its time
+    network_steps(as_problem(problem).model, problem.layer, problem.params)  # refuses before the attack takes its time
     attack = pgd_attack(problem, radius, norm=norm, steps=steps, restarts=restarts, box=box, generator=generator)
     certificate = certify(
         problem, radius, norm=norm, method=method, box=box, slope_steps=slope_steps, max_cells=max_cells

@@ -200,7 +200,7 @@ ERRORS = [
     ({"law": None}, "law: expected a law of mixing and noise"),
     ({"partners": torch.full((4, 4), 0.25)}, "partners: the bound is about uniform partners"),
     ({"loss": "square"}, "'cross_entropy' and 'logistic'"),
-    ({"certificate": "magic"}, "method: expected one of"),
+    ({"certificate": "magic"}, "certificate: expected one of"),
 ]
 
 
