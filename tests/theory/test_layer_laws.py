@@ -262,7 +262,7 @@ def test_a_compiled_model_trains_with_the_numbers_of_the_plain_one():
         forward = torch.compile(model, backend="eager") if compiled else model
         optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
         record = []
-        for _ in range(8):
+        for _ in range(16):
             inputs, targets = nfm(x, Y)
             loss = F.cross_entropy(forward(inputs), targets)
             optimizer.zero_grad()
