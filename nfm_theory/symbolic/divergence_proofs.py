@@ -243,8 +243,8 @@ def derive_stability(branches=2, shared_noise=False):
     r"""Expand the expected loss of several branches with a scalar head in the scale, up to order 3.
 
     The function inserts `e^j = ε [(1-λ) v^j + σ_mult X^j g^j + σ_add A^j] + ε² (1-λ) σ_mult X^j v^j` into the
-    derivatives of generic functions, and takes the expectation of each monomial. All branches have the same λ; their noises are
-    independent, or the same.
+    derivatives of generic functions, and takes the expectation of each monomial. All branches have the same λ; their
+    noises are independent, or the same.
 
     Source: NoisyMix Theorem 2 to second order, as the book's page on notation states it (book: eq-jsd-expansion); C3 is
     derived here.

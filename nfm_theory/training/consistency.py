@@ -25,6 +25,7 @@ class JSDConsistency(nn.Module):
         ValueError: for weights that are no distribution, and for a γ that is negative or not finite.
 
     Example:
+        >>> import torch
         >>> consistency = JSDConsistency()
         >>> clean, first, second = torch.zeros(3, 5, 10)
         >>> consistency(clean, first, second)
