@@ -6,8 +6,9 @@ case are compared. `run_study` does the rest, for every study in the same way.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,8 @@ from ..record.files import RESULTS, read_lines, write_lines
 
 #: Where a study writes unless it is told otherwise: beside the tracked records.
 AGAIN = "again"
-#: What differs between two runs of the same code on the same machine.
-_CHANGING = ("seconds", "versions")
-Records = Sequence[dict]
+#: What differs between two runs of the same code.
+_CHANGING = {"seconds", "versions"}
 
 
 @dataclass(frozen=True)
@@ -79,19 +79,19 @@ class Agreement:
     """A comparison of new records with tracked ones.
 
     Attributes:
-        identical: number of records that are the same to the last digit.
-        agreeing: number of records that do not contradict the tracked ones, the identical ones among them.
+        same: number of records whose numbers are the same to six digits.
+        agreeing: number of records that do not contradict the tracked ones, those that are the same among them.
         unknown: number of new records that the tracked file does not have.
         contradictions: one sentence for each record that contradicts the tracked one.
     """
 
-    identical: int
+    same: int
     agreeing: int
     unknown: int
     contradictions: list[str] = field(default_factory=list)
 
 
-def compare(file: RecordFile, found: Records, tracked: Records) -> Agreement:
+def compare(file: RecordFile, found: Sequence[dict], tracked: Sequence[dict]) -> Agreement:
     """Compare new records with the tracked ones of the same cases.
 
     Args:
@@ -101,13 +101,39 @@ def compare(file: RecordFile, found: Records, tracked: Records) -> Agreement:
     """
     known = {file.key_of(record): record for record in tracked}
     pairs = [(new, known[file.key_of(new)]) for new in found if file.key_of(new) in known]
-    identical = sum(_lasting(new) == _lasting(old) for new, old in pairs)
+    same = sum(_same(new, old) for new, old in pairs)
     wrong = [f"{file.words(new)}: {words}" for new, old in pairs if (words := file.difference(new, old))]
-    return Agreement(identical, len(pairs) - len(wrong), len(found) - len(pairs), wrong)
+    return Agreement(same, len(pairs) - len(wrong), len(found) - len(pairs), wrong)
 
 
-def _lasting(record: dict) -> dict:
-    return {name: value for name, value in record.items() if name not in _CHANGING}
+def results_table(
+    title: str, header: Sequence[str], rows: Iterable[Sequence[str]], *, text: Sequence[str] = ()
+) -> Table:
+    """A table for the terminal.
+
+    Args:
+        title: title of the table.
+        header: names of the columns.
+        rows: the cells of each row.
+        text: names of the columns with text, which are aligned to the left; the others are numbers.
+    """
+    table = Table(title=title, box=None, pad_edge=False)
+    for name in header:
+        table.add_column(name, no_wrap=True, justify="left" if name in text else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _same(new: Any, old: Any) -> bool:
+    """True if two records, or parts of records, have the same numbers to six digits and the same text."""
+    if isinstance(new, dict) and isinstance(old, dict):
+        return new.keys() == old.keys() and all(_same(new[name], old[name]) for name in new.keys() - _CHANGING)
+    if isinstance(new, list) and isinstance(old, list):
+        return len(new) == len(old) and all(map(_same, new, old))
+    if isinstance(new, float) and isinstance(old, float):
+        return math.isclose(new, old, rel_tol=1e-6, abs_tol=1e-9)
+    return new == old
 
 
 def run_study(
@@ -161,7 +187,7 @@ def run_study(
     return status
 
 
-def _agreement(file: RecordFile, found: Records, tracked: Path) -> Agreement | None:
+def _agreement(file: RecordFile, found: Sequence[dict], tracked: Path) -> Agreement | None:
     path = tracked / file.name
     return compare(file, found, read_lines(path)) if path.exists() else None
 
@@ -169,7 +195,7 @@ def _agreement(file: RecordFile, found: Records, tracked: Path) -> Agreement | N
 def _agreement_words(file: RecordFile, agreement: Agreement, total: int) -> list[str]:
     compared = total - agreement.unknown
     words = f"{file.name}: {agreement.agreeing} of {compared} records agree with the tracked ones"
-    words += f", {agreement.identical} of them to the last digit"
+    words += f", {agreement.same} of them to six digits"
     words += f"; {agreement.unknown} are not in the tracked file" if agreement.unknown else ""
     return [words, *(f"  contradiction: {line}" for line in agreement.contradictions)]
 

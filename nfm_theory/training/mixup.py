@@ -26,8 +26,8 @@ from ..setting.checks import level
 from ..setting.draws import Draw, sample_draw
 from ..setting.law import Law
 from ..setting.network import kind
+from ..setting.perturbation import perturb
 from ..setting.pointwise import mixable_labels
-from ..setting.problem import perturb
 from .hooks import Hook, hooked_modules, unwrap
 from .options import Form, check_form, laws_of
 
