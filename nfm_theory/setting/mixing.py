@@ -63,13 +63,18 @@ class MixingLaw:
                 raise ValueError(f"{name}: expected a finite number >= 0 (0: no mixing), got {value!r}.")
 
     @property
+    def parameters(self) -> tuple[float, float]:
+        """α and β."""
+        return self.alpha, self.alpha if self.beta is None else self.beta
+
+    @property
     def mixes(self) -> bool:
         """True if two different samples are ever combined."""
-        return self.alpha > 0 and self.beta > 0
+        return min(self.parameters) > 0
 
     def _parts(self, unmixed: bool) -> list[tuple[float, float, float]]:
         """The mixture of Beta laws, as (weight, a, b)."""
-        a, b = self.alpha, self.beta
+        a, b = self.parameters
         if not unmixed:
             return [(1.0, a, b)]
         if a == b:
@@ -164,5 +169,6 @@ class FixedMixing:
         """Random values of λ."""
         atoms, weights = self._atoms(unmixed)
         u = uniform(shape, generator, device)
-        lam = torch.where(u < float(weights[0]), float(atoms[0]), float(atoms[-1]))
+        first, second = torch.as_tensor(atoms, dtype=u.dtype, device=u.device)[[0, -1]]
+        lam = torch.where(u < float(weights[0]), first, second)
         return lam.to(device=device, dtype=dtype or torch.get_default_dtype())

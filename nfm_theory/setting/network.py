@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +98,8 @@ class Network:
         """Select the outputs from the return value of the model."""
         if callable(self.output):
             return self.output(found)
-        if isinstance(self.output, str) and hasattr(found, self.output):
+        named = isinstance(self.output, str) and not isinstance(found, dict)  # a dict has methods of its own
+        if named and hasattr(found, self.output):
             return getattr(found, self.output)
         try:
             return found[self.output]

@@ -15,7 +15,7 @@ MAY_USE = {
     "experiments": {"nfm_theory", "experiments"},
     "figures": {"nfm_theory", "experiments", "figures"},
 }
-LIBRARY_NEEDS = {"torch", "numpy", "scipy", "sympy", "tqdm"}
+LIBRARY_NEEDS = {"torch", "numpy", "scipy", "sympy", "tqdm", "lazy_loader"}
 COMMAND_NEEDS = {"typer"}  # only in the folder of the command, which alone reads and writes files
 LIBRARY_NEEDS_LAZILY = {"matplotlib"}  # only inside a function: `import nfm_theory` works without it
 MAX_LINES = 400
