@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from .checks import near
 
 #: The part of the model's return value that holds the outputs: a name, a position or a function.
-Output = str | int | Callable | None
+Output = str | int | Callable[[Any], Tensor] | None
 
 
 class Stop(Exception):

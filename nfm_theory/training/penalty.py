@@ -169,7 +169,7 @@ class TaylorRegularizer(nn.Module):
         slope, curvature = self.loss.gradient(at.outputs, labels), self.loss.hessian(at.outputs, labels)
         g = at.h
         parts = {name: g.new_zeros(()) for name in ("R1", "R2", "R3")}
-        if self.drift:  # first: its reverse sweep serves the second derivatives as well
+        if self.drift:  # comes first, because the second derivatives reuse its reverse sweep
             drift = at.propagate((g.mean(0) - g).unsqueeze(0))[0]
             parts["R1"] = self.drift * (at.pullback(slope) * drift).sum(1).mean()
         for (gauss_newton, residual), sources in self._groups.items():

@@ -35,11 +35,11 @@ def naive_terms(head, features, labels, potential, *, moments, add_second=0.0, m
         full, cubic = hessian(loss)(g), third(loss, g)
         total["standard"] += loss(g)
         for r in range(n):
-            v = features[r] - g
-            total["R1"] += m1 * slope @ jac @ v / n
-            total["R2"] += m2 / 2 * v @ gauss_newton @ v / n
-            total["R3"] += m2 / 2 * v @ residual @ v / n
-            total["C3"] += m3 / 6 * torch.einsum("ijk,i,j,k", cubic, v, v, v) / n
+            v, p = features[r] - g, 1 / n if partners is None else partners[i, r]
+            total["R1"] += p * m1 * slope @ jac @ v
+            total["R2"] += p * m2 / 2 * v @ gauss_newton @ v
+            total["R3"] += p * m2 / 2 * v @ residual @ v
+            total["C3"] += p * m3 / 6 * torch.einsum("ijk,i,j,k", cubic, v, v, v)
             for j in range(d):
                 total["C3"] += p * m1 / 2 * (add_second + mult_second * g[j] ** 2) * (cubic[j, j] @ v)
                 total["C3"] += p * m1 * mult_second * full[j, j] * v[j] * g[j]
