@@ -18,12 +18,7 @@ from math import factorial
 import torch
 from torch import Tensor
 
-from ..calculus.derivatives import (
-    directional_derivatives,
-    gauss_newton_forms,
-    scalar_coefficients,
-    scalar_derivatives,
-)
+from ..calculus.derivatives import directional_derivatives, gauss_newton_forms, scalar_coefficients, scalar_derivatives
 from ..calculus.engine import Linearization, linearize
 from ..setting.draws import Draw
 from ..setting.problem import Path, Problem

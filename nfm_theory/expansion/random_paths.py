@@ -166,12 +166,7 @@ def _sweep(
 
 @torch.no_grad()
 def sample_paths(
-    problem: Problem,
-    eps: Tensor,
-    order: int,
-    *,
-    replicates: int,
-    generator: torch.Generator | None = None,
+    problem: Problem, eps: Tensor, order: int, *, replicates: int, generator: torch.Generator | None = None
 ) -> PathSample:
     """Losses and Taylor coefficients along random paths from every sample, each path with both signs of the noise.
 

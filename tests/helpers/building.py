@@ -29,5 +29,5 @@ def build_problem(model, x, y, *, layer="", **options):
 def build_branches(model, xs, y=None, *, layer="", **options):
     """Branches; several layers give a list."""
     if isinstance(layer, (list, tuple)):
-        return nt.Branches.at_layers(model, xs, y, layers=layer, **_with_law(options))
+        return [nt.Branches(model, xs, y, layer=name, **_with_law(options)) for name in layer]
     return nt.Branches(model, xs, y, layer=layer, **_with_law(options))

@@ -319,7 +319,7 @@ BAD = [
     ({"form": "guess"}, ValueError, "form: expected"),
     ({"form": "mixed", "eps": 0.5}, ValueError, "mixed-label form exists at eps = 1 only"),
     ({"eps": -1.0}, ValueError, "eps: expected"),
-    ({"layer": []}, ValueError, "non-empty"),
+    ({"layer": []}, ValueError, "at least one problem"),
     ({"add_noise": 0.1, "quadrature": nt.Quadrature(max_rows=10)}, GridTooLargeError, "max_rows"),
     (
         {"method": "monte_carlo", "shared_noise": True, "control_variate": "cubic"},

@@ -392,7 +392,8 @@ REFUSED = {
         lambda: net(lambda m, x: (lambda h: m.relu(h) + h)(m.a(x)), a=linear(), relu=nn.ReLU(inplace=True)), X, "",
         ValueError, "without in-place operations"),
     "overwritten by a method": (
-        lambda: net(lambda m, x: (lambda h: (h.mul_(2), h)[1])(m.a(x)), a=linear()), X, "", ValueError, "without in-place operations"),
+        lambda: net(lambda m, x: (lambda h: (h.mul_(2), h)[1])(m.a(x)), a=linear()), X, "",
+        ValueError, "without in-place operations"),
 }  # fmt: skip
 
 

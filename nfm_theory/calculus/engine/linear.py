@@ -216,9 +216,7 @@ def _dropout(rec, func, input, p=0.5, training=True, inplace=False):
     return input
 
 
-@rule("detach")
-def _detach(rec, func, input):
-    return func(input)
+rule("detach")(lambda rec, func, input: func(input))
 
 
 @rule(also=(torch.Tensor.data.__get__,))

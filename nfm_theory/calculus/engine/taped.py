@@ -215,7 +215,5 @@ class Taped(Linearization):
                 for value in node.inputs:
                     if last[id(value)] == k:
                         moving.pop(id(value), None)
-            out = None
-            if tangents:
-                out = moving[id(self._output)].expand(len(directions), *self.outputs.shape)
+            out = moving[id(self._output)].expand(len(directions), *self.outputs.shape) if tangents else None
             return out, None if slope is None else hessian_forms
