@@ -107,10 +107,6 @@ def _instance_norm(
     return _per_channel(_standardize(input, tuple(range(2, input.dim())), eps), weight, bias)
 
 
-def _torch_instance_norm(input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn):
-    return _instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-
-
 # Activations ------------------------------------------------------------------------------------------------
 
 
@@ -281,7 +277,9 @@ REPLACEMENTS: dict[Callable, Callable] = {
     F.batch_norm: _batch_norm,
     torch.batch_norm: lambda x, weight, bias, mean, var, *rest: _batch_norm(x, mean, var, weight, bias, *rest),
     F.instance_norm: _instance_norm,
-    torch.instance_norm: _torch_instance_norm,
+    torch.instance_norm: lambda x, weight, bias, mean, var, *rest: _instance_norm(
+        x, mean, var, weight, bias, *rest[:3]
+    ),
     F.silu: _silu,
     F.mish: _mish,
     F.hardsigmoid: _hardsigmoid,

@@ -85,11 +85,11 @@ def _max_pool(rec, func, input, kernel_size, stride=None, padding=0, dilation=1,
     if return_indices or x.layout[0] != 0 or input.ndim != spatial + 2:
         raise UnsupportedOperationError("max pooling that returns indices, or without a sample dimension")
     out, index = func(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
-    flat, behind = index.flatten(2), out.shape[2:]
+    flat, spatial_shape = index.flatten(2), out.shape[2:]
 
     def push(t):
         t = spread(t, x).flatten(3)
-        return t.gather(3, flat.expand(len(t), *flat.shape)).unflatten(3, behind)
+        return t.gather(3, flat.expand(len(t), *flat.shape)).unflatten(3, spatial_shape)
 
     return rec.emit([x], out, push, layout=x.layout)
 
@@ -103,8 +103,8 @@ def _reduction(rec, func, input, dim=None, keepdim=False, **kwargs):
     out = func(input, dim, keepdim, **kwargs)
     k, per = x.layout
     layout = None if k in dims else (k if keepdim else k - sum(d < k for d in dims), per)
-    behind = tuple(sorted(d + 1 for d in dims))
-    return rec.emit([x], out, lambda t: func(t, behind, keepdim, **kwargs), layout=layout, shared=k == 0)
+    shifted = tuple(sorted(d + 1 for d in dims))
+    return rec.emit([x], out, lambda t: func(t, shifted, keepdim, **kwargs), layout=layout, shared=k == 0)
 
 
 rule("sum", "mean")(_reduction)

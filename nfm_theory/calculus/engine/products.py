@@ -14,7 +14,7 @@ from .tape import UnsupportedOperationError, Value
 
 
 def _raised(tangent: Tensor, value: Value, ndim: int) -> Tensor:
-    """The tangent of a value that is broadcast to `ndim` dimensions, reshaped so that it is broadcast likewise."""
+    """The tangent of a value that is broadcast to `ndim` dimensions, reshaped for the same broadcast."""
     missing = ndim - value.ndim
     if not missing:
         return tangent

@@ -172,14 +172,14 @@ class Taped(Linearization):
 
     def _first_curved(self) -> list[Node]:
         """The curved operations that do not depend on other curved operations."""
-        behind: set[int] = set()
+        after_curved: set[int] = set()
         first = []
         for node in self._nodes:
-            after = any(id(value) in behind for value in node.inputs)
+            after = any(id(value) in after_curved for value in node.inputs)
             if node.form is not None and not after:
                 first.append(node)
             if node.form is not None or after:
-                behind.add(id(node.output))
+                after_curved.add(id(node.output))
         return first
 
     def _plan(self, forms: dict[int, Callable], want_tangents: bool) -> list[tuple[Node, bool]]:
