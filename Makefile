@@ -1,97 +1,143 @@
-# `make book` is the main job: environment, verification on real data, figures, book.
-# `make test` runs every check. `make help` lists the rest.
+# `make book` is the main job: environment, a sample of the results again, figures, book. `make test` runs every check.
+# `make help` lists the rest. Only `make record` changes tracked files; everything else writes files that git ignores.
 
 SHELL = /bin/sh
+# Another interpreter, 3.10 or newer: make env PYTHON=python3.12
 PYTHON ?= python3
 VENV = .venv
 PY = $(VENV)/bin/python
-
 # The fast way, where uv is installed: make env UV=uv
 UV ?=
 # Linux without a GPU: make env TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
-# make book BOOK_FLAGS=--fresh executes every notebook again, whatever the cache holds
+# make book BOOK_FLAGS=--fresh executes every notebook again, whatever the cache holds.
 BOOK_FLAGS ?=
 
-RECIPES ?= 'digits/*' 'nfm-figure-toy/*' 'noisymix-figure4/*'
+# What is trained again: by `make book` a sample, by `make verify` everything that needs no data of yours.
+SAMPLE ?= digits/nfm digits/noisymix digits/taylor_nfm 'nfm-figure-toy/*' 'noisymix-figure4/*'
+RECIPES ?= 'digits*/*' 'nfm-figure-toy/*' 'noisymix-figure4/*'
 SEEDS ?= 1
 WORKERS ?= 2
 
-NFM = $(VENV)/bin/nfm
+STUDIES = expansion bounds validity decomposition
+SAMPLED = expansion bounds validity
+
+RESULTS = experiments/results
+# What is measured again, with networks of its own: those in the user's cache may be of another state of the code.
+AGAIN = $(RESULTS)/again
+LEDGER = $(AGAIN)/experiments.jsonl
+RUNS = $(AGAIN)/runs
 STAMP = $(VENV)/.installed
-RERUN = experiments/results/rerun.jsonl
-# Networks of its own, of one state of the code: those in the user's cache may have been trained by another.
-RERUN_RUNS = experiments/results/rerun_runs
-RERUN_BEGUN = experiments/results/.rerun
-VERIFIED = experiments/results/.verified
-SOURCES = $(wildcard nfm_theory/*.py nfm_theory/*/*.py experiments/*.py experiments/*/*.py)
+
+# What each result depends on ------------------------------------------------------------------------------------------
+
+LIBRARY := $(shell find nfm_theory -name '*.py' -not -path 'nfm_theory/cli/*')
+LIBRARY += $(addprefix nfm_theory/cli/,__init__.py errors.py files.py)
+# Studies of small networks on the digits.
+SMALL := $(wildcard $(addprefix experiments/,__init__.py console.py processes.py augment/__init__.py augment/standard.py \
+	record/__init__.py record/files.py data/*.py models/*.py))
+# Training by a recipe, and what a trained network is measured with.
+TRAINING := $(SMALL) $(wildcard $(addprefix experiments/,runner.py studies/__init__.py studies/networks.py \
+	$(addsuffix /*.py,augment corruptions evaluation metrics recipes record schemes training)))
+# What is drawn, and from what.
+FIGURES := $(wildcard figures/*.py $(addprefix experiments/,claims/*.py studies/*.py tables/*.py)) \
+	$(wildcard $(RESULTS)/*.jsonl experiments/published/*.csv benchmarks/results/*.json)
+
+EXPANSION = $(LIBRARY) $(SMALL) $(wildcard experiments/studies/*.py)
+BOUNDS = $(EXPANSION)
+VALIDITY = $(LIBRARY) $(TRAINING) $(wildcard experiments/studies/*.py)
+DECOMPOSITION = $(VALIDITY)
 
 # A backend set outside (often Agg) silently removes every figure from the executed pages.
 unexport MPLBACKEND
-# The figures and pages draw the networks that were trained here.
-book experiments figures: export NFM_RUNS = $(CURDIR)/$(RERUN_RUNS)
+export OMP_NUM_THREADS = 1
+export NFM_RUNS = $(CURDIR)/$(RUNS)
 
 .DEFAULT_GOAL := help
-.PHONY: help env book verify experiments figures test lint clean
+.PHONY: help env book sample verify training record figures test lint types clean
+.DELETE_ON_ERROR:
+# Also under `make -j`: each of the jobs uses all cores.
+.NOTPARALLEL:
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
-env: $(STAMP) ## create .venv with the pinned development install (UV=uv: the fast way)
+env: $(STAMP) ## make .venv, the pinned development install (UV=uv: the fast way)
 
-$(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 10) else "Python 3.10 or newer is needed, $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % v[:2])'
-ifeq ($(UV),)
-	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	$(if $(TORCH_INDEX),$(PY) -m pip install torch -c constraints.txt --index-url $(TORCH_INDEX))
-	$(PY) -m pip install -e '.[dev]' -c constraints.txt
-else
-	test -x $(PY) || $(UV) venv --python $(PYTHON) $(VENV)
-	$(if $(TORCH_INDEX),$(UV) pip install --python $(PY) torch -c constraints.txt --index-url $(TORCH_INDEX))
-	UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(UV) pip install --python $(PY) -e '.[dev]' -c constraints.txt
-endif
-	@touch $(STAMP)
-
-book: $(VERIFIED) figures ## verify on trained networks, draw the figures, build the book; ends with the page's path
-	$(PY) book/build.py $(BOOK_FLAGS)
-
-verify: ## verify the expansion on networks trained on real data, again
-	rm -f $(VERIFIED) $(RERUN_BEGUN)
-	$(MAKE) $(VERIFIED)
-
-# Runs once per state of the code: deterministic, and its records are what the book's pages read.
-$(VERIFIED): $(STAMP) $(SOURCES)
-	@mkdir -p experiments/results
-	$(PY) -m experiments.studies.verify_digits
-	$(PY) -m experiments.studies.verify_bounds
-	$(MAKE) experiments
-	OMP_NUM_THREADS=1 $(PY) -m experiments.studies.verify_validity --check
-	@touch $(VERIFIED)
-
-# Every scheme on digits and the toy problems of both papers, run again beside the tracked ledger and compared with it.
-# All five seeds: make experiments SEEDS=1,2,3,4,5
-experiments: $(STAMP) $(RERUN_BEGUN) ## train every scheme on digits and the toy problems again, and compare with the ledger
-	OMP_NUM_THREADS=1 $(NFM) sweep $(RECIPES) --seeds $(SEEDS) \
-		--workers $(WORKERS) --threads 1 --ledger $(RERUN)
-	$(NFM) ledger compare $(RERUN)
-
-# Interrupted, it goes on where it was; after a change of the code or of its environment it begins again.
-$(RERUN_BEGUN): $(STAMP) $(SOURCES)
-	rm -rf $(RERUN) $(RERUN_RUNS)
+$(STAMP): pyproject.toml constraints.txt scripts/environment.sh
+	@PYTHON='$(PYTHON)' VENV='$(VENV)' UV='$(UV)' TORCH_INDEX='$(TORCH_INDEX)' scripts/environment.sh
 	@touch $@
 
-figures: $(STAMP) $(VERIFIED) ## draw the figures into figures/out
-	if test -f figures/__main__.py; then $(PY) -m figures; fi
+book: sample figures ## verify a sample, draw the figures, build the book; ends with the page to open
+	$(PY) book/build.py $(BOOK_FLAGS)
+
+# A sample of the results, again -----------------------------------------------------------------------------------------
+
+sample: $(SAMPLED:%=$(AGAIN)/.sample-%) $(AGAIN)/.sample-training ## verify and train a sample again, compare with the records
+
+$(AGAIN)/.sample-expansion $(AGAIN)/.study-expansion: $(STAMP) $(EXPANSION) $(RESULTS)/expansion.jsonl
+$(AGAIN)/.sample-bounds $(AGAIN)/.study-bounds: $(STAMP) $(BOUNDS) $(RESULTS)/bounds.jsonl
+$(AGAIN)/.sample-validity $(AGAIN)/.study-validity: $(STAMP) $(VALIDITY) $(RESULTS)/validity_trained.jsonl
+$(AGAIN)/.study-decomposition: $(STAMP) $(DECOMPOSITION) $(RESULTS)/decomposition.jsonl
+# The networks of validity are trained by recipes, into $(RUNS).
+$(AGAIN)/.sample-validity $(AGAIN)/.study-validity: | $(AGAIN)/.begun
+
+$(AGAIN)/.sample-%:
+	@mkdir -p $(AGAIN)
+	$(PY) -m experiments study $* --sample --workers $(WORKERS)
+	@touch $@
+
+$(AGAIN)/.sample-training: $(AGAIN)/.begun
+	$(PY) -m experiments sweep $(SAMPLE) --seeds 1 --workers $(WORKERS) --threads 1 --ledger $(LEDGER)
+	$(PY) -m experiments ledger compare $(LEDGER)
+	@touch $@
+
+# Interrupted, a sweep goes on where it was. After a change of the code or of the environment it begins again.
+$(AGAIN)/.begun: $(STAMP) $(LIBRARY) $(TRAINING)
+	rm -rf $(LEDGER) $(RUNS)
+	@mkdir -p $(AGAIN)
+	@touch $@
+
+# Everything, again ------------------------------------------------------------------------------------------------------
+
+verify: $(STUDIES:%=$(AGAIN)/.study-%) training ## do every study and training again, beside the records, and compare
+
+$(AGAIN)/.study-%:
+	@mkdir -p $(AGAIN)
+	$(PY) -m experiments study $* --workers $(WORKERS)
+	@touch $@
+
+# All five seeds: make training SEEDS=1,2,3,4,5
+training: $(AGAIN)/.begun ## train every recipe on digits and the toy problems again, and compare
+	$(PY) -m experiments sweep $(RECIPES) --seeds $(SEEDS) --workers $(WORKERS) --threads 1 --ledger $(LEDGER)
+	$(PY) -m experiments ledger compare $(LEDGER)
+
+record: $(STAMP) ## do everything again and write it into the tracked records
+	for study in $(STUDIES) explore; do $(PY) -m experiments study $$study --record --workers $(WORKERS) || exit; done
+	$(PY) -m experiments sweep $(RECIPES) --workers $(WORKERS) --threads 1
+
+# Figures, checks --------------------------------------------------------------------------------------------------------
+
+figures: figures/out/.drawn ## draw the figures into figures/out
+
+# The toy problems' networks are those of the sample.
+figures/out/.drawn: $(STAMP) $(LIBRARY) $(TRAINING) $(FIGURES) $(AGAIN)/.sample-training
+	$(PY) -m figures
+	@touch $@
 
 # xdist starts a process per core, so each gets one thread. torch.compile wants a session of its own.
 test: $(STAMP) lint ## ruff, then pytest with coverage of nfm_theory of at least 95 %
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --cov=nfm_theory --cov-report=term-missing:skip-covered --cov-fail-under=95
+	$(PY) -m pytest -n auto --cov=nfm_theory --cov-report=term-missing:skip-covered --cov-fail-under=95
 	$(PY) -m pytest -o addopts= -m compile tests
 
 lint: $(STAMP) ## ruff check and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-clean: ## remove what was built; .venv and the tracked results stay
-	rm -rf book/_build figures/out build .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* $(VERIFIED) $(RERUN) $(RERUN_RUNS) $(RERUN_BEGUN) *.egg-info
+# To make type errors fail `make test` too, write `lint: types` in a line of its own.
+types: $(STAMP) ## basedpyright: basic on the library, strict on a user's script
+	$(PY) -m basedpyright --pythonpath $(PY)
+
+clean: ## remove what was built; .venv and the tracked records stay
+	rm -rf book/_build figures/out build dist .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* $(AGAIN) *.egg-info
 	find nfm_theory experiments figures tests book benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -51,6 +51,8 @@ def environment() -> dict[str, str]:
     env.pop("MPLBACKEND", None)  # Agg removes every figure without a word
     env["TQDM_DISABLE"] = "1"  # a progress bar on stderr is a warning
     env["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # ipykernel's debugger warns about frozen modules
+    # The pages import experiments and figures, which are not installed.
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
     env["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, not one installed for the user
     return env
 

@@ -1,13 +1,13 @@
-"""Where commands print."""
+"""The console that commands print to."""
 
 from rich.console import Console
 
 
 def wide_console(width: int = 160) -> Console:
-    """The terminal; in a file or a pipe, `width` columns, so that lines are not cut to a terminal that is not there.
+    """The terminal. Output to a file or a pipe is `width` columns wide, so that tables are not cut.
 
     Args:
-        width: columns without a terminal.
+        width: number of columns without a terminal.
     """
     found = Console()
     return found if found.is_terminal else Console(width=width)

@@ -6,7 +6,7 @@ import os
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -146,13 +146,3 @@ def measure(
             training={key: trained.record[key] for key in keys}, seconds=round(time.perf_counter() - start, 2),
             **provenance(device),
         ))  # fmt: skip
-
-
-def shortened(recipe: Recipe, **changes) -> Recipe:
-    """The recipe with other training settings, for a try; its hash says that it is another one.
-
-    Args:
-        recipe: a recipe.
-        **changes: fields of `Training`.
-    """
-    return replace(recipe, training=replace(recipe.training, **changes))

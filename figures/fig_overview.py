@@ -75,7 +75,7 @@ def draw(expansion: Sequence[dict], counts: Mapping[str, Counter[str]]) -> Figur
     """The figure of the first page.
 
     Args:
-        expansion: records of `experiments.studies.verify_digits`.
+        expansion: records of the study `expansion`.
         counts: verdicts by group and class, of `statements.count`.
     """
     with style.style():

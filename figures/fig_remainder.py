@@ -27,7 +27,7 @@ def _draw(ax, record: dict, colour: str, marker: str) -> None:
 
 
 def draw(records: list[dict]) -> Figure:
-    """The figure of the records of `experiments.studies.verify_digits`."""
+    """The figure of the records of the study `expansion`."""
     columns, rows = style.panels(records)
     networks = _networks(records)
     looks = dict(zip(networks, zip(style.CYCLE, style.MARKERS, strict=True), strict=False))

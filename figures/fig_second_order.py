@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from experiments.record.comparison import Paired
 from experiments.record.files import RESULTS, read_lines
 from experiments.record.ledger import LEDGER, read
-from experiments.studies.decompose_training import SCHEMES
-from experiments.studies.decompose_training import STUDIES as ACTIVATIONS
+from experiments.studies.decomposition import SCHEMES
+from experiments.studies.decomposition import STUDIES as ACTIVATIONS
 from experiments.studies.gains import (
     EXACT,
     NETWORKS,
@@ -42,7 +42,7 @@ def draw_decomposition(records: Sequence[dict]) -> Figure:
     """What mixing and noise add to the plain loss, and the parts of it, against the epoch.
 
     Args:
-        records: of `experiments.studies.decompose_training`.
+        records: of the study `decomposition`.
     """
     rows = [a for a in ACTIVATIONS if any(r["activation"] == a for r in records)]
     columns = [s for s in SCHEMES if any(r["scheme"] == s for r in records)]

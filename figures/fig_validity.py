@@ -28,7 +28,7 @@ def _draw(ax, curves: list[dict], order: str) -> None:
 
 
 def draw(records: list[dict]) -> Figure:
-    """The figure of the records of `experiments.studies.verify_digits`."""
+    """The figure of the records of the study `expansion`."""
     columns, rows = style.panels(records)
     with style.style():
         figure, axes = style.grid(rows, columns, sharex=True, sharey=True)

@@ -9,7 +9,8 @@ In an `eval-rst` block of a page:
 
 documents these names of a module by autodoc, `.. statements:: nfm_theory nfm_theory.adversarial` prints the tables of
 statements and functions of these modules as one, `.. contents-of:: api_bounds` lists what a page documents, with first
-sentences, and `.. commands::` prints the commands of `nfm`. A name is documented once; the other places it can be
+sentences, and `.. commands::` prints the commands of `nfm` and
+of `python -m experiments`. A name is documented once; the other places it can be
 imported from are named there.
 """
 
@@ -297,9 +298,11 @@ class Commands(_Generated):
     def lines(self):
         import typer
 
-        from experiments.cli import app
+        from experiments.commands import app as experiments_app
+        from nfm_theory.cli.app import app
 
-        return command_lines(typer.main.get_command(app), "nfm")
+        apps = {"nfm": app, "python -m experiments": experiments_app}
+        return [line for path, one in apps.items() for line in command_lines(typer.main.get_command(one), path)]
 
 
 def _short(name: str) -> str:

@@ -1,14 +1,14 @@
-"""Verdicts on what trained networks show: claims on tables, tables, figures, and claims that no table prints."""
+"""Verdicts on what trained networks show: on tables, figures, claims about tables, and claims that no table prints."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..studies.study import TITLES, Study, label, lower_is_better
-from ..tables.claims import NO_NUMBERS, NOT_SUPPORTED, SUPPORTED
-from ..tables.claims import NOT_RUN as UNJUDGED
-from .evidence import SIZES, Records
+from ..studies.study import TITLES, Study, label, lower_is_better, signed
+from ..tables.build import SIZES
+from ..tables.claims import NO_NUMBERS, NOT_SUPPORTED, ONE_SEED, SUPPORTED, WITHIN_NOISE, Outcome
+from .evidence import Records
 from .statement import (
     CONTRADICTED,
     IN_PART,
@@ -17,247 +17,191 @@ from .statement import (
     NOT_TESTABLE,
     REPRODUCED,
     UNDECIDED,
+    Judge,
     Verdict,
 )
 
-#: Standard errors by which a difference must leave zero, as in `tables.claims`.
-CLEAR = 2.0
-NOISE, SINGLE = "within noise", "one seed"
+#: Chooses the metrics of a study that count.
+Metrics = Callable[[Study], list[str]]
 
 
-@dataclass(frozen=True)
-class Size:
-    """A claim at one size.
-
-    Attributes:
-        size: of the trainings.
-        word: `reproduced` or `not reproduced`.
-        weakness: `within noise`, `one seed` or nothing.
-    """
-
-    size: str
-    word: str
-    weakness: str = ""
-
-    @property
-    def qualifier(self) -> str:
-        """Size and weakness."""
-        return ", ".join(filter(None, (self.size, self.weakness)))
-
-
-def by_size(records: Records, claim: str) -> list[Size]:
-    """A claim at every size at which it was judged, the papers' own first.
-
-    Several ways of training at one size must agree; if they do not, the claim is not reproduced there.
+def by_size(records: Records, claim: str) -> list[Outcome]:
+    """The outcomes of a claim at every size at which it was judged, the papers' own size first.
 
     Args:
-        records: of this project.
-        claim: id.
+        records: the records of this project.
+        claim: id of the claim.
     """
-    found = []
-    for size in SIZES:
-        texts = [o.verdict for o in records.judgements[size][claim].ours.values() if o.verdict != UNJUDGED]
-        if not texts:
-            continue
-        bad = [text for text in texts if text.startswith(NOT_REPRODUCED)]
-        decisive = bad or texts
-        weakness = next((w for w in (NOISE, SINGLE) if all(w in text for text in decisive)), "")
-        found.append(Size(size, NOT_REPRODUCED if bad else REPRODUCED, weakness))
-    return found
+    return list(records.judgements[claim].ours.values())
 
 
-def decisive(found: Sequence[Size]) -> Size:
-    """The size that decides: the largest, but one network alone only if there is nothing else."""
-    return next((one for one in found if one.weakness != SINGLE), found[0])
+def decisive(found: Sequence[Outcome]) -> Outcome:
+    """The outcome at the largest size. A size with one seed decides only if there is no other."""
+    return next((one for one in found if one.weakness != ONE_SEED), found[0])
 
 
-def claim(name: str) -> Callable[[Records], Verdict]:
-    """The verdict on one of the claims on tables.
+def claim(name: str) -> Judge:
+    """The verdict on a claim about a table.
 
     Args:
         name: id of the claim.
     """
 
     def verdict(records: Records) -> Verdict:
-        printed = records.judgements[SIZES[0]][name].published.verdict
+        printed = records.judgements[name].published.word
         found = by_size(records, name)
         if found:
-            chosen = decisive(found)
-            words = "; ".join(f"{one.qualifier}: {one.word}" for one in found)
-            return Verdict(chosen.word, f"ours, {words}; printed numbers: {_printed(printed)}", chosen.qualifier)
+            words = "; ".join(f"{one.size}: {one.text}" for one in found)
+            shown = {SUPPORTED: "they show it", NOT_SUPPORTED: "they do not show it"}.get(printed, "none")
+            one = decisive(found)
+            detail = f"our runs, {words}; printed numbers: {shown}"
+            return Verdict(one.word, detail, one.size, one.weakness, one.seeds)
         if printed == NO_NUMBERS:
-            return Verdict(NOT_TESTABLE, "no number is printed for it, only a figure")
+            return Verdict(NOT_TESTABLE, "the paper shows it in a figure only, without numbers")
         if printed == NOT_SUPPORTED:
-            return Verdict(CONTRADICTED, "the printed numbers do not show it; ours: not run")
-        return Verdict(NOT_RUN, "the printed numbers show it; ours: no network at any size has all its cells")
+            return Verdict(CONTRADICTED, "the printed numbers do not show it; we have not run it")
+        return Verdict(NOT_RUN, "the printed numbers show it; at no size have we run two rows that it compares")
 
     return verdict
 
 
-def _printed(verdict: str) -> str:
-    return {SUPPORTED: "they show it", NOT_SUPPORTED: "they do not show it"}.get(verdict, "none")
-
-
 def claims_verdict(records: Records, names: Sequence[str]) -> Verdict | None:
-    """The verdict on something that several claims are about, `None` if none of them was judged.
+    """The verdict on something that several claims are about, or `None` if none of them was judged.
 
     Args:
-        records: of this project.
+        records: the records of this project.
         names: ids of the claims.
     """
-    found = {name: decisive(sizes) for name in names if (sizes := by_size(records, name))}
+    found = [decisive(outcomes) for name in names if (outcomes := by_size(records, name))]
     if not found:
         return None
-    good = [one for one in found.values() if one.word == REPRODUCED]
+    good = [one for one in found if one.word == REPRODUCED]
+    weak = [one for one in found if one.weakness]
     word = REPRODUCED if len(good) == len(found) else IN_PART if good else NOT_REPRODUCED
-    weak = [one for one in found.values() if one.weakness]
-    sizes = [size for size in SIZES if any(one.size == size for one in found.values())]
-    weakness = "" if len(weak) < len(found) else weak[0].weakness
+    sizes = " and ".join(size for size in SIZES if any(one.size == size for one in found))
     detail = f"{len(good)} of {len(found)} judged claims reproduced; within noise or on one seed: {len(weak)}"
-    return Verdict(word, detail, ", ".join(filter(None, (" and ".join(sizes), weakness))))
+    weakness = "" if len(weak) < len(found) else weak[0].weakness
+    return Verdict(word, detail, sizes, weakness, min(one.seeds for one in found))
 
 
-def table(name: str) -> Callable[[Records], Verdict]:
-    """The verdict on a published table: which of its rows were run, and what became of the claims on it.
+def table(name: str) -> Judge:
+    """The verdict on a published table: which of its rows were run, and what became of the claims about it.
 
     Args:
         name: id of the table.
     """
 
     def verdict(records: Records) -> Verdict:
-        judgements = records.judgements[SIZES[0]]
-        names = [j.claim.id for j in judgements.values() if j.claim.table == name]
-        supported = sum(judgements[n].published.verdict == SUPPORTED for n in names)
+        judgements = [j for j in records.judgements.values() if j.claim.table == name]
+        supported = sum(j.published.word == SUPPORTED for j in judgements)
         total = len(records.published.rows(name))
-        rows = []
-        for size in SIZES:
-            cells = {row for group in records.tables[name, size].groups for row, _ in group.cells}
-            rows += [f"{size}: {len(cells)} of {total} rows run"] if cells else []
+        groups = records.tables[name].groups
+        run = [f"{group.size}: {len({row for row, _ in group.cells})} of {total} rows run" for group in groups]
         findings = sum(finding.table == name for finding in records.audit.findings)
-        printed = f"printed numbers: {supported} of {len(names)} claims shown, audit findings: {findings}"
-        found = claims_verdict(records, names)
+        printed = f"printed numbers: {supported} of {len(judgements)} claims shown, audit findings: {findings}"
+        found = claims_verdict(records, [j.claim.id for j in judgements])
         if found is not None:
-            return Verdict(found.word, "; ".join([*rows, found.detail, printed]), found.qualifier)
-        if rows:
-            return Verdict(UNDECIDED, "; ".join([*rows, "no claim on it has all its cells", printed]))
+            return found.with_detail("; ".join([*run, found.detail, printed]))
+        if run:
+            return Verdict(UNDECIDED, "; ".join([*run, "no claim about it could be judged", printed]))
         return Verdict(NOT_RUN, f"none of its {total} rows was run; {printed}")
 
     return verdict
 
 
-def figure(names: Sequence[str]) -> Callable[[Records], Verdict]:
-    """The verdict on a figure that shows what some claims on tables say.
+def figure(names: Sequence[str]) -> Judge:
+    """The verdict on a figure that shows what some claims about tables say.
 
     Args:
         names: ids of the claims.
     """
 
     def verdict(records: Records) -> Verdict:
-        judged = claims_verdict(records, names)
-        printed = [records.judgements[SIZES[0]][name].published.verdict for name in names]
-        words = f"printed numbers: {printed.count(SUPPORTED)} of {len(names)} claims shown"
-        if judged is None:
-            return Verdict(NOT_RUN, f"no network has all its cells; {words}")
-        return Verdict(judged.word, f"{judged.detail}; {words}", judged.qualifier)
+        found = claims_verdict(records, names)
+        supported = sum(records.judgements[name].published.word == SUPPORTED for name in names)
+        words = f"printed numbers: {supported} of {len(names)} claims shown"
+        if found is None:
+            return Verdict(NOT_RUN, f"no two rows that it compares were run; {words}")
+        return found.with_detail(f"{found.detail}; {words}")
 
     return verdict
 
 
 @dataclass(frozen=True)
 class Order:
-    """A scheme that should be better than others.
+    """One scheme should be better than others in a study.
 
     Attributes:
-        scheme: the one.
-        others: the others.
-        metrics: of a study, which of its metrics count.
+        scheme: the scheme that should be better.
+        others: the schemes that should be worse.
+        metrics: chooses the metrics that count.
+        in_part: True if a part of the comparisons is worth a word of its own.
     """
 
     scheme: str
     others: tuple[str, ...]
-    metrics: Callable[[Study], list[str]]
+    metrics: Metrics
+    in_part: bool = False
 
 
-@dataclass(frozen=True)
-class Ordered:
-    """An order of schemes in one study: how many comparisons have the right sign, and what weakens the word."""
-
-    good: int
-    total: int
-    weakness: str
-    detail: str
-
-    @property
-    def word(self) -> str:
-        """All comparisons must have the right sign."""
-        return REPRODUCED if self.good == self.total else NOT_REPRODUCED
-
-
-def _ordered(one: Study, order: Order) -> Ordered | None:
-    """The order in one study; `None` if a comparison is missing."""
-    metrics = order.metrics(one)
-    gains = {(m, other): one.gain(order.scheme, other, m) for m in metrics for other in order.others}
-    if not gains or None in gains.values():
+def _ordered(one: Study, order: Order) -> Verdict | None:
+    """The order in one study, on the comparisons that were run; `None` if there are none."""
+    keys = [(metric, other) for metric in order.metrics(one) for other in order.others]
+    gains = {key: gain for key in keys if (gain := one.gain(order.scheme, key[1], key[0])) is not None}
+    if not gains:
         return None
-    signed = {key: gain.difference * (-1 if lower_is_better(key[0]) else 1) for key, gain in gains.items()}
-    good = [key for key, value in signed.items() if value > 0]
-    deciding = good if len(good) == len(gains) else [key for key in gains if key not in good]
-    seeds = min(gain.n for gain in gains.values())
-    unclear = [key for key in deciding if abs(gains[key].difference) <= CLEAR * (gains[key].stderr or 0)]
-    # To lose it is enough to be clearly worse once; to win, every difference must be clear.
-    noisy = bool(unclear) if len(good) == len(gains) else len(unclear) == len(deciding)
+    good = {key: gain.difference * (-1 if lower_is_better(key[0]) else 1) for key, gain in gains.items()}
+    bad = [key for key, value in good.items() if value <= 0]
+    # To win, every difference must be clear; to lose, one clear difference is enough.
+    clear = any(gains[key].clear for key in bad) if bad else all(gain.clear for gain in gains.values())
+    seeds, worst = min(gain.n for gain in gains.values()), min(good, key=good.get)
     names = ", ".join(TITLES[other] if other != "baseline" else "the baseline" for other in order.others)
-    worst = min(signed, key=signed.get)
+    part = "" if len(gains) == len(keys) else f" (of {len(keys)})"
     detail = (
-        f"better in {len(good)} of {len(gains)} comparisons with {names}, the least {signed[worst]:+.1f} points "
-        f"({label(worst[0])}), {seeds} seeds"
+        f"better in {len(gains) - len(bad)} of {len(gains)} comparisons{part} with {names}, the least "
+        f"{signed(good[worst])} points ({label(worst[0])}), {seeds} seeds"
     )
-    return Ordered(len(good), len(gains), SINGLE if seeds == 1 else NOISE if noisy else "", detail)
+    word = REPRODUCED if not bad else IN_PART if order.in_part and len(bad) < len(gains) else NOT_REPRODUCED
+    return Verdict(word, detail, one.name, ONE_SEED if seeds == 1 else "" if clear else WITHIN_NOISE, seeds)
 
 
-def ordering(order: Order, *, in_part: bool = False) -> Callable[[Records], Verdict]:
-    """The verdict on an order of schemes that no table prints, by our own studies.
+def ordering(order: Order) -> Judge:
+    """The verdict on an order of schemes that no table prints, from our own studies.
 
     Args:
         order: what should be better than what.
-        in_part: whether a part of the comparisons is worth its own word.
     """
 
     def verdict(records: Records) -> Verdict:
-        found = {}
-        for name, one in records.studies.items():
-            outcome = _ordered(one, order)
-            if outcome is not None:
-                found[name] = outcome
+        found = [one for study in records.studies.values() if (one := _ordered(study, order)) is not None]
         if not found:
-            return Verdict(NOT_RUN, "the ledger has no study with all the schemes and measurements")
-        name = next((name for name, one in found.items() if one.weakness != SINGLE), next(iter(found)))
-        chosen = found[name]
-        detail = "; ".join(f"{study}: {one.detail}" for study, one in found.items())
-        word = IN_PART if in_part and 0 < chosen.good < chosen.total else chosen.word
-        return Verdict(word, detail, ", ".join(filter(None, (name, chosen.weakness))))
+            return Verdict(NOT_RUN, "the ledger has no study with two of the schemes and the measurements")
+        chosen = next((one for one in found if one.weakness != ONE_SEED), found[0])
+        return chosen.with_detail("; ".join(f"{one.size}: {one.detail}" for one in found))
 
     return verdict
 
 
-def same_effect(scheme: str, other: str, metrics: Callable[[Study], list[str]]) -> Callable[[Records], Verdict]:
-    """The verdict on whether two ways of training have the same effect, by our own studies.
+def same_effect(scheme: str, other: str, metrics: Metrics) -> Judge:
+    """The verdict on whether two ways of training have the same effect, from our own studies.
 
     Args:
-        scheme: the one.
-        other: the other.
-        metrics: of a study, which of its metrics count.
+        scheme: one scheme.
+        other: the other scheme.
+        metrics: chooses the metrics that count.
     """
 
     def verdict(records: Records) -> Verdict:
         for name, one in records.studies.items():
-            gains = [one.gain(scheme, other, metric) for metric in metrics(one)]
-            known = [gain for gain in gains if gain is not None and gain.stderr is not None]
-            if known:
-                apart = sum(abs(gain.difference) > CLEAR * gain.stderr for gain in known)
-                widest = max(abs(gain.difference) for gain in known)
-                detail = f"{apart} of {len(known)} differences are clear, the largest {widest:.1f} points"
-                return Verdict(NOT_REPRODUCED if apart else REPRODUCED, detail, name if apart else f"{name}, {NOISE}")
+            gains = [gain for metric in metrics(one) if (gain := one.gain(scheme, other, metric)) and gain.n > 1]
+            if gains:
+                apart = sum(gain.clear for gain in gains)
+                widest = max(abs(gain.difference) for gain in gains)
+                detail = f"{apart} of {len(gains)} differences are clear, the largest is {widest:.1f} points"
+                seeds = min(gain.n for gain in gains)
+                if apart:
+                    return Verdict(NOT_REPRODUCED, detail, name, "", seeds)
+                return Verdict(REPRODUCED, detail, name, WITHIN_NOISE, seeds)
         return Verdict(NOT_RUN, f"the ledger has no study with {scheme} and {other} on two seeds")
 
     return verdict

@@ -1,24 +1,22 @@
-"""The published tables and figures, the claims on them, and claims that no table prints, as statements."""
+"""The published tables and figures, the claims about them, and claims that no table prints, as statements."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from ..metrics.corruption import NFM_FIGURE6
 from ..recipes import all_recipes
 from ..studies.study import Study
-from ..tables.claims import Claim
 from ..tables.claims_list import all_claims
 from ..tables.registry import NFM, TABLES, TableInfo
-from . import comparisons as trained
-from . import verdicts
+from . import comparisons, verdicts
+from .comparisons import Metrics, Order
 from .statement import REPRODUCED, Statement
 
 _LEDGER = "experiments/results/experiments.jsonl"
-_TESTS = "tests/experiments/test_claims.py"
-_DIGITS = "nfm sweep 'digits/*' --seeds 1,2,3,4,5"
+_CLAIM_TESTS, _TABLE_TESTS = "tests/experiments/test_claims.py", "tests/experiments/test_tables.py"
+_COMMAND = "python -m experiments"
 #: Tables in the registry that are figures of the papers, and how the papers number them.
 FIGURE_TABLES = {"nfm-figure-toy": "Figures 2-3", "noisymix-figure4": "Figure 4"}
+_UNKNOWN = "number not in our sources"
 
 
 def _paper(info: TableInfo) -> str:
@@ -26,161 +24,135 @@ def _paper(info: TableInfo) -> str:
 
 
 def table_number(name: str) -> str:
-    """`Table 4` of `noisymix-table4`."""
+    """The number of a table in its paper: `Table 4` for `noisymix-table4`."""
     return FIGURE_TABLES.get(name) or f"Table {name.rpartition('table')[2]}"
 
 
 def has_recipes(name: str) -> bool:
-    """Whether recipes of the papers' size are named after a table."""
+    """True if there are recipes named after a table."""
     return any(recipe.startswith(f"{name}/") for recipe in all_recipes())
 
 
-def _sweep(name: str) -> str:
-    """What would run a table: its own recipes, or those that share its networks."""
-    return f"nfm sweep '{name}/*'" if has_recipes(name) else f"nfm tables --table {name}"
+def _training_command(name: str) -> str:
+    """The command that trains the rows of a table, or shows it if it has no recipes."""
+    return f"{_COMMAND} sweep '{name}/*'" if has_recipes(name) else f"{_COMMAND} tables --table {name}"
 
 
-def _table_row(name: str, info: TableInfo) -> Statement:
-    words = f"{info.title}: {info.columns}; {', '.join(info.data)}, {info.network}."
-    return Statement(
-        name, _paper(info),
-        "figure" if name in FIGURE_TABLES else "table", table_number(name), words, "experiments", "",
-        (_LEDGER, f"experiments/published/{info.file}", "tests/experiments/test_tables.py"), _sweep(name),
-        trained.table(name), name,
+def table_statements() -> tuple[Statement, ...]:
+    """A statement for every table and figure with printed numbers."""
+    return tuple(
+        Statement(
+            name, _paper(info), "figure" if name in FIGURE_TABLES else "table", table_number(name),
+            f"{info.title}: {info.columns}; {', '.join(info.data)}, {info.network}.", "experiments", "",
+            (_LEDGER, f"experiments/published/{info.file}", _TABLE_TESTS), _training_command(name),
+            comparisons.table(name), name,
+        )
+        for name, info in TABLES.items()
     )  # fmt: skip
 
 
-def claim_row(claim: Claim) -> Statement:
-    """A claim on a table as a statement."""
-    info = TABLES[claim.table]
-    return Statement(
-        f"claim-{claim.id}", _paper(info), "claim", claim.source.partition(", ")[2] or claim.source,
-        claim.statement + ".", "experiments", "", (_LEDGER, f"experiments/published/{info.file}", _TESTS),
-        f"nfm claims claim-{claim.id}",
-        trained.claim(claim.id), claim.table,
+def claim_statements() -> tuple[Statement, ...]:
+    """A statement for every claim about a table."""
+    return tuple(
+        Statement(
+            f"claim-{claim.id}", _paper(TABLES[claim.table]), "claim",
+            claim.source.partition(", ")[2] or claim.source, claim.statement + ".", "experiments", "",
+            (_LEDGER, f"experiments/published/{TABLES[claim.table].file}", _CLAIM_TESTS),
+            f"{_COMMAND} claims claim-{claim.id}", comparisons.claim(claim.id), claim.table,
+        )
+        for claim in all_claims()
     )  # fmt: skip
 
 
-def levels(*kinds: str):
-    """The metrics of a study that are levels of these kinds."""
-
-    def metrics(one: Study) -> list[str]:
-        return [f"{kind}/{level}" for kind in kinds for level in one.levels(kind)]
-
-    return metrics
+def levels(*kinds: str) -> Metrics:
+    """Chooses the metrics of a study that are levels of these kinds, such as `"white_noise"`."""
+    return lambda one: [f"{kind}/{level}" for kind in kinds for level in one.levels(kind)]
 
 
-def measured(*metrics: str):
-    """Those of some metrics that a study has."""
-
-    def chosen(one: Study) -> list[str]:
-        return [metric for metric in metrics if any(one.values(scheme, metric) for scheme in one.run)]
-
-    return chosen
+def measured(*metrics: str) -> Metrics:
+    """Chooses those of the metrics that a study has."""
+    return lambda one: [metric for metric in metrics if any(one.values(scheme, metric) for scheme in one.run)]
 
 
 def effects(one: Study) -> list[str]:
-    """What the effect of training is measured by: clean, noisy, attacked and corrupted accuracy."""
+    """The metrics that show the effect of training: clean, noisy, attacked and corrupted accuracy, and calibration."""
     names = ("clean", "corrupted/mean", "flip_probability/mean", "rms_calibration_error")
     return measured(*names)(one) + levels("white_noise", "salt_pepper", "pgd_linf")(one)
 
 
+def _ordering(scheme: str, others: tuple[str, ...], metrics: Metrics, **options):
+    return comparisons.ordering(Order(scheme, others, metrics, **options))
+
+
+def _studied(name, kind, number, words, verdict, command="", evidence=()) -> Statement:
+    """A statement that our own studies decide, unless another verdict, command and evidence are given."""
+    command = command or f"{_COMMAND} sweep 'digits/*' --seeds 1,2,3,4,5"
+    evidence = evidence or (_LEDGER, "tests/experiments/test_studies.py")
+    return Statement(name, name.partition("-")[0], kind, number, words, "experiments", "", evidence, command, verdict)
+
+
 _MIXING = ("baseline", "mixup", "manifold_mixup")
-
-
-def _more(
-    name, paper, kind, number, words, verdict, command=_DIGITS, evidence=(_LEDGER, "tests/experiments/test_studies.py")
-):
-    return Statement(name, paper, kind, number, words, "experiments", "", evidence, command, verdict)
-
-
-#: Figures and claims that are no tables. Figures of which no source says what they show are left out.
+#: Figures and claims that no table prints. Figures are left out if no source says what they show.
 MORE = (
-    _more(
-        "nfm-figure-5", "nfm", "figure", "Figure 5",
+    _studied(
+        "nfm-figure-5", "figure", "Figure 5",
         "Accuracy under attack: NFM keeps more of it than the baseline, Mixup and Manifold Mixup. No source states "
         "the attack; ours is PGD.",
-        trained.ordering(trained.Order("nfm", _MIXING, levels("pgd_linf")), in_part=True),
+        _ordering("nfm", _MIXING, levels("pgd_linf"), in_part=True),
     ),
-    _more(
-        "nfm-figure-6", "nfm", "figure", "Figure 6",
+    _studied(
+        "nfm-figure-6", "figure", "Figure 6",
         "Accuracy on six corruptions: NFM has more of it than the baseline, Mixup and Manifold Mixup.",
-        trained.ordering(
-            trained.Order("nfm", _MIXING, measured(*(f"corrupted/{c}" for c in NFM_FIGURE6))), in_part=True
-        ),
+        _ordering("nfm", _MIXING, measured(*(f"corrupted/{name}" for name in NFM_FIGURE6)), in_part=True),
     ),
-    _more(
-        "nfm-figure-noise", "nfm", "figure", "number not in our sources",
+    _studied(
+        "nfm-figure-noise", "figure", _UNKNOWN,
         "Accuracy against the level of white noise and of salt and pepper: the curve of NFM lies above those of "
         "the baseline, Mixup and Manifold Mixup.",
-        trained.ordering(trained.Order("nfm", _MIXING, levels("white_noise", "salt_pepper")), in_part=True),
+        _ordering("nfm", _MIXING, levels("white_noise", "salt_pepper"), in_part=True),
     ),
-    _more(
-        "noisymix-figure-6", "noisymix", "figure", "Figure 6",
+    _studied(
+        "noisymix-figure-6", "figure", "Figure 6",
         "Accuracy on ImageNet-C by category of the corruption: NoisyMix leads for noise, weather and digital, "
         "AugMix for blur.",
-        trained.figure(tuple(f"imagenet-c-{kind}" for kind in ("noise", "weather", "digital", "blur"))),
-        "nfm sweep 'noisymix-table6/*'" if has_recipes("noisymix-table6") else "nfm tables --table noisymix-table6",
-        (_LEDGER, "experiments/published/noisymix_table6.csv", _TESTS),
+        comparisons.figure(tuple(f"imagenet-c-{kind}" for kind in ("noise", "weather", "digital", "blur"))),
+        _training_command("noisymix-table6"), (_LEDGER, "experiments/published/noisymix_table6.csv", _CLAIM_TESTS),
     ),
-    _more(
-        "noisymix-calibrated", "noisymix", "claim", "abstract",
+    _studied(
+        "noisymix-calibrated", "claim", "abstract",
         "NoisyMix is better calibrated than the baseline (here on clean digits, RMS calibration error).",
-        trained.ordering(trained.Order("noisymix", ("baseline",), measured("rms_calibration_error"))),
+        _ordering("noisymix", ("baseline",), measured("rms_calibration_error")),
     ),
-    _more(
-        "noisymix-stable", "noisymix", "claim", "abstract",
+    _studied(
+        "noisymix-stable", "claim", "abstract",
         "NoisyMix changes its prediction less under slow perturbations than the baseline, AugMix and NFM.",
-        trained.ordering(trained.Order("noisymix", ("baseline", "augmix", "nfm"), measured("flip_probability/mean"))),
+        _ordering("noisymix", ("baseline", "augmix", "nfm"), measured("flip_probability/mean")),
     ),
-    _more(
-        "nfm-second-order", "nfm", "claim", "text",
+    _studied(
+        "nfm-second-order", "claim", "text",
         "Training on the plain loss plus the second-order regularizers (Taylor-NFM) has the effect of NFM.",
-        trained.same_effect("nfm", "taylor_nfm", effects),
+        comparisons.same_effect("nfm", "taylor_nfm", effects),
     ),
-    _more(
-        "nfm-vit", "nfm", "claim", "abstract",
+    _studied(
+        "nfm-vit", "claim", "abstract",
         "NFM also improves vision transformers.",
         verdicts.not_run("no source states network, training or noise; a recipe would have to choose them"),
-        "nfm recipes list", ("experiments/models/vit.py", "tests/experiments/test_models.py"),
+        f"{_COMMAND} recipes list", ("experiments/models/vit.py", "tests/experiments/test_models.py"),
     ),
-    _more(
-        "mixup-attacks", "mixup", "claim", "abstract",
+    _studied(
+        "mixup-attacks", "claim", "abstract",
         "Mixup makes networks more robust to attacks such as FGSM than plain training.",
-        trained.ordering(trained.Order("mixup", ("baseline",), levels("fgsm_linf"))),
+        _ordering("mixup", ("baseline",), levels("fgsm_linf")),
     ),
-    _more(
-        "mixup-generalises", "mixup", "claim", "abstract",
-        "Mixup improves accuracy on clean test data.",
-        trained.ordering(trained.Order("mixup", ("baseline",), measured("clean"))),
+    _studied(
+        "mixup-generalises", "claim", "abstract", "Mixup improves accuracy on clean test data.",
+        _ordering("mixup", ("baseline",), measured("clean")),
     ),
     Statement(
-        "mixup-figure-approximation", "mixup", "figure", "number not in our sources",
+        "mixup-figure-approximation", "mixup", "figure", _UNKNOWN,
         "Along training, the Mixup loss and its second-order approximation stay close (logistic regression, two "
         "moons).",
-        "generalisation", "", ("tests/theory/test_generalization.py",), "nfm claims mixup-figure-approximation",
-        verdicts.checked("approximation", REPRODUCED),
+        "generalisation", "", ("tests/theory/test_generalization.py",),
+        f"{_COMMAND} claims mixup-figure-approximation", verdicts.checked("approximation", REPRODUCED),
     ),
 )  # fmt: skip
-
-
-def published_rows() -> tuple[Statement, ...]:
-    """A statement for every table and figure with printed numbers."""
-    return tuple(_table_row(name, info) for name, info in TABLES.items())
-
-
-def claim_rows() -> tuple[Statement, ...]:
-    """A statement for every claim on a table."""
-    return tuple(claim_row(claim) for claim in all_claims())
-
-
-def by_table(statements: tuple[Statement, ...]) -> Mapping[str, list[Statement]]:
-    """Claims by the table that decides them.
-
-    Args:
-        statements: of `claim_rows`.
-    """
-    found: dict[str, list[Statement]] = {}
-    for statement in statements:
-        found.setdefault(statement.table, []).append(statement)
-    return found

@@ -21,11 +21,9 @@ from ..tables.published import Published
 from .check import Check
 from .checks import CHECKS
 
-#: Digits stand in for CIFAR-10, at their own size only.
-STAND_INS: Mapping[str, list[str]] = {"cifar10": ["digits"], "preactresnet18": ["digits_resnet"]}
-#: Sizes of trainings, the papers' own first.
-SIZES = ("paper", "small", "digits", "toy")
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+#: Our own studies with all schemes, the larger networks first.
+STUDIES = ("cifar100-small", "cifar10-small", "digits")
 
 
 @dataclass(frozen=True)
@@ -33,11 +31,11 @@ class Records:
     """Everything that verdicts read.
 
     Attributes:
-        expansion: verified expansions, as `experiments.studies.verify_digits` writes them.
-        validity: error curves up to ε = 1, likewise.
-        bounds: adversarial bounds on digits, of `experiments.studies.verify_bounds`.
-        bounds_cifar: the same on CIFAR-10.
-        entries: of the ledger.
+        expansion: verified expansions, from the study `expansion`.
+        validity: error curves up to ε = 1, from the same study.
+        bounds: adversarial bounds on digits, from the study `bounds`.
+        bounds_cifar: adversarial bounds on CIFAR-10.
+        entries: lines of the ledger.
         benchmarks: results of the benchmarks by name.
         published: the printed tables.
         checks: quick computations by name; each runs once.
@@ -70,22 +68,14 @@ class Records:
         return self._done[name]
 
     @cached_property
-    def judgements(self) -> dict[str, dict[str, Judgement]]:
-        """Verdicts on the claims on tables, by size and id."""
-        found = {}
-        for size in SIZES:
-            judged = judge_claims(self.entries, size, published=self.published, stand_ins=STAND_INS)
-            found[size] = {judgement.claim.id: judgement for judgement in judged}
-        return found
+    def judgements(self) -> dict[str, Judgement]:
+        """Every claim about a table, judged on the printed numbers and on ours, by id."""
+        return {judged.claim.id: judged for judged in judge_claims(self.entries, published=self.published)}
 
     @cached_property
-    def tables(self) -> dict[tuple[str, str], Table]:
-        """Printed tables beside ours, by table and size."""
-        return {
-            (name, size): build_table(name, self.entries, size, published=self.published, stand_ins=STAND_INS)
-            for name in self.published.tables()
-            for size in SIZES
-        }
+    def tables(self) -> dict[str, Table]:
+        """The printed tables with ours beside them, by id."""
+        return {name: build_table(name, self.entries, published=self.published) for name in self.published.tables()}
 
     @cached_property
     def audit(self) -> AuditReport:
@@ -94,12 +84,12 @@ class Records:
 
     @cached_property
     def studies(self) -> dict[str, Study]:
-        """Our own studies by name, the larger networks first."""
-        return {name: study(self.entries, name) for name in ("cifar100-small", "cifar10-small", "digits")}
+        """Our own studies by name."""
+        return {name: study(self.entries, name) for name in STUDIES}
 
 
 def load_records(results: Path = RESULTS, benchmarks: Path = BENCHMARKS) -> Records:
-    """The records of this project, or of another folder; a file that is not there has no records.
+    """Read the records of this project, or those of another folder. A missing file counts as empty.
 
     Args:
         results: folder of the `.jsonl` files.
@@ -111,7 +101,6 @@ def load_records(results: Path = RESULTS, benchmarks: Path = BENCHMARKS) -> Reco
         return tuple(read_lines(path)) if path.exists() else ()
 
     measured = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(benchmarks.glob("*.json"))}
-    return Records(
-        expansion=lines("expansion"), validity=lines("validity"), bounds=lines("bounds"),
-        bounds_cifar=lines("bounds_cifar"), entries=tuple(load_entries(results / LEDGER.name)), benchmarks=measured,
-    )  # fmt: skip
+    names = ("expansion", "validity", "bounds", "bounds_cifar")
+    entries = tuple(load_entries(results / LEDGER.name))
+    return Records(**{name: lines(name) for name in names}, entries=entries, benchmarks=measured)

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
-from .empirical import MORE, claim_rows, published_rows
+from .empirical import MORE, claim_statements, table_statements
 from .evidence import Records
 from .statement import (
     CONTRADICTED,
@@ -28,7 +28,6 @@ from .statement import (
     VERIFIED,
     Statement,
     Verdict,
-    judge,
 )
 from .theory import STATEMENTS
 
@@ -37,7 +36,7 @@ GROUPS = (
     "NFM, theory", "NoisyMix, theory", "Mixup, theory", "New here", "Tables", "Figures", "Claims on tables",
     "Other claims",
 )  # fmt: skip
-#: What a verdict comes to, from the best to what is unknown, and the words that do.
+#: What verdicts are summed up to, from the best to the unknown, and the words that belong there.
 CLASSES: dict[str, tuple[str, ...]] = {
     "proved, verified or reproduced": (PROVED, VERIFIED, REPRODUCED),
     "reproduced, within noise": (REPRODUCED,),
@@ -51,12 +50,12 @@ CLASSES: dict[str, tuple[str, ...]] = {
 
 @cache
 def all_statements() -> tuple[Statement, ...]:
-    """Every statement: theory, published tables and figures, claims on them, other claims.
+    """Every statement: theory, published tables and figures, claims about them, other claims.
 
     Raises:
         ValueError: if two have the same id.
     """
-    found = (*STATEMENTS, *published_rows(), *claim_rows(), *MORE)
+    found = (*STATEMENTS, *table_statements(), *claim_statements(), *MORE)
     twice = [name for name, n in Counter(statement.id for statement in found).items() if n > 1]
     if twice:
         raise ValueError(f"ids: expected each once, got several of {', '.join(twice)}.")
@@ -64,7 +63,7 @@ def all_statements() -> tuple[Statement, ...]:
 
 
 def group_of(statement: Statement) -> str:
-    """The group of a statement."""
+    """The group of a statement in the index."""
     if statement.paper == "here":
         return "New here"
     if statement.kind in THEORY:
@@ -75,22 +74,22 @@ def group_of(statement: Statement) -> str:
 
 
 def class_of(verdict: Verdict) -> str:
-    """What a verdict comes to.
+    """What a verdict is summed up to, a key of `CLASSES`.
 
     Args:
-        verdict: any.
+        verdict: any verdict.
 
     Example:
-        >>> class_of(Verdict("reproduced", "90 against 80 %", "digits, within noise"))
+        >>> class_of(Verdict("reproduced", "90 against 80 %", "digits", "within noise"))
         'reproduced, within noise'
     """
-    if not verdict.clear and verdict.word in (REPRODUCED, NOT_REPRODUCED):
+    if verdict.weakness and verdict.word in (REPRODUCED, NOT_REPRODUCED):
         return f"{verdict.word}, within noise"
     return next(name for name, words in CLASSES.items() if verdict.word in words and "within noise" not in name)
 
 
 @dataclass(frozen=True)
-class Row:
+class JudgedStatement:
     """A statement and the verdict on it."""
 
     statement: Statement
@@ -98,25 +97,26 @@ class Row:
 
     @property
     def group(self) -> str:
-        """Of the statement."""
+        """The group of the statement."""
         return group_of(self.statement)
 
     @property
     def standing(self) -> str:
-        """What the verdict comes to, a key of `CLASSES`."""
+        """What the verdict is summed up to, a key of `CLASSES`."""
         return class_of(self.verdict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain text, for JSON and terminals."""
+        """Everything as plain text and numbers, for JSON."""
         s, v = self.statement, self.verdict
         return {
             "id": s.id, "paper": PAPERS[s.paper], "group": self.group, "kind": s.kind, "number": s.number,
-            "statement": s.words, "verdict": v.word, "qualifier": v.qualifier, "detail": v.detail,
-            "page": f"{s.page}#{s.label}" if s.label else s.page, "evidence": list(s.evidence), "command": s.command,
+            "statement": s.words, "verdict": v.word, "qualifier": v.qualifier, "size": v.size, "weakness": v.weakness,
+            "seeds": v.seeds, "detail": v.detail, "page": f"{s.page}#{s.label}" if s.label else s.page,
+            "evidence": list(s.evidence), "command": s.command,
         }  # fmt: skip
 
     def cells(self) -> list[str]:
-        """Statement with its source, verdict, evidence with the command, as MyST."""
+        """Three cells of a MyST table: the statement with its source, the verdict, the evidence with the command."""
         s, v = self.statement, self.verdict
         verdict = f"**{v.word}**" + (f" ({v.qualifier})" if v.qualifier else "") + f": {escape(v.detail)}"
         evidence = "<br>".join([reference(s), *(f"`{path}`" for path in s.evidence), f"again: `{s.command}`"])
@@ -138,13 +138,13 @@ def reference(statement: Statement) -> str:
     return f"{{prf:ref}}`{statement.label}`" if statement.label else f"{{doc}}`{statement.page}`"
 
 
-def index(records: Records, paper: str | None = None, patterns: Sequence[str] = ()) -> tuple[Row, ...]:
-    """Judge the statements.
+def index(records: Records, paper: str | None = None, patterns: Sequence[str] = ()) -> tuple[JudgedStatement, ...]:
+    """Judge statements.
 
     Args:
-        records: of this project, or others.
-        paper: key of `PAPERS`; `None` for all.
-        patterns: of ids, with `*` and `?`; none for all.
+        records: the records of this project, or others.
+        paper: key of `PAPERS`; `None` for all papers.
+        patterns: ids, with `*` and `?` as in a shell; none for all.
 
     Raises:
         ValueError: for an unknown paper, or if nothing matches a pattern.
@@ -153,19 +153,20 @@ def index(records: Records, paper: str | None = None, patterns: Sequence[str] = 
         raise ValueError(f"paper: expected one of {', '.join(PAPERS)}; got {paper!r}.")
     for pattern in patterns:
         if not any(fnmatchcase(statement.id, pattern) for statement in all_statements()):
-            raise ValueError(f"id: nothing matches {pattern!r}; `nfm claims` lists the ids.")
-    chosen = [
-        statement
-        for statement in all_statements()
-        if paper in (None, statement.paper)
-        and (not patterns or any(fnmatchcase(statement.id, pattern) for pattern in patterns))
-    ]
-    return tuple(Row(statement, judge(statement, records)) for statement in chosen)
+            raise ValueError(f"id: nothing matches {pattern!r}; `python -m experiments claims` lists the ids.")
+    chosen = [s for s in all_statements() if paper in (None, s.paper)]
+    if patterns:
+        chosen = [s for s in chosen if any(fnmatchcase(s.id, pattern) for pattern in patterns)]
+    return tuple(JudgedStatement(statement, statement.verdict(records)) for statement in chosen)
 
 
-def count(rows: Iterable[Row]) -> dict[str, Counter[str]]:
-    """How many verdicts of each class every group has, in the order of `GROUPS`; groups without a row are left out."""
+def count(judged: Iterable[JudgedStatement]) -> dict[str, Counter[str]]:
+    """How many verdicts of each class every group has, in the order of `GROUPS`; empty groups are left out.
+
+    Args:
+        judged: statements with their verdicts.
+    """
     found: dict[str, Counter[str]] = {group: Counter() for group in GROUPS}
-    for row in rows:
-        found[row.group][row.standing] += 1
+    for one in judged:
+        found[one.group][one.standing] += 1
     return {group: counter for group, counter in found.items() if counter}

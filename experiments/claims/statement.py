@@ -1,13 +1,13 @@
 """A statement of a paper, or of this project, and the verdict on it.
 
-A verdict is a word of `VOCABULARY` that a function computes from the records (`records.Records`). Only `NOT_RUN` and
-`NOT_TESTABLE` may be given without a computation, and then with a reason.
+A function computes the verdict from the records (`evidence.Records`). Only `NOT_RUN` and `NOT_TESTABLE` may be given
+without a computation, and then with a reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ VOCABULARY: dict[str, str] = {
     NOT_TESTABLE: "No source says what would have to be compared.",
 }
 
-#: Whose statements there are.
+#: The papers that make the statements.
 PAPERS = {
     "nfm": "Noisy Feature Mixup (arXiv 2110.02180)",
     "noisymix": "NoisyMix (arXiv 2202.01263)",
@@ -51,17 +51,21 @@ AS_STATED = "as stated in `notation`"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the records say of a statement.
+    """What the records say about a statement.
 
     Attributes:
-        word: of `VOCABULARY`.
-        detail: the numbers behind it.
-        qualifier: at which size networks were trained, and whether noise or a single seed weakens the word.
+        word: a word of `VOCABULARY`.
+        detail: the numbers behind the word.
+        size: the size or the study of the trained networks that decide; empty for theory.
+        weakness: `within noise`, `one seed`, or empty if nothing weakens the word.
+        seeds: the smallest number of seeds behind a comparison; 0 for theory.
     """
 
     word: str
     detail: str
-    qualifier: str = ""
+    size: str = ""
+    weakness: str = ""
+    seeds: int = 0
 
     def __post_init__(self):
         """Refuse other words and empty details."""
@@ -71,32 +75,40 @@ class Verdict:
             raise ValueError("detail: expected the numbers or the reason behind the verdict, got nothing.")
 
     @property
-    def text(self) -> str:
-        """Word and qualifier, as `reproduced (digits, within noise)`."""
-        return f"{self.word} ({self.qualifier})" if self.qualifier else self.word
+    def qualifier(self) -> str:
+        """Size and weakness in words, such as `digits, within noise`."""
+        return ", ".join(filter(None, (self.size, self.weakness)))
 
     @property
-    def clear(self) -> bool:
-        """Whether nothing weakens the word."""
-        return "within noise" not in self.qualifier and "one seed" not in self.qualifier
+    def text(self) -> str:
+        """Word and qualifier, such as `reproduced (digits, within noise)`."""
+        return f"{self.word} ({self.qualifier})" if self.qualifier else self.word
+
+    def with_detail(self, detail: str) -> Verdict:
+        """The same verdict with other numbers behind it."""
+        return replace(self, detail=detail)
+
+
+#: Computes a verdict from the records.
+Judge = Callable[["Records"], Verdict]
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One row of the index.
+    """A statement of a paper, or of this project.
 
     Attributes:
-        id: stable, of lower case letters, digits and hyphens.
+        id: a name that does not change, of lower case letters, digits and hyphens.
         paper: key of `PAPERS`.
         kind: one of `KINDS`.
-        number: in the paper, or `AS_STATED`.
-        words: what it says, in our words; formulas between dollars.
-        page: of the book.
-        label: of a theorem or an equation on that page; empty for the page as a whole.
-        evidence: files with the records and the tests behind it, from the root of the repository.
-        command: that does it again.
-        verdict: computes the verdict from the records.
-        table: of the claims on one published table, its id.
+        number: the number in the paper, or `AS_STATED`.
+        words: what it says, in our words; formulas stand between dollars.
+        page: page of the book.
+        label: label of a theorem or an equation on that page; empty for the page as a whole.
+        evidence: files with the records and tests behind it, from the root of the repository.
+        command: command that computes it again.
+        verdict: function that computes the verdict from the records.
+        table: id of the published table that the claim is about, if any.
     """
 
     id: str
@@ -108,7 +120,7 @@ class Statement:
     label: str
     evidence: tuple[str, ...]
     command: str
-    verdict: Callable[[Records], Verdict] = field(repr=False)
+    verdict: Judge = field(repr=False)
     table: str = ""
 
     def __post_init__(self):
@@ -119,13 +131,3 @@ class Statement:
         for name, known in (("paper", PAPERS), ("kind", KINDS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}; got {getattr(self, name)!r}.")
-
-
-def judge(statement: Statement, records: Records) -> Verdict:
-    """The verdict on a statement.
-
-    Args:
-        statement: any.
-        records: of this project, or others.
-    """
-    return statement.verdict(records)

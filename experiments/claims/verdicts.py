@@ -7,17 +7,15 @@ from statistics import median
 
 from .check import FAILS, HOLDS, LIMITS, OPEN
 from .evidence import Records
-from .statement import LIMITED, NOT_RUN, NOT_TESTABLE, REFUTED, UNDECIDED, VERIFIED, Verdict
-
-Judge = Callable[[Records], Verdict]
+from .statement import LIMITED, NOT_RUN, REFUTED, UNDECIDED, VERIFIED, Judge, Verdict
 
 
 def checked(name: str, good: str = VERIFIED) -> Judge:
     """The verdict of a quick computation.
 
     Args:
-        name: of the computation.
-        good: word if it holds.
+        name: key of `checks.CHECKS`.
+        good: the word if the computation says that the statement holds.
     """
     words = {HOLDS: good, LIMITS: LIMITED, FAILS: REFUTED, OPEN: UNDECIDED}
 
@@ -29,13 +27,12 @@ def checked(name: str, good: str = VERIFIED) -> Judge:
 
 
 def not_run(reason: str) -> Judge:
-    """What was not run, and what it would take."""
+    """A verdict `not run` with the reason.
+
+    Args:
+        reason: why it was not run.
+    """
     return lambda records: Verdict(NOT_RUN, reason)
-
-
-def not_testable(reason: str) -> Judge:
-    """What cannot be tested, and why."""
-    return lambda records: Verdict(NOT_TESTABLE, reason)
 
 
 def _missing(what: str) -> Verdict:
@@ -46,7 +43,7 @@ def expansions(select: Callable[[dict], bool] = lambda record: True) -> Judge:
     """The verdict of verified expansions.
 
     Args:
-        select: which of the records count.
+        select: tells which records count.
     """
 
     def verdict(records: Records) -> Verdict:
@@ -71,7 +68,7 @@ def _decided(words: Iterable[str], good: str) -> str:
 
 
 def lagrange(records: Records) -> Verdict:
-    """Single draws of the verified expansions against Lagrange's interval."""
+    """Does the scaled remainder of every single draw lie in its interval?"""
     if not records.expansion:
         return _missing("single draws")
     draws, outside = (sum(record["report"]["pathwise"][k] for record in records.expansion) for k in (0, 1))
@@ -79,7 +76,7 @@ def lagrange(records: Records) -> Verdict:
 
 
 def validity(records: Records) -> Verdict:
-    """How far the second order reaches towards the scale of training."""
+    """Up to which ε is the second-order expansion close to the loss?"""
     curves = [record["curve"] for record in records.validity]
     if not curves:
         return _missing("errors up to ε = 1")
@@ -98,7 +95,7 @@ def validity(records: Records) -> Verdict:
 
 
 def _sides(networks: Iterable[dict]) -> tuple[list[dict], list[dict]]:
-    """Both sides at every ε, where all assumptions hold and where one fails."""
+    """Both sides of the bound at every ε: where all assumptions hold, and where one fails."""
     found = [side for network in networks for side in network["bound"]]
     return [side for side in found if not side["failed"]], [side for side in found if side["failed"]]
 
@@ -110,7 +107,7 @@ def _count(sides: list[dict]) -> str:
 
 
 def _within(networks: list[dict]) -> str:
-    """The word where the assumptions hold; the statement is about ε to zero, so the smallest ε of a network decides."""
+    """The word where the assumptions hold. The statement is about small ε: the smallest ε of each network decides."""
     meeting = [[side for side in network["bound"] if not side["failed"]] for network in networks]
     smallest = [min(sides, key=lambda side: side["eps"])["verdict"] for sides in meeting if sides]
     word = _decided(smallest, good="certified") if smallest else UNDECIDED
@@ -119,13 +116,13 @@ def _within(networks: list[dict]) -> str:
 
 
 def adversarial_bound(select: Callable[[dict], bool] = lambda network: True) -> Judge:
-    """The bound with the papers' radius, where its assumptions hold.
+    """The verdict on the bound with the papers' radius, on networks that meet its assumptions.
 
-    The sharp radius is recorded; where the assumptions hold it is never the smaller one, so that what is certified for
-    it is certified for the papers'.
+    The records hold the sharp radius. Where the assumptions hold it is never smaller than the papers', so that a
+    certificate for it is also one for the papers' radius.
 
     Args:
-        select: which networks count.
+        select: tells which networks count.
     """
 
     def verdict(records: Records) -> Verdict:
@@ -149,7 +146,7 @@ def adversarial_bound(select: Callable[[dict], bool] = lambda network: True) -> 
 
 
 def sharp_radius(records: Records) -> Verdict:
-    """The sharp radius: at least the papers', true where its assumptions hold, and refuted beyond?"""
+    """Does the bound with the sharp radius hold where its assumptions do, and is it refuted elsewhere?"""
     networks = [*records.bounds, *records.bounds_cifar]
     within, beyond = _sides(networks)
     if not within:
@@ -160,7 +157,7 @@ def sharp_radius(records: Records) -> Verdict:
 
 
 def mean_radius(records: Records) -> Verdict:
-    """The radius about the mean feature, on networks with biases."""
+    """Does the bound with the radius about the mean feature hold on networks with biases?"""
     found = [network["validity"]["mean"] for network in records.bounds if "mean" in network["validity"]]
     if not found:
         return _missing("the radius about the mean")
@@ -174,7 +171,7 @@ def mean_radius(records: Records) -> Verdict:
 
 
 def certificates(records: Records) -> Verdict:
-    """Certified maxima against exact ones on random networks."""
+    """Is a certified maximum ever below the exact one, on random networks?"""
     found = records.benchmarks.get("certificates", {}).get("found")
     if not found:
         return _missing("certificates")
@@ -184,7 +181,7 @@ def certificates(records: Records) -> Verdict:
 
 
 def control_variate(records: Records) -> Verdict:
-    """What the quadratic part of a draw saves, variance and time counted."""
+    """Does the quadratic part of a draw make sampling cheaper, if variance and time both count?"""
     tables = records.benchmarks.get("control_variate", {}).get("tables")
     if not tables:
         return _missing("control variates")

@@ -84,19 +84,6 @@ def read_manifest(folder: str | Path) -> dict | None:
     return manifest
 
 
-def damaged_files(folder: str | Path) -> list[str]:
-    """Names of the files of a generated set that are missing or whose bytes are not those of the manifest.
-
-    Raises:
-        FileNotFoundError: if there is no manifest.
-        ValueError: if it is no manifest.
-    """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise FileNotFoundError(f"{Path(folder) / MANIFEST} does not exist: not a generated set.")
-    return [name for name, entry in manifest["files"].items() if not _whole(Path(folder) / name, entry)]
-
-
 def _whole(path: Path, entry: dict) -> bool:
     return path.is_file() and path.stat().st_size == entry["bytes"] and file_digest(path) == entry["sha256"]
 

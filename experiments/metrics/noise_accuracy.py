@@ -19,8 +19,6 @@ from ..data.images import ImageData
 from .accuracy import Predict, accuracy, logits_of
 from .streams import CHUNK, chunk_generator, normal_like
 
-#: σ of white noise in normalised units, and γ of salt and pepper, of the released evaluation.
-RELEASED_LEVELS = (0.0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.15, 0.18, 0.2, 0.25, 0.3, 0.35)
 #: The released evaluation seeds NumPy with it before each batch of 1024.
 RELEASED_SEED = 12345
 KINDS, VARIANTS = ("white_noise", "salt_pepper"), ("released", "standard")

@@ -35,7 +35,7 @@ def get_recipe(name: str) -> Recipe:
     """
     known = all_recipes()
     if name not in known:
-        raise ValueError(f"recipe: there is no {name!r}{near(name, known)}; `nfm recipes list` shows them all.")
+        raise ValueError(f"recipe: there is no {name!r}{near(name, known)}; `python -m experiments recipes list` shows them all.")
     return known[name]
 
 

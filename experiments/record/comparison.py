@@ -18,7 +18,6 @@ from .entry import Entry
 
 #: Up to here all 2ⁿ signs are tried.
 MOST_PAIRS = 20
-_GROUPS = ("recipe", "scheme", "hash")
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,11 @@ class Paired:
     p_value: float | None
     interval: tuple[float, float] | None
     sign_flip_p_value: float | None
+
+    @property
+    def clear(self) -> bool:
+        """True if the interval leaves out zero: the one rule of this project for a clear difference."""
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
 
 
 def _finite(values: Iterable[float], name: str) -> np.ndarray:
@@ -181,6 +185,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
+def is_clear(found: Paired | None) -> bool:
+    """True if there is a difference and its 95 % interval leaves out zero.
+
+    Args:
+        found: the difference; `None` if it was not measured.
+    """
+    return found is not None and found.clear
+
+
 def by_seed(entries: Iterable[Entry], metric: str) -> dict[int, float]:
     """One metric of one network trained with several seeds, for `paired_difference`.
 
@@ -207,27 +220,3 @@ def by_seed(entries: Iterable[Entry], metric: str) -> dict[int, float]:
                 f"{value} (suite {entry.suite}); select one suite."
             )
     return dict(sorted(found.items()))
-
-
-def aggregate(entries: Iterable[Entry], metric: str, *, by: str = "recipe", level: float = 0.95) -> dict[str, Summary]:
-    """Summarise one metric over the seeds of each recipe or scheme; with three to five seeds a wide interval.
-
-    Args:
-        entries: of the ledger; those without the metric are passed over.
-        metric: key, such as "clean" or "white_noise/0.1".
-        by: "recipe", "scheme" or "hash"; by scheme the entries must be of one data set, model and size.
-        level: coverage of the intervals.
-
-    Returns:
-        Group to summary, in the order in which the groups first come; without the groups that lack the metric.
-
-    Raises:
-        ValueError: for another `by`, or if a group mixes training settings (see `by_seed`).
-    """
-    if by not in _GROUPS:
-        raise ValueError(f"by: expected one of {', '.join(_GROUPS)}, got {by!r}.")
-    groups: dict[str, list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault(getattr(entry, by), []).append(entry)
-    values = {name: by_seed(group, metric) for name, group in groups.items()}
-    return {name: summarise(found.values(), level=level) for name, found in values.items() if found}

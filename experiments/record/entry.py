@@ -222,19 +222,3 @@ class Entry:
             missing, unknown = sorted(names - set(content)), sorted(set(content) - names)
             raise LedgerError(f"fields: expected those of the schema, got none named {missing}, unknown {unknown}.")
         return cls(**content)
-
-
-def comparable(entry: Entry) -> dict:
-    """What two runs of the same code share on one device, whenever they ran and however often they were interrupted.
-
-    Args:
-        entry: of the ledger.
-
-    Returns:
-        Its fields without `time`, `commit`, `dirty`, `versions` and the seconds of evaluation and training.
-    """
-    kept = asdict(entry)
-    for name in ("time", "seconds", "commit", "dirty", "versions"):
-        del kept[name]
-    del kept["training"]["seconds"]
-    return kept

@@ -1,4 +1,4 @@
-"""Files that are either the old or the new one, never half of it; results as one JSON object per line."""
+"""Read and write files of results, with one JSON object per line. A file is never left half written."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ import torch
 
 import nfm_theory as nt
 
-#: Where the tracked results live.
+#: The folder of the tracked results.
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+#: The study that writes a file of results, by the start of the file's name; all others are of the study `expansion`.
+_STUDIES = {name: name.rstrip("_") for name in ("bounds", "validity_", "decomposition", "explore")}
 
 
 @contextmanager
 def replace_file(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; it takes the place of `path` if the block succeeds."""
+    """Write to a temporary file, which replaces `path` if the block succeeds.
+
+    Args:
+        path: the file to replace.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
@@ -28,7 +35,7 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes files that only their owner can read; results are for everyone.
+        # mkstemp makes files that only their owner can read
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
@@ -38,32 +45,33 @@ def replace_file(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Write one JSON document."""
+    """Write a JSON document to a file."""
     with replace_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def write_lines(path: str | Path, records: Iterable[dict]) -> None:
-    """Write one JSON object per line."""
+    """Write records to a file, one JSON object per line."""
     with replace_file(path) as temporary:
         temporary.write_text("".join(json.dumps(r, allow_nan=False) + "\n" for r in records), encoding="utf-8")
 
 
 def read_lines(path: str | Path) -> list[dict]:
-    """Read what `write_lines` wrote.
+    """Read the records that `write_lines` wrote.
+
+    Args:
+        path: the file.
 
     Raises:
-        FileNotFoundError: if there is no such file, with the command that makes it.
+        FileNotFoundError: if there is no such file; the message names the command that writes it.
     """
     path = Path(path)
     if not path.exists():
-        jobs = {"bounds": "verify_bounds", "validity_": "verify_validity", "decomposition": "decompose_training",
-                "explore": "explore"}  # fmt: skip
-        job = next((jobs[start] for start in jobs if path.name.startswith(start)), "verify_digits")
-        raise FileNotFoundError(f"{path} does not exist; `python -m experiments.{job}` writes it.")
+        study = next((study for start, study in _STUDIES.items() if path.name.startswith(start)), "expansion")
+        raise FileNotFoundError(f"{path} does not exist; `python -m experiments study {study} --record` writes it.")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def versions() -> dict[str, str]:
-    """Versions that a result depends on."""
+    """The versions of the packages that a result depends on."""
     return {"python": platform.python_version(), "torch": torch.__version__, "nfm_theory": nt.__version__}

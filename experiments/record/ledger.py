@@ -19,12 +19,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .entry import Cell, Entry, LedgerError, comparable
+from .entry import Cell, Entry, LedgerError
 from .files import RESULTS
 from .provenance import provenance
 
 __all__ = [
-    "LEDGER", "Cell", "Entry", "LedgerError", "append", "comparable", "differences", "finished", "merge", "provenance",
+    "LEDGER", "Cell", "Entry", "LedgerError", "append", "differences", "finished", "merge", "provenance",
     "read", "validate", "within_seeds",
 ]  # fmt: skip
 

@@ -1,34 +1,32 @@
-"""The exact loss and its expansion on a grid of α and σ, for the book's interactive figure.
+"""The study `explore`: the exact loss and its expansion on a grid of α and σ, for the book's interactive figure.
 
-    python -m experiments.studies.explore [--out DIR] [--quick]
-
-Writes `explore.jsonl`, one record for each network and layer. All terms of the expansion scale with moments of the
-laws that are known, so that a dozen coefficients give them at every α and σ; what no polynomial says, the exact loss,
-is computed at every point of the grid, as what it has above the polynomial of order 2.
+All terms of the expansion scale with known moments of λ and of the noise, so a dozen coefficients give them at every α
+and σ. The exact loss has no such formula: what it has above the polynomial of order 2 is computed at every point of the
+grid. `explore.jsonl` has a record for each network and layer.
 """
 
 from __future__ import annotations
 
-import argparse
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
-from rich.progress import track
+from rich.table import Table
 from torch import Tensor
 
 import nfm_theory as nt
 
 from ..data.digits import load_digits, verification_subset
 from ..models.small import HIDDEN
-from ..record.files import RESULTS, versions, write_lines
-from .networks import TrainedNetwork, trained_network
+from ..record.files import versions
+from .networks import trained_network
+from .recorded import RecordedStudy, RecordFile
 
 NAME = "explore.jsonl"
 MODEL, CLASSES = "mlp", 10
-#: Networks of which the loss is expanded: how they were trained.
+#: The networks, and how they are trained.
 NETWORKS: dict[str, dict] = {"plain": {}, "nfm": {"alpha": 1.0, "add_noise": 0.4, "mult_noise": 0.2}}
 
 
@@ -37,12 +35,12 @@ class Grid:
     """Where the exact loss is computed.
 
     Attributes:
-        eps: scales, increasing and positive.
+        eps: scales ε, increasing and positive.
         alpha: parameters of Beta(α, α); 0 for no mixing.
-        add_noise: σ_add.
-        mult_noise: σ_mult.
-        n: training samples.
-        samples: evaluations of the head at each ε where there is noise.
+        add_noise: levels σ_add of the additive noise.
+        mult_noise: levels σ_mult of the multiplicative noise.
+        n: number of training samples.
+        samples: number of evaluations of the head at each ε, if there is noise.
     """
 
     eps: tuple[float, ...] = (0.02, 0.04, 0.06, 0.08, *(k / 20 for k in range(2, 21)))
@@ -57,7 +55,7 @@ QUICK = Grid(eps=(0.1, 0.5, 1.0), alpha=(0.0, 1.0), add_noise=(0.0, 0.4), mult_n
 
 
 def moments(alpha: float) -> list[float]:
-    """`E (1 - λ)^j` under the unmixed law of Beta(α, α), j = 1, 2, 3."""
+    """`E (1 - λ)^j` for j = 1, 2, 3, where λ has the unmixed law of Beta(α, α)."""
     law = nt.MixingLaw(alpha)
     return [float(law.moment(j)) for j in (1, 2, 3)]
 
@@ -72,7 +70,7 @@ def coefficients(model, x: Tensor, y: Tensor, **options) -> dict[str, float]:
         model: network in eval mode.
         x: inputs.
         y: labels.
-        **options: `layer` and `loss`.
+        **options: the layer and the loss.
     """
     m1, m2, m3 = moments(1.0)
     data, add, mult = (
@@ -87,13 +85,13 @@ def coefficients(model, x: Tensor, y: Tensor, **options) -> dict[str, float]:
 
 
 def terms_at(found: dict[str, float], moment: Sequence[float], add_noise: float, mult_noise: float) -> nt.TaylorTerms:
-    """The expansion at other laws, from `coefficients`: what the figure in the book computes.
+    """The expansion at any α and σ, computed from `coefficients` as the figure in the book does.
 
     Args:
-        found: of `coefficients`.
-        moment: of `moments`.
-        add_noise: σ_add.
-        mult_noise: σ_mult.
+        found: the result of `coefficients`.
+        moment: the result of `moments`.
+        add_noise: level σ_add of the additive noise.
+        mult_noise: level σ_mult of the multiplicative noise.
     """
     m1, m2, m3 = moment
     add, mult = add_noise**2, mult_noise**2
@@ -112,17 +110,17 @@ def terms_at(found: dict[str, float], moment: Sequence[float], add_noise: float,
 
 
 def excess(model, x: Tensor, y: Tensor, grid: Grid, laws: dict, **options) -> tuple[list[float], list[float]]:
-    """The exact loss less its polynomial of order 2, at every ε, and its standard error.
+    """The exact loss minus its polynomial of order 2 at every ε, and the standard error.
 
-    By the deterministic rule where nothing is noisy, by Monte Carlo with the same draws at every point otherwise.
+    It is computed by a deterministic rule without noise, and by Monte Carlo with the same draws at every point with it.
 
     Args:
         model: network in eval mode.
         x: inputs.
         y: labels.
-        grid: scales and numbers of samples.
-        laws: `alpha`, `add_noise`, `mult_noise`.
-        **options: `layer` and `loss`.
+        grid: the scales and the number of evaluations.
+        laws: `alpha`, `add_noise` and `mult_noise`.
+        **options: the layer and the loss.
     """
     settings = {**laws, **options}
     if not any(laws.values()):
@@ -140,53 +138,78 @@ def _significant(values: Sequence[float], digits: int) -> list[float]:
     return [float(f"{value:.{digits}g}") for value in values]
 
 
-def records(grid: Grid, networks: dict[str, TrainedNetwork], *, progress: bool = False) -> Iterator[dict]:
-    """A record for each network and layer.
+@dataclass(frozen=True)
+class GridCase:
+    """One layer of one network, with the grid on which its loss is computed."""
 
-    `excess` and `stderr` are nested lists by α, σ_add, σ_mult and ε.
+    network: str
+    layer: str
+    grid: Grid
+
+
+def cases(*, quick: bool = False) -> list[GridCase]:
+    """Every network at the input and at the hidden layer; `quick` gives a small grid, for tests."""
+    grid = QUICK if quick else Grid()
+    return [GridCase(network, layer, grid) for network in NETWORKS for layer in ("", HIDDEN[MODEL])]
+
+
+def prepare(todo: Sequence[GridCase]) -> None:
+    """Train the networks of all cases, so that each is trained once."""
+    for name in {case.network for case in todo}:
+        trained_network(MODEL, CLASSES, **NETWORKS[name])
+
+
+def run_case(case: GridCase) -> tuple[list[dict]]:
+    """The record of one case; `excess` and `stderr` are nested lists by α, σ_add, σ_mult and ε."""
+    start, grid = time.perf_counter(), case.grid
+    data, network = load_digits(CLASSES), trained_network(MODEL, CLASSES, **NETWORKS[case.network])
+    x, y = verification_subset(data, grid.n)
+    options = {"layer": case.layer, "loss": data.loss}
+    nested = [
+        [
+            [
+                excess(network.model, x, y, grid, {"alpha": a, "add_noise": s, "mult_noise": t}, **options)
+                for t in grid.mult_noise
+            ]
+            for s in grid.add_noise
+        ]
+        for a in grid.alpha
+    ]
+    record = {
+        "network": case.network, "model": MODEL, "classes": CLASSES, "layer": case.layer, "grid": asdict(grid),
+        "moments": [moments(alpha) for alpha in grid.alpha],
+        "coefficients": coefficients(network.model, x, y, **options),
+        "excess": [[[_significant(p[0], 5) for p in row] for row in block] for block in nested],
+        "stderr": [[[_significant(p[1], 2) for p in row] for row in block] for block in nested],
+        "training": {**asdict(network.recipe), "train_accuracy": network.train_accuracy,
+                     "test_accuracy": network.test_accuracy},
+        "versions": versions(), "device": "cpu", "seconds": round(time.perf_counter() - start, 2),
+    }  # fmt: skip
+    return ([record],)
+
+
+def summary_table(records: Sequence[dict]) -> Table:
+    """The table of coefficients, one row for each network and layer.
 
     Args:
-        grid: where.
-        networks: by name.
-        progress: whether to show a bar.
+        records: the records of this study.
     """
-    data = load_digits(CLASSES)
-    x, y = verification_subset(data, grid.n)
-    for name, network in networks.items():
-        for layer in ("", HIDDEN[MODEL]):
-            start = time.perf_counter()
-            options = {"layer": layer, "loss": data.loss}
-            laws = [
-                {"alpha": a, "add_noise": s, "mult_noise": t}
-                for a in grid.alpha for s in grid.add_noise for t in grid.mult_noise
-            ]  # fmt: skip
-            shown = track(laws, f"{name}, {layer or 'input'}", disable=not progress)
-            points = iter([excess(network.model, x, y, grid, law, **options) for law in shown])
-            nested = [[[next(points) for _ in grid.mult_noise] for _ in grid.add_noise] for _ in grid.alpha]
-            yield {
-                "network": name, "model": MODEL, "classes": CLASSES, "layer": layer, "grid": asdict(grid),
-                "moments": [moments(alpha) for alpha in grid.alpha],
-                "coefficients": coefficients(network.model, x, y, **options),
-                "excess": [[[_significant(p[0], 5) for p in row] for row in block] for block in nested],
-                "stderr": [[[_significant(p[1], 2) for p in row] for row in block] for block in nested],
-                "training": {**asdict(network.recipe), "train_accuracy": network.train_accuracy,
-                             "test_accuracy": network.test_accuracy},
-                "versions": versions(), "device": "cpu", "seconds": round(time.perf_counter() - start, 2),
-            }  # fmt: skip
+    table = Table(title="Coefficients of the expansion", box=None, pad_edge=False)
+    for name in ("network", "layer", *records[0]["coefficients"]):
+        table.add_column(name, no_wrap=True)
+    for record in records:
+        values = (f"{value:.3g}" for value in record["coefficients"].values())
+        table.add_row(record["network"], record["layer"] or "input", *values)
+    return table
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Compute and write it; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.studies.explore", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=RESULTS, help="directory of the file")
-    parser.add_argument("--quick", action="store_true", help="a toy grid")
-    chosen = parser.parse_args(arguments)
-    networks = {name: trained_network(MODEL, CLASSES, **options) for name, options in NETWORKS.items()}
-    found = list(records(QUICK if chosen.quick else Grid(), networks, progress=True))
-    write_lines(chosen.out / NAME, found)
-    print(f"written: {chosen.out / NAME}; {sum(record['seconds'] for record in found):.0f} s")
-    return 0
+def _difference(new: dict, old: dict) -> str:
+    """A coefficient that is more than a hundredth away contradicts."""
+    pairs = {name: (old["coefficients"][name], value) for name, value in new["coefficients"].items()}
+    wrong = [name for name, pair in pairs.items() if not math.isclose(*pair, rel_tol=0.01, abs_tol=1e-9)]
+    return "; ".join(f"{name}: {pairs[name][0]:.4g} recorded, {pairs[name][1]:.4g} now" for name in wrong)
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+STUDY = RecordedStudy(
+    "explore", (RecordFile(NAME, ("network", "layer"), _difference),), run_case, summary_table, prepare
+)  # fmt: skip

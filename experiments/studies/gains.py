@@ -1,6 +1,6 @@
-"""What the ledger and the decomposition say on how much of NFM is its second-order theory.
+"""How much of the effect of NFM is its second-order theory, from the ledger and from the study `decomposition`.
 
-Gains are differences from the baseline in points, paired over the seeds; nothing is said of what was not run.
+Gains are differences from the baseline in points, paired over the seeds. What was not run is left out.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from ..recipes.taylor_terms import ALONE, SCALES, SOURCES
 from ..record.comparison import Paired, holm
 from .study import Study, is_clear, lower_is_better
 
-#: Networks by the end of the study's name.
+#: The network of a study, by the end of the study's name.
 NETWORKS = {"": "ReLU", "-smooth": "SiLU"}
-#: Rows of `digits-terms/...`: the exact schemes, and what of the expansion stands against each.
+#: The exact schemes in `digits-terms/...`, and the part of the expansion that each is compared with.
 EXACT = {"nfm": "NFM", "manifold_mixup": "Manifold Mixup", "feature_noise": "noise at a random layer"}
 AGAINST = {"nfm": "taylor_nfm", "manifold_mixup": "data", "feature_noise": "noise"}
 TERM_TITLES = {
@@ -23,7 +23,7 @@ TERM_TITLES = {
     "R2_mult": "R2, multiplicative noise", "R3_mult": "R3, multiplicative noise", "data": "all data terms",
     "noise": "all noise terms", "taylor_nfm": "all terms",
 }  # fmt: skip
-#: What the figures of the decomposition show, as sums of its terms.
+#: The sums of terms that the figures of the decomposition show.
 GROUPS = {
     "standard": ("standard",), "R1": ("R1",), "R2": ("R2",), "R3": ("R3",), "additive noise": ("R2_add", "R3_add"),
     "multiplicative noise": ("R2_mult", "R3_mult"),
@@ -31,7 +31,7 @@ GROUPS = {
 
 
 def metrics_of(*studies: Study) -> list[str]:
-    """Keys that sum the studies up, those that were measured: noise and attack at the strongest level but one."""
+    """The metrics that sum up some studies, with noise and attacks at their second strongest level."""
     found = []
     for one in studies:
         wanted = ("clean", one.strong("white_noise"), one.strong("pgd_linf"), "corrupted/mean")
@@ -41,12 +41,12 @@ def metrics_of(*studies: Study) -> list[str]:
 
 @dataclass(frozen=True)
 class Gains:
-    """An exact scheme and its expansion on one metric.
+    """The gain of an exact scheme over the baseline, and how much of it the expansion of the scheme has.
 
     Attributes:
-        exact: the scheme less the baseline, points.
-        taylor: its expansion less the baseline.
-        rest: the scheme less its expansion.
+        exact: the exact scheme minus the baseline, in points.
+        taylor: its expansion minus the baseline.
+        rest: the exact scheme minus its expansion.
     """
 
     exact: Paired | None
@@ -55,47 +55,48 @@ class Gains:
 
     @property
     def share(self) -> float | None:
-        """`taylor / exact`; `None` where the gain of the exact scheme is not clearly different from zero."""
+        """The share of the expansion, `taylor / exact`; `None` if the gain of the exact scheme is not clear."""
         known = is_clear(self.exact) and self.taylor is not None
         return self.taylor.difference / self.exact.difference if known else None
 
 
-def gains(one: Study, exact: str, taylor: str, metric: str) -> Gains:
-    """Gains of two rows of a study.
+def gains(one: Study, exact: str, metric: str, taylor: str = "") -> Gains:
+    """The gains of a scheme and of its expansion, `taylor_SCHEME` unless another is named.
 
     Args:
-        one: a study with a row `baseline`.
-        exact: row of the exact scheme.
-        taylor: row of its expansion.
-        metric: key.
+        one: a study with the scheme `baseline`.
+        exact: the exact scheme.
+        metric: key of the metric.
+        taylor: the expansion.
     """
+    taylor = taylor or f"taylor_{exact}"
     pairs = ((exact, "baseline"), (taylor, "baseline"), (exact, taylor))
     return Gains(*(one.gain(first, second, metric) for first, second in pairs))
 
 
 def by_scale(one: Study, metric: str) -> dict[float, Gains]:
-    """Exact loss and expansion at each ε of `digits-eps/...`, those that were run."""
-    found = {eps: gains(one, f"nfm-{eps:g}", f"taylor_nfm-{eps:g}", metric) for eps in SCALES}
+    """The gains of the exact loss and of its expansion at each ε of `digits-eps/...` that was run."""
+    found = {eps: gains(one, f"nfm-{eps:g}", metric) for eps in SCALES}
     return {eps: some for eps, some in found.items() if some.exact is not None or some.taylor is not None}
 
 
 def terms_of(one: Study, metric: str) -> dict[str, Paired]:
-    """Gain of each row of `digits-terms/...`, single terms first; those that were run."""
+    """The gain of each scheme of `digits-terms/...` that was run, single terms first."""
     rows = (*ALONE, *SOURCES, "taylor_nfm", *EXACT)
     found = {row: one.gain(row, "baseline", metric) for row in rows if row in one.recipes}
     return {row: gain for row, gain in found.items() if gain is not None}
 
 
 def clear_scales(found: Mapping[float, Gains]) -> list[float]:
-    """Scales at which the exact loss and its expansion clearly differ (95 % interval without correction)."""
+    """The ε at which the exact loss and its expansion clearly differ, without a correction for several tests."""
     return [eps for eps, some in found.items() if is_clear(some.rest)]
 
 
 def corrected(tests: Mapping[object, Paired | None], level: float = 0.05) -> dict[object, float]:
-    """Holm's adjusted p-values that are at most `level`, of a family of paired tests.
+    """Holm's adjusted p-values in a family of paired tests, those that are at most `level`.
 
     Args:
-        tests: differences by name; those without a p-value (one seed) are no tests.
+        tests: differences by name; those without a p-value (one seed) do not count as tests.
         level: largest chance of any false rejection.
     """
     known = {name: found.p_value for name, found in tests.items() if found is not None and found.p_value is not None}
@@ -104,10 +105,10 @@ def corrected(tests: Mapping[object, Paired | None], level: float = 0.05) -> dic
 
 
 def verdict(found: Mapping[float, Gains]) -> str:
-    """Up to which ε the expansion explains the effect of training with the exact loss, in words.
+    """Up to which ε does the expansion explain the effect of training with the exact loss?
 
     Args:
-        found: of `by_scale`.
+        found: the result of `by_scale`.
 
     Returns:
         `"not run"`, `"undecided: ..."` with fewer than two seeds, `"no clear difference at any ε"`, or the scales.
@@ -128,12 +129,12 @@ def verdict(found: Mapping[float, Gains]) -> str:
 
 
 def better(gain: Paired, metric: str) -> bool:
-    """Whether a difference is an improvement."""
+    """True if a difference is an improvement."""
     return (gain.difference < 0) == lower_is_better(metric) and gain.difference != 0
 
 
 def strongest(one: Study, metric: str) -> tuple[str, Paired] | None:
-    """The single term whose gain is the largest improvement; `None` if none was run."""
+    """The single term with the largest improvement and its gain; `None` if none was run."""
     found = {row: gain for row, gain in terms_of(one, metric).items() if row in ALONE}
     if not found:
         return None
@@ -146,13 +147,13 @@ def strongest(one: Study, metric: str) -> tuple[str, Paired] | None:
 
 @dataclass(frozen=True)
 class Parts:
-    """The NFM loss at one epoch, mean over the seeds.
+    """The NFM loss at one epoch and its parts, as means over the seeds.
 
     Attributes:
-        epoch: finished epochs.
+        epoch: number of finished epochs.
         loss: L_NFM(1).
-        stderr: its Monte Carlo standard error, that of the mean.
-        groups: value of each of `GROUPS`.
+        stderr: Monte Carlo standard error of the mean loss.
+        groups: value of each group of terms in `GROUPS`.
         remainder: what the second-order expansion leaves out.
     """
 
@@ -169,17 +170,17 @@ class Parts:
 
     @property
     def rise_explained(self) -> float:
-        """Share of the rise that the second-order terms have; above 1 where they overshoot."""
+        """The share of the rise that the second-order terms have; above 1 if they overshoot."""
         return (self.rise - self.remainder) / self.rise if self.rise else math.nan
 
 
 def decomposition(records: Iterable[dict], activation: str, scheme: str) -> list[Parts]:
-    """The mean over the seeds at each epoch, in order.
+    """The parts of the loss at each epoch, as means over the seeds.
 
     Args:
-        records: of `experiments.studies.decompose_training`.
-        activation: of the network.
-        scheme: row of the recipes.
+        records: the records of the study `decomposition`.
+        activation: activation of the network.
+        scheme: scheme of the training.
     """
     by_epoch: dict[int, list[dict]] = {}
     for record in records:

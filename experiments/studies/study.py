@@ -1,7 +1,7 @@
-"""What the ledger says of a study: all schemes on one data set at one size, seed by seed, and how they differ.
+"""All schemes on one data set at one size: what the ledger says about each seed by seed, and how they differ.
 
-A study is what the recipes `NAME/...` are as they stand now: a result counts if its settings have the hash of a
-recipe. What was not run has no number.
+A study consists of the recipes `NAME/...` as they are now: a result counts if its settings have the hash of a recipe.
+What was not run has no number.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..recipes import Recipe, select_recipes
-from ..record.comparison import Paired, Summary, by_seed, paired_difference, summarise
+from ..record.comparison import Paired, Summary, by_seed, is_clear, paired_difference, summarise
 from ..record.ledger import LEDGER, Entry, read
 
+__all__ = ["NOT_RUN", "STUDIES", "TITLES", "Study", "format_gain", "format_summary", "is_clear", "label", "load_entries",
+           "lower_is_better", "ranking", "signed", "study", "table_metrics"]  # fmt: skip
+
 NOT_RUN = "not run"
-#: Studies of this project's own sizes.
+#: Our own studies, and their titles.
 STUDIES = {
     "digits": "digits", "cifar10-small": "CIFAR-10, small", "cifar100-small": "CIFAR-100, small",
 }  # fmt: skip
-#: How schemes are called, in the order in which they are shown.
+#: The names of schemes for readers, in the order in which they are shown.
 TITLES = {
     "baseline": "Baseline",
     "baseline_noise": "Noise only",
@@ -62,10 +65,10 @@ _LOWER = ("flip_", "ece", "rms_calibration_error", "mce")
 
 
 def load_entries(path: Path = LEDGER) -> list[Entry]:
-    """The results; none if there is no such file yet.
+    """Read the ledger; a missing file counts as empty.
 
     Args:
-        path: the ledger.
+        path: file of results.
 
     Raises:
         LedgerError: if a line is damaged.
@@ -74,7 +77,10 @@ def load_entries(path: Path = LEDGER) -> list[Entry]:
 
 
 def label(metric: str) -> str:
-    """A metric's key in words.
+    """The key of a metric in words.
+
+    Args:
+        metric: key, such as `"clean"`.
 
     Example:
         >>> label("white_noise/0.5"), label("corrupted/category/blur"), label("pgd_linf/0.007843")
@@ -87,18 +93,22 @@ def label(metric: str) -> str:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether small values are good."""
+    """True if small values of a metric are good.
+
+    Args:
+        metric: key.
+    """
     return metric.startswith(_LOWER)
 
 
 @dataclass(frozen=True)
 class Study:
-    """One study.
+    """The schemes of one study and their results.
 
     Attributes:
-        name: first part of the recipes' names.
-        recipes: by scheme, in the order of `TITLES`.
-        entries: of each scheme; none where it was not run.
+        name: first part of the names of the recipes.
+        recipes: the recipe of each scheme, in the order of `TITLES`.
+        entries: the lines of the ledger for each scheme; empty if it was not run.
     """
 
     name: str
@@ -107,35 +117,35 @@ class Study:
 
     @property
     def run(self) -> list[str]:
-        """Schemes with a result."""
+        """The schemes that have a result."""
         return [scheme for scheme, entries in self.entries.items() if entries]
 
     def values(self, scheme: str, metric: str) -> dict[int, float]:
-        """A metric by seed, as in the ledger; empty where it was not measured."""
+        """A metric by seed, as in the ledger; empty if it was not measured."""
         return by_seed(self.entries.get(scheme, ()), metric)
 
     def summary(self, scheme: str, metric: str) -> Summary | None:
-        """A metric over the seeds in percent, `None` where it was not measured."""
+        """A metric in percent, summarised over the seeds; `None` if it was not measured."""
         found = self.values(scheme, metric)
         return summarise(100 * value for value in found.values()) if found else None
 
     def seeds(self, scheme: str) -> int:
-        """Number of networks with any result."""
+        """The number of networks that have a result."""
         return len({entry.seed for entry in self.entries.get(scheme, ())})
 
     def levels(self, kind: str) -> list[str]:
-        """Levels at which a kind such as `"white_noise"` was measured, rising, as they stand in the keys."""
+        """The levels at which a kind such as `"white_noise"` was measured, in rising order, as they stand in the keys."""
         keys = {key for entries in self.entries.values() for entry in entries for key in entry.metrics}
         found = {key.removeprefix(f"{kind}/") for key in keys if key.startswith(f"{kind}/")}
         return sorted(found, key=float)
 
     def strong(self, kind: str) -> str | None:
-        """The key of the strongest level but one (the strongest often leaves chance), `None` if not measured."""
+        """The key of the second strongest level, since the strongest often leaves only chance; `None` if not measured."""
         levels = self.levels(kind)
         return f"{kind}/{levels[max(0, len(levels) - 2)]}" if levels else None
 
     def gain(self, first: str, second: str, metric: str) -> Paired | None:
-        """First less second scheme on their common seeds in points, `None` without any."""
+        """The first scheme minus the second on their common seeds, in points; `None` if they have none."""
         a, b = (self.values(scheme, metric) for scheme in (first, second))
         if not a.keys() & b.keys():
             return None
@@ -146,8 +156,8 @@ def study(entries: Iterable[Entry], name: str) -> Study:
     """Gather a study from the ledger.
 
     Args:
-        entries: of the ledger, any.
-        name: first part of the recipes' names, such as `"digits"`.
+        entries: lines of the ledger.
+        name: first part of the names of the recipes, such as `"digits"`.
 
     Raises:
         ValueError: if there are no such recipes.
@@ -162,7 +172,11 @@ def study(entries: Iterable[Entry], name: str) -> Study:
 
 
 def table_metrics(one: Study) -> list[str]:
-    """The metrics that sum up a study: each kind of suite once, noise and attacks at the strongest level but one."""
+    """The metrics that sum up a study, with noise and attacks at their second strongest level.
+
+    Args:
+        one: the study.
+    """
     noisy = [one.strong(kind) for kind in ("white_noise", "salt_pepper", "pgd_linf")]
     wanted = ["clean", *(key for key in noisy if key), "corrupted/mean", "corrupted/mean_without_noise"]
     wanted += ["flip_probability/mean", "rms_calibration_error"]
@@ -170,7 +184,10 @@ def table_metrics(one: Study) -> list[str]:
 
 
 def format_summary(found: Summary | None) -> str:
-    """`mean ± standard error`; without it for one network; `not run` for none.
+    """A summary as `mean ± standard error`, or `not run`.
+
+    Args:
+        found: the summary; without a standard error for one network.
 
     Example:
         >>> format_summary(summarise([90.0, 92.0]))
@@ -182,7 +199,10 @@ def format_summary(found: Summary | None) -> str:
 
 
 def format_gain(found: Paired | None) -> str:
-    """`+difference (low to high)` in points with the 95 % interval; `not run` for none.
+    """A difference in points as `difference (low to high)` with its 95 % interval, or `not run`.
+
+    Args:
+        found: the difference.
 
     Example:
         >>> format_gain(paired_difference({1: 92.0, 2: 93.0}, {1: 91.0, 2: 91.0}))
@@ -191,55 +211,27 @@ def format_gain(found: Paired | None) -> str:
     if found is None:
         return NOT_RUN
     if found.interval is None:
-        return f"{_signed(found.difference)} ({'one seed' if found.n == 1 else 'the same for all seeds'})"
+        return f"{signed(found.difference)} ({'one seed' if found.n == 1 else 'the same for all seeds'})"
     low, high = found.interval
-    return f"{_signed(found.difference)} ({_signed(low)} to {_signed(high)})"
+    return f"{signed(found.difference)} ({signed(low)} to {signed(high)})"
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """A number with its sign and one decimal; zero has no sign.
+
+    Args:
+        value: the number.
+    """
     text = f"{value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
-def is_clear(found: Paired | None) -> bool:
-    """Whether the 95 % interval of a difference leaves zero out."""
-    return found is not None and found.interval is not None and not found.interval[0] <= 0 <= found.interval[1]
-
-
 def ranking(one: Study, metric: str) -> list[tuple[str, Summary]]:
-    """Schemes by their mean, the best first; those that were not measured are left out."""
-    found = [(scheme, mean) for scheme in one.run if (mean := one.summary(scheme, metric)) is not None]
-    return sorted(found, key=lambda pair: pair[1].mean, reverse=not lower_is_better(metric))
-
-
-@dataclass(frozen=True)
-class Explained:
-    """How much of a scheme's gain over the baseline its expansion has too.
-
-    Attributes:
-        exact: the scheme less the baseline, points.
-        taylor: its expansion less the baseline.
-        rest: the scheme less its expansion.
-        share: `taylor / exact`; `None` where the gain is not clearly different from zero.
-    """
-
-    exact: Paired | None
-    taylor: Paired | None
-    rest: Paired | None
-    share: float | None
-
-
-def explained(one: Study, metric: str, *, scheme: str = "nfm", baseline: str = "baseline") -> Explained:
-    """The gain of a scheme over the baseline, and that of `taylor_<scheme>`, the plain loss with the expansion added.
+    """The schemes with their means, the best first. Those that were not measured are left out.
 
     Args:
-        one: a study.
+        one: the study.
         metric: key.
-        scheme: the exact scheme.
-        baseline: what both are compared with.
     """
-    expansion = f"taylor_{scheme}"
-    pairs = ((scheme, baseline), (expansion, baseline), (scheme, expansion))
-    exact, taylor, rest = (one.gain(a, b, metric) for a, b in pairs)
-    share = taylor.difference / exact.difference if is_clear(exact) and taylor is not None else None
-    return Explained(exact, taylor, rest, share)
+    found = [(scheme, mean) for scheme in one.run if (mean := one.summary(scheme, metric)) is not None]
+    return sorted(found, key=lambda pair: pair[1].mean, reverse=not lower_is_better(metric))

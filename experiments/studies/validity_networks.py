@@ -1,6 +1,7 @@
-"""The networks on which the validity of the theory is measured: recipes of residual networks, and small smooth ones.
+"""The networks of the study `validity`: residual networks, trained by recipes, and small smooth networks.
 
-A case is one layer of one trained network; `prepare` trains what is missing, `subject` loads network and images.
+A case is one layer of one trained network. `prepare` trains the missing networks, `measured_network` loads a network
+with its images.
 """
 
 from __future__ import annotations
@@ -27,30 +28,30 @@ LAWS: dict[str, dict] = {
     "normal": {"alpha": 1.0, **NOISE, "noise": "normal"},
     "mixing": {"alpha": 1.0},
 }
-#: Images and random paths from each of them for the expansion, and images on which the bound is checked.
+#: Number of images for the expansion, of random paths from each of them, and of images for the bound.
 SAMPLES, PATHS, BOUND_SAMPLES = 300, 2, 20
-#: Recipes whose networks belong to the main job: piecewise-linear residual networks.
+#: Recipes of the piecewise-linear residual networks that are measured by default.
 RECIPES = tuple(f"digits/{name}" for name in ("baseline", "mixup", "manifold_mixup", "nfm", "noisymix", "taylor_nfm"))
-#: Smooth networks: layers, and how each is trained.
+#: The smooth networks with their layers, and how each is trained.
 SMOOTH_LAYERS = {"mlp": ("", "hidden1", "hidden2"), "small_cnn": ("", "stage1", "stage2")}
 SMOOTH_TRAININGS = ("baseline", "mixup", "nfm")
 
 
 @dataclass(frozen=True)
-class Case:
+class LayerCase:
     """One layer of one network.
 
     Attributes:
         model: name of the network.
         training: name of the training scheme.
-        layer: that is perturbed.
-        recipe: name of the recipe; `""` for a smooth network.
-        seed: of the training.
-        samples: training images that are used, the first so many.
-        paths: random paths from each of them.
+        layer: name of the layer that is perturbed.
+        recipe: name of the recipe; empty for a smooth network.
+        seed: random seed of the training run.
+        samples: number of training images, from the first on.
+        paths: number of random paths from each image.
         runs: folder of trained recipes.
-        epochs: of a smooth network.
-        bound_samples: images on which the bound is checked.
+        epochs: epochs of training of a smooth network.
+        bound_samples: number of images on which the bound is checked.
     """
 
     model: str
@@ -66,15 +67,15 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Subject:
+class MeasuredNetwork:
     """A trained network with the images it is measured on.
 
     Attributes:
-        model: in evaluation mode, in the precision it was trained in.
+        model: network in evaluation mode, in the precision of its training.
         x: training images as the network sees them, without augmentation.
-        y: their labels.
-        data: name of the data.
-        facts: about the training, for the record.
+        y: labels of the images.
+        data: name of the data set.
+        facts: what the record says about the training.
     """
 
     model: nn.Module
@@ -84,13 +85,13 @@ class Subject:
     facts: dict
 
 
-def cases(recipes: Sequence[Recipe] | None = None, *, quick: bool = False, **options) -> list[Case]:
-    """What is measured; `quick` is a toy of the same shape.
+def cases(recipes: Sequence[Recipe] | None = None, *, quick: bool = False, **options) -> list[LayerCase]:
+    """The cases of the study.
 
     Args:
-        recipes: `None` for the main job.
-        quick: few images, one network of each kind.
-        **options: other fields of `Case`.
+        recipes: recipes to measure; `None` for the networks trained on digits.
+        quick: True for few images and one network of each kind, for tests.
+        **options: other fields of `LayerCase`.
     """
     smooth = [] if recipes is not None else [(m, t) for m in SMOOTH_LAYERS for t in SMOOTH_TRAININGS]
     chosen = [get_recipe(name) for name in RECIPES] if recipes is None else list(recipes)
@@ -99,22 +100,31 @@ def cases(recipes: Sequence[Recipe] | None = None, *, quick: bool = False, **opt
         smooth, chosen = smooth[:1], chosen[:1]
     seed = options.pop("seed", 1)
     return [
-        Case(r.training.model, r.training.scheme.name, layer, r.name, seed, **options)
+        LayerCase(r.training.model, r.training.scheme.name, layer, r.name, seed, **options)
         for r in chosen
         for layer in eligible_layers(r.training.model)
-    ] + [Case(m, t, layer, **options) for m, t in smooth for layer in SMOOTH_LAYERS[m]]
+    ] + [LayerCase(m, t, layer, **options) for m, t in smooth for layer in SMOOTH_LAYERS[m]]
 
 
 def is_finished(recipe: Recipe, seed: int, runs: Path) -> bool:
-    """Whether a recipe has been trained."""
+    """True if the recipe has been trained with this seed.
+
+    Args:
+        recipe: the recipe.
+        seed: random seed of the training run.
+        runs: folder of trained recipes.
+    """
     return (run_folder(runs, recipe.training, seed) / "final.pt").exists()
 
 
-def prepare(todo: Sequence[Case]) -> None:
-    """Train what is not trained yet, before processes start, so that each network is trained once.
+def prepare(todo: Sequence[LayerCase]) -> None:
+    """Train the missing networks before processes start, so that each is trained once.
+
+    Args:
+        todo: the cases.
 
     Raises:
-        FileNotFoundError: for recipes that take longer than those on digits.
+        FileNotFoundError: if a recipe is missing that takes longer than those on digits.
     """
     for name, seed, runs in dict.fromkeys((c.recipe, c.seed, c.runs) for c in todo if c.recipe):
         recipe = get_recipe(name)
@@ -122,7 +132,8 @@ def prepare(todo: Sequence[Case]) -> None:
             continue
         if recipe.size != "digits":
             raise FileNotFoundError(
-                f"{name} with seed {seed} is not trained in {runs}; `nfm sweep '{name}' --seeds {seed}` trains it."
+                f"{name} with seed {seed} is not trained in {runs}; "
+                f"`python -m experiments sweep '{name}' --seeds {seed}` trains it."
             )
         source, _, classes = load_training_data(recipe.training)
         quiet = Execution(device="cpu", progress=False)
@@ -133,19 +144,21 @@ def prepare(todo: Sequence[Case]) -> None:
 
 
 def _smooth(model: str, training: str, epochs: int) -> TrainedNetwork:
-    """A smooth network, trained or from the cache."""
+    """A smooth network from the cache, or trained now."""
     layers = SMOOTH_LAYERS[model]
     settings = {"baseline": {}, "mixup": {"layers": ("",), "alpha": 1.0}, "nfm": {"layers": layers, **LAWS["released"]}}
     return trained_network(model, 10, epochs=epochs, **settings[training])
 
 
 @lru_cache(maxsize=2)
-def subject(recipe: str, model: str, training: str, seed: int, samples: int, runs: str, epochs: int) -> Subject:
-    """The network of a case with its images; arguments as the fields of `Case`."""
+def measured_network(
+    recipe: str, model: str, training: str, seed: int, samples: int, runs: str, epochs: int
+) -> MeasuredNetwork:
+    """The network of a case with its images; the arguments are fields of `LayerCase`."""
     if not recipe:
         network, data = _smooth(model, training, epochs), load_digits(10)
         facts = {"train_accuracy": network.train_accuracy, "test_accuracy": network.test_accuracy, "seed": seed}
-        return Subject(network.model, data.x[:samples], data.y[:samples], "digits", facts)
+        return MeasuredNetwork(network.model, data.x[:samples], data.y[:samples], "digits", facts)
     settings = get_recipe(recipe).training
     _, data, classes = load_training_data(settings)
     content = load_checkpoint(run_folder(Path(runs), settings, seed) / "final.pt", hash=settings.hash, seed=seed)
@@ -155,4 +168,4 @@ def subject(recipe: str, model: str, training: str, seed: int, samples: int, run
     part = data.train.first(settings.samples).first(samples)
     x = data.normalise(part.images)
     facts = {"train_accuracy": accuracy(network, x, part.labels), "test_accuracy": None, "seed": seed}
-    return Subject(network, x, part.labels, settings.data, {**facts, "hash": settings.hash})
+    return MeasuredNetwork(network, x, part.labels, settings.data, {**facts, "hash": settings.hash})

@@ -308,7 +308,7 @@ def text_claims(published: Published) -> RuleResult:
     for claim in claims_about(published):
         outcome = judge_published(claim, published)
         checked += bool(claim.comparisons)
-        if outcome.verdict != NOT_SUPPORTED:
+        if outcome.word != NOT_SUPPORTED:
             continue
         row = claim.comparisons[0].row
         numbers: dict[str, float] = {}

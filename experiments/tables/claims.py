@@ -1,7 +1,7 @@
-"""Published statements as data: which number should be better than which, and whether it is, in print and in ours.
+"""The papers' statements about their tables, and whether the numbers show them: in print, and in our own runs.
 
-A claim is a list of comparisons, each of them of two cells of a table (or means of cells). It holds if all of them
-do; a claim that counts ("on k of n corruptions") holds if as many items do as it says.
+A claim is a list of comparisons between two cells of a table, or between means of cells. It holds if all comparisons
+hold. A claim that counts ("on k of n corruptions") holds if at least k items do.
 """
 
 from __future__ import annotations
@@ -10,29 +10,33 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..record.comparison import Paired, paired_difference
 from .published import Published, column_of
 
-#: Percent, or share, by seed; empty where there is none.
+#: The value of a cell for each seed, in percent; empty if the cell was not measured.
 Sample = Mapping[int, float]
-#: Values of a cell, by row and column of a table.
+#: Finds the values of a cell from the row and the column of a table.
 Lookup = Callable[[str, str], Sample]
 SUPPORTED, NOT_SUPPORTED, NO_NUMBERS = "supported", "not supported", "no numbers printed"
 REPRODUCED, NOT_REPRODUCED, NOT_RUN = "reproduced", "not reproduced", "not run"
+#: What can weaken a verdict on our own runs.
+WITHIN_NOISE, ONE_SEED = "within noise", "one seed"
+#: Differences below this many points count as a tie: they come from rounding.
 _SLACK = 1e-9
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One side should be better than the other, or no worse.
+    """One row of a table should be better than another row, or no worse.
 
     Attributes:
         item: what is compared, for claims that count.
-        row: that should be better.
-        other: row that should be worse.
-        columns: whose mean is compared.
-        margin: points by which the first must be better at least; negative for a tolerance.
-        strict: whether a tie is too little.
-        quoted: whether the numbers of the other row were quoted in the paper and are not ours to run.
+        row: the row that should be better.
+        other: the row that should be worse.
+        columns: the columns whose mean is compared.
+        margin: by how many points the first row must be better; a negative margin is a tolerance.
+        strict: True if a tie is not enough.
+        quoted: True if the paper quotes the other row from elsewhere, so that we have nothing to run.
     """
 
     item: str
@@ -46,15 +50,15 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of a paper.
+    """A statement of a paper about one of its tables.
 
     Attributes:
-        id: stable.
-        statement: in our words.
-        source: table or section.
-        table: whose cells decide.
-        comparisons: what must hold; none if the paper prints no numbers for it.
-        count: how many items hold according to the paper; `None` if all must.
+        id: a name that does not change.
+        statement: the statement in our words.
+        source: the table or section of the paper.
+        table: the table whose cells decide.
+        comparisons: what must hold; empty if the paper prints no numbers for the statement.
+        count: how many items hold according to the paper; `None` if all of them must hold.
         kind: `"text"` if the paper says it in so many words, `"table"` if its table shows it.
     """
 
@@ -69,24 +73,40 @@ class Claim:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the numbers say.
+    """What a set of numbers says about a claim.
 
     Attributes:
-        verdict: one of the module's verdicts, `(within noise)` or `(one seed)` added where they apply.
-        items: names of the items that hold.
-        failed: comparisons that do not hold, with both values.
-        seeds: smallest number of seeds of any comparison.
+        word: `supported`, `not supported` or `no numbers printed` for printed numbers; `reproduced`, `not reproduced`
+            or `not run` for ours.
+        weakness: `within noise`, `one seed`, or empty.
+        seeds: the smallest number of seeds behind any comparison.
+        size: the size of our recipes; empty for printed numbers.
+        judged: how many comparisons have numbers on both sides.
+        total: how many comparisons the claim makes.
+        items: the items that hold.
+        failed: the comparisons that do not hold, with the two values.
     """
 
-    verdict: str
+    word: str
+    weakness: str = ""
+    seeds: int = 0
+    size: str = ""
+    judged: int = 0
+    total: int = 0
     items: tuple[str, ...] = ()
     failed: tuple[tuple[Comparison, float, float], ...] = ()
-    seeds: int = 0
+
+    @property
+    def text(self) -> str:
+        """The outcome in words, such as `reproduced (within noise, 7 of 8 comparisons)`."""
+        part = f"{self.judged} of {self.total} comparisons" if 0 < self.judged < self.total else ""
+        remarks = ", ".join(filter(None, (self.weakness, part)))
+        return f"{self.word} ({remarks})" if remarks else self.word
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A claim with the verdict on the paper's own numbers, and on ours by what was run."""
+    """A claim, the outcome of the printed numbers, and the outcomes of our own runs by size."""
 
     claim: Claim
     published: Outcome
@@ -94,132 +114,131 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class _Side:
-    """A comparison, evaluated: paired differences in the good direction, less the margin."""
+class _Evaluated:
+    """A comparison with its numbers; `gap` is positive if the first row is better by more than the margin."""
 
     comparison: Comparison
     left: float
     right: float
-    mean: float
-    stderr: float | None
-    seeds: int
+    gap: Paired
 
     @property
     def holds(self) -> bool:
-        return self.mean > _SLACK or (not self.comparison.strict and self.mean >= -_SLACK)
+        return self.gap.difference > (_SLACK if self.comparison.strict else -_SLACK)
 
     @property
-    def clear(self) -> bool:
-        """Whether the difference lies more than two standard errors from zero."""
-        return self.stderr is not None and abs(self.mean) > 2 * self.stderr
+    def sure(self) -> bool:
+        """True if noise does not weaken it. An allowed tie needs no clear difference."""
+        return self.holds and (self.gap.clear or not self.comparison.strict)
 
 
-def _combine(lookup: Lookup, row: str, columns: Sequence[str]) -> dict[int, float]:
-    """Mean over the columns, for each seed that has them all."""
+def _row_mean(lookup: Lookup, row: str, columns: Sequence[str]) -> dict[int, float]:
+    """The mean over the columns for each seed that has all of them."""
     samples = [lookup(row, column) for column in columns]
     seeds = set.intersection(*(set(sample) for sample in samples))
-    return {seed: sum(sample[seed] for sample in samples) / len(samples) for seed in sorted(seeds)}
+    return {seed: sum(sample[seed] for sample in samples) / len(samples) for seed in seeds}
 
 
-def _compare(table: str, comparison: Comparison, lookup: Lookup) -> _Side | None:
-    left = _combine(lookup, comparison.row, comparison.columns)
-    right = _combine(lookup, comparison.other, comparison.columns)
+def _evaluate(claim: Claim, comparison: Comparison, lookup: Lookup) -> _Evaluated | None:
+    """The comparison with its numbers, or `None` if no seed has both sides."""
+    left, right = (_row_mean(lookup, row, comparison.columns) for row in (comparison.row, comparison.other))
     seeds = sorted(left.keys() & right.keys())
     if not seeds:
         return None
-    sign = 1 if column_of(table, comparison.columns[0]).higher_is_better else -1
-    gaps = [sign * (left[seed] - right[seed]) - comparison.margin for seed in seeds]
-    n = len(gaps)
-    mean = math.fsum(gaps) / n
-    stderr = math.sqrt(math.fsum((gap - mean) ** 2 for gap in gaps) / (n - 1) / n) if n > 1 else None
-    means = [math.fsum(side[seed] for seed in seeds) / n for side in (left, right)]
-    return _Side(comparison, means[0], means[1], mean, stderr, n)
+    sign = 1 if column_of(claim.table, comparison.columns[0]).higher_is_better else -1
+    good = {seed: sign * left[seed] - comparison.margin for seed in seeds}
+    gap = paired_difference(good, {seed: sign * right[seed] for seed in seeds})
+    means = (math.fsum(side[seed] for seed in seeds) / len(seeds) for side in (left, right))
+    return _Evaluated(comparison, *means, gap)
 
 
-def _items(sides: Iterable[_Side]) -> dict[str, list[_Side]]:
-    items: dict[str, list[_Side]] = {}
-    for side in sides:
-        items.setdefault(side.comparison.item, []).append(side)
+def _by_item(found: Iterable[_Evaluated]) -> dict[str, list[_Evaluated]]:
+    items: dict[str, list[_Evaluated]] = {}
+    for one in found:
+        items.setdefault(one.comparison.item, []).append(one)
     return items
 
 
+def _facts(found: Sequence[_Evaluated], total: int) -> dict:
+    """The fields of an outcome that do not depend on the word."""
+    return {
+        "items": tuple(name for name, group in _by_item(found).items() if all(one.holds for one in group)),
+        "failed": tuple((one.comparison, one.left, one.right) for one in found if not one.holds),
+        "seeds": min(one.gap.n for one in found), "judged": len(found), "total": total,
+    }  # fmt: skip
+
+
 def judge_published(claim: Claim, published: Published) -> Outcome:
-    """Whether the paper's own table supports a claim.
+    """Does the paper's own table support a claim?
 
     Args:
         claim: the claim.
-        published: printed values.
+        published: the printed values.
 
     Returns:
-        Verdict `supported`, `not supported` or `no numbers printed`; a claim that counts must give the very count.
+        An outcome `supported`, `not supported` or `no numbers printed`. A claim that counts must give the very count.
     """
 
     def lookup(row: str, column: str) -> Sample:
         value = published.number(claim.table, row, column)
         return {} if value is None else {0: value}
 
-    sides = [_compare(claim.table, comparison, lookup) for comparison in claim.comparisons]
-    if not sides or None in sides:
+    found = [_evaluate(claim, comparison, lookup) for comparison in claim.comparisons]
+    if not found or None in found:
         return Outcome(NO_NUMBERS)
-    return _outcome(claim, sides, exact=True, words=(SUPPORTED, NOT_SUPPORTED))
+    facts = _facts(found, len(found))
+    needed = len(_by_item(found)) if claim.count is None else claim.count
+    return Outcome(SUPPORTED if len(facts["items"]) == needed else NOT_SUPPORTED, **facts)
 
 
-def judge_ours(claim: Claim, lookup: Lookup) -> Outcome:
-    """Whether our numbers show what a claim says.
+def judge_ours(claim: Claim, lookup: Lookup, size: str = "") -> Outcome:
+    """Do our numbers show what a claim says?
+
+    The order of the means decides, on the comparisons that have numbers on both sides. A verdict is within noise unless
+    the differences that it rests on are clear: their 95 % interval over the seeds leaves out zero (`Paired.clear`).
 
     Args:
         claim: the claim.
         lookup: our values by row and column, in percent, for each seed; seeds are compared in pairs.
+        size: the size of our recipes.
 
     Returns:
-        Verdict `reproduced`, `not reproduced` or `not run`, the last if any cell of the claim is missing. The order of
-        the means decides. With several seeds `(within noise)` is added unless every comparison that the verdict rests
-        on differs from zero by more than two standard errors of the paired difference; with one seed, `(one seed)`.
+        An outcome `reproduced`, `not reproduced`, or `not run` if no comparison has numbers. A claim that counts is
+        also `not run` as long as the missing items could decide it.
     """
     comparisons = [comparison for comparison in claim.comparisons if not comparison.quoted]
-    sides = [_compare(claim.table, comparison, lookup) for comparison in comparisons]
-    if not sides or None in sides:
-        return Outcome(NOT_RUN)
-    outcome = _outcome(claim, sides, exact=False, words=(REPRODUCED, NOT_REPRODUCED))
-    if outcome.seeds == 1:
-        return Outcome(f"{outcome.verdict} (one seed)", outcome.items, outcome.failed, 1)
-    if not _is_clear(claim, sides, outcome):
-        return Outcome(f"{outcome.verdict} (within noise)", outcome.items, outcome.failed, outcome.seeds)
-    return outcome
-
-
-def _outcome(claim: Claim, sides: list[_Side], *, exact: bool, words: tuple[str, str]) -> Outcome:
-    items = _items(sides)
-    good = tuple(name for name, group in items.items() if all(side.holds for side in group))
+    found = [one for comparison in comparisons if (one := _evaluate(claim, comparison, lookup)) is not None]
+    if not found:
+        return Outcome(NOT_RUN, size=size, total=len(comparisons))
+    facts = {**_facts(found, len(comparisons)), "size": size}
+    items = _by_item(found)
+    missing = 0 if claim.count is None else len({comparison.item for comparison in comparisons} - items.keys())
     needed = len(items) if claim.count is None else claim.count
-    holds = len(good) == needed if exact else len(good) >= needed
-    failed = tuple((side.comparison, side.left, side.right) for side in sides if not side.holds)
-    return Outcome(words[0] if holds else words[1], good, failed, min(side.seeds for side in sides))
-
-
-def _is_clear(claim: Claim, sides: list[_Side], outcome: Outcome) -> bool:
-    items = _items(sides)
-    needed = len(items) if claim.count is None else claim.count
-    if outcome.verdict == REPRODUCED:
-        # A tie that is allowed needs no clear difference: it only must not be clearly worse, and it is not.
-        sure = [all(side.clear or not side.comparison.strict for side in items[name]) for name in outcome.items]
-        return sum(sure) >= needed
-    lost = [any(side.clear and not side.holds for side in group) for group in items.values()]
-    return len(items) - sum(lost) < needed
+    good = len(facts["items"])
+    if good < needed <= good + missing:
+        return Outcome(NOT_RUN, **facts)
+    holds = good >= needed
+    if holds:
+        clear = sum(all(one.sure for one in group) for group in items.values()) >= needed
+    else:
+        lost = sum(any(one.gap.clear and not one.holds for one in group) for group in items.values())
+        clear = len(items) + missing - lost < needed
+    weakness = ONE_SEED if facts["seeds"] == 1 else "" if clear else WITHIN_NOISE
+    return Outcome(REPRODUCED if holds else NOT_REPRODUCED, weakness, **facts)
 
 
 def better(row: str, others: Iterable[str], columns: Iterable[str], **options) -> tuple[Comparison, ...]:
-    """The row is better than each of the others in each of the columns; options as in `Comparison`."""
+    """The row is better than each of the other rows in each column; the options are fields of `Comparison`."""
     others = [other for other in others if other != row]
     return tuple(Comparison(column, row, other, (column,), **options) for column in columns for other in others)
 
 
 def better_on_average(row: str, others: Iterable[str], columns: Iterable[str], **options) -> tuple[Comparison, ...]:
-    """The row's mean over the columns is better than each other row's."""
+    """The row's mean over the columns is better than the mean of each other row."""
     columns = tuple(columns)
     return tuple(Comparison("mean", row, other, columns, **options) for other in others if other != row)
 
 
 def no_worse(row: str, others: Iterable[str], columns: Iterable[str], *, margin: float = 0.0) -> tuple[Comparison, ...]:
-    """The row is as good as the others, up to a tolerance of `margin` points."""
+    """The row is as good as the other rows, up to a tolerance of `margin` points."""
     return better(row, others, columns, margin=-margin, strict=False)

@@ -1,4 +1,4 @@
-"""Tables and claims as Markdown, LaTeX (booktabs) and HTML; the same input gives the same text."""
+"""Tables and claims as Markdown, LaTeX (booktabs) and HTML. The same input always gives the same text."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _LATEX = {
 
 
 def escape_latex(text: str) -> str:
-    """Text for LaTeX, special characters and the Greek of the tables replaced."""
+    """Text for LaTeX, with special characters and the Greek letters of the tables replaced."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 
 def escape_markdown(text: str) -> str:
-    """Text for a cell of a GFM table."""
+    """Text for a cell of a Markdown table."""
     special = "\\`*_|<>[]"
     return "".join("\\" + character if character in special else character for character in " ".join(text.split()))
 
 
 def format_ours(value: OurValue | None) -> str:
-    """`mean ± standard error (n)`, `mean (1)` for one seed, `not run` for none."""
+    """Our value as `mean ± standard error (number of seeds)`, or `not run`."""
     if value is None:
         return NOT_RUN
     error = "" if value.stderr is None else f" ± {value.stderr:.1f}"
@@ -35,7 +35,7 @@ def format_ours(value: OurValue | None) -> str:
 
 
 def _grid(table: Table) -> tuple[list[str], list[list[str]]]:
-    """Label and cells of each row: the paper's columns, then each group's; `None`-like cells are spelled out."""
+    """The label and the cells of each row: first the paper's columns, then those of each group."""
     labels = [", ".join(filter(None, (label, row.partition("/")[2]))) for row, label in table.rows]
     lines = []
     for row, _ in table.rows:
@@ -72,7 +72,7 @@ def _legend(table: Table) -> list[str]:
 
 
 def table_markdown(table: Table) -> str:
-    """GFM; a heading says whose column it is, a list under the table what was run."""
+    """A Markdown table. Its headings say whose column it is, a list under it says what was run."""
     labels, lines = _grid(table)
     bold = _bold(table)
     heads = [f"{column.heading} ({letter})" for letter in _letters(table) for column in table.columns]
@@ -81,7 +81,7 @@ def table_markdown(table: Table) -> str:
     for i, (label, line) in enumerate(zip(labels, lines, strict=True)):
         cells = [f"**{cell}**" if (i, j) in bold else escape_markdown(cell) for j, cell in enumerate(line)]
         text.append(_line([escape_markdown(label), *cells]))
-    remarks = [f"- {escape_markdown(remark)}" for remark in (*_legend(table), *table.notes)]
+    remarks = [f"- {escape_markdown(remark)}" for remark in _legend(table)]
     return "\n".join([*text, *([""] if remarks else []), *remarks]) + "\n"
 
 
@@ -90,14 +90,14 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def table_latex(table: Table) -> str:
-    """A `table` environment for the packages booktabs and graphicx."""
+    """A LaTeX `table`; it needs the packages booktabs and graphicx."""
     labels, lines = _grid(table)
     bold, n = _bold(table), len(table.columns)
     letters = _letters(table)
     spans = [rf"\multicolumn{{{n}}}{{c}}{{{escape_latex(letter)}}}" for letter in letters]
     rules = " ".join(rf"\cmidrule(lr){{{2 + i * n}-{1 + (i + 1) * n}}}" for i in range(len(letters)))
     heads = [escape_latex(column.heading) for column in table.columns] * len(letters)
-    remarks = " ".join(escape_latex(remark) for remark in (_caption(table), *_legend(table), *table.notes))
+    remarks = " ".join(escape_latex(remark) for remark in (_caption(table), *_legend(table)))
     text = [r"\begin{table}", r"\centering", rf"\caption{{{remarks}}}", rf"\label{{tab:{table.info.id}}}"]
     text += [r"\resizebox{\linewidth}{!}{%", rf"\begin{{tabular}}{{l{'r' * n * len(letters)}}}", r"\toprule"]
     text += [" & ".join(["", *spans]).strip() + r" \\", rules, " & ".join(["", *heads]).strip() + r" \\", r"\midrule"]
@@ -108,7 +108,7 @@ def table_latex(table: Table) -> str:
 
 
 def table_html(table: Table) -> str:
-    """A `table` element with caption, and headings that say what they head."""
+    """An HTML table with a caption, and headings with a scope."""
     labels, lines = _grid(table)
     bold, n = _bold(table), len(table.columns)
     headings = ["paper", *(group.heading for group in table.groups)]
@@ -122,7 +122,7 @@ def table_html(table: Table) -> str:
         cells = [escape_html(cell) for cell in line]
         cells = [f"<td><strong>{c}</strong></td>" if (i, j) in bold else f"<td>{c}</td>" for j, c in enumerate(cells)]
         text.append("".join([f'<tr><th scope="row">{escape_html(label)}</th>', *cells, "</tr>"]))
-    text += ["</tbody>", "</table>", *(f"<p>{escape_html(note)}</p>" for note in table.notes)]
+    text += ["</tbody>", "</table>"]
     return "\n".join(text) + "\n"
 
 
@@ -130,8 +130,8 @@ def _claim_rows(judgements: Sequence[Judgement]) -> tuple[list[str], list[list[s
     rows = []
     for judgement in judgements:
         claim = judgement.claim
-        ours = "; ".join(f"{outcome.verdict} [{heading}]" for heading, outcome in judgement.ours.items())
-        published = judgement.published.verdict
+        ours = "; ".join(f"{size}: {outcome.text}" for size, outcome in judgement.ours.items())
+        published = judgement.published.word
         if claim.count is not None:
             published += f" ({len(judgement.published.items)} counted)"
         rows.append([claim.statement, claim.source, published, ours or NOT_RUN])
@@ -139,14 +139,14 @@ def _claim_rows(judgements: Sequence[Judgement]) -> tuple[list[str], list[list[s
 
 
 def claims_markdown(judgements: Sequence[Judgement]) -> str:
-    """Claims as a GFM table."""
+    """Claims as a Markdown table."""
     heads, rows = _claim_rows(judgements)
     lines = [_line(heads), _line(["---"] * len(heads))]
     return "\n".join(lines + [_line(map(escape_markdown, row)) for row in rows]) + "\n"
 
 
 def claims_latex(judgements: Sequence[Judgement]) -> str:
-    """Claims as a `longtable`, for the packages booktabs and longtable."""
+    """Claims as a LaTeX `longtable`; it needs the packages booktabs and longtable."""
     heads, rows = _claim_rows(judgements)
     widths = "".join(rf"p{{{width}\linewidth}}" for width in (0.38, 0.18, 0.16, 0.2))
     lines = [rf"\begin{{longtable}}{{{widths}}}", r"\toprule", " & ".join(heads) + r" \\", r"\midrule", r"\endhead"]
@@ -155,7 +155,7 @@ def claims_latex(judgements: Sequence[Judgement]) -> str:
 
 
 def claims_html(judgements: Sequence[Judgement]) -> str:
-    """Claims as a `table` element."""
+    """Claims as an HTML table."""
     heads, rows = _claim_rows(judgements)
     lines = ['<table id="claims">', "<caption>Published claims, in print and in ours</caption>", "<thead>"]
     lines += ["<tr>" + "".join(f'<th scope="col">{head}</th>' for head in heads) + "</tr>", "</thead>", "<tbody>"]

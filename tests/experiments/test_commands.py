@@ -3,13 +3,13 @@
 import json
 
 import pytest
+from ledger_entries import shortened
 from typer.testing import CliRunner
 
 from experiments import commands
-from experiments.cli import app
+from experiments.commands import app
 from experiments.recipes import all_recipes, get_recipe
 from experiments.record.ledger import read
-from experiments.runner import shortened
 
 TOY = "nfm-figure-toy/nfm"
 

@@ -8,7 +8,7 @@ import pytest
 from ledger_processes import entry
 from scipy import stats
 
-from experiments.record.comparison import aggregate, by_seed, holm, paired_difference, sign_flip, summarise
+from experiments.record.comparison import by_seed, holm, is_clear, paired_difference, sign_flip, summarise
 
 
 def test_summary_by_hand():
@@ -125,22 +125,29 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(q):
         assert {i for i, value in enumerate(holm(list(p))) if value <= q} == rejected
 
 
-def test_aggregate_groups_and_skips():
-    nfm = [entry(seed, metrics={"clean": 0.1 * seed}) for seed in (1, 2, 6)]
-    mixup = {"recipe": "cifar10_mixup", "scheme": "mixup", "settings": {"alpha": 1.0}}
-    other = [entry(seed, metrics={"clean": 0.5}, **mixup) for seed in (0, 1)]
+def test_a_metric_by_seed_is_of_one_training():
+    nfm = [entry(seed, metrics={"clean": 0.1 * seed}) for seed in (6, 1, 2)]
     noise = [entry(1, "noise", metrics={"white_noise/0.1": 0.2, "clean": 0.1})]  # the same value again counts once
-    entries = [*other, *nfm, *noise]
-    assert list(aggregate(entries, "clean")) == ["cifar10_mixup", "cifar10_nfm"]
-    found = aggregate(entries, "clean", by="scheme", level=0.9)
-    assert found["nfm"] == summarise([0.1, 0.2, 0.6000000000000001], level=0.9)
-    assert (found["mixup"].mean, found["mixup"].n) == (0.5, 2)
-    assert list(aggregate(entries, "clean", by="hash")) == [other[0].hash, nfm[0].hash]
-    assert aggregate(entries, "white_noise/0.1") == {"cifar10_nfm": summarise([0.2])}
-    assert aggregate(entries, "mce") == {}
-    assert aggregate([], "clean") == {}
-    assert by_seed(reversed(nfm), "clean") == {1: 0.1, 2: 0.2, 6: 0.6000000000000001}
-    assert paired_difference(by_seed(nfm, "clean"), by_seed(other, "clean")).n == 1
+    assert by_seed([*nfm, *noise], "clean") == {1: 0.1, 2: 0.2, 6: 0.6000000000000001}
+    assert list(by_seed(nfm, "clean")) == [1, 2, 6]
+    assert by_seed(nfm, "mce") == by_seed([], "clean") == {}
+
+
+@pytest.mark.parametrize(
+    ("first", "clear"),
+    [([1.0, 1.1, 0.9], True), ([-1.0, -1.1, -0.9], True), ([1.0, -1.0, 0.5], False), ([5.0], False), ([1, 1], False)],
+)
+def test_a_difference_is_clear_if_its_interval_leaves_out_zero(first, clear):
+    found = paired_difference(dict(enumerate(first)), dict.fromkeys(range(3), 0.0))
+    assert found.clear is is_clear(found) is clear
+    assert not is_clear(None)
+
+
+def test_two_standard_errors_are_not_enough_for_three_seeds():
+    """The interval of three seeds is 4.3 standard errors wide on each side."""
+    found = paired_difference({1: 1.0, 2: 2.0, 3: 3.0}, dict.fromkeys((1, 2, 3), 0.2))
+    assert found.difference > 2 * found.stderr
+    assert not found.clear
 
 
 @pytest.mark.parametrize(
@@ -154,10 +161,9 @@ def test_aggregate_groups_and_skips():
         (lambda: sign_flip(range(21)), "differences: expected at most 20, got 21"),
         (lambda: holm([0.5, 1.5]), r"p_values: expected numbers in \[0, 1\]"),
         (lambda: holm([float("nan")]), r"p_values: expected numbers in \[0, 1\]"),
-        (lambda: aggregate([], "clean", by="seed"), "by: expected one of recipe, scheme, hash, got 'seed'"),
-        (lambda: aggregate([entry(0), entry(1, settings={})], "clean"), "expected one set of training settings"),
+        (lambda: by_seed([entry(0), entry(1, settings={})], "clean"), "expected one set of training settings"),
         (
-            lambda: aggregate([entry(0), entry(0, "noise", metrics={"clean": 0.4})], "clean"),
+            lambda: by_seed([entry(0), entry(0, "noise", metrics={"clean": 0.4})], "clean"),
             "expected one value for seed 0 of cifar10_nfm, got 0.5 and 0.4 .suite noise",
         ),
     ],

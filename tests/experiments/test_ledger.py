@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ledger_entries import comparable
 from ledger_processes import CELLS, KILLS, OWN, SHARED, WRITERS, entry
 
 from experiments.record import ledger, provenance
@@ -24,7 +25,6 @@ from experiments.record.ledger import (
     Entry,
     LedgerError,
     append,
-    comparable,
     finished,
     merge,
     read,

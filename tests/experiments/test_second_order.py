@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from experiments.studies.decompose_training import PARTS, Case, cases, decompose, images, run_case
 from ledger_entries import entry
 from problems import generator, mlp, randn
 from torch import nn
@@ -21,7 +22,6 @@ from experiments.record.comparison import paired_difference
 from experiments.record.files import read_lines
 from experiments.schemes import build_step
 from experiments.studies import decompose_training
-from experiments.studies.decompose_training import PARTS, Case, cases, decompose, images, run_case
 from experiments.studies.gains import (
     GROUPS,
     Gains,

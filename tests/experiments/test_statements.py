@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 import typer
-from ledger_entries import entry
+from ledger_entries import entry, full_ledger
 from typer.testing import CliRunner
 
 from experiments import claims as statements
-from experiments.claims import VOCABULARY, Records, Verdict, all_statements, count, index, judge
+from experiments.claims import VOCABULARY, Records, Verdict, all_statements, count, index
 from experiments.claims import evidence as records_module
 from experiments.claims.check import Check
 from experiments.claims.checks import CHECKS
 from experiments.claims.comparisons import by_size
 from experiments.claims.index import CLASSES, GROUPS, class_of, escape
-from experiments.cli import app
+from experiments.commands import app
 from experiments.recipes import select_recipes
 from experiments.record.files import write_lines
 from experiments.tables import TABLES
@@ -60,7 +60,7 @@ def curve(radius, error):
 
 
 def word(name, records):
-    return judge(STATEMENTS[name], records).word
+    return STATEMENTS[name].verdict(records).word
 
 
 EMPTY = Records(checks=checks())
@@ -81,7 +81,7 @@ def test_no_cell_is_empty(records):
         assert all(cell.strip() for cell in row.cells())
         assert not any("\n" in cell for cell in row.cells())
         plain = row.to_dict()
-        assert all(plain[key] for key in plain if key != "qualifier"), plain
+        assert all(plain[key] for key in plain if key not in ("qualifier", "size", "weakness", "seeds")), plain
 
 
 @pytest.mark.parametrize("statement", STATEMENTS.values(), ids=STATEMENTS)
@@ -95,7 +95,7 @@ def test_links_and_evidence_exist(statement):
 
 
 def commands_of(group, prefix=()):
-    """Names of all commands and of the groups' own."""
+    """All commands by their names, those of groups included."""
     found = {}
     for name, command in group.commands.items():
         found[(*prefix, name)] = command
@@ -104,21 +104,20 @@ def commands_of(group, prefix=()):
     return found
 
 
-NFM = commands_of(typer.main.get_command(app))
+COMMANDS = commands_of(typer.main.get_command(app))
 
 
 @pytest.mark.parametrize("command", sorted({s.command for s in STATEMENTS.values()}))
 def test_commands_parse(command):
-    program, *words = shlex.split(command)
-    if program == "python":
-        assert words[0] == "-m"
-        assert importlib.util.find_spec(words[1])
+    program, flag, module, *words = shlex.split(command)
+    assert (program, flag) == ("python", "-m")
+    assert importlib.util.find_spec(module)
+    if module != "experiments":
         return
-    assert program == "nfm"
-    path = tuple(words[:2]) if tuple(words[:2]) in NFM else tuple(words[:1])
-    assert path in NFM
+    path = tuple(words[:2]) if tuple(words[:2]) in COMMANDS else tuple(words[:1])
+    assert path in COMMANDS
     rest = words[len(path) :]
-    NFM[path].make_context(path[-1], list(rest), resilient_parsing=False)
+    COMMANDS[path].make_context(path[-1], list(rest), resilient_parsing=False)
     if path == ("claims",):
         assert rest[0] in STATEMENTS
     if path == ("sweep",):
@@ -128,7 +127,7 @@ def test_commands_parse(command):
 
 
 def test_quick_computations_decide():
-    named = {s.id for s in STATEMENTS.values() if judge(s, EMPTY) != judge(s, Records(checks=checks("fails")))}
+    named = {s.id for s in STATEMENTS.values() if s.verdict(EMPTY) != s.verdict(Records(checks=checks("fails")))}
     assert len(named) >= len(CHECKS)
     for name in named:
         outcomes = {o: word(name, Records(checks=checks(o))) for o in ("holds", "limits", "fails", "open")}
@@ -207,7 +206,7 @@ def test_claims_on_tables_follow_the_ledger_and_the_print():
         )
 
     def verdict(*gains):
-        return judge(STATEMENTS["claim-nfm-clean-1"], records(*gains)).text
+        return STATEMENTS["claim-nfm-clean-1"].verdict(records(*gains)).text
 
     assert verdict(0.1, 0.11) == "reproduced (digits)"
     assert verdict(-0.1, -0.11) == "not reproduced (digits)"
@@ -221,14 +220,31 @@ def test_claims_on_tables_follow_the_ledger_and_the_print():
     assert word("nfm-table1", EMPTY) == "not run"
 
 
+def test_with_a_full_ledger_every_claim_is_judged_or_says_why_not():
+    full = replace(EMPTY, entries=tuple(full_ledger()))
+    claims = {s.id: s.verdict(full) for s in STATEMENTS.values() if s.id.startswith("claim-")}
+    open_ = {name: verdict.word for name, verdict in claims.items() if not verdict.seeds}
+    # The rows of the toy problems are no paper recipes, and no number is printed for NFM with stronger noise.
+    toys = dict.fromkeys(("claim-nfm-toy", "claim-noisymix-toy"), "not run")
+    assert open_ == toys | {"claim-nfm-star": "not testable"}
+    assert all("at no size have we run" in claims[name].detail for name in toys)
+    decided = [verdict for name, verdict in claims.items() if name not in open_]
+    assert {verdict.word for verdict in decided} == {"reproduced", "not reproduced"}
+    assert {(verdict.size, verdict.seeds) for verdict in decided} == {("paper", 2)}
+    assert "8 of 9 comparisons" in claims["claim-noisymix-imagenet-c"].detail
+    for name in TABLES:
+        if name not in ("nfm-figure-toy", "noisymix-figure4"):
+            assert "paper: " in STATEMENTS[name].verdict(full).detail
+
+
 def test_one_network_does_not_decide_over_several():
     several = [entry(f"digits/{s}", seed, clean=v) for s, v in (("baseline", 0.8), ("nfm", 0.9)) for seed in (1, 2)]
     alone = [entry("cifar10-small/baseline", 1, clean=0.9), entry("cifar10-small/nfm", 1, clean=0.8)]
     both = replace(EMPTY, entries=(*several, *alone))
     assert [one.size for one in by_size(both, "nfm-clean-1")] == ["small", "digits"]
-    assert judge(STATEMENTS["claim-nfm-clean-1"], both).text == "reproduced (digits)"
+    assert STATEMENTS["claim-nfm-clean-1"].verdict(both).text == "reproduced (digits)"
     only = replace(EMPTY, entries=tuple(alone))
-    assert judge(STATEMENTS["claim-nfm-clean-1"], only).text == "not reproduced (small, one seed)"
+    assert STATEMENTS["claim-nfm-clean-1"].verdict(only).text == "not reproduced (small, one seed)"
 
 
 def test_orders_of_schemes_follow_the_ledger():
@@ -237,7 +253,7 @@ def test_orders_of_schemes_follow_the_ledger():
         lines += [entry("digits/mixup", s, "attacks", **{"fgsm_linf/0.1": 0.5 + g}) for s, g in enumerate(gains, 1)]
         return replace(EMPTY, entries=tuple(lines))
 
-    texts = [judge(STATEMENTS["mixup-attacks"], records(g)).text for g in ((0.1, 0.11), (-0.1, -0.11), (0.1, -0.09))]
+    texts = [STATEMENTS["mixup-attacks"].verdict(records(g)).text for g in ((0.1, 0.11), (-0.1, -0.11), (0.1, -0.09))]
     assert texts == ["reproduced (digits)", "not reproduced (digits)", "reproduced (digits, within noise)"]
     assert word("mixup-attacks", EMPTY) == "not run"
 
@@ -267,7 +283,7 @@ def test_words_are_those_of_the_vocabulary():
 
 
 def test_only_reasons_are_typed():
-    typed = [s.id for s in STATEMENTS.values() if s.verdict.__qualname__.startswith(("not_run.", "not_testable."))]
+    typed = [s.id for s in STATEMENTS.values() if s.verdict.__qualname__.startswith("not_run.")]
     assert typed == ["nfm-vit"]
 
 
@@ -290,13 +306,18 @@ def test_quick_computations_hold(name):
     assert found.outcome == "holds", found.detail
 
 
-def test_the_command_prints_the_index(monkeypatch):
+def test_the_command_prints_and_writes_the_index(monkeypatch, tmp_path):
     monkeypatch.setattr(records_module, "CHECKS", checks())
-    run = CliRunner().invoke(app, ["claims", "--json", "--paper", "nfm"])
+    path = tmp_path / "claims.json"
+    run = CliRunner().invoke(app, ["claims", "--json", str(path), "--paper", "nfm"])
     assert run.exit_code == 0, run.output
-    rows = json.loads(run.output)
-    assert {row["id"] for row in rows} == {s.id for s in STATEMENTS.values() if s.paper == "nfm"}
-    assert {row["verdict"] for row in rows} <= set(VOCABULARY)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert f"{len(found)} statements" in run.output
+    assert {one["id"] for one in found} == {s.id for s in STATEMENTS.values() if s.paper == "nfm"}
+    assert {one["verdict"] for one in found} <= set(VOCABULARY)
+    assert {one["weakness"] for one in found} <= {"", "within noise", "one seed"}
+    printed = CliRunner().invoke(app, ["claims", "--json", "-", "--paper", "nfm"])
+    assert json.loads(printed.output) == found
     table = CliRunner().invoke(app, ["claims", "nfm-unmixing"])
     assert table.exit_code == 0
     assert "NFM, theory: 1 proved, verified or reproduced" in table.output

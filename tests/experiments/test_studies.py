@@ -7,13 +7,12 @@ from ledger_entries import entry
 
 from experiments.record.comparison import paired_difference, summarise
 from experiments.record.ledger import append
+from experiments.studies.gains import gains
 from experiments.studies.study import (
     STUDIES,
     TITLES,
-    explained,
     format_gain,
     format_summary,
-    is_clear,
     label,
     load_entries,
     ranking,
@@ -77,16 +76,6 @@ def test_gains_are_paired_over_the_common_seeds():
     assert format_gain(paired_difference({1: 90.0, 2: 91.0}, {1: 90.0, 2: 91.0})) == "0.0 (the same for all seeds)"
 
 
-@pytest.mark.parametrize(
-    ("values", "clear"), [([1.0, 1.1, 0.9], True), ([-1.0, -1.1, -0.9], True), ([1.0, -1.0, 0.5], False)]
-)
-def test_clear_differences_leave_zero_out(values, clear):
-    found = paired_difference(dict(enumerate(values)), dict.fromkeys(range(3), 0.0))
-    assert is_clear(found) is clear
-    assert not is_clear(None)
-    assert not is_clear(paired_difference({1: 5.0}, {1: 0.0}))
-
-
 def test_the_best_has_the_highest_accuracy_and_the_lowest_error():
     some = [entry(f"digits/{s}", 1, clean=v, ece=v) for s, v in (("nfm", 0.3), ("mixup", 0.9), ("baseline", 0.5))]
     one = study(some, "digits")
@@ -97,11 +86,11 @@ def test_the_best_has_the_highest_accuracy_and_the_lowest_error():
 def test_the_share_of_a_gain_by_hand():
     base, exact, taylor = [0.80, 0.81, 0.82], [0.90, 0.911, 0.92], [0.85, 0.86, 0.87]
     some = entries("digits/baseline", base) + entries("digits/nfm", exact) + entries("digits/taylor_nfm", taylor)
-    found = explained(study(some, "digits"), "clean")
+    found = gains(study(some, "digits"), "nfm", "clean")
     assert found.share == pytest.approx(5 / (10.1 + 10 + 10) * 3)
     assert found.rest.difference == pytest.approx(found.exact.difference - found.taylor.difference)
     noisy = entries("digits/nfm", [0.70, 0.9, 0.85])
-    unclear = explained(study([*entries("digits/baseline", base), *noisy], "digits"), "clean")
+    unclear = gains(study([*entries("digits/baseline", base), *noisy], "digits"), "nfm", "clean")
     assert unclear.share is None
     assert unclear.taylor is None
 

@@ -11,11 +11,12 @@ from typing import ClassVar
 
 import pytest
 import submitit
+from ledger_entries import comparable, shortened
 
 from experiments import runner, sweep
 from experiments.recipes import get_recipe
-from experiments.record.ledger import comparable, finished, read
-from experiments.runner import BUSY, DONE, FAILED, FINISHED, run_recipe, shortened
+from experiments.record.ledger import finished, read
+from experiments.runner import BUSY, DONE, FAILED, FINISHED, run_recipe
 from experiments.sweep import Sweep, Task, Worker, make_tasks, run_sweep
 from experiments.training import Execution, run_folder
 from experiments.training.checkpoint import exclusive

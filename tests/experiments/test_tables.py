@@ -4,18 +4,17 @@ import csv
 import io
 from dataclasses import replace
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ledger_entries import entry, full_ledger
 from typer.testing import CliRunner
 
-from experiments.recipes import all_recipes
-from experiments.recipes.recipe import Scheme, Training
-from experiments.record.entry import Entry
+from experiments.commands import app
+from experiments.recipes import select_recipes
 from experiments.record.ledger import append
-from experiments.tables.__main__ import app
-from experiments.tables.build import PAPER_SIZE, OurValue, build_table, flatten, judge_claims
+from experiments.tables.build import OUR_STUDIES, OurValue, build_table, judge_claims, recipes_of
+from experiments.tables.claims_list import all_claims
 from experiments.tables.metrics_map import measured, metric_key
 from experiments.tables.published import PUBLISHED, SUBMISSIONS_FILE, load_published, read_table
 from experiments.tables.registry import TABLES, table_info
@@ -31,19 +30,6 @@ from experiments.tables.render import (
 )
 
 PRINTED = load_published()
-
-
-def entry(scheme="nfm", seed=1, size="small", metrics=None, *, alpha=1.0, **changes):
-    """A line of the ledger as a recipe's training would give it."""
-    settings = {
-        **{"data": "cifar10", "model": "preactresnet18", "epochs": 3, "batch_size": 64, "learning_rate": 0.1},
-        **{"model_options": (("width", 8),), "samples": 2000},
-    }
-    training = Training(scheme=Scheme(scheme, alpha=alpha), **(settings | changes))
-    return SimpleNamespace(
-        **{"recipe": f"nfm-table1/{scheme}", "hash": training.hash, "size": size, "scheme": scheme, "seed": seed},
-        **{"suite": "clean", "metrics": metrics or {"clean": 0.5}, "settings": training.to_dict()},
-    )
 
 
 # Reading
@@ -124,136 +110,141 @@ def test_a_corruption_is_the_mean_of_its_five_severities():
 
 def test_cells_are_means_over_the_seeds_of_one_training():
     values = [0.5, 0.6, 0.55, 0.7]
-    entries = [entry(seed=seed, metrics={"clean": value}) for seed, value in enumerate(values)]
-    (group,) = build_table("nfm-table1", entries, "small").groups
+    entries = [entry("digits/nfm", seed, clean=value) for seed, value in enumerate(values)]
+    (group,) = build_table("nfm-table1", entries).groups
     ours = group.cells["nfm", "clean"]
     assert ours.mean == pytest.approx(100 * np.mean(values))
     assert ours.stderr == pytest.approx(100 * np.std(values, ddof=1) / 2)
-    assert (ours.seeds, ours.minimum, ours.maximum) == (4, 50.0, 70.0)
+    assert ours.seeds == 4
     assert set(group.cells) == {("nfm", "clean")}
     assert OurValue(((1, 3.0),)).stderr is None
 
 
 def test_the_suites_of_one_network_meet_in_its_row():
-    entries = [entry(metrics={"clean": 0.9}), entry(metrics={"white_noise/0.1": 0.8, "white_noise/0.2": 0.7})]
+    noise = {"white_noise/0.1": 0.8, "white_noise/0.2": 0.7}
+    entries = [entry("digits/nfm", 1, clean=0.9), entry("digits/nfm", 1, "noise", **noise)]
     (group,) = build_table("nfm-table1", entries).groups
     assert [column for _, column in group.cells] == ["clean", "white_noise_sigma/0.1", "white_noise_sigma/0.2"]
 
 
-def test_ways_of_training_are_never_mixed():
-    entries = [
-        entry(metrics={"clean": 0.1}),
-        entry(metrics={"clean": 0.2}, samples=500),
-        entry(metrics={"clean": 0.3}, model_options=(("width", 16),)),
-        entry(metrics={"clean": 0.4}, learning_rate=0.2),
-        entry(metrics={"clean": 0.9}, size=PAPER_SIZE, samples=None, epochs=200, model_options=()),
-    ]
+def test_sizes_are_groups_of_their_own_and_say_what_was_trained():
+    names = ("nfm-table1/nfm", "cifar10-small/nfm", "digits/nfm")
+    entries = [entry(name, 1, clean=value) for name, value in zip(names, (0.9, 0.6, 0.7), strict=True)]
     groups = build_table("nfm-table1", entries).groups
-    assert sorted(group.cells["nfm", "clean"].mean for group in groups) == pytest.approx([10, 20, 30, 40, 90])
-    assert len({group.heading for group in groups}) == 5
-    assert any("width 16" in group.heading and "samples 2000" in group.heading for group in groups)
-    assert any("learning_rate 0.2" in group.heading for group in groups)
-    assert len(build_table("nfm-table1", entries, "small").groups) == 4
-    assert len(build_table("nfm-table1", entries, ("digits", PAPER_SIZE)).groups) == 1
+    assert [(g.size, g.cells["nfm", "clean"].mean) for g in groups] == [("paper", 90), ("small", 60), ("digits", 70)]
+    assert groups[1].heading == "small: cifar10, preactresnet18, width 8, samples 10000, epochs 15"
+    assert [g.size for g in build_table("nfm-table1", entries, ["digits"]).groups] == ["digits"]
 
 
-def test_views_belong_to_the_scheme_and_data_to_the_column():
-    entries = [
-        entry("baseline", alpha=0.0, metrics={"clean": 0.5}),
-        entry("augmix", alpha=0.0, metrics={"clean": 0.6}, views="augmix"),
-        entry("augmix", alpha=0.0, metrics={"clean": 0.3, "corrupted/mean": 0.2}, views="augmix", data="cifar100"),
-    ]
+def test_columns_of_several_data_sets_have_recipes_of_their_own():
+    entries = [entry("noisymix-table2/cifar10-augmix", 1, clean=0.6)]
+    entries += [entry("noisymix-table2/cifar100-augmix", 1, clean=0.3, **{"corrupted/mean": 0.2})]
     (group,) = build_table("noisymix-table2", entries).groups
     shown = {key: value.mean for key, value in group.cells.items()}
-    expected = {("baseline", "cifar10"): 50, ("augmix", "cifar10"): 60}
-    assert shown == pytest.approx(expected | {("augmix", "cifar100"): 30, ("augmix", "cifar100_c"): 20})
-    assert "cifar10 and cifar100" in group.heading
+    assert shown == pytest.approx({("augmix", "cifar10"): 60, ("augmix", "cifar100"): 30, ("augmix", "cifar100_c"): 20})
+    assert group.heading.startswith("paper: cifar10 and cifar100, ")
+
+
+def test_the_protocols_of_the_two_papers_are_not_mixed():
+    """The baseline of NoisyMix Table 2 has the data, network and scheme of that of NFM Table 1, and other settings."""
+    mix = entry("noisymix-table2/cifar10-baseline", 1, clean=0.9)
+    assert build_table("nfm-table1", [mix]).groups == ()
+    assert build_table("noisymix-table2", [mix]).groups[0].cells["baseline", "cifar10"].mean == 90
+    assert build_table("noisymix-table2", [entry("nfm-table1/baseline", 1, clean=0.9)]).groups == ()
+
+
+def test_rows_with_the_same_training_share_its_results():
+    seen = entry("noisymix-table2/cifar10-nfm", 1, **{"corrupted/mean": 0.7, "corrupted/fog": 0.6})
+    (group,) = build_table("noisymix-table7", [seen]).groups
+    assert group.cells["nfm", "fog"].mean == 60
+
+
+def test_results_of_other_settings_do_not_enter():
+    old = replace(entry("digits/nfm", 1, clean=0.9), hash="0" * 16)
+    assert build_table("nfm-table1", [old]).groups == ()
+    assert build_table("nfm-table1", [entry("digits-text/nfm", 1, clean=0.9)]).groups == ()
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"data": "cifar100"}, {"model": "resnet50"}, {"alpha": 0.2}, {"scheme": "puzzle"}, {"size": PAPER_SIZE}],
-    ids=str,
+    ("table", "row", "data", "names"),
+    [
+        ("nfm-table3", "nfm/alpha=0.2", "imagenet", ["nfm-table3/nfm-alpha0.2"]),
+        (
+            "nfm-table2",
+            "puzzlemix/epochs=200",
+            "cifar100",
+            ["nfm-table2/puzzlemix-epochs200", "cifar100-small/puzzlemix"],
+        ),
+        ("nfm-table2", "puzzlemix/epochs=1200", "cifar100", ["nfm-table2/puzzlemix-epochs1200"]),
+        ("noisymix-table4", "augmix_noise", "cifar100", ["noisymix-table4/1011"]),
+        ("noisymix-table5", "mixup", "cifar10", ["noisymix-table5/cifar10-mixup"]),
+        ("nfm-figure-toy", "noise_injection", "toy_rings", ["nfm-figure-toy/noise_injection"]),
+        ("noisymix-table2", "augmax", "cifar10", []),
+    ],
 )
-def test_what_is_not_the_papers_row_does_not_enter(changes):
-    assert build_table("nfm-table1", [entry(**changes)]).groups == ()
+def test_rows_and_their_recipes(table, row, data, names):
+    assert [recipe.name for recipe in recipes_of(table, row, data)] == names
 
 
-def test_alpha_and_epochs_tell_rows_apart():
-    image = {"data": "imagenet", "model": "resnet50"}
-    entries = [entry(alpha=0.2, **image), entry(alpha=1.0, metrics={"clean": 0.6}, **image)]
-    (group,) = build_table("nfm-table3", entries).groups
-    shown = {row: value.mean for (row, _), value in group.cells.items()}
-    assert shown == pytest.approx({"nfm/alpha=0.2": 50, "nfm/alpha=1.0": 60})
-    wide = {"data": "cifar100", "alpha": 0.0, "model_options": (("width", 128),)}
-    entries = [entry("puzzlemix", epochs=epochs, size=PAPER_SIZE, **wide) for epochs in (200, 1200)]
-    groups = build_table("nfm-table2", entries).groups
-    assert {row for group in groups for row, _ in group.cells} == {"puzzlemix/epochs=200", "puzzlemix/epochs=1200"}
+def test_every_study_that_stands_for_a_table_has_its_schemes():
+    for table, by_data in OUR_STUDIES.items():
+        assert set(by_data) <= {column.data for column in PRINTED.columns(table)}
+        for data, studies in by_data.items():
+            assert {study for study in studies if select_recipes(f"{study}/*")} == set(studies)
+            for row in set(PRINTED.rows(table)) - {"augmax", "puzzlemix/epochs=1200"}:
+                assert {r.name.partition("/")[0] for r in recipes_of(table, row, data)} == {table, *studies}
 
 
-def test_two_recipes_for_one_cell_are_named_and_not_averaged():
-    table = build_table("noisymix-table7", [entry(alpha=alpha, metrics={"corrupted/fog": 0.5}) for alpha in (0.5, 1.0)])
-    assert table.groups == ()
-    assert "several recipes fit" in table.notes[0]
-
-
-def test_stand_ins_are_for_sizes_other_than_the_papers():
-    stand_ins = {"imagenet": ["cifar10"], "resnet50": ["preactresnet18"]}
-    small, full = entry(alpha=0.2), entry(alpha=0.2, size=PAPER_SIZE)
-    assert [g.size for g in build_table("nfm-table3", [small, full], stand_ins=stand_ins).groups] == ["small"]
-    assert build_table("nfm-table3", [small, full]).groups == ()
-
-
-def test_another_activation_is_another_network():
-    smooth = entry(model_options=(("activation", "silu"), ("width", 8)))
-    (group,) = build_table("nfm-table1", [entry(), smooth]).groups
-    assert build_table("nfm-table1", [smooth]).groups == ()
-    assert "activation" not in group.heading
-
-
-def test_every_recipe_of_a_table_finds_its_row():
-    """Each recipe with metrics of every kind: no row stays empty, no cell has two recipes."""
-    keys = {column.metric: 0.5 for table in TABLES for column in PRINTED.columns(table) if column.metric}
-    entries = {
-        recipe.hash: SimpleNamespace(
-            **{"recipe": recipe.name, "hash": recipe.hash, "size": recipe.size, "seed": 1, "suite": "all"},
-            **{"scheme": recipe.training.scheme.name, "metrics": keys, "settings": recipe.training.to_dict()},
-        )
-        for recipe in all_recipes().values()
-    }
+def test_a_full_ledger_joins_every_row_and_judges_every_claim():
+    """No column of a row that has a runnable recipe stays empty, and only a claim without numbers is not judged."""
+    entries = full_ledger()
     for table in TABLES:
-        built = build_table(table, entries.values())
-        assert built.notes == ()
-        found = {row for group in built.groups for row, _ in group.cells}
-        assert set(PRINTED.rows(table)) - found <= {"augmax", "stylized_imagenet"}
-    (toy,) = build_table("nfm-figure-toy", entries.values()).groups
-    assert len(toy.cells) == 8
-    assert len(build_table("nfm-table2", entries.values(), PAPER_SIZE).groups) == 3
+        (*groups,) = build_table(table, entries).groups
+        rows = set(PRINTED.rows(table))
+        if TABLES[table].data[0].startswith("toy"):
+            assert groups == []
+            continue
+        (group,) = groups
+        columns = [column.id for column in PRINTED.columns(table) if column.metric]
+        expected = {(row, column) for row in rows - {"augmax", "stylized_imagenet"} for column in columns}
+        assert set(group.cells) == expected
+    judged = {judgement.claim.id: judgement for judgement in judge_claims(entries)}
+    without = {name for name, judgement in judged.items() if not judgement.ours}
+    assert without == {"nfm-star", "nfm-toy", "noisymix-toy"}  # no numbers are printed; the toys are no paper recipes
+    parts = {name: (j.ours["paper"].judged, j.ours["paper"].total) for name, j in judged.items() if j.ours}
+    # The stylized row has no weights to train, and only the claims that compare with it lack a comparison.
+    lacking = {name for name, (judged_, total) in parts.items() if judged_ < total}
+    stylized = {c.id for c in all_claims() if any(pair.other == "stylized_imagenet" for pair in c.comparisons)}
+    assert lacking == stylized
+    assert parts["noisymix-imagenet-c"] == (8, 9)
 
 
-def test_settings_may_be_nested():
-    nested = {"data": {"name": "cifar10", "samples": 9}, "model": {"name": "net"}, "scheme_options": {"alpha": 1}}
-    assert flatten(nested) == {"data": "cifar10", "samples": 9, "model": "net"}
+def test_a_claim_with_a_missing_row_is_judged_on_the_others():
+    entries = full_ledger(without=("nfm-table1/cutmix",))
+    outcome = next(j for j in judge_claims(entries) if j.claim.id == "nfm-white-1").ours["paper"]
+    columns = sum(column.id.startswith("white") for column in PRINTED.columns("nfm-table1"))
+    assert (outcome.judged, outcome.total) == (7 * columns, 8 * columns)
+    assert f"{7 * columns} of {8 * columns} comparisons" in outcome.text
 
 
-def test_claims_on_the_ledger_by_group():
-    good, bad = {"clean": 0.6}, {"clean": 0.4}
-    entries = [entry("baseline", alpha=0.0, seed=s, metrics={"clean": 0.5}) for s in (1, 2)]
-    entries += [entry("manifold_mixup", seed=s, metrics=good) for s in (1, 2)]
-    entries += [entry("baseline", alpha=0.0, samples=500), entry("manifold_mixup", samples=500, metrics=bad)]
-    judged = {judgement.claim.id: judgement for judgement in judge_claims(entries, "small")}
-    verdicts = {h.split("samples ")[1][:4]: o.verdict for h, o in judged["manifold-clean-1"].ours.items()}
-    assert verdicts == {"2000": "reproduced", "500,": "not reproduced (one seed)"}
-    assert {o.verdict for o in judged["nfm-white-1"].ours.values()} == {"not run"}
-    assert judged["flips-12"].ours == {}
+def test_claims_on_the_ledger_by_size():
+    entries = [entry("digits/baseline", s, clean=0.5) for s in (1, 2)]
+    entries += [entry("digits/manifold_mixup", s, clean=0.6 + 0.001 * s) for s in (1, 2)]
+    entries += [entry("cifar10-small/baseline", 1, clean=0.5), entry("cifar10-small/manifold_mixup", 1, clean=0.4)]
+    judged = {judgement.claim.id: judgement for judgement in judge_claims(entries)}
+    texts = {size: outcome.text for size, outcome in judged["manifold-clean-1"].ours.items()}
+    assert texts == {"digits": "reproduced", "small": "not reproduced (one seed)"}
+    assert judged["nfm-white-1"].ours == judged["flips-12"].ours == {}
 
 
 # Rendering
 
 
 def shown_table():
-    entries = [entry(seed=s, metrics={"clean": v, "white_noise/0.1": 0.4}) for s, v in ((1, 0.5), (2, 0.6))]
-    return build_table("nfm-table1", [*entries, entry("baseline", alpha=0.0)], "small")
+    entries = [
+        entry("digits/nfm", seed, clean=value, **{"white_noise/0.1": 0.4}) for seed, value in ((1, 0.5), (2, 0.6))
+    ]
+    return build_table("nfm-table1", [*entries, entry("digits/baseline", 1, clean=0.5)])
 
 
 class Cells(HTMLParser):
@@ -306,7 +297,7 @@ def test_every_table_renders_the_same_twice_without_trailing_spaces(form, table)
 
 @pytest.mark.parametrize("form", CLAIM_FORMATS)
 def test_claims_render(form):
-    judgements = judge_claims([entry()])
+    judgements = judge_claims([entry("digits/nfm", 1, clean=0.5)])
     text = CLAIM_FORMATS[form](judgements)
     assert "NoisyMix dominates on 6 of the 10 perturbations" in text
     assert "not supported (7 counted)" in text
@@ -317,7 +308,7 @@ def test_foreign_text_is_escaped():
     table = shown_table()
     nasty = "a|b <i>&_%$#{}~^\\ c"
     rows = ((table.rows[0][0], nasty), *table.rows[1:])
-    table = replace(table, rows=rows, notes=("<script>",))
+    table = replace(table, rows=rows, groups=(replace(table.groups[0], heading="<script>"),))
     assert "a\\|b" in table_markdown(table)
     assert "<i>" not in table_html(table)
     assert "<script>" not in table_html(table)
@@ -341,38 +332,31 @@ def test_html_headings_say_what_they_head():
 
 def test_command_writes_tables_and_claims(tmp_path):
     arguments = ["--format", "latex", "--table", "noisymix-table4", "--size", "small", "--out", str(tmp_path)]
-    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert CliRunner().invoke(app, ["tables", *arguments]).exit_code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["claims.tex", "noisymix-table4.tex"]
     assert CliRunner().invoke(app, ["audit", "--out", str(tmp_path)]).exit_code == 0
     assert "72.93" in (tmp_path / "audit.md").read_text(encoding="utf-8")
 
 
 def test_command_reads_a_ledger(tmp_path):
-    line = entry(metrics={"clean": 0.6123})
-    append(
-        tmp_path / "ours.jsonl",
-        Entry(
-            **vars(line),
-            **{"suite_settings": {}, "seconds": 1.0, "commit": None, "dirty": False, "versions": {}, "device": "cpu"},
-            training={"epochs": 3, "steps": 9, "samples": 2000, "seconds": 1.0, "final_loss": 1.0},
-            time="2026-01-31T12:00:00+00:00",
-        ),
-    )
-    result = CliRunner().invoke(app, ["--table", "nfm-table1", "--ledger", str(tmp_path / "ours.jsonl")])
+    append(tmp_path / "ours.jsonl", entry("digits/nfm", 1, clean=0.6123))
+    arguments = ["tables", "--table", "nfm-table1", "--ledger", str(tmp_path / "ours.jsonl")]
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0
     assert "61.2 (1)" in result.output
-    assert "width 8, samples 2000, epochs 3" in result.output.replace("\\_", "_")
+    assert "width 8, samples all, epochs 20" in result.output.replace("\\_", "_")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--format", "pdf"], "expected one of md"),
-        (["--table", "table9"], "expected one of nfm-table1"),
-        (["--ledger", "nowhere.jsonl"], "--ledger"),
+        (["--format", "pdf"], "--format: expected one of md"),
+        (["--table", "table9"], "--table: expected one of nfm-table1"),
+        (["--size", "large"], "--size: expected one of paper"),
+        (["--ledger", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
     ],
 )
 def test_command_refuses_bad_options(arguments, words):
-    result = CliRunner().invoke(app, arguments)
+    result = CliRunner().invoke(app, ["tables", *arguments])
     assert result.exit_code == 2
-    assert words in " ".join(result.output.replace("│", " ").split())
+    assert words in result.output

@@ -15,11 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from ledger_entries import comparable, shortened
 
 from experiments.recipes import get_recipe
 from experiments.recipes.schemes import SCHEMES
-from experiments.record.ledger import comparable, finished, read, validate
-from experiments.runner import run_recipe, shortened
+from experiments.record.ledger import finished, read, validate
+from experiments.runner import run_recipe
 from experiments.sweep import Sweep, make_tasks, run_sweep
 from experiments.training import Execution, run_folder
 

@@ -1,43 +1,37 @@
-"""The adversarial bound on trained networks: ERM, noise, Mixup, Manifold Mixup and NFM, on digits or CIFAR-10.
+"""The study `bounds`: does the adversarial bound hold on trained networks, on digits or on two classes of CIFAR-10?
 
-    python -m experiments.studies.verify_bounds [--out DIR] [--quick] [--workers N] [--cifar [DIR]]
-
-Writes `bounds.jsonl`, one network per line: both sides of the bound at several ε, the validity radius, and for each
-sample the implied radius between what is certified and where an attack flips the label. A refuted inequality is a
-finding about a network and no error: the exit status is 0. With `--cifar` it is the same on two classes of CIFAR-10
-from a folder `cifar-10-batches-py` of yours (or `$NFM_CIFAR10`), into `bounds_cifar.jsonl`.
+Networks are trained by plain ERM, with noise, Mixup, Manifold Mixup and NFM. Each record of `bounds.jsonl` is about one
+network: both sides of the bound at several ε, the largest ε up to which it holds, and for each sample the radius that
+the bound implies, between what is certified and where an attack changes the label. `bounds_cifar.jsonl` is the same for
+CIFAR-10.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 import torch
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
 from nfm_theory.adversarial import BoundReport, adversarial_bound, certify, flip_radius, validity_radius
 
-from ..console import wide_console
-from ..data.cifar import find_cifar, read_batch, release
+from ..data.cifar import read_batch, release
 from ..data.digits import CLASSES, Digits, load_digits, verification_subset
-from ..data.integrity import DataError
-from ..processes import map_cases
-from ..record.files import RESULTS, versions, write_lines
+from ..record.files import versions
 from .networks import NetworkRecipe, centred, train, trained_network
+from .recorded import RecordedStudy, RecordFile
 
 _LAYERS = ("", "hidden1", "hidden2")
 #: The levels that the NFM paper trains with.
 NOISE = {"add_noise": 0.4, "mult_noise": 0.2}
-#: Every scheme is one step, `NoisyFeatureMixup`, but plain ERM, which takes none.
+#: How each scheme uses `NoisyFeatureMixup`; plain ERM does not.
 SCHEMES: dict[str, dict] = {
     "erm": {},
     "noise": {"layers": _LAYERS, **NOISE},
@@ -45,7 +39,7 @@ SCHEMES: dict[str, dict] = {
     "manifold": {"layers": _LAYERS, "alpha": 1.0},
     "nfm": {"layers": _LAYERS, "alpha": 1.0, **NOISE},
 }
-#: ε at which both sides are enclosed, and at which the validity radius is looked for.
+#: ε at which both sides of the bound are computed, and at which the validity radius is looked for.
 EPS = (0.05, 0.1, 0.2, 0.5, 1.0)
 SCALES = (1 / 64, 1 / 16, 1 / 4, 1 / 2, 1.0)
 NOISY_EPS = 0.1
@@ -58,8 +52,8 @@ _ATTACK = {"steps": 20, "restarts": 1, "progress": False}
 
 
 @dataclass(frozen=True)
-class Case:
-    """One network and its check."""
+class BoundCase:
+    """One network that is trained and checked."""
 
     model: str
     classes: int
@@ -81,19 +75,19 @@ class Case:
         )  # fmt: skip
 
 
-def cases(*, quick: bool = False, cifar: str = "") -> list[Case]:
-    """What is checked; `quick` is a toy of the same shape, `cifar` a folder of CIFAR-10."""
+def cases(*, quick: bool = False, cifar: str = "") -> list[BoundCase]:
+    """The cases; `quick` gives small ones of the same kind, for tests, and `cifar` is a folder of CIFAR-10."""
     if cifar:
         setting = {"n": CIFAR_SAMPLES, "epochs": 80, "learning_rate": 1e-2, "eps": (0.1, 0.5, 1.0), "cifar": cifar}
         setting["scales"] = setting["eps"]
         if quick:
             setting |= {"n": 4, "epochs": 1, "eps": (0.1,), "scales": (0.1,)}
-        return [Case("cifar_cnn", 2, scheme, 0, **setting) for scheme in SCHEMES]
+        return [BoundCase("cifar_cnn", 2, scheme, 0, **setting) for scheme in SCHEMES]
     if quick:
         toy = {"n": 10, "epochs": 3, "eps": (0.1, 0.5), "scales": (0.1,)}
-        return [Case("leaky_mlp", 10, "nfm", 0, **toy), Case("relu_mlp", 2, "erm", 0, **toy)]
+        return [BoundCase("leaky_mlp", 10, "nfm", 0, **toy), BoundCase("relu_mlp", 2, "erm", 0, **toy)]
     return [
-        Case(model, classes, scheme, seed)
+        BoundCase(model, classes, scheme, seed)
         for model in ("leaky_mlp", "relu_mlp")
         for classes in CLASSES
         for scheme in SCHEMES
@@ -153,7 +147,7 @@ def _rounded(values: Tensor) -> list[float | None]:
     return [float(f"{v:.6g}") if np.isfinite(v) else None for v in values.tolist()]
 
 
-def run_case(case: Case) -> dict:
+def run_case(case: BoundCase) -> tuple[list[dict]]:
     """The record of one network."""
     start = time.perf_counter()
     if case.cifar:
@@ -188,7 +182,7 @@ def run_case(case: Case) -> dict:
     noisy = None
     if not case.cifar:
         noisy = _side(adversarial_bound(network.model, x, y, eps=NOISY_EPS, **NOISE, **options))
-    return {
+    record = {
         "data": "cifar10" if case.cifar else "digits",
         **{name: getattr(case, name) for name in ("model", "classes", "scheme", "seed", "n")},
         "assumptions": first.to_dict()["assumptions"],
@@ -211,11 +205,7 @@ def run_case(case: Case) -> dict:
         "device": "cpu",
         "seconds": round(time.perf_counter() - start, 2),
     }
-
-
-def run(todo: Sequence[Case], workers: int) -> Iterator[dict]:
-    """Records of all cases in order; every network belongs to one case, which trains it."""
-    return map_cases(run_case, todo, workers)
+    return ([record],)
 
 
 def groups(records: Sequence[dict]) -> dict[tuple[str, int, str], list[dict]]:
@@ -288,48 +278,43 @@ def summary_table(records: Sequence[dict]) -> Table:
     return table
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.studies.verify_bounds", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--out", type=Path, help="directory of the file (default: experiments/results)")
-    parser.add_argument("--quick", action="store_true", help="a toy run; writes nothing unless --out is given")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
-    about = f"CIFAR-10 instead of digits: a folder cifar-10-batches-py (default: ${CIFAR_VARIABLE})"
-    parser.add_argument("--cifar", nargs="?", const="", metavar="DIR", help=about)
-    chosen = parser.parse_args(arguments)
-    if chosen.workers < 1:
-        parser.error(f"--workers: expected at least 1, got {chosen.workers}")
-    out = chosen.out if chosen.out or chosen.quick else RESULTS
-    console = wide_console(130)
-    folder = None
-    if chosen.cifar is not None:
-        try:
-            folder = find_cifar(10, chosen.cifar)
-        except DataError as error:
-            parser.error(f"--cifar: {error}")
-        if folder is None:
-            console.print(f"skipped: no CIFAR-10 was named; give --cifar DIR or set {CIFAR_VARIABLE}", highlight=False)
-            return 0
+def conclude(records: Sequence[dict]) -> tuple[int, list[str]]:
+    """A refuted inequality is a finding about a network and not an error, so the exit status is 0.
 
-    start = time.perf_counter()
-    todo = cases(quick=chosen.quick, cifar="" if folder is None else str(folder))
-    records = list(
-        track(run(todo, chosen.workers), total=len(todo), description="bounds", transient=True,
-              disable=not console.is_terminal)
+    Args:
+        records: one for each network.
+    """
+    verdicts = [side["verdict"] for record in records for side in record["bound"]]
+    return 0, [", ".join(f"{verdicts.count(word)} {word}" for word in ("certified", "refuted", "undecided"))]
+
+
+def _difference(new: dict, old: dict) -> str:
+    """One record certifies what the other refutes, or the loss of NFM is more than a tenth away."""
+    recorded = {side["eps"]: side for side in old["bound"]}
+    words = []
+    for side in new["bound"]:
+        other = recorded.get(side["eps"])
+        if other is None:
+            continue
+        opposite = {side["verdict"], other["verdict"]} == {"certified", "refuted"}
+        if opposite or not math.isclose(side["nfm_loss"], other["nfm_loss"], rel_tol=0.1):
+            found = [f"{one['verdict']}, loss {one['nfm_loss']:.4g}" for one in (other, side)]
+            words.append(f"ε = {side['eps']:g}: {found[0]} recorded; {found[1]} now")
+    return "; ".join(words)
+
+
+def _in_sample(case: BoundCase) -> bool:
+    return case.seed == 0 and case.scheme in ("erm", "nfm")
+
+
+def study(*, cifar: bool = False) -> RecordedStudy:
+    """The study, on digits or on CIFAR-10.
+
+    Args:
+        cifar: True for CIFAR-10.
+    """
+    file = RecordFile(f"bounds{'_cifar' * cifar}.jsonl", ("model", "classes", "scheme", "seed"), _difference)
+    return RecordedStudy(
+        "bounds", (file,), run_case, summary_table, conclude=conclude, sample=_in_sample,
+        sample_words="plain training and NFM with the first seed",
     )  # fmt: skip
-    name = "bounds.jsonl" if folder is None else "bounds_cifar.jsonl"
-    if out is not None:
-        write_lines(out / name, records)
-    console.print(summary_table(records))
-    verdicts = [side["verdict"] for r in records for side in r["bound"]]
-    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("certified", "refuted", "undecided"))
-    console.print(f"{counts}; {time.perf_counter() - start:.0f} s", highlight=False)
-    if out is not None:
-        console.print(f"written: {out / name}", highlight=False, soft_wrap=True)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

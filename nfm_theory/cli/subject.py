@@ -1,4 +1,4 @@
-"""What a user of the command may name: built-in networks, factories by Python path, weights, data.
+"""What the user of the command names: a factory by its Python path, weights, data.
 
 Everything a user can get wrong becomes a `UsageError` that says what was expected, what came and the way out.
 """
@@ -11,58 +11,75 @@ import pickle
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .data.digits import CLASSES, load_digits, verification_subset
-from .models.small import MODELS
-from .studies.networks import trained_network
+from .errors import UsageError
 
-#: Samples that are verified unless the user says otherwise: the cost grows with their square.
-DEFAULT_SAMPLES, MOST_SAMPLES = 10, 100
-
-
-class UsageError(Exception):
-    """Something that the user can put right."""
+#: Samples that are used unless the user says otherwise. The cost grows with the square of their number.
+MOST_SAMPLES = 100
+#: What `--model` takes.
+FACTORY = "path/to/file.py:factory or package.module:factory"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is verified: a model in eval mode, its data, and their names."""
+    """What is verified.
+
+    Attributes:
+        model: the network, in eval mode.
+        x: inputs.
+        y: targets.
+        model_name: what the user called the network.
+        data_name: what the user called the data.
+    """
 
     model: nn.Module
     x: Tensor
     y: Tensor
     model_name: str
     data_name: str
-    loss: str | None = None
 
 
-def _import_module(place: str):
+def _find_first(folder: Path) -> None:
+    """Let imports look into a folder first, as Python does for a script in it; an installed command does not."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _import_module(place: str) -> ModuleType:
     if place.endswith(".py"):
         path = Path(place)
         if not path.is_file():
             raise UsageError(f"--model: no such file: {place}. Expected path/to/file.py:factory.")
         spec = importlib.util.spec_from_file_location(f"nfm_user_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise UsageError(f"--model: {place} cannot be read as a Python file.")
         module = importlib.util.module_from_spec(spec)
+        _find_first(path.resolve().parent)
         sys.modules[spec.name] = module  # dataclasses and pickle look their module up here
         spec.loader.exec_module(module)
         return module
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does; a console script does not
+    _find_first(Path.cwd())
     return importlib.import_module(place)
 
 
-def load_factory(path: str):
-    """What `path/to/file.py:name` or `package.module:name` names."""
+def load_factory(path: str) -> Any:
+    """Import what `path/to/file.py:name` or `package.module:name` names.
+
+    Args:
+        path: file or module, a colon, and the name of the factory in it.
+
+    Raises:
+        UsageError: if there is no such thing, or importing it fails.
+    """
     place, _, name = path.rpartition(":")
     if not place or not name:
-        raise UsageError(
-            f"--model: expected one of {sorted(MODELS)}, path/to/file.py:factory or package.module:factory, "
-            f"got {path!r}."
-        )
+        raise UsageError(f"--model: expected {FACTORY}, got {path!r}.")
     try:
         module = _import_module(place)
     except UsageError:
@@ -91,8 +108,8 @@ def _call_factory(path: str) -> tuple[nn.Module, tuple[Tensor, Tensor] | None]:
     return made, None if data is None else tuple(data)
 
 
-def _load_tensors(option: str, path: Path):
-    """`torch.load` that runs no code from the file."""
+def _load_tensors(option: str, path: Path) -> Any:
+    """Load a file of tensors without running any code from it."""
     if not path.is_file():
         raise UsageError(f"{option}: no such file: {path}.")
     try:
@@ -107,7 +124,15 @@ def _load_tensors(option: str, path: Path):
 
 
 def load_state(model: nn.Module, path: Path) -> None:
-    """Put the weights of a file into a model."""
+    """Load weights from a file into a model.
+
+    Args:
+        model: the network.
+        path: a file of `torch.save(model.state_dict(), path)`, or of a dictionary with the key `state_dict`.
+
+    Raises:
+        UsageError: if the file cannot be read or does not fit the model.
+    """
     content = _load_tensors("--state-dict", path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -120,7 +145,14 @@ def load_state(model: nn.Module, path: Path) -> None:
 
 
 def load_data(path: Path) -> tuple[Tensor, Tensor]:
-    """`x` and `y` of an .npz file (arrays `x`, `y`) or of a .pt file (dict or pair of tensors)."""
+    """Load `x` and `y` from an .npz file (arrays `x`, `y`) or from a .pt file (dictionary or pair of tensors).
+
+    Args:
+        path: the file.
+
+    Raises:
+        UsageError: if the file cannot be read or has no `x` and `y`.
+    """
     if path.suffix == ".npz":
         if not path.is_file():
             raise UsageError(f"--data: no such file: {path}.")
@@ -134,58 +166,76 @@ def load_data(path: Path) -> tuple[Tensor, Tensor]:
         if isinstance(content, (tuple, list)) and len(content) == 2:
             content = dict(zip("xy", content, strict=True))
     else:
-        raise UsageError(f"--data: expected 'digits', 'digits-vectors' or a file .npz, .pt or .pth, got {path}.")
+        raise UsageError(f"--data: expected a file .npz, .pt or .pth, got {path}.")
     if not isinstance(content, dict) or not all(isinstance(content.get(k), Tensor) for k in "xy"):
         raise UsageError(f"--data: expected tensors named x and y in {path}.")
     return content["x"], content["y"]
 
 
 def _as(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Labels keep being indices if they were."""
+    """Convert inputs or targets to a precision; labels stay integers."""
     return values.to(dtype) if values.is_floating_point() else values.long()
 
 
+def default_loss(subject: Subject) -> str:
+    """Choose the loss that the shapes of outputs and targets suggest.
+
+    Args:
+        subject: the network and its data.
+    """
+    try:
+        with torch.no_grad():
+            outputs = subject.model(subject.x[:1])
+    except Exception:  # what is wrong with the network is said by the check itself, which knows the layer
+        return "cross_entropy"
+    one_logit = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[1] == 1
+    return "logistic" if one_logit and not subject.y.is_floating_point() else "cross_entropy"
+
+
 def load_subject(
-    model: str,
+    model: str | None,
     *,
     state_dict: Path | None,
-    data: str | None,
-    classes: int,
+    data: Path | None,
     num_samples: int | None,
-    seed: int,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Subject:
-    """Everything that the options name, on one device and in one precision."""
-    if classes not in CLASSES:
-        raise UsageError(f"--classes: expected one of {CLASSES} (the digits' tasks), got {classes}.")
+    """Load everything that the options name, in one precision and on one device.
+
+    Args:
+        model: path of the factory.
+        state_dict: file of weights, if any.
+        data: file of data; `None` for those of the factory.
+        num_samples: number of samples; `None` for at most `MOST_SAMPLES`.
+        dtype: precision of model and inputs.
+        device: where both go.
+
+    Raises:
+        UsageError: if anything cannot be loaded or does not fit.
+    """
+    if model is None:
+        raise UsageError(f"--model: name the network to verify: {FACTORY}. It returns an nn.Module or (model, x, y).")
     if num_samples is not None and num_samples < 1:
         raise UsageError(f"--num-samples: expected at least 1, got {num_samples}.")
-    own = None
-    if model in MODELS:
-        network = trained_network(model, classes, seed).model
-        data = data or "digits"
-    else:
-        network, own = _call_factory(model)
+    network, own = _call_factory(model)
     if state_dict is not None:
         load_state(network, state_dict)
-
-    loss = None
-    if data in ("digits", "digits-vectors") or (data is None and own is None):
-        digits = load_digits(classes, images=data != "digits-vectors")
-        try:
-            x, y = verification_subset(digits, num_samples or DEFAULT_SAMPLES)
-        except ValueError as error:
-            raise UsageError(f"--num-samples: {error}") from error
-        data, loss = data or "digits", digits.loss
+    if data is not None:
+        x, y = load_data(data)
+    elif own is not None:
+        x, y = own
     else:
-        x, y = own if data is None else load_data(Path(data))
-        if not isinstance(x, Tensor) or not isinstance(y, Tensor) or not x.ndim or not y.ndim:
-            raise UsageError("data: expected tensors x (n, *input) and y (n, ...), got something else.")
-        x, y = (part[: num_samples or MOST_SAMPLES] for part in (x, y))
-        data = data or f"{model} (its own)"
+        raise UsageError(
+            f"--data: {model} returns no data. Give a file .npz, .pt or .pth with x and y, or let the factory return "
+            "(model, x, y)."
+        )
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or not x.ndim or not y.ndim:
+        raise UsageError("data: expected tensors x (n, *input) and y (n, ...), got something else.")
+    x, y = (part[: num_samples or MOST_SAMPLES] for part in (x, y))
     try:
         network = network.to(device, dtype).eval()
-        return Subject(network, x.to(device, dtype), _as(y, dtype).to(device), model, data, loss)
+        x, y = x.to(device, dtype), _as(y, dtype).to(device)
     except (RuntimeError, TypeError) as error:
         raise UsageError(f"model or data do not go to {device}, {dtype}: {error}") from error
+    return Subject(network, x, y, model, str(data) if data is not None else f"{model} (its own)")

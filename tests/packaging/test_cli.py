@@ -2,15 +2,21 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 import nfm_theory as nt
-from experiments import cli
+from experiments.studies import factories
+from nfm_theory import cli
+from nfm_theory.cli.app import app
+from nfm_theory.cli.errors import BAD_INPUT, CRASHED, HOLDS, REFUTED, UNDECIDED
 
 FACTORY = """
 import torch
@@ -28,6 +34,9 @@ def in_training():
 
 def number():
     return 3
+
+def no_tensors():
+    return build(), [[1.0, 2.0, 3.0]], [0]
 
 def broken():
     raise KeyError("weights")
@@ -65,7 +74,7 @@ def work(tmp_path, monkeypatch):
 
 
 def run(*arguments):
-    return CliRunner().invoke(cli.app, ["verify", *arguments])
+    return CliRunner().invoke(app, ["verify", *arguments])
 
 
 MINE = ("--model", "mine.py:build", "--data", "data.npz")
@@ -73,7 +82,7 @@ MINE = ("--model", "mine.py:build", "--data", "data.npz")
 
 def test_a_users_model_holds_and_writes_json_and_plot(work):
     result = run(*MINE, "--layer", "1", "--json", "out/report.json", "--plot", "out/plot.svg")
-    assert result.exit_code == cli.HOLDS, result.output
+    assert result.exit_code == HOLDS, result.output
     assert "HOLDS" in result.output
     record = json.loads((work / "out" / "report.json").read_text())
     assert record["verdict"] == "holds"
@@ -86,21 +95,33 @@ def test_a_users_model_holds_and_writes_json_and_plot(work):
 
 def test_several_layers_give_a_list_and_the_worst_status(work):
     result = run("--model", "mine.py:with_data", "--layer", "", "--layer", "1", "--json", "r.json")
-    assert result.exit_code == cli.HOLDS
+    assert result.exit_code == HOLDS
     assert [r["layer"] for r in json.loads((work / "r.json").read_text())] == ["", "1"]
 
 
-def test_the_built_in_network(work):
-    result = run("--num-samples", "3", "--classes", "2", "--mult-noise", "0", "--add-noise", "0")
-    assert result.exit_code == cli.HOLDS, result.output
+def test_a_network_of_the_repository_with_one_logit_needs_no_loss_named(work):
+    factory = "experiments.studies.factories:mlp_binary"
+    options = ("--model", factory, "--num-samples", "3", "--mult-noise", "0", "--add-noise", "0")
+    result = run(*options)
+    assert result.exit_code == HOLDS, result.output
+    assert result.output == run(*options, "--loss", "logistic").output
     assert any((work / "cache").iterdir())
+
+
+@pytest.mark.parametrize("name", ["mlp", "mlp_binary", "small_cnn", "small_cnn_binary"])
+def test_factories_of_the_repository_give_a_network_with_balanced_data(name, monkeypatch):
+    monkeypatch.setattr(factories, "trained_network", lambda model, classes: SimpleNamespace(model=(model, classes)))
+    (kind, classes), x, y = getattr(factories, name)()
+    assert name == kind + ("_binary" if classes == 2 else "")
+    assert x.shape == (factories.SAMPLES, 1, 8, 8)
+    assert y.bincount().tolist() == [factories.SAMPLES // classes] * classes
 
 
 def test_float32_and_monte_carlo(work):
     result = run(*MINE, "--dtype", "float32", "--noise", "released")
-    assert result.exit_code == cli.HOLDS, result.output
+    assert result.exit_code == HOLDS, result.output
     few = run(*MINE, "--method", "monte_carlo", "--monte-carlo-rows", "1000")
-    assert few.exit_code == cli.UNDECIDED
+    assert few.exit_code == UNDECIDED
     assert "sampling error" in few.output
 
 
@@ -114,7 +135,7 @@ def test_a_refuted_expansion_has_status_1_and_still_writes_its_report(work, monk
 
     monkeypatch.setattr(nt, "verify_expansion", one_percent_off)
     result = run(*MINE, "--json", "r.json")
-    assert result.exit_code == cli.REFUTED
+    assert result.exit_code == REFUTED
     assert json.loads((work / "r.json").read_text())["verdict"] == "refuted"
 
 
@@ -123,7 +144,7 @@ def test_weights_are_loaded_and_a_module_is_taken_as_it_is(work):
     torch.save(model.state_dict(), work / "w.pt")
     torch.save({"x": torch.randn(4, 3), "y": torch.arange(4) % 2}, work / "data.pt")
     result = run("--model", "mine:module", "--state-dict", "w.pt", "--data", "data.pt", "--eps", "0.1,0.01,0.001")
-    assert result.exit_code in (cli.HOLDS, cli.UNDECIDED), result.output
+    assert result.exit_code in (HOLDS, UNDECIDED), result.output
     listed = run("--model", "mine.py:build", "--data", "data.pt", "--list-layers")
     assert listed.exit_code == 0
     assert listed.output.split()[-3:] == ["0", "1", "2"]
@@ -134,7 +155,7 @@ BOUND = ("--bound", "--add-noise", "0", "--mult-noise", "0", "--loss", "logistic
 
 def test_the_bound_of_a_users_model_is_certified(work):
     result = run("--model", "mine.py:bias_free", *BOUND, "--eps", "0.01,0.1", "--json", "r.json")
-    assert result.exit_code == cli.HOLDS, result.output
+    assert result.exit_code == HOLDS, result.output
     assert result.output.count("CERTIFIED") == 2
     records = json.loads((work / "r.json").read_text())
     assert [r["eps"] for r in records] == [0.01, 0.1]
@@ -146,18 +167,19 @@ def test_the_bound_of_a_users_model_is_certified(work):
 
 def test_the_bound_is_refuted_or_undecided_with_a_status_of_its_own(work):
     refuted = run("--model", "mine.py:biased", *BOUND, "--eps", "0.1", "--json", "r.json")
-    assert refuted.exit_code == cli.REFUTED, refuted.output
+    assert refuted.exit_code == REFUTED, refuted.output
     assert "homogeneity" in json.loads((work / "r.json").read_text())["failed"]
     undecided = run("--model", "mine.py:bias_free", *BOUND, "--certificate", "none")
-    assert undecided.exit_code == cli.UNDECIDED, undecided.output
+    assert undecided.exit_code == UNDECIDED, undecided.output
     both = run("--model", "mine.py:biased", *BOUND, "--certificate", "none", "--eps", "0.1", "--radius", "mean")
-    assert both.exit_code in (cli.UNDECIDED, cli.REFUTED)
+    assert both.exit_code in (UNDECIDED, REFUTED)
     assert "radius mean" in both.output
 
 
-def test_the_bound_of_the_built_in_network_with_noise(work):
-    result = run("--bound", "--num-samples", "4", "--classes", "2", "--eps", "0.01", "--monte-carlo-rows", "20000")
-    assert result.exit_code in (cli.HOLDS, cli.REFUTED, cli.UNDECIDED), result.output
+def test_the_bound_of_a_network_of_the_repository_with_noise(work):
+    factory = ("--model", "experiments.studies.factories:mlp_binary", "--num-samples", "4")
+    result = run("--bound", *factory, "--eps", "0.01", "--monte-carlo-rows", "20000")
+    assert result.exit_code in (HOLDS, REFUTED, UNDECIDED), result.output
     assert "Monte Carlo" in result.output
     assert "Hessian" in result.output
 
@@ -176,7 +198,7 @@ BAD = [
     (("--model", "mine.py:bias_free", *BOUND, "--order", "3"), "--order: does not go with --bound"),
     (("--model", "mine.py:bias_free", *BOUND, "--plot", "p.png"), "--plot: does not go with --bound"),
     ((*MINE, "--radius", "sharp"), "--radius: needs --bound"),
-    (("--model", "nosuch"), "expected one of"),
+    (("--model", "nosuch"), "expected path/to/file.py:factory or package.module:factory"),
     (("--model", "nosuch.py:build"), "no such file"),
     (("--model", "no_such_package:build"), "ModuleNotFoundError"),
     (("--model", "mine.py:nosuch"), "it has"),
@@ -192,7 +214,7 @@ BAD = [
     (("--model", "mine.py:build", "--data", "nan.npz"), "finite"),
     (("--model", "mine.py:build", "--data", "wide.npz"), "does not take x of shape (4, 5)"),
     (("--model", "mine.py:build", "--data", "unnamed.npz"), "tensors named x and y"),
-    (("--model", "mine.py:build", "--data", "table.csv"), "expected 'digits'"),
+    (("--model", "mine.py:build", "--data", "table.csv"), "expected a file .npz"),
     ((*MINE, "--eps", "0.1,x"), "--eps: expected positive numbers"),
     ((*MINE, "--dtype", "int8"), "--dtype: expected one of"),
     ((*MINE, "--device", "abacus"), "--device: expected cpu or cuda"),
@@ -201,8 +223,9 @@ BAD = [
     ((*MINE, "--json", "."), "--json: expected a file"),
     ((*MINE, "--plot", "plot.txt"), "--plot: expected a file .png"),
     ((*MINE, "--num-samples", "0"), "--num-samples: expected at least 1"),
-    (("--classes", "7"), "--classes: expected one of"),
-    (("--num-samples", "100000"), "--num-samples"),
+    ((), "--model: name the network to verify: path/to/file.py:factory"),
+    (("--model", "mine.py:build"), "returns no data"),
+    (("--model", "mine.py:no_tensors"), "expected tensors x (n, *input)"),
 ]
 
 
@@ -216,7 +239,7 @@ def test_bad_input_has_status_2_and_one_clear_message(work, arguments, message):
     np.savez(work / "wide.npz", x=np.zeros((4, 5)), y=np.arange(4) % 2)
     np.savez(work / "unnamed.npz", a=np.zeros(3))
     result = run(*arguments)
-    assert result.exit_code == cli.BAD_INPUT, result.output
+    assert result.exit_code == BAD_INPUT, result.output
     assert result.stderr.startswith("nfm: ")
     assert message in result.stderr
     assert "Traceback" not in result.output
@@ -225,15 +248,40 @@ def test_bad_input_has_status_2_and_one_clear_message(work, arguments, message):
 def test_cuda_is_asked_for_only_where_it_is(work, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = run(*MINE, "--device", "cuda")
-    assert result.exit_code == cli.BAD_INPUT
+    assert result.exit_code == BAD_INPUT
     assert "found none" in result.stderr
 
 
-def test_version_and_a_crash_that_is_no_verdict(monkeypatch, capsys):
-    result = CliRunner().invoke(cli.app, ["--version"])
+def test_plot_without_matplotlib_says_what_to_install(work, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+    result = run(*MINE, "--plot", "p.png")
+    assert result.exit_code == BAD_INPUT
+    assert result.stderr.strip().endswith("pip install matplotlib")
+
+
+def test_version():
+    result = CliRunner().invoke(app, ["--version"])
     assert result.output.strip() == f"nfm_theory {nt.__version__}"
-    monkeypatch.setattr(cli, "app", lambda: 1 / 0)
+
+
+def test_a_crash_is_no_verdict(monkeypatch, capsys):
+    monkeypatch.setattr("nfm_theory.cli.app.app", lambda: 1 / 0)
     with pytest.raises(SystemExit) as stop:
         cli.main()
-    assert stop.value.code == cli.CRASHED
+    assert stop.value.code == CRASHED
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_without_typer_the_command_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "typer", None)  # as if it were not installed
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == BAD_INPUT
+    assert capsys.readouterr().err.strip().endswith("pip install typer")
+
+
+def test_every_option_says_what_it_does():
+    options = typer.main.get_command(app).commands["verify"].params
+    assert len(options) > 20
+    for option in options:
+        assert re.fullmatch(r"[A-Za-z].*[.)]", option.help), option.name

@@ -1,0 +1,249 @@
+"""The options of `nfm verify`, and what it writes."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+import nfm_theory as nt
+
+from .checks import BOUND_EPS, Setting, check_bound, layer_names, verify_expansion
+from .errors import BAD_INPUT, HOLDS, REFUTED, UNDECIDED, UsageError
+from .files import replace_file, versions, write_json
+from .subject import FACTORY, MOST_SAMPLES, Subject, default_loss, load_subject
+
+_STATUS = {"holds": HOLDS, "certified": HOLDS, "undecided": UNDECIDED, "refuted": REFUTED}
+DEFAULT_ORDER = 2
+_DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nfm_theory {nt.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def nfm(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Check the theory of Noisy Feature Mixup on your own network."""
+
+
+def _scales(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(math.isfinite(v) and v > 0 for v in values):
+        raise UsageError(f"--eps: expected positive numbers separated by commas, such as 0.1,0.05,0.025, got {text!r}.")
+    return values
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise UsageError(f"--dtype: expected one of {list(_DTYPES)}, got {name!r}.")
+    return _DTYPES[name]
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device: expected cpu or cuda, got {name!r}.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device: expected a CUDA device for 'cuda', found none; use --device cpu.")
+    return device
+
+
+def _check_outputs(json_path: Path | None, plot: Path | None) -> None:
+    """Refuse files that cannot be written before anything is computed."""
+    if plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("--plot: matplotlib is not installed. Install it with: pip install matplotlib")
+    for option, path in (("--json", json_path), ("--plot", plot)):
+        if path is None:
+            continue
+        if path.is_dir():
+            raise UsageError(f"{option}: expected a file, got the directory {path}.")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{option}: {path.parent} cannot be made ({error.strerror}).") from error
+    if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--plot: expected a file .png, .svg or .pdf, got {plot}.")
+
+
+def _check_combination(bound: bool, order: int, plot: Path | None, radius: str | None, certificate: str | None) -> None:
+    """Refuse an option of one check that the other would ignore."""
+    given = [("--radius", radius), ("--certificate", certificate)]
+    if bound:
+        given = [("--order", order if order != DEFAULT_ORDER else None), ("--plot", plot)]
+    named = [name for name, value in given if value is not None]
+    if named:
+        raise UsageError(f"{named[0]}: does not go with --bound." if bound else f"{named[0]}: needs --bound.")
+
+
+def _save_plot(reports: list, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.0 * len(reports), 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for ax, report in zip(figure.subplots(1, len(reports), squeeze=False)[0], reports, strict=True):
+        report.plot(ax)
+        ax.set_title(f"{report.layer or 'input'}, {ax.get_title()}")
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+def _records(subject: Subject, reports: list, device: str, seconds: float) -> dict | list[dict]:
+    """One object per report, a list if there are several: the report, and what it is about."""
+    facts = {"model": subject.model_name, "data": subject.data_name, "device": device, "versions": versions()}
+    records = [{**report.to_dict(), **facts, "seconds": round(seconds, 2)} for report in reports]
+    return records[0] if len(records) == 1 else records
+
+
+def _worst(reports: list) -> int:
+    verdicts = {report.verdict for report in reports}
+    return _STATUS[next(v for v in ("refuted", "undecided", "holds", "certified") if v in verdicts)]
+
+
+# The options --------------------------------------------------------------------------------------------------------
+
+
+def _option(words: str, *names: str) -> Any:
+    return typer.Option(*names, help=words)
+
+
+Model = Annotated[str | None, _option(f"The network: {FACTORY}. It returns an nn.Module or (model, x, y).")]
+Layers = Annotated[
+    list[str] | None,
+    _option('Layer to perturb, by its dotted name. Repeat it for several; "" is the input. (default: the input)'),
+]
+StateDict = Annotated[Path | None, _option("Weights to load, from a file of torch.save(model.state_dict(), FILE).")]
+Data = Annotated[
+    Path | None,
+    _option("Data: FILE.npz with arrays x and y, or FILE.pt with tensors x and y. (default: the factory's own)"),
+]
+NumSamples = Annotated[
+    int | None, _option(f"How many samples to use, from the first on. (default: at most {MOST_SAMPLES})")
+]
+Alpha = Annotated[float, _option("First parameter of the Beta law of the mixing weight; 0 for no mixing.")]
+Beta = Annotated[float | None, _option("Second parameter of the Beta law. (default: alpha)")]
+AddNoise = Annotated[float, _option("Level of the additive noise.")]
+MultNoise = Annotated[float, _option("Level of the multiplicative noise.")]
+Noise = Annotated[str, _option("Law of the noise: normal, uniform, rademacher or released (the papers' code).")]
+Order = Annotated[int, _option("Order of the expansion.")]
+Loss = Annotated[
+    str | None,
+    _option(
+        "cross_entropy, logistic or square. (default: logistic for one output and integer labels, else cross_entropy)"
+    ),
+]
+Eps = Annotated[
+    str | None,
+    _option(f"Scales of the perturbation, separated by commas. (default: 0.1 and smaller; with --bound {BOUND_EPS})"),
+]
+Method = Annotated[str, _option("How the NFM loss is computed: auto, exact or monte_carlo.")]
+Rows = Annotated[int, _option("Number of Monte Carlo evaluations, where Monte Carlo is used.")]
+Dtype = Annotated[str, _option("Precision of the computation: float64 or float32.")]
+Device = Annotated[str, _option("Where to compute: cpu or cuda.")]
+Seed = Annotated[int, _option("Random seed of Monte Carlo and of the attacks.")]
+Json = Annotated[Path | None, _option("Write the report to this file, as JSON.", "--json")]
+Plot = Annotated[
+    Path | None, _option("Draw the remainder against the scale into this file (.png, .svg or .pdf). Needs matplotlib.")
+]
+Bound = Annotated[bool, _option("Check the adversarial bound and each of its assumptions instead.", "--bound")]
+Radius = Annotated[
+    str | None,
+    _option("With --bound, radius of the attack: sharp, paper or mean (needs no homogeneity). (default: sharp)"),
+]
+Certificate = Annotated[
+    str | None,
+    _option(
+        "With --bound, how the attacked loss is bounded from above: auto, region, enumeration, crown, crown-ibp, "
+        "interval or none. (default: auto)"
+    ),
+]
+ListLayers = Annotated[bool, _option("List the layers that can be verified, and stop.", "--list-layers")]
+
+
+@app.command()
+def verify(
+    model: Model = None,
+    layer: Layers = None,
+    state_dict: StateDict = None,
+    data: Data = None,
+    num_samples: NumSamples = None,
+    alpha: Alpha = 1.0,
+    beta: Beta = None,
+    add_noise: AddNoise = 0.4,
+    mult_noise: MultNoise = 0.2,
+    noise: Noise = "normal",
+    order: Order = DEFAULT_ORDER,
+    loss: Loss = None,
+    eps: Eps = None,
+    method: Method = "auto",
+    monte_carlo_rows: Rows = 200_000,
+    dtype: Dtype = "float64",
+    device: Device = "cpu",
+    seed: Seed = 0,
+    json_path: Json = None,
+    plot: Plot = None,
+    bound: Bound = False,
+    radius: Radius = None,
+    certificate: Certificate = None,
+    list_layers: ListLayers = False,
+) -> None:
+    """Check whether the expansion of the NFM loss holds on your network.
+
+    What the expansion leaves out is computed at several scales: it must fall as predicted. With --bound, the
+    adversarial bound is checked instead: the NFM loss is compared with attacks and certificates.
+
+    Exit status: 0 holds (with --bound: certified), 1 refuted, 2 bad input, 3 undecided; the worst of several layers
+    and scales. 70 means that the command itself failed.
+    """
+    try:
+        scales, layers = _scales(eps), layer or [""]
+        _check_combination(bound, order, plot, radius, certificate)
+        precision, place = _dtype(dtype), _device(device)
+        _check_outputs(json_path, plot)
+        subject = load_subject(
+            model, state_dict=state_dict, data=data, num_samples=num_samples, dtype=precision, device=place
+        )
+        if list_layers:
+            for name in layer_names(subject):
+                typer.echo(name or '"" (the input)')
+            return
+        start = time.perf_counter()
+        setting = Setting(
+            alpha=alpha, beta=beta, add_noise=add_noise, mult_noise=mult_noise, noise=noise,
+            loss=loss or default_loss(subject), method=method, samples=monte_carlo_rows, seed=seed,
+        )  # fmt: skip
+        reports: list
+        if bound:
+            kinds = {"radius": radius or "sharp", "certificate": certificate or "auto"}
+            reports = check_bound(subject, layers, setting, eps=scales, **kinds)
+        else:
+            reports = verify_expansion(subject, layers, setting, order=order, eps=scales)
+        typer.echo("\n\n".join(map(str, reports)))
+        if json_path is not None:
+            write_json(json_path, _records(subject, reports, device, time.perf_counter() - start))
+        if plot is not None:
+            _save_plot(reports, plot)
+    except (UsageError, OSError) as error:
+        typer.echo(f"nfm: {error}", err=True)
+        raise typer.Exit(BAD_INPUT) from None
+    raise typer.Exit(_worst(reports))

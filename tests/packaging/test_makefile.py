@@ -1,0 +1,169 @@
+"""The Makefile does again what a change touched, and nothing else; only `make record` writes tracked records."""
+
+import os
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+from imports import imported_files
+
+ROOT = Path(__file__).resolve().parents[2]
+AGAIN = "experiments/results/again"
+#: What the tests pretend to have been made, long after every source and in this order.
+MADE = (
+    ".venv/.installed", f"{AGAIN}/.begun", *(f"{AGAIN}/.sample-{s}" for s in ("expansion", "bounds", "validity")),
+    f"{AGAIN}/.sample-training", "figures/out/.drawn",
+)  # fmt: skip
+#: The module that each part of `make book` runs.
+MODULES = {
+    "expansion": "experiments.studies.expansion",
+    "bounds": "experiments.studies.bounds",
+    "validity": "experiments.studies.validity",
+    "training": "experiments.runner",
+    "figures": "figures.__main__",
+}
+
+
+def make(*arguments, folder):
+    """What `make -n` would do."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    done = subprocess.run(
+        ["make", "-n", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def done_again(commands: str) -> set[str]:
+    """The parts of `make book` that stand in the commands, the book itself left out."""
+    found = set(re.findall(r"-m experiments study (\w+)", commands))
+    found |= {"training"} if "-m experiments sweep" in commands else set()
+    found |= {"figures"} if "-m figures" in commands else set()
+    return found | ({"env"} if "scripts/environment.sh" in commands else set())
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """The names of all files of the repository, empty, with everything made already."""
+    folder = tmp_path_factory.mktemp("tree")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    for name in filter(None, listed):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.touch()
+        os.utime(target, (1e9, 1e9))
+    shutil.copy(ROOT / "Makefile", folder)
+    os.utime(folder / "Makefile", (1e9, 1e9))
+    return folder
+
+
+@pytest.fixture
+def made(tree):
+    for k, name in enumerate(MADE):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).touch()
+        os.utime(tree / name, (1.1e9 + k, 1.1e9 + k))
+    return tree
+
+
+def touched(tree, name):
+    """What a change of one file makes `make book` do again."""
+    path = tree / name
+    assert path.is_file(), name
+    os.utime(path, (1.2e9, 1.2e9))
+    try:
+        return done_again(make("book", folder=tree))
+    finally:
+        os.utime(path, (1e9, 1e9))
+
+
+def test_without_a_change_only_the_book_is_looked_at(made):
+    commands = make("book", folder=made)
+    assert done_again(commands) == set()
+    assert "book/build.py" in commands
+
+
+ALL = {"expansion", "bounds", "validity", "training", "figures"}
+
+
+@pytest.mark.parametrize(
+    ("name", "again"),
+    [
+        ("constraints.txt", {"env", *ALL}),
+        ("nfm_theory/setting/laws.py", ALL),
+        ("nfm_theory/cli/app.py", set()),
+        ("experiments/models/small.py", ALL),
+        ("experiments/augment/augmix.py", {"validity", "training", "figures"}),
+        ("experiments/recipes/schemes.py", {"validity", "training", "figures"}),
+        ("experiments/results/bounds.jsonl", {"bounds", "figures"}),
+        ("experiments/tables/claims.py", {"figures"}),
+        ("experiments/claims/theory.py", {"figures"}),
+        ("experiments/sweep.py", set()),
+        ("figures/style.py", {"figures"}),
+        ("tests/theory/test_laws.py", set()),
+        ("README.md", set()),
+    ],
+)
+def test_a_change_does_again_what_it_touches(made, name, again):
+    assert touched(made, name) == again
+
+
+@cache
+def prerequisites(tree: Path) -> dict[str, set[str]]:
+    """What make knows each target to depend on."""
+    text = subprocess.run(["make", "-npq", "book"], cwd=tree, capture_output=True, text=True, check=False).stdout
+    rules = re.findall(r"^([\w./-]+):(?!=) ?([^\n|]*)", text, re.MULTILINE)
+    return {target: set(needs.split()) for target, needs in rules}
+
+
+@pytest.mark.parametrize("part", MODULES)
+def test_every_file_that_is_imported_is_known_to_make(made, part):
+    target = "figures/out/.drawn" if part == "figures" else f"{AGAIN}/.sample-{part}"
+    known = prerequisites(made)[target]
+    if part == "training":
+        known = known | prerequisites(made)[f"{AGAIN}/.begun"]
+    needed = {path.relative_to(ROOT).as_posix() for path in imported_files(MODULES[part])}
+    # The command loads itself when it is called, so that whoever imports its helpers does not run it.
+    assert {name for name in needed - known if not name.startswith("nfm_theory/cli/")} == set()
+
+
+def test_nothing_but_record_writes_a_tracked_record(made):
+    for target in ("book", "verify", "sample", "figures", "training"):
+        os.utime(made / "constraints.txt", (1.2e9, 1.2e9))
+        commands = make(target, folder=made)
+        assert "--record" not in commands, target
+        for line in commands.splitlines():
+            assert "-m experiments sweep" not in line or f"--ledger {AGAIN}/experiments.jsonl" in line, target
+    os.utime(made / "constraints.txt", (1e9, 1e9))
+    record = make("record", folder=made)
+    assert "for study in expansion bounds validity decomposition explore;" in record
+    assert "study $study --record" in record
+
+
+def test_verify_does_every_study_and_every_recipe(made):
+    commands = make("verify", folder=made)
+    assert set(re.findall(r"-m experiments study (\w+) --workers", commands)) == {
+        "expansion", "bounds", "validity", "decomposition"
+    }  # fmt: skip
+    assert "--sample" not in commands
+    assert "'digits*/*'" in commands
+
+
+def test_what_make_writes_is_ignored_by_git():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    paths = [*MADE, f"{AGAIN}/expansion.jsonl", f"{AGAIN}/runs/x.pt", "book/_build/html/index.html"]
+    for path in paths:
+        done = subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT, check=False)
+        assert done.returncode == 0, path
+
+
+def test_help_lists_every_target_in_one_line(tree):
+    text = subprocess.run(["make", "help"], cwd=tree, capture_output=True, text=True, check=True).stdout
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {line.split()[1] for line in text.splitlines()} == set(phony[1].split())
