@@ -1,4 +1,4 @@
-"""Quick computations on the generalisation bounds of the theory of Mixup: linear models on moons and digits."""
+"""Quick computations on the generalization bounds of the theory of Mixup: linear models on moons and digits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .checks_numeric import ORDER_TOLERANCE, RATIO_TOLERANCE, seeded
 
 _GEN = nt.generalization
 THETA = (0.8, -1.2)
-#: Class, confidence and repetitions of the generalisation bound.
+#: Class, confidence and repetitions of the generalization bound.
 RADIUS, GAMMA, DELTA, DRAWS = 0.4, 0.15, 0.05, 10
 #: A curve counts as close to another within this relative gap.
 CLOSE = 0.1

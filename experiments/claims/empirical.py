@@ -152,7 +152,7 @@ MORE = (
         "mixup-figure-approximation", "mixup", "figure", _UNKNOWN,
         "Along training, the Mixup loss and its second-order approximation stay close (logistic regression, two "
         "moons).",
-        "generalisation", "", ("tests/theory/test_generalization.py",),
+        "generalization", "", ("tests/theory/test_generalization.py",),
         f"{_COMMAND} claims mixup-figure-approximation", verdicts.checked("approximation", REPRODUCED),
     ),
 )  # fmt: skip
