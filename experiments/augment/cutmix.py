@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nfm_theory.setting.laws import MixingLaw
+from nfm_theory.setting.mixing import MixingLaw
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from experiments.augment.cutmix import mix_labels, soft_labels
 from experiments.augment.graph_cut import swap_cut
-from nfm_theory.setting.laws import MixingLaw
+from nfm_theory.setting.mixing import MixingLaw
 
 #: Largest number of entries of the transport costs that are held at once.
 _ENTRIES = 2**25

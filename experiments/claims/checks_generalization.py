@@ -144,7 +144,8 @@ def approximation() -> Check:
         mixed, target = lam * x + (1 - lam) * x[partner], lam[:, 0] * y + (1 - lam[:, 0]) * y[partner]
         slope = torch.sigmoid(mixed @ theta[0] + bias) - target
         theta, bias = theta - (slope @ mixed / len(x))[None], bias - slope.mean()
-    gaps = _GEN.quadratic_gap_along(model.requires_grad_(False), x, y, snapshots, loss="logistic", alpha=1.0)
+    model, setting = model.requires_grad_(False), {"law": nt.Law(), "loss": "logistic"}
+    gaps = _GEN.quadratic_gap_along(nt.Problem(model, x, y, params=state, **setting) for state in snapshots)
     worst = max(gap.relative for gap in gaps)
     share = max(gap.of_regularization for gap in gaps[1:])
     detail = f"largest gap {100 * worst:.1f} % of the loss, {100 * share:.0f} % of what Mixup adds to it"

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import nfm_theory as nt
-from nfm_theory.adversarial import adversarial_bound, noisymix_bound
+from nfm_theory.adversarial import Effort, bound
+from nfm_theory.expansion.paths import taylor_coefficients
 
 from ..data.digits import load_digits, verification_subset
 from ..studies.networks import centred, trained_network
 from .check import FAILS, HOLDS, LIMITS, OPEN, Check
 
-NFM = {"alpha": 1.0, "add_noise": 0.4, "mult_noise": 0.2}
+NFM = nt.Law(add_noise=0.4, mult_noise=0.2)
 #: Of a ratio to its prediction at the smallest scale, and of an order.
 RATIO_TOLERANCE, ORDER_TOLERANCE = 0.02, 0.1
 #: Of two ways to compute the same number.
@@ -60,11 +61,9 @@ def stability_unmixing() -> Check:
     """The stability loss under the law of λ as trained, and under D̃."""
     branches = torch.randn(2, 4, 1, generator=seeded(), dtype=torch.float64)
     weight = torch.randn(1, 3, generator=seeded(1), dtype=torch.float64)
-    options = {"alpha": 0.7, "beta": 1.8, "mult_noise": 0.2, "evaluation": {"progress": False}}
-    values = [
-        float(nt.stability.stability_loss(lambda z: torch.tanh(z) @ weight, branches, form=form, **options).value)
-        for form in ("mixed", "unmixed")
-    ]
+    law = nt.Law(alpha=0.7, beta=1.8, mult_noise=0.2)
+    problem = nt.Branches(lambda z: torch.tanh(z) @ weight, branches, law=law)
+    values = [float(nt.loss(problem, method="exact", form=form)) for form in ("mixed", "unmixed")]
     gap = abs(values[0] - values[1])
     return Check.of(gap < IDENTITY, f"both sides by quadrature, m = 2, K = 3, n = 4: they differ by {gap:.0e}")
 
@@ -72,11 +71,8 @@ def stability_unmixing() -> Check:
 def stability_remainder() -> Check:
     """Order and coefficient of what the expansion of the stability loss leaves out."""
     model, x, _ = _digits(3)
-    scales = {"eps": [0.008, 0.004, 0.002, 0.001, 0.0005], "progress": False}
-    reports = {
-        m: nt.stability.verify_stability(model, _views(x)[:m], layer="hidden1", verification=scales, **NFM)
-        for m in (2, 3)
-    }
+    scales = [0.008, 0.004, 0.002, 0.001, 0.0005]
+    reports = {m: nt.verify(nt.Branches(model, _views(x)[:m], layer="hidden1", law=NFM), eps=scales) for m in (2, 3)}
     words = ", ".join(
         f"m = {m}: {r.verdict}, order {r.observed_order:.2f}, ratio {r.coefficient_ratio:.4f}"
         for m, r in reports.items()
@@ -93,13 +89,9 @@ def _from_verdicts(verdicts: list[str], detail: str) -> Check:
 def stability_bound() -> Check:
     """The inequality of NoisyMix from small to full scale, on a network that meets its assumptions."""
     model, x, labels, mean = _threes("leaky_mlp")
-    found = {
-        eps: noisymix_bound(
-            model, _views(x, mean), labels, eps=eps, loss="logistic", certificate="crown", steps=20, restarts=1,
-            remainder=False, progress=False,
-        )
-        for eps in (0.001, 0.1)
-    }  # fmt: skip
+    branches = nt.Branches(model, _views(x, mean), labels, law=nt.Law(), gamma=12.0, loss="logistic")
+    options = {"certificate": "crown", "effort": Effort(steps=20, restarts=1)}
+    found = {eps: bound(branches, eps, **options) for eps in (0.001, 0.1)}
     words = ", ".join(f"{r.verdict} at ε = {eps:g}" for eps, r in found.items())
     failed = sorted({name for r in found.values() for name in r.failed})
     detail = (
@@ -121,12 +113,8 @@ def linear_bound() -> Check:
         model[1].weight[0] = 0.05 * (x[labels == 1].mean(0) - x[labels == 0].mean(0)).flatten()
     wanted = (model(x)[:, 0] > 0) == labels
     x = x[wanted] - x[wanted].mean(0)
-    found = {
-        eps: adversarial_bound(
-            model.requires_grad_(False), x, labels[wanted], eps=eps, radius="paper", loss="logistic", progress=False
-        )
-        for eps in (0.01, 0.1, 1.0)
-    }
+    problem = nt.Problem(model.requires_grad_(False), x, labels[wanted], law=nt.Law(), loss="logistic")
+    found = {eps: bound(problem, eps, radius="paper") for eps in (0.01, 0.1, 1.0)}
     words = ", ".join(f"{r.verdict} at ε = {eps:g}" for eps, r in found.items())
     detail = f"logistic regression, radius of the paper, {len(x)} digits: {words}"
     return _from_verdicts([r.verdict for r in found.values()], detail)
@@ -135,10 +123,8 @@ def linear_bound() -> Check:
 def slack() -> Check:
     """The slack of the bound against its prediction, ε to zero."""
     model, x, labels, _ = _threes("leaky_mlp")
-    found = {}
-    for eps in (1e-2, 1e-3, 1e-4):
-        options = {"eps": eps, "loss": "logistic", "certificate": "crown", "progress": False}
-        found[eps] = adversarial_bound(model, x, labels, **options).slack_ratio
+    problem = nt.Problem(model, x, labels, law=nt.Law(), loss="logistic")
+    found = {eps: bound(problem, eps, certificate="crown").slack_ratio for eps in (1e-2, 1e-3, 1e-4)}
     words = ", ".join(f"{low:.4f} to {high:.4f} at ε = {eps:g}" for eps, (low, high) in found.items())
     low, high = found[1e-4]
     good = abs(low - 1) < RATIO_TOLERANCE and abs(high - 1) < RATIO_TOLERANCE
@@ -148,7 +134,7 @@ def slack() -> Check:
 def any_order() -> Check:
     """Expansions of order 0 to 3 of the Mixup loss."""
     model, x, y = _digits(6)
-    found = {p: nt.verify_expansion(model, x, y, alpha=1.0, order=p, progress=False) for p in range(4)}
+    found = {p: nt.verify(nt.Problem(model, x, y, law=nt.Law()), order=p) for p in range(4)}
     words = ", ".join(f"p = {p}: {r.observed_order:.2f}, ratio {r.coefficient_ratio:.3f}" for p, r in found.items())
     return _from_verdicts([r.verdict for r in found.values()], f"order of the remainder, {words}")
 
@@ -156,12 +142,12 @@ def any_order() -> Check:
 def integral_form() -> Check:
     """The remainder by its integral against the plain difference."""
     model, x, y = _digits(4)
-    double = nt.build_problem(model, x, y, **NFM)
+    double = nt.Problem(model, x, y, law=NFM)
     draw = double.draw(len(x), 10, generator=seeded())
     truth = nt.integral_remainder(double, draw, 0.01)
     value = double.path(draw)(torch.tensor(0.01, dtype=torch.float64))
     powers = 0.01 ** torch.arange(3, dtype=torch.float64)
-    plain = value - nt.paths.taylor_coefficients(double.path(draw), 2) @ powers
+    plain = value - taylor_coefficients(double.path(draw), 2) @ powers
     gap = float((truth - plain).abs().max() / truth.abs().max())
     return Check.of(gap < 1e-6, f"40 draws at ε = 0.01 in float64: the two forms differ by {gap:.0e} of the largest")
 
@@ -169,7 +155,7 @@ def integral_form() -> Check:
 def telescoping() -> Check:
     """The curvature by one adjoint and many tangents, against the dense Hessian."""
     model, x, y = _digits(3)
-    terms = nt.taylor_terms(model, x, y, alpha=0.0, add_noise=1.0, remainder=False)
+    terms = nt.terms(nt.Problem(model, x, y, law=nt.Law(alpha=0.0, add_noise=1.0)), remainder=False)
     total = 0.0
     for image, label in zip(x, y, strict=True):
 
@@ -185,17 +171,20 @@ def telescoping() -> Check:
 def partners() -> Check:
     """Order and coefficient of the remainder for two relatives of Mixup."""
     model, x, y = _digits(10)
-    problem = nt.build_problem(model, x, y, alpha=1.0)
     gen = nt.generalization
-    laws = {"2-mixup": gen.k_mixup_weights(x, 2, sweeps=200, generator=seeded()).value}
     views, group = torch.cat(_views(x[:3])), torch.arange(3).repeat(3)
-    seen = nt.build_problem(model, views, y[group], alpha=1.0)
-    scales = (0.01, 0.005, 0.0025, 0.00125)
-    found = {name: gen.verify_partner_expansion(problem, law, eps=scales) for name, law in laws.items()}
-    found["DP-Mix self"] = gen.verify_partner_expansion(seen, gen.self_weights(group), eps=scales)
-    good = all(abs(r.order - 3) < ORDER_TOLERANCE and abs(r.ratios[-1] - 1) < RATIO_TOLERANCE for r in found.values())
-    words = ", ".join(f"{name}: order {r.order:.3f}, ratio {r.ratios[-1]:.4f}" for name, r in found.items())
-    return Check.of(good, words)
+    settings = {
+        "2-mixup": (x, y, gen.k_mixup_weights(x, 2, sweeps=200, generator=seeded()).value),
+        "DP-Mix self": (views, y[group], gen.self_weights(group)),
+    }
+    found = {
+        name: nt.verify(nt.Problem(model, images, labels, law=nt.Law(), partners=weights))
+        for name, (images, labels, weights) in settings.items()
+    }
+    words = ", ".join(
+        f"{name}: order {r.observed_order:.3f}, ratio {r.coefficient_ratio:.4f}" for name, r in found.items()
+    )
+    return _from_verdicts([r.verdict for r in found.values()], words)
 
 
 def margin() -> Check:
@@ -204,6 +193,6 @@ def margin() -> Check:
     data = load_digits(10)
     x, y = data.x_test[:60], data.y_test[:60]
     apart = torch.cdist(x.flatten(1), data.x_test.flatten(1)).masked_fill(y[:, None] == data.y_test, math.inf)
-    found = nt.generalization.segment_margins(model, x, y, data.x_test[apart.argmin(1)], num_points=33)
+    found = nt.generalization.segment_margins(nt.Problem(model, x, y), data.x_test[apart.argmin(1)])
     good = int(found.consistent.sum())
     return Check.of(good == len(x), f"bound ≤ margin found on {good} of {len(x)} segments, Jacobians at 33 points each")

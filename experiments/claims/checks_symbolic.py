@@ -6,7 +6,7 @@ import nfm_theory as nt
 
 from .check import Check
 
-_SYMBOLIC = nt.stability.symbolic
+_SYMBOLIC = nt.symbolic.divergence_proofs
 
 
 def unmixing() -> Check:

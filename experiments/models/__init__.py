@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from nfm_theory.setting.network import near
+from nfm_theory.setting.checks import near
 
 from .preactresnet import DigitsResNet, PreActResNet18
 from .resnet50 import ResNet50

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from functools import cache
 
-from nfm_theory.setting.network import near
+from nfm_theory.setting.checks import near
 
 from . import nfm_tables as nfm
 from . import noisymix_tables as noisymix
@@ -35,7 +35,9 @@ def get_recipe(name: str) -> Recipe:
     """
     known = all_recipes()
     if name not in known:
-        raise ValueError(f"recipe: there is no {name!r}{near(name, known)}; `python -m experiments recipes list` shows them all.")
+        raise ValueError(
+            f"recipe: there is no {name!r}{near(name, known)}; `python -m experiments recipes list` shows them all."
+        )
     return known[name]
 
 

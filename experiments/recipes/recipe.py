@@ -6,6 +6,8 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 
+from nfm_theory import Law
+
 #: Sizes of a recipe, from seconds to the tables of the papers.
 SIZES = ("toy", "digits", "small", "paper")
 #: Options by name, as pairs, so that recipes stay hashable.
@@ -59,6 +61,12 @@ class Scheme:
     def views(self) -> int:
         """Versions of each image in a batch."""
         return 3 if self.jsd else 1
+
+    @property
+    def law(self) -> Law:
+        """The law of mixing and noise."""
+        levels = {"alpha": self.alpha, "add_noise": self.add_noise, "mult_noise": self.mult_noise}
+        return Law.released(sparsity=self.sparsity, **levels) if self.noise == "released" else Law(**levels)
 
 
 @dataclass(frozen=True)

@@ -71,11 +71,9 @@ class MixingStep(Step):
 
     def __init__(self, scheme: Scheme, model: nn.Module, *, layers, classes, generator):
         super().__init__(scheme, model, layers=layers, classes=classes, generator=generator)
-        self.noise = nt.released_noise(sparsity=scheme.sparsity) if scheme.noise == "released" else scheme.noise
         self.consistency = nt.JSDConsistency(gamma=scheme.jsd)
         self.mixing = nt.NoisyFeatureMixup(
-            model, self.layers, alpha=scheme.alpha, add_noise=scheme.add_noise, mult_noise=scheme.mult_noise,
-            noise=self.noise, num_classes=classes, label_smoothing=scheme.label_smoothing,
+            model, self.layers, scheme.law, num_classes=classes, label_smoothing=scheme.label_smoothing,
             view_noise=scheme.view_noise or None, eps=scheme.eps, form=scheme.form, generator=generator,
         )  # fmt: skip
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import nfm_theory as nt
-from nfm_theory.setting.laws import MixingLaw, noise_laws
+from nfm_theory.calculus.engine import linearize_layer
 
 from ..recipes.recipe import Scheme
 from .step import Step
@@ -78,11 +78,9 @@ class TaylorStep(Step):
 
     def __init__(self, scheme: Scheme, model: nn.Module, *, layers, classes, generator):
         super().__init__(scheme, model, layers=layers, classes=classes, generator=generator)
-        self.noise = nt.released_noise(sparsity=scheme.sparsity) if scheme.noise == "released" else scheme.noise
         self.penalties = [
             nt.TaylorRegularizer(
-                layer, alpha=scheme.alpha, add_noise=scheme.add_noise, mult_noise=scheme.mult_noise, noise=self.noise,
-                eps=scheme.eps, terms=scheme.terms, generator=generator,
+                layer, scheme.law, eps=scheme.eps, terms=scheme.terms, generator=generator
             )
             for layer in self.layers
         ]  # fmt: skip
@@ -105,11 +103,6 @@ class TaylorStep(Step):
 class TaylorNoisyMixStep(TaylorStep):
     """Taylor-NoisyMix: Taylor-NFM on the clean view, and the expansion of the divergence between three views."""
 
-    def __init__(self, scheme: Scheme, model: nn.Module, *, layers, classes, generator):
-        super().__init__(scheme, model, layers=layers, classes=classes, generator=generator)
-        self.mixing = MixingLaw(scheme.alpha)
-        self.laws = noise_laws(self.noise)
-
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Cross entropy of the clean views, their regularizers, and the divergence with its own."""
         views, layer = self.scheme.views, self._layer()
@@ -118,8 +111,7 @@ class TaylorNoisyMixStep(TaylorStep):
         with self.statistics.applied():
             loss = loss + self.penalties[layer](self.model, x[: len(y)], y)
             return loss + self.scheme.jsd * stability_penalty(
-                self.model, x, layer=self.layers[layer], views=views, mixing=self.mixing, laws=self.laws,
-                add_noise=self.scheme.add_noise, mult_noise=self.scheme.mult_noise, eps=self.scheme.eps,
+                self.model, x, self.scheme.law, layer=self.layers[layer], views=views, eps=self.scheme.eps,
                 view_noise=self.scheme.view_noise or (1.0,) * views, generator=self.generator,
             )  # fmt: skip
 
@@ -127,13 +119,10 @@ class TaylorNoisyMixStep(TaylorStep):
 def stability_penalty(
     model: nn.Module,
     x: Tensor,
+    law: nt.Law,
     *,
     layer: str,
     views: int,
-    mixing: MixingLaw,
-    laws: tuple,
-    add_noise: float,
-    mult_noise: float,
     eps: float,
     view_noise: tuple[float, ...],
     generator: torch.Generator,
@@ -151,12 +140,9 @@ def stability_penalty(
     Args:
         model: network; runs in evaluation mode here, its mode is put back.
         x: views, `(views * n, *input)`.
-        layer: dotted name, `""` for the input.
-        views: m.
-        mixing: law of λ.
-        laws: of additive and multiplicative noise.
-        add_noise: σ_add.
-        mult_noise: σ_mult.
+        law: law of mixing and noise.
+        layer: dotted name of the layer, `""` for the input.
+        views: number m of views.
         eps: ε.
         view_noise: factors of σ_add for the views.
         generator: draws partners and noise.
@@ -167,7 +153,7 @@ def stability_penalty(
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        at = nt.calculus.engine.linearize_layer(model, x, layer)
+        at = linearize_layer(model, x, layer)
     finally:
         for module, training in modes:
             module.training = training
@@ -176,8 +162,8 @@ def stability_penalty(
     slope = torch.func.grad(nt.jensen_shannon)(outputs) * n  # of the sum over examples
     by_view = g.unflatten(0, (views, n))
     drift = (by_view.mean(1, keepdim=True) - by_view).flatten(0, 1)
-    first = mixing.moment(1) * (at.pullback(slope.flatten(0, 1)) * at.enter(drift.unsqueeze(0))[0]).sum() / n
-    direction = _direction(by_view, mixing, laws, add_noise, mult_noise, view_noise, generator).flatten(0, 1)
+    first = law.mixing.moment(1) * (at.pullback(slope.flatten(0, 1)) * at.enter(drift.unsqueeze(0))[0]).sum() / n
+    direction = _direction(by_view, law, view_noise, generator).flatten(0, 1)
     tangents, bends = at.sweep(direction.unsqueeze(0), None if at.piecewise_linear else slope.flatten(0, 1))
     tangents = tangents[0].unflatten(0, (views, n))
     _, turned = torch.func.jvp(torch.func.grad(nt.jensen_shannon), (outputs,), (tangents,))
@@ -187,14 +173,15 @@ def stability_penalty(
     return eps * first + eps**2 * second
 
 
-def _direction(by_view: Tensor, mixing, laws, add_noise, mult_noise, view_noise, generator) -> Tensor:
+def _direction(by_view: Tensor, law: nt.Law, view_noise: tuple[float, ...], generator: torch.Generator) -> Tensor:
     """V for all views, `(views, n, *feature)`."""
     partner = torch.rand(by_view.shape[1], generator=generator).argsort().to(by_view.device)
-    total = (mixing.moment(2) if mixing.mixes else 0.0) ** 0.5 * (by_view[:, partner] - by_view)
-    for level, law, multiplicative in ((add_noise, laws[0], False), (mult_noise, laws[1], True)):
+    total = (law.mixing.moment(2) if law.mixing.mixes else 0.0) ** 0.5 * (by_view[:, partner] - by_view)
+    add, mult = law.noises
+    for level, noise, multiplicative in ((law.add_noise, add, False), (law.mult_noise, mult, True)):
         if level:
             signs = (torch.rand(by_view.shape, generator=generator) < 0.5).to(by_view) * 2 - 1
-            scale = level * law.second**0.5
+            scale = level * noise.second**0.5
             if multiplicative:
                 total = total + scale * signs * by_view
             else:

@@ -20,7 +20,8 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from nfm_theory.adversarial import BoundReport, adversarial_bound, certify, flip_radius, validity_radius
+import nfm_theory as nt
+from nfm_theory.adversarial import BoundReport, Effort, bound, certify, flip_radius, validity_radius
 
 from ..data.cifar import read_batch, release
 from ..data.digits import CLASSES, Digits, load_digits, verification_subset
@@ -48,7 +49,7 @@ NUM_SAMPLES = 40
 #: The two classes of CIFAR-10, airplane and automobile, and how many images of each are used.
 CIFAR_PAIR, CIFAR_TRAIN, CIFAR_TEST, CIFAR_SAMPLES = (0, 1), 100, 500, 12
 CIFAR_VARIABLE = release(10).variable
-_ATTACK = {"steps": 20, "restarts": 1, "progress": False}
+_EFFORT = Effort(steps=20, restarts=1)
 
 
 @dataclass(frozen=True)
@@ -113,22 +114,19 @@ def load_pair(folder: Path, *, check: bool = True) -> Digits:
     return Digits((x - mean) / std, y, (x_test - mean) / std, y_test, 2)
 
 
-def certified_radius(model, x: Tensor, y: Tensor, *, loss: str, high: Tensor, bisections: int = 8) -> Tensor:
+def certified_radius(problem: nt.Problem, high: Tensor, *, bisections: int = 8) -> Tensor:
     """The largest l2 radius up to `high` at which CROWN certifies the label, by bisection, `(n,)`.
 
     Args:
-        model: as `certify`.
-        x: inputs.
-        y: labels.
-        loss: says how labels are to be read.
+        problem: network and images.
         high: radii that need not be exceeded, `(n,)`.
-        bisections: certificates.
+        bisections: number of certificates.
     """
     low = torch.zeros_like(high)
     high = high.clone()
     for _ in range(bisections):
         middle = (low + high) / 2
-        robust = certify(model, x, y, radius=middle, loss=loss, method="crown", progress=False).robust
+        robust = certify(problem, middle, method="crown").robust
         low, high = torch.where(robust, middle, low), torch.where(robust, high, middle)
     return low
 
@@ -158,30 +156,22 @@ def run_case(case: BoundCase) -> tuple[list[dict]]:
         network = trained_network(**asdict(case.recipe))
     data = centred(data, case.n)
     x, y = verification_subset(data, case.n)
-    options = {"loss": data.loss, "certificate": "crown", **_ATTACK}
-    reports = [adversarial_bound(network.model, x, y, eps=eps, **options) for eps in case.eps]
-    first = reports[0]
-    kinds = ("sharp", "mean") if "homogeneity" in first.failed else ("sharp",)
-    validity = {
-        kind: validity_radius(network.model, x, y, radius=kind, scales=case.scales, bisections=3, **options).to_dict()
-        for kind in kinds
-    }
-    flip = flip_radius(
-        network.model, x, y, loss=data.loss, bisections=6, steps=20, generator=torch.Generator().manual_seed(0),
-        progress=False,
-    ).radius  # fmt: skip
-    certified = certified_radius(
-        network.model, x, y, loss=data.loss, high=flip.nan_to_num(posinf=float(x.flatten(1).norm(dim=1).max()))
-    )
-    sides = [_side(report) for report in reports]
-    for side, report in zip(sides, reports, strict=True):
-        side["certified_paper"] = int(
-            certify(network.model, x, y, radius=report.paper_radius, loss=data.loss, method="crown", progress=False)
-            .robust.sum()
-        )  # fmt: skip
-    noisy = None
-    if not case.cifar:
-        noisy = _side(adversarial_bound(network.model, x, y, eps=NOISY_EPS, **NOISE, **options))
+    problem = nt.Problem(network.model, x, y, law=nt.Law(), loss=data.loss)
+    options = {"certificate": "crown", "effort": _EFFORT}
+    with nt.options(progress=False):
+        reports = [bound(problem, eps, **options) for eps in case.eps]
+        first = reports[0]
+        kinds = ("sharp", "mean") if "homogeneity" in first.failed else ("sharp",)
+        validity = {kind: validity_radius(problem, case.scales, 3, radius=kind, **options).to_dict() for kind in kinds}
+        flip = flip_radius(problem, bisections=6, steps=20, generator=torch.Generator().manual_seed(0)).radius
+        certified = certified_radius(problem, flip.nan_to_num(posinf=float(x.flatten(1).norm(dim=1).max())))
+        sides = [_side(report) for report in reports]
+        for side, report in zip(sides, reports, strict=True):
+            robust = certify(problem, report.paper_radius, method="crown").robust
+            side["certified_paper"] = int(robust.sum())
+        noisy = None
+        if not case.cifar:
+            noisy = _side(bound(problem.changed(law=nt.Law(**NOISE)), NOISY_EPS, **options))
     record = {
         "data": "cifar10" if case.cifar else "digits",
         **{name: getattr(case, name) for name in ("model", "classes", "scheme", "seed", "n")},

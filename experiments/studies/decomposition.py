@@ -87,10 +87,9 @@ def cases(*, seeds: Sequence[int] = SEEDS, quick: bool = False) -> list[Decompos
     ]
 
 
-def laws() -> dict:
-    """The parameters of mixing and noise with which NFM trains."""
-    scheme = ALL_SCHEMES["nfm"]
-    return {name: getattr(scheme, name) for name in ("alpha", "add_noise", "mult_noise", "noise")}
+def law() -> nt.Law:
+    """The law of mixing and noise with which NFM trains."""
+    return ALL_SCHEMES["nfm"].law
 
 
 def images(n: int) -> tuple[Tensor, Tensor]:
@@ -101,7 +100,7 @@ def images(n: int) -> tuple[Tensor, Tensor]:
 
 
 def decompose(
-    model: nn.Module, x: Tensor, y: Tensor, *, layers: Sequence[str], evaluations: int, seed: int, **options
+    model: nn.Module, x: Tensor, y: Tensor, law: nt.Law, *, layers: Sequence[str], evaluations: int, seed: int
 ) -> dict:
     """The NFM loss at ε = 1 and its parts, at each layer and averaged over the layers.
 
@@ -109,10 +108,10 @@ def decompose(
         model: network in evaluation mode.
         x: inputs.
         y: class indices.
+        law: law of mixing and noise.
         layers: names of layers, `""` for the input.
         evaluations: number of evaluations of the head at each layer.
         seed: random seed of the draws; each layer has draws of its own.
-        **options: parameters of mixing and noise.
 
     Returns:
         A record with `"loss"`, its standard error `"stderr"`, `"terms"`, `"remainder"`, and the same for each layer
@@ -120,12 +119,13 @@ def decompose(
     """
     found = {}
     for number, layer in enumerate(layers):
-        with torch.no_grad():
-            terms = nt.taylor_terms(model, x, y, layer=layer, remainder=False, **options)
+        problem = nt.Problem(model, x, y, layer=layer, law=law)
+        with torch.no_grad(), nt.options(progress=False):
+            terms = nt.terms(problem, remainder=False)
             # At ε = 1 a polynomial as control variate costs more than it saves
-            loss = nt.nfm_loss(
-                model, x, y, layer=layer, method="monte_carlo", samples=evaluations, control_variate="none",
-                generator=torch.Generator().manual_seed(1000 * seed + number), progress=False, **options,
+            loss = nt.loss(
+                problem, method="monte_carlo", samples=evaluations, control_variate="none",
+                generator=torch.Generator().manual_seed(1000 * seed + number),
             )  # fmt: skip
         found[layer] = _record(float(loss.value), float(loss.stderr), terms.to_dict())
     mean = {name: math.fsum(r["terms"][name] for r in found.values()) / len(found) for name in PARTS}
@@ -154,13 +154,14 @@ def run_case(case: DecompositionCase) -> tuple[list[dict]]:
         twin = build_model(training.model, classes, **dict(training.model_options)).double().eval()
         twin.load_state_dict(model.state_dict())
         start = time.perf_counter()
-        found = decompose(twin, x, y, layers=layers, evaluations=case.evaluations, seed=case.seed, **laws())
+        found = decompose(twin, x, y, law(), layers=layers, evaluations=case.evaluations, seed=case.seed)
         with torch.no_grad():
             accuracy = float((twin(x).argmax(1) == y).double().mean())
         records.append({
             "activation": case.activation, "scheme": case.scheme, "seed": case.seed, "epoch": epoch,
             "epochs": training.epochs, "hash": training.hash, "n": case.num_samples, "evaluations": case.evaluations,
-            "laws": laws(), "accuracy": accuracy, **found, "seconds": round(time.perf_counter() - start, 2),
+            "laws": {name: getattr(law(), name) for name in ("alpha", "add_noise", "mult_noise", "noise")},
+            "accuracy": accuracy, **found, "seconds": round(time.perf_counter() - start, 2),
             "versions": versions(), "device": "cpu",
         })  # fmt: skip
 

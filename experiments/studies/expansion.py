@@ -23,11 +23,11 @@ from .recorded import RecordedStudy, RecordFile, curve_difference
 
 #: The levels that the NFM paper trains with.
 NOISE = {"add_noise": 0.4, "mult_noise": 0.2}
-SCHEMES: dict[str, dict] = {
-    "mixup": {"alpha": 1.0},
-    "noise": {"alpha": 0.0, "add_noise": NOISE["add_noise"]},
-    "nfm": {"alpha": 1.0, **NOISE},
-    "nfm_released": {"alpha": 1.0, **NOISE, "noise": "released"},
+SCHEMES: dict[str, nt.Law] = {
+    "mixup": nt.Law(),
+    "noise": nt.Law(alpha=0.0, add_noise=NOISE["add_noise"]),
+    "nfm": nt.Law(**NOISE),
+    "nfm_released": nt.Law.released(**NOISE),
 }
 #: Training samples per scheme, for the MLP and the (slower) CNN. Pairs cost n²; without mixing the remainder starts at
 #: ε⁴, which needs the rule of degree 5 with some 8,000 points per sample.
@@ -74,7 +74,7 @@ def run_case(case: ExpansionCase) -> tuple[list[dict], list[dict]]:
     """The records of one case: the verdict, and the error curve."""
     network = trained_network(case.model, case.classes)
     data = load_digits(case.classes)
-    options = {**SCHEMES[case.scheme], "layer": case.layer, "loss": data.loss, "progress": False}
+    setting = {"layer": case.layer, "law": SCHEMES[case.scheme], "loss": data.loss}
     facts = {name: getattr(case, name) for name in ("model", "classes", "scheme", "layer")}
     provenance = {
         "training": {
@@ -86,11 +86,11 @@ def run_case(case: ExpansionCase) -> tuple[list[dict], list[dict]]:
         "device": "cpu",
     }
     start = time.perf_counter()
-    x, y = verification_subset(data, case.n)
-    report = nt.verify_expansion(network.model, x, y, **options)
-    middle = time.perf_counter()
-    x, y = verification_subset(data, case.validity_n)
-    curve = nt.expansion_error(network.model, x, y, samples=case.validity_samples, **options)
+    with nt.options(progress=False):
+        report = nt.verify(nt.Problem(network.model, *verification_subset(data, case.n), **setting))
+        middle = time.perf_counter()
+        problem = nt.Problem(network.model, *verification_subset(data, case.validity_n), **setting)
+        curve = nt.error_curve(problem, samples=case.validity_samples)
     end = time.perf_counter()
     return (
         [{**facts, "report": report.to_dict(), "seconds": round(middle - start, 2), **provenance}],

@@ -60,7 +60,7 @@ def moments(alpha: float) -> list[float]:
     return [float(law.moment(j)) for j in (1, 2, 3)]
 
 
-def coefficients(model, x: Tensor, y: Tensor, **options) -> dict[str, float]:
+def coefficients(model, x: Tensor, y: Tensor, *, layer: str, loss: str) -> dict[str, float]:
     """The terms of the expansion divided by the moments they scale with.
 
     `R1` by m1, `R2` and `R3` by m2, the noise terms by σ². C3 has three parts: `C3` by m3, `C3_add` and `C3_mult` by
@@ -70,12 +70,13 @@ def coefficients(model, x: Tensor, y: Tensor, **options) -> dict[str, float]:
         model: network in eval mode.
         x: inputs.
         y: labels.
-        **options: the layer and the loss.
+        layer: name of the layer.
+        loss: name of the loss.
     """
     m1, m2, m3 = moments(1.0)
     data, add, mult = (
-        nt.taylor_terms(model, x, y, alpha=1.0, remainder=True, **noise, **options).to_dict()
-        for noise in ({}, {"add_noise": 1.0}, {"mult_noise": 1.0})
+        nt.terms(nt.Problem(model, x, y, law=law, layer=layer, loss=loss)).to_dict()
+        for law in (nt.Law(), nt.Law(add_noise=1.0), nt.Law(mult_noise=1.0))
     )
     found = {"standard": data["standard"], "R1": data["R1"] / m1, "R2": data["R2"] / m2, "R3": data["R3"] / m2}
     for suffix, terms in (("_add", add), ("_mult", mult)):
@@ -109,28 +110,24 @@ def terms_at(found: dict[str, float], moment: Sequence[float], add_noise: float,
     return nt.TaylorTerms(**{name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()})
 
 
-def excess(model, x: Tensor, y: Tensor, grid: Grid, laws: dict, **options) -> tuple[list[float], list[float]]:
+def excess(problem: nt.Problem, grid: Grid) -> tuple[list[float], list[float]]:
     """The exact loss minus its polynomial of order 2 at every ε, and the standard error.
 
     It is computed by a deterministic rule without noise, and by Monte Carlo with the same draws at every point with it.
 
     Args:
-        model: network in eval mode.
-        x: inputs.
-        y: labels.
+        problem: network, images and law.
         grid: the scales and the number of evaluations.
-        laws: `alpha`, `add_noise` and `mult_noise`.
-        **options: the layer and the loss.
     """
-    settings = {**laws, **options}
-    if not any(laws.values()):
+    if not problem.law.perturbs:
         return [0.0] * len(grid.eps), [0.0] * len(grid.eps)
-    if laws["add_noise"] or laws["mult_noise"]:
-        rule = {"method": "monte_carlo", "samples": grid.samples, "generator": torch.Generator().manual_seed(0)}
-    else:
-        rule = {"method": "exact", "num_lam": 12}
-    loss = nt.nfm_loss(model, x, y, eps=grid.eps, progress=False, **rule, **settings)
-    polynomial = nt.taylor_terms(model, x, y, **settings).polynomial(torch.tensor(grid.eps, dtype=torch.float64))
+    with nt.options(progress=False):
+        if problem.noises == (None, None):
+            loss = nt.loss(problem, grid.eps, "exact", quadrature=nt.Quadrature(num_lam=12))
+        else:
+            generator = torch.Generator().manual_seed(0)
+            loss = nt.loss(problem, grid.eps, "monte_carlo", samples=grid.samples, generator=generator)
+    polynomial = nt.terms(problem).polynomial(torch.tensor(grid.eps, dtype=torch.float64))
     return (loss.value - polynomial).tolist(), loss.stderr.tolist()
 
 
@@ -165,12 +162,10 @@ def run_case(case: GridCase) -> tuple[list[dict]]:
     data, network = load_digits(CLASSES), trained_network(MODEL, CLASSES, **NETWORKS[case.network])
     x, y = verification_subset(data, grid.n)
     options = {"layer": case.layer, "loss": data.loss}
+    problem = nt.Problem(network.model, x, y, **options)
     nested = [
         [
-            [
-                excess(network.model, x, y, grid, {"alpha": a, "add_noise": s, "mult_noise": t}, **options)
-                for t in grid.mult_noise
-            ]
+            [excess(problem.changed(law=nt.Law(alpha=a, add_noise=s, mult_noise=t)), grid) for t in grid.mult_noise]
             for s in grid.add_noise
         ]
         for a in grid.alpha

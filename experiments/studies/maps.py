@@ -32,8 +32,8 @@ SCHEMES: Mapping[str, dict] = {
     "mixup": {"alpha": 1.0},
     "nfm": {"alpha": 1.0, "add_noise": 0.4, "mult_noise": 0.2, "layers": ("", "hidden1", "hidden2")},
 }
-#: The setting in which the terms are evaluated, the same for all networks: that of NFM's training.
-SETTING = {"alpha": 1.0, "add_noise": 0.4, "mult_noise": 0.2}
+#: The law with which the terms are evaluated, the same for all networks: that of NFM's training.
+LAW = nt.Law(add_noise=0.4, mult_noise=0.2)
 SAMPLES = 200
 
 
@@ -67,22 +67,16 @@ class RegularizerMaps:
 
 
 @torch.no_grad()
-def regularizer_maps(model, x: Tensor, y: Tensor, **setting) -> RegularizerMaps:
+def regularizer_maps(problem: nt.Problem, y: Tensor) -> RegularizerMaps:
     """Resolve R1 and the second-order terms of a network on some images.
 
     Costs a tangent pass for each pixel and for each direction of the data.
 
     Args:
-        model: network in eval mode, or any callable from inputs to outputs.
-        x: inputs, `(n, *input)`.
-        y: class indices, `(n,)`.
-        **setting: as `nfm_theory.taylor_terms`: `layer`, `alpha`, `add_noise`, `mult_noise`, `noise`, `loss`.
-
-    Raises:
-        ValueError: as `taylor_terms`.
+        problem: network, layer, images and law.
+        y: class indices of the images, `(n,)`.
     """
-    problem = nt.build_problem(model, x, y, **setting)
-    g, n = problem.features, len(x)
+    g, n = problem.features, len(problem.features)
     at = nt.linearize(problem.head, g, differentiable=False)
     slope, curvature = (f(at.outputs, problem.labels) for f in (problem.loss.gradient, problem.loss.hessian))
 
@@ -93,7 +87,7 @@ def regularizer_maps(model, x: Tensor, y: Tensor, **setting) -> RegularizerMaps:
 
     diagonal = forms(coordinate_basis(g).unsqueeze(1))
     squares = g.flatten(1) ** 2
-    half = [level**2 * law.second / 2 for level, law in zip(_levels(problem), problem.laws, strict=True)]
+    half = [problem.law.scales.get(source, 0.0) for source in ("additive", "multiplicative")]
     flat = {f"{order}_add": half[0] * d for order, d in zip(("R2", "R3"), diagonal, strict=True)}
     flat |= {f"{order}_mult": half[1] * d * squares for order, d in zip(("R2", "R3"), diagonal, strict=True)}
     half_data = problem.mixing.moment(2) / 2
@@ -112,18 +106,14 @@ def regularizer_maps(model, x: Tensor, y: Tensor, **setting) -> RegularizerMaps:
     )  # fmt: skip
 
 
-def _levels(problem) -> tuple[float, float]:
-    return problem.add_noise, problem.mult_noise
-
-
 def digits_maps(samples: int = SAMPLES) -> dict[str, RegularizerMaps]:
-    """The maps of the MLP on digits, trained by each of `SCHEMES`, all in `SETTING` at the input.
+    """The maps of the MLP on digits, trained by each of `SCHEMES`, all with `LAW` at the input.
 
     Args:
         samples: number of training images, the same for all.
     """
     x, y = verification_subset(load_digits(10), samples)
     return {
-        scheme: regularizer_maps(trained_network("mlp", **options).model, x, y, **SETTING)
+        scheme: regularizer_maps(nt.Problem(trained_network("mlp", **options).model, x, y, law=LAW), y)
         for scheme, options in SCHEMES.items()
     }

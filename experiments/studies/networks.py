@@ -52,6 +52,11 @@ class NetworkRecipe:
     layers: tuple[str, ...] = ()
     centre: int = 0
 
+    @property
+    def law(self) -> nt.Law:
+        """The law of mixing and noise in training."""
+        return nt.Law(self.alpha, None, self.add_noise, self.mult_noise, self.noise)
+
 
 @dataclass(frozen=True)
 class TrainedNetwork:
@@ -101,10 +106,9 @@ def _batch_loss(model: nn.Module, x: Tensor, y: Tensor, recipe: NetworkRecipe, g
     if not (recipe.alpha or recipe.add_noise or recipe.mult_noise):
         return _losses(model, x, y).mean()
     draw = nt.sample_draw(
-        len(x), x.shape[1:], mixing=nt.MixingLaw(recipe.alpha), noise=recipe.noise, unmixed=False, as_trained=True,
-        additive=recipe.add_noise > 0, multiplicative=recipe.mult_noise > 0, generator=generator, dtype=x.dtype,
-    )  # fmt: skip
-    mixed = nt.perturb(x, draw, add_noise=recipe.add_noise, mult_noise=recipe.mult_noise)
+        len(x), x.shape[1:], recipe.law, unmixed=False, as_trained=True, generator=generator, dtype=x.dtype
+    )
+    mixed = nt.perturb(x, draw, recipe.law)
     return (draw.lam * _losses(model, mixed, y) + (1 - draw.lam) * _losses(model, mixed, y[draw.index])).mean()
 
 
@@ -112,8 +116,8 @@ def _mixer(model: nn.Module, recipe: NetworkRecipe, generator: torch.Generator) 
     if not recipe.layers:
         return None
     return nt.NoisyFeatureMixup(
-        model, recipe.layers, alpha=recipe.alpha, add_noise=recipe.add_noise, mult_noise=recipe.mult_noise,
-        noise=recipe.noise, num_classes=None if recipe.classes == 2 else recipe.classes, generator=generator,
+        model, recipe.layers, recipe.law, num_classes=None if recipe.classes == 2 else recipe.classes,
+        generator=generator,
     )  # fmt: skip
 
 

@@ -49,43 +49,43 @@ def rounded(value):
     return value
 
 
-def witness(found: MeasuredNetwork, layer: str, law: dict, curve: nt.ErrorCurve) -> dict:
+def witness(problem: nt.Problem, curve: nt.ErrorCurve) -> dict:
     """The exact coefficients of order 0 to 2, and how many standard errors the estimated ones are away.
 
     Args:
-        found: network and images.
-        layer: name of the layer.
-        law: parameters of mixing and noise.
+        problem: network, layer, images and law.
         curve: error curve with the estimated coefficients.
     """
-    terms = nt.taylor_terms(found.model, found.x, found.y, layer=layer, remainder=False, **law)
+    terms = nt.terms(problem, remainder=False)
     exact = [float(c) for c in terms.coefficients(2)]
     pairs = zip(exact[1:], curve.coefficients.value[1:3].tolist(), curve.coefficients.stderr[1:3].tolist(), strict=True)
     return {"exact": exact, "miss": [(value - truth) / error for truth, value, error in pairs]}
 
 
-def bound(found: MeasuredNetwork, layer: str, law: dict, count: int) -> dict:
+def bound(found: MeasuredNetwork, layer: str, law: nt.Law, count: int) -> dict:
     """Both sides of the adversarial bound at several ε, in float64.
 
     Args:
         found: network and images.
         layer: name of the layer.
-        law: parameters of mixing and noise.
+        law: law of mixing and noise.
         count: how many of the images are used, from the first on.
     """
     double = copy.deepcopy(found.model).double()
-    x, y = found.x[:count].double(), found.y[:count]
-    sides = []
+    problem, sides = nt.Problem(double, found.x[:count].double(), found.y[:count], layer=layer, law=law), []
+    n = len(problem.features)
     for eps in BOUND_EPS:
-        report = nt.adversarial.adversarial_bound(
-            double, x, y, layer=layer, eps=eps, method="monte_carlo", samples=BOUND_EVALUATIONS * len(x),
-            control_variate="quadratic" if eps <= SMALL_EPS else "none", steps=20, restarts=1, progress=False, **law,
+        effort = nt.adversarial.Effort(
+            steps=20, restarts=1, samples=BOUND_EVALUATIONS * n,
+            control_variate="quadratic" if eps <= SMALL_EPS else "none",
         )  # fmt: skip
+        with nt.options(progress=False):
+            report = nt.adversarial.bound(problem, eps, method="monte_carlo", effort=effort)
         names = ("eps", "verdict", "standard_loss", "nfm_loss", "nfm_error", "regularizer", "right_lower",
                  "right_upper", "label_kept")  # fmt: skip
         record = report.to_dict()
         sides.append({name: record[name] for name in names})
-    return {"n": len(x), "assumptions": record["assumptions"], "failed": record["failed"], "sides": sides}
+    return {"n": n, "assumptions": record["assumptions"], "failed": record["failed"], "sides": sides}
 
 
 def run_case(case: LayerCase) -> tuple[list[dict]]:
@@ -94,18 +94,16 @@ def run_case(case: LayerCase) -> tuple[list[dict]]:
     records = []
     for name, law in LAWS.items():
         start = time.perf_counter()
-        signs = 2 if "add_noise" in law else 1
+        signs = 2 if law.add_noise else 1
         # Without noise there is no second sign, and twice as many paths for the same price
         samples = 2 * case.paths * len(found.x)
-        curve = nt.expansion_error(
-            found.model, found.x, found.y, layer=case.layer, method="pathwise", orders=ORDERS, eps=EPS,
-            samples=samples, **law,
-        )  # fmt: skip
+        problem = nt.Problem(found.model, found.x, found.y, layer=case.layer, law=law)
+        curve = nt.error_curve(problem, EPS, method="pathwise", orders=ORDERS, samples=samples)
         facts = {key: value for key, value in asdict(case).items() if key in ("model", "training", "layer", "recipe")}
         records.append(rounded({
             "data": found.data, **facts, "law": name, "smooth": curve.linearised is None, "n": len(found.x),
             "paths": samples // (signs * len(found.x)), "curve": curve.to_dict(),
-            "witness": witness(found, case.layer, law, curve),
+            "witness": witness(problem, curve),
             "bound": bound(found, case.layer, law, case.bound_samples),
             "trained": found.facts, "versions": versions(), "device": "cpu",
             "seconds": time.perf_counter() - start,

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+import nfm_theory as nt
+
 from ..data.digits import load_digits
 from ..models import build_model, eligible_layers
 from ..recipes import Recipe, get_recipe
@@ -23,11 +25,7 @@ from .networks import TrainedNetwork, accuracy, trained_network
 
 #: The levels that the NFM paper trains with.
 NOISE = {"add_noise": 0.4, "mult_noise": 0.2}
-LAWS: dict[str, dict] = {
-    "released": {"alpha": 1.0, **NOISE, "noise": "released"},
-    "normal": {"alpha": 1.0, **NOISE, "noise": "normal"},
-    "mixing": {"alpha": 1.0},
-}
+LAWS: dict[str, nt.Law] = {"released": nt.Law.released(**NOISE), "normal": nt.Law(**NOISE), "mixing": nt.Law()}
 #: Number of images for the expansion, of random paths from each of them, and of images for the bound.
 SAMPLES, PATHS, BOUND_SAMPLES = 300, 2, 20
 #: Recipes of the piecewise-linear residual networks that are measured by default.

@@ -13,7 +13,7 @@ import typer
 
 import nfm_theory as nt
 
-from .checks import BOUND_EPS, Setting, check_bound, layer_names, verify_expansion
+from .checks import BOUND_EPS, Setting, check_bound, layer_names, told_plainly, verify_expansion
 from .errors import BAD_INPUT, HOLDS, REFUTED, UNDECIDED, UsageError
 from .files import replace_file, versions, write_json
 from .subject import FACTORY, MOST_SAMPLES, Subject, default_loss, load_subject
@@ -157,7 +157,13 @@ Eps = Annotated[
     _option(f"Scales of the perturbation, separated by commas. (default: 0.1 and smaller; with --bound {BOUND_EPS})"),
 ]
 Method = Annotated[str, _option("How the NFM loss is computed: auto, exact or monte_carlo.")]
-Rows = Annotated[int, _option("Number of Monte Carlo evaluations, where Monte Carlo is used.")]
+Budget = Annotated[
+    int | None,
+    _option(
+        "Most evaluations of the network for each loss. (default: 5,000,000 for a deterministic rule, 200,000 for "
+        "Monte Carlo)"
+    ),
+]
 Dtype = Annotated[str, _option("Precision of the computation: float64 or float32.")]
 Device = Annotated[str, _option("Where to compute: cpu or cuda.")]
 Seed = Annotated[int, _option("Random seed of Monte Carlo and of the attacks.")]
@@ -196,7 +202,7 @@ def verify(
     loss: Loss = None,
     eps: Eps = None,
     method: Method = "auto",
-    monte_carlo_rows: Rows = 200_000,
+    budget: Budget = None,
     dtype: Dtype = "float64",
     device: Device = "cpu",
     seed: Seed = 0,
@@ -228,10 +234,9 @@ def verify(
                 typer.echo(name or '"" (the input)')
             return
         start = time.perf_counter()
-        setting = Setting(
-            alpha=alpha, beta=beta, add_noise=add_noise, mult_noise=mult_noise, noise=noise,
-            loss=loss or default_loss(subject), method=method, samples=monte_carlo_rows, seed=seed,
-        )  # fmt: skip
+        with told_plainly():
+            law = nt.Law(alpha, beta, add_noise, mult_noise, noise)
+        setting = Setting(law, loss or default_loss(subject), method, budget, seed)
         reports: list
         if bound:
             kinds = {"radius": radius or "sharp", "certificate": certificate or "auto"}

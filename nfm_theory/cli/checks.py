@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+
+import torch
 
 import nfm_theory as nt
-from nfm_theory.adversarial import BoundReport, adversarial_bound
+from nfm_theory.adversarial import BoundReport, Effort, bound
 
 from .errors import UsageError
 from .subject import Subject
@@ -24,26 +26,23 @@ class Setting:
     """The law of the perturbation, the loss, and how the loss of NFM is computed.
 
     Attributes:
-        alpha: first parameter of the Beta law of the mixing weight; 0 for no mixing.
-        beta: second parameter; `None` for `alpha`.
-        add_noise: level of the additive noise.
-        mult_noise: level of the multiplicative noise.
-        noise: name of the noise law.
+        law: law of mixing and noise.
         loss: name of the loss.
         method: how the exact loss is computed.
-        samples: number of evaluations if it is computed by Monte Carlo.
+        samples: number of evaluations if it is computed by Monte Carlo; `None` for the library's own choice.
         seed: random seed.
     """
 
-    alpha: float
-    beta: float | None
-    add_noise: float
-    mult_noise: float
-    noise: str
+    law: nt.Law
     loss: str
     method: str
-    samples: int
+    samples: int | None
     seed: int
+
+    @property
+    def generator(self) -> torch.Generator:
+        """A random generator with the seed."""
+        return torch.Generator().manual_seed(self.seed)
 
 
 @contextmanager
@@ -72,10 +71,8 @@ def verify_expansion(
     """
     with told_plainly():
         return [
-            nt.verify_expansion(
-                subject.model, subject.x, subject.y, layer=layer, order=order, eps=eps, **asdict(setting)
-            )
-            for layer in layers
+            nt.verify(problem, order, eps, setting.samples, setting.generator, method=setting.method)
+            for problem in _problems(subject, layers, setting)
         ]
 
 
@@ -101,13 +98,18 @@ def check_bound(
     Raises:
         UsageError: if the network, the data or an option does not fit.
     """
-    chosen = {"radius": radius, "certificate": certificate, **asdict(setting)}
+    effort = Effort() if setting.samples is None else Effort(samples=setting.samples)
+    options = {"radius": radius, "certificate": certificate, "method": setting.method, "effort": effort}
     with told_plainly():
         return [
-            adversarial_bound(subject.model, subject.x, subject.y, layer=layer, eps=scale, **chosen)
-            for layer in layers
+            bound(problem, scale, generator=setting.generator, **options)
+            for problem in _problems(subject, layers, setting)
             for scale in eps or [BOUND_EPS]
         ]
+
+
+def _problems(subject: Subject, layers: Sequence[str], setting: Setting) -> list[nt.Problem]:
+    return nt.Problem.at_layers(subject.model, subject.x, subject.y, layers=layers, law=setting.law, loss=setting.loss)
 
 
 def layer_names(subject: Subject) -> list[str]:
