@@ -83,7 +83,9 @@ def films(one: Study, *, runs: Path | None = None) -> tuple[dict[str, Film], Toy
         ValueError: if the ledger knows none.
     """
     if not one.run:
-        raise ValueError(f"{one.name}: expected results in the ledger; `python -m experiments sweep '{one.name}/*'` makes them.")
+        raise ValueError(
+            f"{one.name}: expected results in the ledger; `python -m experiments sweep '{one.name}/*'` makes them."
+        )
     found = {scheme: film(one.recipes[scheme], runs=runs) for scheme in one.run}
     return {scheme: frames for scheme, (frames, _) in found.items()}, next(iter(found.values()))[1]
 
