@@ -23,7 +23,7 @@ from torch import Tensor
 import nfm_theory as nt
 from nfm_theory.adversarial import BoundReport, Effort, bound, certify, flip_radius, validity_radius
 
-from ..data.cifar import read_batch, release
+from ..data.cifar import read_batch
 from ..data.digits import CLASSES, Digits, load_digits, verification_subset
 from ..record.files import versions
 from .networks import NetworkRecipe, centred, train, trained_network
@@ -48,7 +48,6 @@ SEEDS = (0, 1, 2)
 NUM_SAMPLES = 40
 #: The two classes of CIFAR-10, airplane and automobile, and how many images of each are used.
 CIFAR_PAIR, CIFAR_TRAIN, CIFAR_TEST, CIFAR_SAMPLES = (0, 1), 100, 500, 12
-CIFAR_VARIABLE = release(10).variable
 _EFFORT = Effort(steps=20, restarts=1)
 
 

@@ -6,6 +6,7 @@ case are compared. `run_study` does the rest, for every study in the same way.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +22,8 @@ from ..record.files import RESULTS, read_lines, write_lines
 
 #: Where a study writes unless it is told otherwise: beside the tracked records.
 AGAIN = "again"
-#: What differs between two runs of the same code on the same machine.
-_CHANGING = ("seconds", "versions")
+#: What differs between two runs of the same code.
+_CHANGING = {"seconds", "versions"}
 Records = Sequence[dict]
 
 
@@ -79,13 +80,13 @@ class Agreement:
     """A comparison of new records with tracked ones.
 
     Attributes:
-        identical: number of records that are the same to the last digit.
-        agreeing: number of records that do not contradict the tracked ones, the identical ones among them.
+        same: number of records whose numbers are the same to six digits.
+        agreeing: number of records that do not contradict the tracked ones, those that are the same among them.
         unknown: number of new records that the tracked file does not have.
         contradictions: one sentence for each record that contradicts the tracked one.
     """
 
-    identical: int
+    same: int
     agreeing: int
     unknown: int
     contradictions: list[str] = field(default_factory=list)
@@ -101,13 +102,20 @@ def compare(file: RecordFile, found: Records, tracked: Records) -> Agreement:
     """
     known = {file.key_of(record): record for record in tracked}
     pairs = [(new, known[file.key_of(new)]) for new in found if file.key_of(new) in known]
-    identical = sum(_lasting(new) == _lasting(old) for new, old in pairs)
+    same = sum(_same(new, old) for new, old in pairs)
     wrong = [f"{file.words(new)}: {words}" for new, old in pairs if (words := file.difference(new, old))]
-    return Agreement(identical, len(pairs) - len(wrong), len(found) - len(pairs), wrong)
+    return Agreement(same, len(pairs) - len(wrong), len(found) - len(pairs), wrong)
 
 
-def _lasting(record: dict) -> dict:
-    return {name: value for name, value in record.items() if name not in _CHANGING}
+def _same(new: Any, old: Any) -> bool:
+    """True if two records, or parts of records, have the same numbers to six digits and the same text."""
+    if isinstance(new, dict) and isinstance(old, dict):
+        return new.keys() == old.keys() and all(_same(new[name], old[name]) for name in new.keys() - _CHANGING)
+    if isinstance(new, list) and isinstance(old, list):
+        return len(new) == len(old) and all(map(_same, new, old))
+    if isinstance(new, float) and isinstance(old, float):
+        return math.isclose(new, old, rel_tol=1e-6, abs_tol=1e-9)
+    return new == old
 
 
 def run_study(
@@ -169,7 +177,7 @@ def _agreement(file: RecordFile, found: Records, tracked: Path) -> Agreement | N
 def _agreement_words(file: RecordFile, agreement: Agreement, total: int) -> list[str]:
     compared = total - agreement.unknown
     words = f"{file.name}: {agreement.agreeing} of {compared} records agree with the tracked ones"
-    words += f", {agreement.identical} of them to the last digit"
+    words += f", {agreement.same} of them to six digits"
     words += f"; {agreement.unknown} are not in the tracked file" if agreement.unknown else ""
     return [words, *(f"  contradiction: {line}" for line in agreement.contradictions)]
 

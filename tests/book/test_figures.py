@@ -5,6 +5,7 @@ import json
 import pytest
 from ledger_entries import entry
 from matplotlib.figure import Figure
+from trained_records import TRAINED, trained_record
 
 from experiments.record.files import write_lines
 from experiments.record.ledger import LEDGER, append
@@ -102,19 +103,19 @@ def test_the_command_draws_them_all_and_names_what_is_missing(tmp_path, capsys, 
     monkeypatch.setattr(command, "COMPUTED", (lambda out: style.save(Figure(), "computed", out),))
     arguments = ["--results", str(tmp_path), "--benchmarks", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main(arguments) == 2
-    assert "python -m experiments.studies.verify_digits" in capsys.readouterr().err
+    assert "python -m experiments study expansion" in capsys.readouterr().err
     for name in ("expansion", "validity"):
         write_lines(tmp_path / f"{name}.jsonl", RECORDS)
     assert main(arguments) == 2
-    assert "python -m experiments.studies.verify_validity" in capsys.readouterr().err
+    assert "python -m experiments study validity" in capsys.readouterr().err
     write_lines(tmp_path / "validity_trained.jsonl", TRAINED)
     assert main(arguments) == 2
-    assert "python -m experiments.studies.verify_bounds" in capsys.readouterr().err
+    assert "python -m experiments study bounds" in capsys.readouterr().err
     write_lines(tmp_path / "bounds.jsonl", BOUNDS[:2])
     append(tmp_path / LEDGER.name, entry("digits/baseline", 1, clean=0.9, ece=0.1, **{"pgd_linf/0.1": 0.5}))
     (tmp_path / "estimators.json").write_text(json.dumps(COSTS))
     assert main(arguments) == 2
-    assert "python -m experiments.studies.decompose_training" in capsys.readouterr().err
+    assert "python -m experiments study decomposition" in capsys.readouterr().err
     write_lines(tmp_path / "decomposition.jsonl", [DECOMPOSED])
     assert main(arguments) == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -187,31 +188,6 @@ def test_costs_and_their_growth_are_written(tmp_path):
     source.write_text(json.dumps(COSTS))
     names = {path.name for path in fig_cost.make(source, tmp_path)}
     assert names == {"cost.svg", "cost.png", "scaling.svg", "scaling.png"}
-
-
-def trained_record(model, training, layer, law, *, radius=0.3, verdict="undecided", upper=None):
-    """A record of `experiments.studies.verify_validity`."""
-    errors = {str(p): [0.001 / p, 0.04 / p, 0.6 / p] for p in (1, 2, 3, 4)}
-    curve = {
-        "eps": [0.05, 0.3, 1.0], "relative_error": errors, "linearised_error": [1e-4, 1e-2, 0.2],
-        "relative_stderr": {**{p: [0.0, 0.001, 0.2] for p in errors}, "linearised": [0.0, 0.001, 0.01]},
-        "linearised": [0.1, 0.2, 0.3] if "resnet" in model else None,
-        "radius": dict.fromkeys(errors, radius), "radius_range": {p: [radius and radius / 1.1, None] for p in errors},
-    }  # fmt: skip
-    sides = [
-        {"eps": e, "verdict": v, "nfm_loss": 1.0, "right_lower": 0.4, "right_upper": upper}
-        for e, v in ((0.1, "refuted"), (1.0, verdict))
-    ]
-    bound = {"n": 5, "failed": ["homogeneity"], "sides": sides}
-    facts = {"data": "digits", "model": model, "training": training, "layer": layer, "law": law}
-    return {**facts, "n": 20, "curve": curve, "bound": bound, "witness": {"miss": [0.5, -1.0]}}
-
-
-TRAINED = [
-    trained_record(m, t, layer, law)
-    for m in ("mlp", "digits_resnet") for t in ("baseline", "nfm", "noisymix") for layer in ("", "layer1")
-    for law in ("released", "mixing")
-]  # fmt: skip
 
 
 def test_trained_networks_have_curves_by_training_and_radii_by_layer():

@@ -9,22 +9,25 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
+from experiments.commands import app
 from experiments.data import cifar
 from experiments.data.digits import load_digits, verification_subset
 from experiments.data.integrity import DataError, file_hash
 from experiments.models.small import MODELS, NETWORKS, PIECEWISE
 from experiments.record.files import read_lines
-from experiments.studies import verify_bounds
+from experiments.studies import bounds, commands
 from experiments.studies.networks import NetworkRecipe, centred, train
+import nfm_theory as nt
 from nfm_theory.adversarial import certify
 
 SHORT = {"classes": 2, "epochs": 2, "centre": 10}
 
 
-@pytest.mark.parametrize("scheme", verify_bounds.SCHEMES)
+@pytest.mark.parametrize("scheme", bounds.SCHEMES)
 def test_every_scheme_trains_to_the_bit_and_leaves_no_hooks(scheme):
-    recipe = NetworkRecipe(model="leaky_mlp", **SHORT, **verify_bounds.SCHEMES[scheme])
+    recipe = NetworkRecipe(model="leaky_mlp", **SHORT, **bounds.SCHEMES[scheme])
     first, second = train(recipe), train(recipe)
     for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -35,11 +38,11 @@ def test_every_scheme_trains_to_the_bit_and_leaves_no_hooks(scheme):
 
 def test_schemes_differ_and_ten_classes_mix_too():
     trained = [
-        train(NetworkRecipe(model="relu_mlp", **SHORT, **s)).model.logits.weight for s in verify_bounds.SCHEMES.values()
+        train(NetworkRecipe(model="relu_mlp", **SHORT, **s)).model.logits.weight for s in bounds.SCHEMES.values()
     ]
     for k, weight in enumerate(trained):
         assert not any(torch.equal(weight, other) for other in trained[:k])
-    ten = train(NetworkRecipe(model="leaky_mlp", classes=10, epochs=3, **verify_bounds.SCHEMES["nfm"]))
+    ten = train(NetworkRecipe(model="leaky_mlp", classes=10, epochs=3, **bounds.SCHEMES["nfm"]))
     assert ten.test_accuracy > 0.7
 
 
@@ -60,9 +63,16 @@ def test_certified_radius_of_a_linear_network_is_the_distance():
     x = torch.tensor([[1.0, 1.0, 1.0], [-2.0, 0.0, -0.5], [1.0, 0.0, 0.0]], dtype=torch.float64)
     y = torch.tensor([1, 0, 0])  # the last is wrong
     high = torch.full((3,), 10.0, dtype=torch.float64)
-    found = verify_bounds.certified_radius(net, x, y, loss="logistic", high=high, bisections=16)
+    found = bounds.certified_radius(nt.Problem(net, x, y, loss="logistic"), high, bisections=16)
     torch.testing.assert_close(found, torch.tensor([5 / 3, 1.0, 0.0], dtype=torch.float64), rtol=0, atol=2e-3)
-    assert certify(net, x[:2], y[:2], radius=found[:2], loss="logistic").robust.all()
+    assert certify(nt.Problem(net, x[:2], y[:2], loss="logistic"), found[:2]).robust.all()
+
+
+def study(*arguments, status=0):
+    """Run the command; returns what it prints."""
+    run = CliRunner().invoke(app, ["study", "bounds", *map(str, arguments)])
+    assert run.exit_code == status, run.output
+    return " ".join(run.output.replace("│", " ").split())
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +80,7 @@ def records(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bounds")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NFM_CACHE", str(folder / "cache"))
-        assert verify_bounds.main(["--quick", "--workers", "1", "--out", str(folder)]) == 0
+        study("--quick", "--workers", "1", "--out", folder)
     return read_lines(folder / "bounds.jsonl")
 
 
@@ -97,24 +107,24 @@ def test_records_hold_both_sides_radii_and_provenance(records):
 
 
 def test_summaries(records):
-    grouped = verify_bounds.groups(records * 2)
+    grouped = bounds.groups(records * 2)
     assert {key: len(some) for key, some in grouped.items()} == {("leaky_mlp", 10, "nfm"): 2, ("relu_mlp", 2, "erm"): 2}
     some = grouped["leaky_mlp", 10, "nfm"]
-    middle, spread = verify_bounds.mean_of_medians(some, "sharp", 0.5)
+    middle, spread = bounds.mean_of_medians(some, "sharp", 0.5)
     assert middle == pytest.approx(0.5 * float(np.median(some[0]["points"]["sharp"])))
     assert spread == 0
-    assert verify_bounds.median([1.0, None, None]) == math.inf
-    assert 0 <= verify_bounds.kept(some, 0.5) <= verify_bounds.kept(some, 0.1) <= 1
+    assert bounds.median([1.0, None, None]) == math.inf
+    assert 0 <= bounds.kept(some, 0.5) <= bounds.kept(some, 0.1) <= 1
     fake = [{"validity": {"sharp": {"certified": 1.0, "refuted": r}}} for r in (None, None, 1.5)]
-    assert verify_bounds.interval(fake) == "2 × ≥ 1, 1 × 1 – 1.5"
-    assert verify_bounds.interval(fake[:2]) == "≥ 1"
-    assert verify_bounds.interval(fake, "mean") == "–"
+    assert bounds.interval(fake) == "2 × ≥ 1, 1 × 1 – 1.5"
+    assert bounds.interval(fake[:2]) == "≥ 1"
+    assert bounds.interval(fake, "mean") == "–"
 
 
 def test_the_full_list_covers_both_networks_tasks_schemes_and_seeds():
-    cases = verify_bounds.cases()
-    assert len(cases) == len(set(cases)) == 2 * 2 * len(verify_bounds.SCHEMES) * len(verify_bounds.SEEDS)
-    assert len(verify_bounds.SEEDS) >= 3
+    cases = bounds.cases()
+    assert len(cases) == len(set(cases)) == 2 * 2 * len(bounds.SCHEMES) * len(bounds.SEEDS)
+    assert len(bounds.SEEDS) >= 3
 
 
 def write_cifar(folder, monkeypatch):
@@ -133,15 +143,14 @@ def write_cifar(folder, monkeypatch):
 
 def test_cifar_is_read_from_a_folder_and_checked(tmp_path, monkeypatch):
     folder = write_cifar(tmp_path / "cifar-10-batches-py", monkeypatch)
-    data = verify_bounds.load_pair(folder)
+    data = bounds.load_pair(folder)
     assert data.x.shape == (40, 3, 32, 32)
     assert data.x_test.shape == (20, 3, 32, 32)
     assert torch.bincount(data.y).tolist() == [20, 20]
     assert float(data.x.mean()) == pytest.approx(0, abs=1e-12)
-    monkeypatch.setattr(verify_bounds, "SCHEMES", {"nfm": verify_bounds.SCHEMES["nfm"]})
-    monkeypatch.setenv(verify_bounds.CIFAR_VARIABLE, str(folder))
-    arguments = ["--cifar", "--quick", "--workers", "1", "--out", str(tmp_path / "out")]
-    assert verify_bounds.main(arguments) == 0
+    monkeypatch.setattr(bounds, "SCHEMES", {"nfm": bounds.SCHEMES["nfm"]})
+    monkeypatch.setenv(commands.CIFAR_VARIABLE, str(folder))
+    study("--cifar", "--quick", "--workers", "1", "--out", tmp_path / "out")
     (record,) = read_lines(tmp_path / "out" / "bounds_cifar.jsonl")
     assert record["data"] == "cifar10"
     assert record["training"]["samples"] == 40
@@ -149,23 +158,18 @@ def test_cifar_is_read_from_a_folder_and_checked(tmp_path, monkeypatch):
     assert str(tmp_path) not in json.dumps(record)
 
 
-def test_cifar_is_skipped_or_named_when_it_is_not_there(tmp_path, monkeypatch, capsys):
-    for name in (verify_bounds.CIFAR_VARIABLE, cifar.DATA_VARIABLE):
+def test_cifar_is_skipped_or_named_when_it_is_not_there(tmp_path, monkeypatch):
+    for name in (commands.CIFAR_VARIABLE, cifar.DATA_VARIABLE):
         monkeypatch.delenv(name, raising=False)
-    assert verify_bounds.main(["--cifar"]) == 0
-    assert "skipped" in capsys.readouterr().out
-    with pytest.raises(SystemExit) as stop:
-        verify_bounds.main(["--cifar", str(tmp_path)])
-    assert stop.value.code == 2
-    assert "data_batch_1" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        verify_bounds.main(["--workers", "0"])
+    assert "skipped" in study("--cifar")
+    assert "data_batch_1" in study("--cifar-folder", tmp_path, status=2)
+    study("--workers", 0, status=2)
 
 
 def test_other_files_than_the_official_ones_are_refused_and_not_run(tmp_path, monkeypatch):
     folder = write_cifar(tmp_path / "c", monkeypatch)
     (folder / "data_batch_1").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
     with pytest.raises(DataError, match="md5"):
-        verify_bounds.load_pair(folder)
+        bounds.load_pair(folder)
     with pytest.raises(DataError, match="expected arrays"):
-        verify_bounds.load_pair(folder, check=False)
+        bounds.load_pair(folder, check=False)

@@ -1,17 +1,19 @@
-"""Data, training and the main job, at toy size."""
+"""Data, training and the study `expansion`, at toy size."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import nfm_theory as nt
+from experiments.commands import app
 from experiments.data.digits import load_digits, verification_subset
 from experiments.models.small import HIDDEN, MODELS
 from experiments.record.files import read_lines, replace_file, write_json
+from experiments.studies import expansion
 from experiments.studies import networks as training
-from experiments.studies import verify_digits
 from experiments.studies.networks import NetworkRecipe, train, trained_network
 
 SHORT = {"epochs": 2}
@@ -111,19 +113,34 @@ def test_a_file_is_the_old_or_the_new_one_never_half(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
 
 
-def test_the_main_job_at_toy_size(tmp_path, monkeypatch, capsys):
+def test_the_study_at_toy_size(tmp_path, monkeypatch):
     monkeypatch.setenv("NFM_CACHE", str(tmp_path / "cache"))
-    status = verify_digits.main(["--quick", "--workers", "1", "--out", str(tmp_path)])
-    expansion, validity = (read_lines(tmp_path / f"{name}.jsonl") for name in ("expansion", "validity"))
-    assert len(expansion) == len(validity) == len(verify_digits.cases(quick=True))
-    assert status == 0, [r["report"]["reason"] for r in expansion]
-    assert {r["report"]["verdict"] for r in expansion} == {"holds"}
-    assert all(r["versions"]["torch"] for r in expansion)
-    assert "holds" in capsys.readouterr().out
+    arguments = ["study", "expansion", "--quick", "--workers", "1", "--out", str(tmp_path)]
+    run = CliRunner().invoke(app, arguments)
+    found, curves = (read_lines(tmp_path / f"{name}.jsonl") for name in ("expansion", "validity"))
+    assert len(found) == len(curves) == len(expansion.cases(quick=True))
+    assert run.exit_code == 0, [r["report"]["reason"] for r in found]
+    assert {r["report"]["verdict"] for r in found} == {"holds"}
+    assert all(r["versions"]["torch"] for r in found)
+    assert f"{len(found)} holds, 0 refuted, 0 undecided" in run.output
 
 
 def test_the_full_list_covers_every_network_task_layer_and_scheme():
-    cases = verify_digits.cases()
+    cases = expansion.cases()
     for scheme in ("mixup", "noise", "nfm"):
         combos = {(c.model, c.classes, c.layer) for c in cases if c.scheme == scheme}
         assert combos == {(m, k, layer) for m in MODELS for k in (2, 10) for layer in ("", HIDDEN[m])}
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "status"),
+    [(["holds"], 0), (["holds", "undecided"], 3), (["undecided", "refuted", "holds"], 1)],
+)
+def test_the_worst_verdict_is_the_exit_status(verdicts, status):
+    records = [
+        {"model": "mlp", "classes": 2, "layer": "", "scheme": "nfm", "report": {"verdict": v, "reason": "why"}}
+        for v in verdicts
+    ]
+    found, lines = expansion.conclude(records, [])
+    assert found == status
+    assert len(lines) == 1 + sum(v != "holds" for v in verdicts)

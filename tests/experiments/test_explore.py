@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
+from typer.testing import CliRunner
 
 import nfm_theory as nt
+from experiments.commands import app
 from experiments.data.digits import load_digits, verification_subset
 from experiments.models.small import HIDDEN
 from experiments.record.files import RESULTS, read_lines
@@ -54,7 +56,7 @@ def test_coefficients_give_the_terms_at_every_law(problem, layer):
     found = explore.coefficients(*problem, layer=layer, loss="cross_entropy")
     for laws in LAWS:
         terms = explore.terms_at(found, explore.moments(laws["alpha"]), laws["add_noise"], laws["mult_noise"])
-        expected = nt.taylor_terms(*problem, layer=layer, remainder=True, **laws)
+        expected = nt.terms(nt.Problem(*problem, layer=layer, law=nt.Law(**laws)))
         for name, value in expected.to_dict().items():
             assert_close(terms.to_dict()[name], value, rtol=1e-10, atol=1e-12, msg=f"{name} at {laws}")
         assert_close(terms.polynomial(0.7, 3), expected.polynomial(0.7, 3), rtol=1e-10, atol=1e-12)
@@ -68,20 +70,16 @@ def test_moments_are_those_of_a_beta_law():
 
 
 def test_the_excess_is_the_exact_loss_less_order_two(problem):
-    data = {"layer": "", "loss": "cross_entropy"}
-    for laws in (
-        {"alpha": 1.0, "add_noise": 0.0, "mult_noise": 0.0},
-        {"alpha": 1.0, "add_noise": 0.4, "mult_noise": 0.0},
-    ):
-        value, stderr = explore.excess(*problem, QUICK, laws, **data)
+    for law in (nt.Law(), nt.Law(add_noise=0.4)):
+        one = nt.Problem(*problem, law=law)
+        value, stderr = explore.excess(one, QUICK)
         eps = torch.tensor(QUICK.eps, dtype=torch.float64)
-        other = nt.nfm_loss(
-            *problem, eps=eps, method="monte_carlo", samples=8000, generator=torch.Generator().manual_seed(5), **laws
-        )
-        gap = torch.tensor(value) + nt.taylor_terms(*problem, **laws).polynomial(eps) - other.value
+        other = nt.loss(one, eps, "monte_carlo", samples=8000, generator=torch.Generator().manual_seed(5))
+        gap = torch.tensor(value) + nt.terms(one).polynomial(eps) - other.value
         assert (gap.abs() <= 5 * (torch.tensor(stderr) ** 2 + other.stderr**2).sqrt()).all()
-        assert all(s > 0 for s in stderr) == bool(laws["add_noise"])
-    assert explore.excess(*problem, QUICK, dict.fromkeys(fig_explore.START, 0.0), **data) == ([0, 0], [0, 0])
+        assert all(s > 0 for s in stderr) == bool(law.add_noise)
+    still = nt.Problem(*problem, law=nt.Law(**dict.fromkeys(fig_explore.START, 0.0)))
+    assert explore.excess(still, QUICK) == ([0, 0], [0, 0])
 
 
 def test_the_tracked_record_is_of_these_networks(tracked):
@@ -110,14 +108,16 @@ def test_the_tracked_record_is_of_these_networks(tracked):
             assert abs(small[a, s, t] - cubic) < 0.5 * cubic + 5 * noise[a, s, t]
 
 
-def test_the_command_writes_a_record_for_each_network_and_layer(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_a_record_for_each_network_and_layer(tmp_path, monkeypatch):
     monkeypatch.setattr(explore, "QUICK", QUICK)
-    assert explore.main(["--quick", "--out", str(tmp_path)]) == 0
+    arguments = ["study", "explore", "--quick", "--workers", "1", "--out", str(tmp_path)]
+    run = CliRunner().invoke(app, arguments)
+    assert run.exit_code == 0
     records = read_lines(tmp_path / explore.NAME)
     assert len(records) == 4
     assert records[0]["excess"][0][0][0] == [0, 0]
-    assert str(tmp_path) in capsys.readouterr().out
-    with pytest.raises(FileNotFoundError, match=r"experiments\.explore`"):
+    assert str(tmp_path) in run.output
+    with pytest.raises(FileNotFoundError, match="experiments study explore --record`"):
         read_lines(tmp_path / "none" / explore.NAME)
 
 
@@ -239,7 +239,7 @@ def test_the_animated_image_moves_and_is_small(rings, tmp_path):
 
 def test_no_ledger_no_film(tmp_path):
     assert LEDGER.exists()
-    with pytest.raises(ValueError, match="nfm sweep 'nfm-figure-toy"):
+    with pytest.raises(ValueError, match="experiments sweep 'nfm-figure-toy"):
         anim_toy.films(study([], "nfm-figure-toy"), runs=tmp_path)
 
 

@@ -9,7 +9,10 @@ import nfm_theory as nt
 from experiments.studies.maps import RegularizerMaps, regularizer_maps
 from figures import fig_maps
 
-SETTING = {"alpha": 0.7, "add_noise": 0.3, "mult_noise": 0.2}
+LAWS = {
+    "normal": nt.Law(alpha=0.7, add_noise=0.3, mult_noise=0.2),
+    "released": nt.Law.released(alpha=0.7, add_noise=0.3, mult_noise=0.2),
+}
 
 
 def network(seed=0):
@@ -25,14 +28,15 @@ def data(n=5, channels=1):
 
 
 def found(noise="normal", seed=0):
-    return regularizer_maps(network(seed), *data(), noise=noise, **SETTING)
+    x, y = data()
+    return regularizer_maps(nt.Problem(network(seed), x, y, law=LAWS[noise]), y)
 
 
 @pytest.mark.parametrize("noise", ["normal", "released"])
 def test_the_sums_are_the_terms(noise):
     maps = found(noise)
-    expected = nt.taylor_terms(network(), *data(), noise=noise, remainder=False, **SETTING)
-    exact = nt.regularizers(network(), *data(), noise=noise, method="exact", **SETTING)
+    problem = nt.Problem(network(), *data(), law=LAWS[noise])
+    expected, exact = nt.terms(problem, remainder=False), nt.regularizers(problem, "exact")
     for name, value in maps.terms().items():
         assert value == pytest.approx(float(getattr(expected, name)), rel=1e-10, abs=1e-13)
         assert value == pytest.approx(float(exact[name].value), rel=1e-10, abs=1e-13)
@@ -80,7 +84,8 @@ def test_directions_by_the_covariance():
 
 def test_maps_of_a_hidden_layer_are_of_its_features():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 3))
-    maps = regularizer_maps(model.double().eval(), *data(), layer="2", **SETTING)
+    x, y = data()
+    maps = regularizer_maps(nt.Problem(model.double().eval(), x, y, layer="2", law=LAWS["normal"]), y)
     assert maps.pixels["R2_add"].shape == (5, 3)
     assert float(maps.by_image["R3"].abs().max()) == 0.0  # the head is linear
 
@@ -132,7 +137,7 @@ def test_examples_are_the_largest_and_a_typical_image():
 
 def test_colour_images_are_summed_over_their_channels(tmp_path, monkeypatch):
     x, y = data(channels=2)
-    colour = regularizer_maps(network(), x, y, **SETTING)
+    colour = regularizer_maps(nt.Problem(network(), x, y, law=LAWS["normal"]), y)
     assert isinstance(colour, RegularizerMaps)
     shown = fig_maps.draw_pixels({"erm": colour}).axes[0].get_images()[0].get_array()
     assert np.array(shown) == pytest.approx(fig_maps.total_map(colour, "add").mean(0).sum(0).numpy())

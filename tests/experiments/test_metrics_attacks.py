@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import nfm_theory as nt
 from experiments.data.images import ImageData, ImageSet
 from experiments.metrics import attack_accuracy as attacks_module
 from experiments.metrics.accuracy import accuracy, logits_of
@@ -98,7 +99,7 @@ def test_one_run_meets_what_the_library_attack_meets(norm):
     last = ascend(head, pixels, labels, **options)
     with torch.no_grad():
         losses = nn.functional.cross_entropy(head(last), labels, reduction="none")
-    best = pgd_attack(head, pixels, labels, restarts=1, box=(0.0, 1.0), progress=False, **options)
+    best = pgd_attack(nt.Problem(head, pixels, labels), restarts=1, box=(0.0, 1.0), **options)
     assert (losses <= best.losses + 1e-6).all()  # the library keeps the best point of the same path
     assert (losses >= best.losses - 1e-6).double().mean() > 0.8  # nearly always that is the last
     assert (losses > best.clean_losses).all()

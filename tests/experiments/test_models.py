@@ -397,7 +397,8 @@ def test_networks_are_fixed_functions_of_one_sample_in_evaluation_mode(name):
 def test_a_step_of_noisy_feature_mixup_at_every_eligible_layer(name, layer):
     model, x, y = small(name)
     shape = x.shape if not layer else outputs_at(model, x, [layer])[0][layer].shape
-    mixer = nt.NoisyFeatureMixup(model, layer, add_noise=0.4, mult_noise=0.2, num_classes=3, generator=generator(4))
+    law = nt.Law.released(add_noise=0.4, mult_noise=0.2)
+    mixer = nt.NoisyFeatureMixup(model, layer, law, num_classes=3, generator=generator(4))
     with mixer, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # dropout
         inputs, targets = mixer(x, y)
@@ -412,7 +413,7 @@ def test_a_step_of_noisy_feature_mixup_at_every_eligible_layer(name, layer):
 @pytest.mark.parametrize(("name", "layer"), LAYERS, ids=LAYER_IDS)
 def test_the_taylor_penalty_at_every_eligible_layer(name, layer):
     model, x, y = small(name)
-    penalty = nt.TaylorRegularizer(layer, add_noise=0.4, mult_noise=0.2, generator=generator(5))
+    penalty = nt.TaylorRegularizer(layer, nt.Law(add_noise=0.4, mult_noise=0.2), generator=generator(5))
     value = penalty(model, x, y)
     value.backward()
     assert penalty.engine == "tangent-adjoint"  # no fallback: every operation is known

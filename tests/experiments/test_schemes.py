@@ -149,7 +149,8 @@ def test_noisymix_is_the_formula_with_a_level_for_each_view(seed, noise):
         part = Draw(
             torch.arange(6), draw.lam[rows], index, *(n[rows] if noise else None for n in (draw.add, draw.mult))
         )
-        return lambda g: nt.perturb(g, part, add_noise=noise * (view + 1), mult_noise=noise)
+        law = nt.Law(add_noise=noise * (view + 1), mult_noise=noise)
+        return lambda g: nt.perturb(g, part, law)
 
     logits = [from_layer(step.model, layer, perturbed(k), x) for k, x in enumerate(VIEWS.chunk(3))]
     expected = soft_cross_entropy(logits[0], lam * one_hot() + (1 - lam) * one_hot()[index])

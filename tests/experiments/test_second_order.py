@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from experiments.studies.decompose_training import PARTS, Case, cases, decompose, images, run_case
 from ledger_entries import entry
 from problems import generator, mlp, randn
 from torch import nn
+from typer.testing import CliRunner
 
 import nfm_theory as nt
+from experiments.commands import app
 from experiments.models import build_model, eligible_layers
 from experiments.models.preactresnet import DigitsResNet
 from experiments.recipes import get_recipe, select_recipes
@@ -21,7 +22,7 @@ from experiments.recipes.taylor_terms import ALONE, SCALES, SOURCES
 from experiments.record.comparison import paired_difference
 from experiments.record.files import read_lines
 from experiments.schemes import build_step
-from experiments.studies import decompose_training
+from experiments.studies.decomposition import PARTS, DecompositionCase, cases, decompose, images, run_case
 from experiments.studies.gains import (
     GROUPS,
     Gains,
@@ -46,7 +47,7 @@ def rows(name):
 
 
 def test_every_term_of_the_penalty_has_a_recipe_and_is_trained_alone():
-    assert set(nt.TaylorRegularizer(add_noise=1.0, mult_noise=1.0).terms) == set(TAYLOR_TERMS)
+    assert set(nt.TaylorRegularizer("", nt.Law(add_noise=1.0, mult_noise=1.0)).terms) == set(TAYLOR_TERMS)
     smooth, relu = rows("digits-terms-smooth"), rows("digits-terms")
     assert not {"R1", "R3"} & (smooth.keys() | relu.keys())
     assert sorted((*ALONE, "R1", "R3")) == sorted(TAYLOR_TERMS)
@@ -140,23 +141,23 @@ def test_terms_with_second_derivatives_of_a_relu_network_train_the_baseline():
 # Decomposition --------------------------------------------------------------------------------------------------
 
 MODEL, X, Y = mlp(0, [2, 5, 3], "tanh").eval(), randn(1, 5, 2), torch.tensor([0, 1, 2, 1, 0])
-LAWS = {"alpha": 0.7, "add_noise": 0.5, "mult_noise": 0.4, "noise": "rademacher"}
+LAW = nt.Law(alpha=0.7, add_noise=0.5, mult_noise=0.4, noise="rademacher")
 
 
 def test_the_parts_sum_to_the_exact_loss_within_its_standard_error():
-    exact = [nt.nfm_loss(MODEL, X, Y, layer="", **LAWS).value.detach()]
+    exact = nt.loss(nt.Problem(MODEL, X, Y, law=LAW), method="exact")
     for seed in range(5):
-        found = decompose(MODEL, X, Y, layers=[""], evaluations=4000, seed=seed, **LAWS)
+        found = decompose(MODEL, X, Y, LAW, layers=[""], evaluations=4000, seed=seed)
         parts = math.fsum(found["terms"].values()) + found["remainder"]
         assert parts == pytest.approx(found["loss"], abs=1e-12)
-        assert abs(parts - float(exact[0])) <= 5 * found["stderr"]
+        assert abs(parts - float(exact)) <= 5 * found["stderr"]
         assert 0 < found["stderr"] < 0.05
 
 
 def test_terms_are_those_of_the_library_and_loss_and_error_their_mean_over_layers():
     layers = ["", "1"]
-    found = decompose(MODEL, X, Y, layers=layers, evaluations=1000, seed=3, **LAWS)
-    terms = nt.taylor_terms(MODEL, X, Y, layer=layers, remainder=False, **LAWS)
+    found = decompose(MODEL, X, Y, LAW, layers=layers, evaluations=1000, seed=3)
+    terms = nt.terms(nt.Problem.at_layers(MODEL, X, Y, layers=layers, law=LAW), remainder=False)
     assert list(found["terms"]) == list(PARTS) == list(terms.to_dict())
     assert found["terms"] == pytest.approx(terms.to_dict(), rel=1e-10)
     each = [found["per_layer"][layer] for layer in layers]
@@ -164,14 +165,14 @@ def test_terms_are_those_of_the_library_and_loss_and_error_their_mean_over_layer
     assert found["remainder"] == pytest.approx(sum(r["remainder"] for r in each) / 2)
     assert found["stderr"] == pytest.approx((each[0]["stderr"] ** 2 + each[1]["stderr"] ** 2) ** 0.5 / 2)
     assert each[0]["loss"] != each[1]["loss"]
-    again = decompose(MODEL, X, Y, layers=layers, evaluations=1000, seed=3, **LAWS)
+    again = decompose(MODEL, X, Y, LAW, layers=layers, evaluations=1000, seed=3)
     assert again == found
 
 
 def test_the_first_coefficients_are_measured_along_the_loss_too():
     """An independent witness: derivatives in ε along every row of a deterministic rule."""
-    found = decompose(MODEL, X, Y, layers=[""], evaluations=1000, seed=0, **LAWS)["terms"]
-    measured = nt.expansion_coefficients(MODEL, X, Y, order=2, progress=False, **LAWS).detach()
+    found = decompose(MODEL, X, Y, LAW, layers=[""], evaluations=1000, seed=0)["terms"]
+    measured = nt.coefficients(nt.Problem(MODEL, X, Y, law=LAW), order=2).detach()
     second = sum(found[name] for name in PARTS[2:])
     for k, value in enumerate((found["standard"], found["R1"], second)):
         assert float(measured[k]) == pytest.approx(value, rel=1e-9)
@@ -186,9 +187,9 @@ def test_images_are_as_networks_see_them():
     assert torch.equal(y, labels[:7])
 
 
-def test_a_training_is_taken_apart_as_it_goes_and_ends_as_it_would(tmp_path, capsys):
-    assert decompose_training.main(["--quick", "--out", str(tmp_path)]) == 0
-    assert "4 decompositions" in capsys.readouterr().out
+def test_a_training_is_taken_apart_as_it_goes_and_ends_as_it_would(tmp_path):
+    arguments = ["study", "decomposition", "--quick", "--workers", "1", "--out", str(tmp_path)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
     records = read_lines(tmp_path / "decomposition.jsonl")
     assert [(r["activation"], r["epoch"]) for r in records] == [(a, e) for a in ("relu", "silu") for e in (0, 1)]
     for record in records:
@@ -205,18 +206,18 @@ def test_a_training_is_taken_apart_as_it_goes_and_ends_as_it_would(tmp_path, cap
 
 
 def test_epochs_that_are_not_asked_for_are_passed_over():
-    short = Case("relu", "baseline", 1, epochs=(1, 5), num_samples=6, evaluations=60, length=1)
-    (record,) = run_case(short)
+    short = DecompositionCase("relu", "baseline", 1, epochs=(1, 5), num_samples=6, evaluations=60, length=1)
+    ((record,),) = run_case(short)
     assert (record["epoch"], record["epochs"], record["n"]) == (1, 1, 6)
     assert record["hash"] == short.training.hash != get_recipe("digits/baseline").hash
     assert {(c.activation, c.scheme, c.seed) for c in cases(seeds=(1, 2))} == {
         (a, s, k) for a in ("relu", "silu") for s in ("baseline", "nfm", "taylor_nfm") for k in (1, 2)
     }
-    assert Case("silu", "nfm", 1).training == get_recipe("digits-terms-smooth/nfm").training
+    assert DecompositionCase("silu", "nfm", 1).training == get_recipe("digits-terms-smooth/nfm").training
 
 
 def test_the_missing_file_names_its_job(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"python -m experiments\.decompose_training"):
+    with pytest.raises(FileNotFoundError, match="python -m experiments study decomposition --record"):
         read_lines(tmp_path / "decomposition.jsonl")
 
 
@@ -246,7 +247,7 @@ def test_gains_by_scale_by_hand():
     assert found[1.0].taylor.difference == pytest.approx(5)
     assert found[1.0].share == pytest.approx(15 / 30.1)
     assert clear_scales(found) == [1.0]
-    assert gains(one, "nfm-1", "taylor_nfm-1", "clean") == found[1.0]
+    assert gains(one, "nfm-1", "clean") == found[1.0]
     assert metrics_of(one) == ["clean"]
 
 

@@ -13,8 +13,6 @@ import nfm_theory as nt
 from experiments.recipes.recipe import Scheme
 from experiments.recipes.schemes import SCHEMES, TAYLOR_TERMS
 from experiments.schemes.taylor import BatchStatistics, stability_penalty
-from nfm_theory.expansion.branch_terms import stability_terms
-from nfm_theory.setting.laws import MixingLaw, noise_laws
 
 LEVELS = {"alpha": 1.0, "add_noise": 0.4, "mult_noise": 0.2}
 TAYLOR = Scheme("taylor_nfm", **LEVELS, noise="normal", layers="eligible", terms=TAYLOR_TERMS)
@@ -80,7 +78,7 @@ def test_taylor_nfm_is_the_plain_loss_and_the_penalty_at_the_statistics_of_the_b
     loss = step.loss(IMAGES, Y)
     twin, source = explicit(model, IMAGES), generator(0)
     torch.randint(1, (), generator=source)  # the layer
-    penalty = nt.TaylorRegularizer("", **LEVELS, generator=source)
+    penalty = nt.TaylorRegularizer("", nt.Law(**LEVELS), generator=source)
     plain = F.cross_entropy(twin(IMAGES), Y)
     expected = plain + penalty(twin, IMAGES, Y)
     assert abs(float((expected - plain).detach())) > 1e-3
@@ -146,7 +144,7 @@ def test_taylor_nfm_is_unbiased(layer):
     model = network(3)
     scheme = replace(TAYLOR, layers="eligible", eps=0.7)
     step = step_of(scheme, model, layers=(layer,))
-    terms = nt.taylor_terms(model.eval(), X, Y, layer=layer, remainder=False, **LEVELS)
+    terms = nt.terms(nt.Problem(model.eval(), X, Y, layer=layer, law=nt.Law(**LEVELS)), remainder=False)
     model.train()
     exact = F.cross_entropy(model(X), Y) + 0.7 * terms.R1 + 0.49 * terms.second
     mean, error = statistic(lambda: step.loss(X, Y).detach(), 400)
@@ -158,8 +156,7 @@ def penalty_of(model, x, *, seed, layer="1", view_noise=(1.0, 1.0, 1.0), eps=1.0
     source = generator(seed)
     levels = {"add_noise": 0.4, "mult_noise": 0.3, **levels}
     return lambda: stability_penalty(
-        model, x, layer=layer, views=3, mixing=MixingLaw(1.0), laws=noise_laws("normal"), eps=eps,
-        view_noise=view_noise, generator=source, **levels,
+        model, x, nt.Law(**levels), layer=layer, views=3, eps=eps, view_noise=view_noise, generator=source
     ).detach()  # fmt: skip
 
 
@@ -169,10 +166,9 @@ def test_the_stability_penalty_is_unbiased(views, layer):
     model = network(3)
     x = X.repeat(3, 1) if views == "equal" else VIEWS
     weights = (1 / 3,) * 3
-    terms = stability_terms(
-        model.eval(), x.unflatten(0, (3, 6)), layer=layer, remainder=False, alpha=1.0, add_noise=0.4, mult_noise=0.3,
-        weights=weights,
-    )  # fmt: skip
+    law = nt.Law(add_noise=0.4, mult_noise=0.3)
+    branches = nt.Branches(model.eval(), x.unflatten(0, (3, 6)), layer=layer, law=law, weights=weights)
+    terms = nt.terms(branches, remainder=False)
     model.train()
     for eps in (1.0, 0.1):
         exact = float((eps * terms.S1 + eps**2 * terms.S2).detach())
@@ -184,7 +180,8 @@ def test_the_stability_penalty_is_unbiased(views, layer):
 
 def test_the_first_order_of_the_stability_penalty_is_exact():
     model = network(3)
-    terms = stability_terms(model.eval(), VIEWS.unflatten(0, (3, 6)), layer="1", remainder=False, weights=(1 / 3,) * 3)
+    branches = nt.Branches(model.eval(), VIEWS.unflatten(0, (3, 6)), layer="1", law=nt.Law())
+    terms = nt.terms(branches, remainder=False)
     values = [penalty_of(model, VIEWS, seed=s, eps=1e-9)() / 1e-9 for s in range(3)]
     for value in values:
         assert_close(value, terms.S1, rtol=1e-6, atol=1e-8)
@@ -207,8 +204,8 @@ def test_factors_of_the_views_scale_their_additive_noise():
 
     def sample():
         return stability_penalty(
-            model, VIEWS, layer="1", views=3, mixing=MixingLaw(0.0), laws=noise_laws("normal"), add_noise=0.4,
-            mult_noise=0.0, eps=1.0, view_noise=factors, generator=source,
+            model, VIEWS, nt.Law(alpha=0.0, add_noise=0.4), layer="1", views=3, eps=1.0, view_noise=factors,
+            generator=source,
         ).detach()  # fmt: skip
 
     mean, error = statistic(sample, 250)
@@ -225,11 +222,11 @@ def test_taylor_noisymix_adds_up():
     source = generator(0)
     torch.randint(1, (), generator=source)
     logits = model(VIEWS).chunk(3)
-    penalty = nt.TaylorRegularizer("1", alpha=1.0, add_noise=0.5, mult_noise=0.5, generator=source)
+    law = nt.Law(add_noise=0.5, mult_noise=0.5)
+    penalty = nt.TaylorRegularizer("1", law, generator=source)
     expected = F.cross_entropy(logits[0], Y) + 12 * divergence(*logits) + penalty(model, VIEWS[:6], Y)
     expected = expected + 12 * stability_penalty(
-        model, VIEWS, layer="1", views=3, mixing=MixingLaw(1.0), laws=noise_laws("normal"), add_noise=0.5,
-        mult_noise=0.5, eps=1.0, view_noise=(1.0, 2.0, 3.0), generator=source,
+        model, VIEWS, law, layer="1", views=3, eps=1.0, view_noise=(1.0, 2.0, 3.0), generator=source
     )  # fmt: skip
     assert_close(loss, expected, **EXACT)
 

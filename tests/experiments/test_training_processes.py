@@ -67,8 +67,7 @@ def test_the_averaged_gradient_is_that_of_both_draws_in_one_process(folder):
         offset = first if name in ("anchor", "index") else 0
         both[name] = torch.cat([parts[0]["draw"][name], parts[1]["draw"][name] + offset])
     model = ddp_processes.network()
-    levels = {"add_noise": SCHEMES["nfm"].add_noise, "mult_noise": SCHEMES["nfm"].mult_noise}
-    nfm = nt.NoisyFeatureMixup(model, "1", **levels, num_classes=2)
+    nfm = nt.NoisyFeatureMixup(model, "1", SCHEMES["nfm"].law, num_classes=2)
     inputs, targets = nfm(ddp_processes.X[rows], ddp_processes.Y[rows], replay=LayerDraw("1", Draw(**both)))
     F.cross_entropy(model(inputs), targets).backward()
     for p, averaged in zip(model.parameters(), parts[0]["gradient"], strict=True):

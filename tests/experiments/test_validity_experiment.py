@@ -5,11 +5,14 @@ import json
 import math
 
 import pytest
-from test_figures import TRAINED, trained_record
+from trained_records import TRAINED, trained_record
+from typer.testing import CliRunner
 
+from experiments.commands import app
 from experiments.record.files import RESULTS, read_lines
+from experiments.studies import commands, validity
 from experiments.studies import validity_summary as summary
-from experiments.studies import verify_validity
+from experiments.studies.recorded import compare, run_study
 from experiments.studies.validity_networks import (
     LAWS,
     RECIPES,
@@ -27,15 +30,15 @@ def quick(tmp_path_factory):
     folder = tmp_path_factory.mktemp("validity")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NFM_CACHE", str(folder / "cache"))
-        patch.setattr(verify_validity, "EPS", (0.1, 1.0))
-        patch.setattr(verify_validity, "BOUND_EPS", (1.0,))
-        patch.setattr(verify_validity, "BOUND_EVALUATIONS", 10)
+        patch.setattr(validity, "EPS", (0.1, 1.0))
+        patch.setattr(validity, "BOUND_EPS", (1.0,))
+        patch.setattr(validity, "BOUND_EVALUATIONS", 10)
         small = [c for c in cases(quick=True, runs=str(folder)) if c.layer in ("hidden1", "layer2")]
-        patch.setattr(verify_validity, "cases", lambda recipes, **options: small)
-        status = verify_validity.main(["--quick", "--workers", "1", "--out", str(folder)])
+        patch.setattr(commands, "layer_cases", lambda recipes, **options: small)
+        status = CliRunner().invoke(app, ["study", "validity", "--quick", "--workers", "1", "--out", str(folder)])
         records = read_lines(folder / "validity_trained.jsonl")
-        again = verify_validity.main(["--check", "--workers", "1", "--out", str(folder)])
-    return status, records, again
+        again = run_study(validity.study(), small, out=folder / "again", tracked=folder)
+    return status.exit_code, records, again
 
 
 def test_a_quick_run_writes_valid_records_and_repeats_them(quick):
@@ -63,11 +66,11 @@ def test_a_quick_run_writes_valid_records_and_repeats_them(quick):
 def test_the_main_job_has_every_network_and_eligible_layer():
     todo = cases()
     assert len(todo) == 3 * (len(RECIPES) + len(SMOOTH_LAYERS) * len(SMOOTH_TRAININGS))
-    assert {(c.model, c.training) for c in todo} >= set(verify_validity.CHECKED)
-    tracked = read_lines(RESULTS / verify_validity.TRACKED)
+    assert {(c.model, c.training) for c in todo} >= set(validity.SAMPLE)
+    tracked = read_lines(RESULTS / validity.TRACKED)
     known = {(r["model"], r["training"], r["layer"], r["law"]) for r in tracked}
     assert known == {(c.model, c.training, c.layer, law) for c in todo for law in LAWS}
-    assert not verify_validity.contradictions(tracked)
+    assert validity.conclude(tracked) == (0, [])
 
 
 def test_what_is_not_trained_is_refused_with_the_command(tmp_path):
@@ -75,27 +78,26 @@ def test_what_is_not_trained_is_refused_with_the_command(tmp_path):
 
     large = get_recipe("cifar10-small/nfm")
     assert not is_finished(large, 1, tmp_path)
-    with pytest.raises(FileNotFoundError, match="nfm sweep"):
+    with pytest.raises(FileNotFoundError, match="python -m experiments sweep"):
         prepare(cases([large], runs=str(tmp_path)))
-    with pytest.raises(SystemExit):
-        verify_validity.main(["--recipes", "cifar10-small/nfm", "--runs", str(tmp_path)])
-    with pytest.raises(SystemExit):
-        verify_validity.main(["--paths", "1"])
+    wrong = (["--recipes", "cifar10-small/nfm", "--runs", str(tmp_path)], ["--paths", "1"])
+    for arguments in wrong:
+        assert CliRunner().invoke(app, ["study", "validity", *arguments]).exit_code == 2
 
 
-def test_a_changed_record_is_a_disagreement():
+def test_a_changed_record_is_a_contradiction():
+    (file,) = validity.study().files
     new = copy.deepcopy(TRAINED)
-    assert verify_validity.disagreements(new, TRAINED) == []
+    assert compare(file, new, TRAINED).contradictions == []
     new[0]["curve"]["relative_error"]["2"][-1] += 0.2
     new[1]["curve"]["radius"]["2"] *= 1.5
     new[2]["curve"]["radius"]["2"] *= 1.1
-    assert len(verify_validity.disagreements(new, TRAINED)) == 2
-    assert (
-        "not in the records"
-        in verify_validity.disagreements([trained_record("small_cnn", "nfm", "", "mixing")], new)[0]
-    )
+    found = compare(file, new, TRAINED)
+    assert (len(found.contradictions), found.agreeing, found.same) == (2, len(new) - 2, len(new) - 3)
+    assert compare(file, [trained_record("small_cnn", "nfm", "", "mixing")], new).unknown == 1
     new[3]["witness"]["miss"] = [0.0, -6.0]
-    assert len(verify_validity.contradictions(new)) == 1
+    status, lines = validity.conclude(new)
+    assert (status, len(lines)) == (1, 1)
 
 
 def test_words_follow_the_records():

@@ -120,20 +120,19 @@ def test_factories_of_the_repository_give_a_network_with_balanced_data(name, mon
 def test_float32_and_monte_carlo(work):
     result = run(*MINE, "--dtype", "float32", "--noise", "released")
     assert result.exit_code == HOLDS, result.output
-    few = run(*MINE, "--method", "monte_carlo", "--monte-carlo-rows", "1000")
+    few = run(*MINE, "--method", "monte_carlo", "--budget", "1000")
     assert few.exit_code == UNDECIDED
     assert "sampling error" in few.output
 
 
 def test_a_refuted_expansion_has_status_1_and_still_writes_its_report(work, monkeypatch):
-    correct = nt.verify_expansion
+    correct = nt.verify
 
-    def one_percent_off(model, x, y, **options):
-        laws = {k: options[k] for k in ("layer", "alpha", "beta", "add_noise", "mult_noise", "noise", "loss")}
-        terms = nt.taylor_terms(model, x, y, **laws)
-        return correct(model, x, y, terms=replace(terms, R2=1.01 * terms.R2), **options)
+    def one_percent_off(problem, *arguments, **options):
+        terms = nt.terms(problem)
+        return correct(problem, *arguments, terms=replace(terms, R2=1.01 * terms.R2), **options)
 
-    monkeypatch.setattr(nt, "verify_expansion", one_percent_off)
+    monkeypatch.setattr(nt, "verify", one_percent_off)
     result = run(*MINE, "--json", "r.json")
     assert result.exit_code == REFUTED
     assert json.loads((work / "r.json").read_text())["verdict"] == "refuted"
@@ -178,7 +177,7 @@ def test_the_bound_is_refuted_or_undecided_with_a_status_of_its_own(work):
 
 def test_the_bound_of_a_network_of_the_repository_with_noise(work):
     factory = ("--model", "experiments.studies.factories:mlp_binary", "--num-samples", "4")
-    result = run("--bound", *factory, "--eps", "0.01", "--monte-carlo-rows", "20000")
+    result = run("--bound", *factory, "--eps", "0.01", "--budget", "20000")
     assert result.exit_code in (HOLDS, REFUTED, UNDECIDED), result.output
     assert "Monte Carlo" in result.output
     assert "Hessian" in result.output
@@ -218,7 +217,7 @@ BAD = [
     ((*MINE, "--eps", "0.1,x"), "--eps: expected positive numbers"),
     ((*MINE, "--dtype", "int8"), "--dtype: expected one of"),
     ((*MINE, "--device", "abacus"), "--device: expected cpu or cuda"),
-    ((*MINE, "--noise", "pink"), "noise law: expected one of"),
+    ((*MINE, "--noise", "pink"), "noise: expected one of"),
     ((*MINE, "--alpha", "-1"), "alpha: expected"),
     ((*MINE, "--json", "."), "--json: expected a file"),
     ((*MINE, "--plot", "plot.txt"), "--plot: expected a file .png"),

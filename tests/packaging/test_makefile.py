@@ -95,7 +95,7 @@ ALL = {"expansion", "bounds", "validity", "training", "figures"}
     ("name", "again"),
     [
         ("constraints.txt", {"env", *ALL}),
-        ("nfm_theory/setting/laws.py", ALL),
+        ("nfm_theory/setting/law.py", ALL),
         ("nfm_theory/cli/app.py", set()),
         ("experiments/models/small.py", ALL),
         ("experiments/augment/augmix.py", {"validity", "training", "figures"}),

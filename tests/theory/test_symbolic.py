@@ -570,7 +570,9 @@ def test_modules_import_sympy_only_and_stay_short():
             if isinstance(node, ast.Import):
                 assert {alias.name.split(".")[0] for alias in node.names} <= allowed, path.name
             elif isinstance(node, ast.ImportFrom):
-                inside = node.level == 1 and (node.module or "").split(".")[0] in {path.stem for path in folder.glob("*.py")} | {""}
+                inside = node.level == 1 and (node.module or "").split(".")[0] in {
+                    path.stem for path in folder.glob("*.py")
+                } | {""}
                 assert inside or node.module.split(".")[0] in allowed, path.name
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in ("print", "open"), path.name
