@@ -145,7 +145,7 @@ MORE = (
         _ordering("mixup", ("baseline",), levels("fgsm_linf")),
     ),
     _studied(
-        "mixup-generalises", "claim", "abstract", "Mixup improves accuracy on clean test data.",
+        "mixup-generalizes", "claim", "abstract", "Mixup improves accuracy on clean test data.",
         _ordering("mixup", ("baseline",), measured("clean")),
     ),
     Statement(
