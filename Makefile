@@ -51,7 +51,7 @@ DECOMPOSITION = $(VALIDITY)
 # A backend set outside (often Agg) silently removes every figure from the executed pages.
 unexport MPLBACKEND
 export OMP_NUM_THREADS = 1
-export NFM_RUNS = $(CURDIR)/$(RUNS)
+book sample verify training record figures: export NFM_RUNS = $(CURDIR)/$(RUNS)
 
 .DEFAULT_GOAL := help
 .PHONY: help env book sample verify training record figures test lint types clean
@@ -112,7 +112,7 @@ training: $(AGAIN)/.begun ## train every recipe on digits and the toy problems a
 	$(PY) -m experiments sweep $(RECIPES) --seeds $(SEEDS) --workers $(WORKERS) --threads 1 --ledger $(LEDGER)
 	$(PY) -m experiments ledger compare $(LEDGER)
 
-record: $(STAMP) ## do everything again and write it into the tracked records
+record: $(AGAIN)/.begun ## do everything again and write it into the tracked records
 	for study in $(STUDIES) explore; do $(PY) -m experiments study $$study --record --workers $(WORKERS) || exit; done
 	$(PY) -m experiments sweep $(RECIPES) --workers $(WORKERS) --threads 1
 
@@ -135,8 +135,9 @@ lint: $(STAMP) ## ruff check and format
 	$(PY) -m ruff format --check .
 
 # To make type errors fail `make test` too, write `lint: types` in a line of its own.
-types: $(STAMP) ## basedpyright: basic on the library, strict on a user's script
+types: $(STAMP) ## basedpyright: the library, and a user's script against the wheel
 	$(PY) -m basedpyright --pythonpath $(PY)
+	$(PY) -m pytest -q tests/packaging/check_types.py
 
 clean: ## remove what was built; .venv and the tracked records stay
 	rm -rf book/_build figures/out build dist .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* $(AGAIN) *.egg-info

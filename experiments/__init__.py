@@ -1,4 +1,4 @@
-"""Everything that needs data or training: the digits, small networks, the verification run, the command `nfm`.
+"""Recipes, training, results and tables: everything that needs data or training.
 
-Imports `nfm_theory`, never the other way round.
+Run it from a clone of the repository: `python -m experiments --help`. It imports `nfm_theory`, never the other way.
 """

@@ -1,4 +1,4 @@
-"""Run one recipe with one seed: train it or go on with it, measure what is missing, write each result to the ledger."""
+"""Run one recipe with one seed: train the network, measure what is missing, and write the results to the ledger."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ FINISHED, DONE, BUSY, FAILED = "finished before", "done", "busy", "failed"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a recipe and a seed.
+    """What became of a recipe with a seed.
 
     Attributes:
-        recipe: name.
-        seed: of the training.
+        recipe: name of the recipe.
+        seed: random seed of the training run.
         status: `FINISHED`, `DONE`, `BUSY` (another process works on it) or `FAILED`.
         message: why it failed.
-        seconds: time spent now.
+        seconds: duration of this run.
     """
 
     recipe: str
@@ -46,7 +46,7 @@ class Outcome:
 
 
 def runs_folder() -> Path:
-    """Where checkpoints and weights are kept: `$NFM_RUNS`, or a folder in the cache."""
+    """The folder of checkpoints and weights: `$NFM_RUNS`, or a folder in the cache."""
     return Path(os.environ.get("NFM_RUNS") or cache_directory() / "runs")
 
 
@@ -56,14 +56,14 @@ def _load(name: str, options: tuple):
 
 
 def load_training_data(training: Training) -> tuple[Source, ImageData | ImageNet | ToyData, int]:
-    """Samples to train on, the data set with its test part, and K.
+    """Load the training samples, the data set with its test part, and the number of classes.
 
     Args:
-        training: settings.
+        training: settings of the training.
 
     Raises:
-        ValueError: for unknown data, and if there are fewer samples than asked for; `DataError`, which is one, for
-            missing or damaged files.
+        ValueError: for unknown data, or if there are fewer samples than asked for; as `DataError` if files are missing
+            or damaged.
     """
     data = _load(training.data, training.data_options)
     if isinstance(data, ToyData):
@@ -78,7 +78,7 @@ def load_training_data(training: Training) -> tuple[Source, ImageData | ImageNet
 
 
 def missing_suites(recipe: Recipe, seed: int, ledger: Path) -> list[str]:
-    """Suites of a recipe that the ledger does not have for this seed."""
+    """The suites of a recipe that have no result in the ledger for this seed."""
     known = finished(ledger)
     return [suite for suite in recipe.suites if Cell(recipe.hash, seed, suite) not in known]
 
@@ -91,14 +91,14 @@ def run_recipe(
     runs: Path | None = None,
     execution: Execution | None = None,
 ) -> Outcome:
-    """Train and measure what is not in the ledger yet. Nothing that went wrong is raised: the outcome says it.
+    """Train and measure what is not in the ledger yet. Errors are not raised but returned in the outcome.
 
     Args:
-        recipe: what to train and to measure.
-        seed: of the training.
-        ledger: where results go, one line each as soon as it is there.
+        recipe: the recipe.
+        seed: random seed of the training run.
+        ledger: file to which each result is appended as soon as it is there.
         runs: folder of checkpoints; `None` for `runs_folder()`.
-        execution: device and the like.
+        execution: device, number of loader processes and the like.
     """
     start = time.perf_counter()
 
@@ -117,14 +117,14 @@ def run_recipe(
         trained = train(recipe.training, source, classes=classes, seed=seed, runs=runs, execution=execution)
         if int(os.environ.get("RANK", 0)):
             return outcome(DONE)  # under torchrun the first process measures
-        # A lock of its own: that of the training is given back, and another worker would measure the same again
+        # Training has released its lock, so measuring takes another one; else two workers would measure the same
         with exclusive(run_folder(runs, recipe.training, seed) / "measuring"):
             suites = missing_suites(recipe, seed, ledger)
             measure(recipe, seed, suites, trained, data, ledger, loaders=execution.workers)
         return outcome(DONE)
     except BusyError as error:
         return outcome(BUSY, str(error))
-    except Exception as error:  # one failure must not take the others of a sweep with it
+    except Exception as error:  # a failure must not stop the other tasks of a sweep
         place = traceback.extract_tb(error.__traceback__)[-1]
         return outcome(FAILED, f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})")
 
@@ -132,7 +132,7 @@ def run_recipe(
 def measure(
     recipe: Recipe, seed: int, suites: Sequence[str], trained: Trained, data, ledger: Path, *, loaders: int = 0
 ) -> None:
-    """Run suites on a trained network and append each result."""
+    """Run suites on a trained network, and append each result to the ledger."""
     device = next(trained.model.parameters()).device
     size = recipe.training.image_size
     subject = Subject(trained.model, at_size(data, size), recipe.size, image_size=size, loaders=loaders)

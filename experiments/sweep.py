@@ -1,8 +1,8 @@
-"""Many recipes times seeds: on the cores of one machine, or on a Slurm cluster, by the same call.
+"""Train many recipes with several seeds, on the cores of one machine or on a Slurm cluster.
 
-Workers share the list. Each goes through it and takes what is neither in the ledger nor in another worker's hands, so
-that nothing is planned and nothing is lost: a worker that dies gives its lock back, and the next sweep goes on from
-its last checkpoint. submitit starts the workers.
+All workers share one list of tasks. Each worker goes through it and takes every task that is not in the ledger and that
+no other worker holds. If a worker dies, its lock is released, and the next sweep continues from the last checkpoint.
+submitit starts the workers.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ class Task:
 
     @property
     def cells(self) -> set[Cell]:
-        """What the ledger holds when it is done."""
+        """The cells of the ledger that the task fills."""
         return {Cell(self.recipe.hash, self.seed, suite) for suite in self.recipe.suites}
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is to be done, and where.
+    """Tasks, and where their results go.
 
     Attributes:
-        tasks: all of them, finished or not.
-        ledger: where results go.
+        tasks: all tasks, finished or not.
+        ledger: file to which results are appended.
         runs: folder of checkpoints.
-        execution: device and the like.
-        name: of this sweep; a failure is not tried again within one.
-        threads: of each worker; 0 for what the environment says.
+        execution: device, number of loader processes and the like.
+        name: name of this sweep; within one sweep a failed task is not tried again.
+        threads: number of threads of each worker; 0 for the default of the environment.
     """
 
     tasks: tuple[Task, ...]
@@ -60,7 +60,7 @@ class Sweep:
     threads: int = 0
 
     def unfinished(self) -> list[Task]:
-        """Tasks of which the ledger lacks something."""
+        """The tasks for which the ledger lacks a result."""
         known = finished(self.ledger)
         return [task for task in self.tasks if not task.cells <= known]
 
@@ -68,7 +68,7 @@ class Sweep:
         return run_folder(self.runs, task.recipe.training, task.seed) / "failed.json"
 
     def failed_before(self, task: Task) -> str | None:
-        """Why the task failed earlier in this sweep, `None` if it did not."""
+        """Why the task failed earlier in this sweep, or `None` if it did not."""
         try:
             content = json.loads(self._marker(task).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -76,17 +76,17 @@ class Sweep:
         return content["message"] if content.get("sweep") == self.name else None
 
     def mark_failed(self, task: Task, message: str) -> None:
-        """Tell the other workers."""
+        """Tell the other workers that a task has failed."""
         self._marker(task).parent.mkdir(parents=True, exist_ok=True)
         self._marker(task).write_text(json.dumps({"sweep": self.name, "message": message}), encoding="utf-8")
 
 
 def make_tasks(recipes: Sequence[Recipe], seeds: Sequence[int] | None = None) -> tuple[Task, ...]:
-    """Every recipe with each of its seeds; seeds come first, so that a sweep that is cut short has whole rows.
+    """Make the tasks of a sweep, one seed after the other, so that a sweep that is stopped has complete seeds.
 
     Args:
-        recipes: rows of several tables that are one training are merged, with all suites.
-        seeds: instead of those of the recipes.
+        recipes: the recipes; those with the same training are merged, with the suites of all.
+        seeds: seeds to use instead of those of the recipes.
     """
     merged: dict[str, Recipe] = {}
     for recipe in recipes:
@@ -98,19 +98,19 @@ def make_tasks(recipes: Sequence[Recipe], seeds: Sequence[int] | None = None) ->
 
 
 class Worker:
-    """Goes through the tasks of a sweep; can be sent to another machine, and is sent again when its time is over.
+    """Works through the tasks of a sweep. It can be sent to another machine, and again when its time limit is over.
 
     Args:
-        sweep: what to do.
-        number: of this worker; each starts elsewhere in the list.
-        count: of workers.
+        sweep: the sweep.
+        number: number of this worker; each starts at another place in the list.
+        count: number of workers.
     """
 
     def __init__(self, sweep: Sweep, number: int = 0, count: int = 1):
         self.sweep, self.number, self.count = sweep, number, count
 
     def __call__(self) -> list[Outcome]:
-        """Outcomes of what this worker did."""
+        """Work through the tasks, and return the outcomes of those that this worker did."""
         threads = self.sweep.threads or int(os.environ.get("SLURM_CPUS_PER_TASK", 0))
         if threads:
             torch.set_num_threads(threads)
@@ -130,7 +130,7 @@ class Worker:
         return found
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What submitit starts again after a time limit: the same, which goes on from the checkpoints."""
+        """What submitit starts after a time limit: the same worker, which continues from the checkpoints."""
         return submitit.helpers.DelayedSubmission(self)
 
 
@@ -139,10 +139,10 @@ class Report:
     """How a sweep ended.
 
     Attributes:
-        done: outcomes of this sweep.
-        failed: outcomes that failed.
-        lost: messages of workers that died.
-        unfinished: tasks that are still to be done, the failed ones among them.
+        done: outcomes of the tasks that were done.
+        failed: outcomes of the tasks that failed.
+        lost: messages about workers that died.
+        unfinished: tasks that are still to be done, including the failed ones.
     """
 
     done: list[Outcome]
@@ -152,7 +152,7 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Whether everything is in the ledger."""
+        """True if the ledger has everything."""
         return not self.unfinished
 
 
@@ -166,16 +166,16 @@ def run_sweep(
     poll: float = 1.0,
     **parameters,
 ) -> Report:
-    """Do what is not done yet; what fails is reported at the end, and takes nothing else with it.
+    """Do all unfinished tasks. A task that fails is reported at the end, and does not stop the others.
 
     Args:
-        sweep: tasks and places.
+        sweep: the sweep.
         cluster: `"here"` (in this process), `"local"` (a process for each worker) or `"slurm"`.
-        workers: how many at once.
-        logs: folder for submitit's logs; `None` for one beside the runs.
-        progress: whether to show a bar.
-        poll: seconds between looks at the ledger.
-        **parameters: of submitit's executor, such as `slurm_partition`, `timeout_min`, `cpus_per_task`.
+        workers: number of workers.
+        logs: folder for the logs of submitit; `None` for a folder beside the runs.
+        progress: True to show a progress bar.
+        poll: seconds between two looks at the ledger.
+        **parameters: parameters of the submitit executor, such as `slurm_partition` or `timeout_min`.
 
     Raises:
         ValueError: for an unknown cluster or no worker.
@@ -202,19 +202,19 @@ def run_sweep(
     for job in jobs:
         try:
             outcomes += job.result()
-        except Exception as error:  # a worker that was killed, or could not be started
+        except Exception as error:  # the worker was killed, or could not be started
             lost.append(f"worker {job.job_id}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}")
     return _report(sweep, outcomes, lost)
 
 
 def _watch(sweep: Sweep, jobs: list, progress: bool, poll: float) -> None:
-    """A bar of finished tasks, until all workers have ended."""
+    """Show a bar of finished tasks until all workers have ended."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, disable=not progress) as bar:
         shown, counted = bar.add_task("sweep", total=len(sweep.tasks)), None
         while True:
             ended = all(job.done() for job in jobs)
-            # A ledger of a thousand lines takes longer to read than to look whether it has grown
+            # Reading a long ledger takes time, so read it only if it has grown
             size = sweep.ledger.stat().st_size if sweep.ledger.exists() else 0
             if counted != size:
                 counted = size

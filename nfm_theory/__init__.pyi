@@ -16,8 +16,9 @@ from .setting.layers import layer_names, split
 from .setting.mixing import MixingLaw
 from .setting.noise import NoiseLaw
 from .setting.options import options
+from .setting.perturbation import perturb
 from .setting.pointwise import PointwiseLoss
-from .setting.problem import Problem, perturb
+from .setting.problem import Problem
 from .setting.quadrature import GridTooLargeError, Quadrature
 from .setting.results import Estimate, Interval, TaylorTerms
 from .training.consistency import JSDConsistency

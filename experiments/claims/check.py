@@ -10,11 +10,11 @@ OUTCOMES = (HOLDS, LIMITS, FAILS, OPEN)
 
 @dataclass(frozen=True)
 class Check:
-    """What was computed.
+    """What a computation says about a statement.
 
     Attributes:
-        outcome: `"holds"`, `"limits"` (it does where it should, and fails where it need not hold), `"fails"`, `"open"`.
-        detail: with the numbers.
+        outcome: `"holds"`, `"fails"`, `"open"`, or `"limits"` if the statement holds only where its assumptions do.
+        detail: the numbers in words.
     """
 
     outcome: str
@@ -27,5 +27,5 @@ class Check:
 
     @classmethod
     def of(cls, good: bool, detail: str) -> Check:
-        """`"holds"` or `"fails"`."""
+        """A check with the outcome `"holds"` or `"fails"`."""
         return cls(HOLDS if good else FAILS, detail)

@@ -1,4 +1,4 @@
-"""All quick computations by name."""
+"""The quick computations by name."""
 
 from __future__ import annotations
 

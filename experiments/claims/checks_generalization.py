@@ -1,4 +1,4 @@
-"""Quick computations on the generalization bounds of the theory of Mixup: linear models on moons and digits."""
+"""Quick computations on the generalization bounds in the theory of Mixup: linear models on moons and digits."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .checks_numeric import ORDER_TOLERANCE, RATIO_TOLERANCE, seeded
 
 _GEN = nt.generalization
 THETA = (0.8, -1.2)
-#: Class, confidence and repetitions of the generalization bound.
+#: Radius and γ of the class, confidence δ, and number of draws for the generalization bound.
 RADIUS, GAMMA, DELTA, DRAWS = 0.4, 0.15, 0.05, 10
-#: A curve counts as close to another within this relative gap.
+#: Largest relative gap at which a curve counts as close to another.
 CLOSE = 0.1
 
 
@@ -33,7 +33,7 @@ def _moons(count: int = 60) -> tuple[Tensor, Tensor]:
 
 
 def glm_regularizer() -> Check:
-    """Order and coefficient of what the quadratic leaves out at α = β = 4; and whether it exists at Beta(1, 1)."""
+    """Is the remainder of the order and size that the theory predicts, and does the term exist at Beta(1, 1)?"""
     x = torch.rand(40, 2, generator=seeded(), dtype=torch.float64) ** 3  # skewed: symmetric data have no third moment
     x, y = 3 * (x - x.mean(0)), (torch.arange(40) % 2).double()
     theta = torch.tensor(THETA, dtype=torch.float64)
@@ -62,7 +62,7 @@ def _comparisons(found: list) -> Check:
 
 
 def rademacher_glm() -> Check:
-    """The complexity of the ellipsoid against the bound, with a proved ρ."""
+    """Is the complexity of the ellipsoid below its bound, with a proved ρ?"""
     digits = load_digits(2, images=False).x[:120]
     found = []
     for x, norms in ((_moons()[0], (0.5, 1.0, 2.0)), (digits - digits.mean(0), (0.05, 0.1, 0.2))):
@@ -76,7 +76,7 @@ def rademacher_glm() -> Check:
 
 
 def rademacher_two_layer() -> Check:
-    """The same for the features of a random ReLU layer."""
+    """Is the complexity below its bound for the features of a random ReLU layer?"""
     x, found = _moons()[0], []
     for width in (8, 32):
         weight = torch.randn(x.shape[1], width, generator=seeded(width), dtype=x.dtype)
@@ -87,7 +87,7 @@ def rademacher_two_layer() -> Check:
 
 
 def _member(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """Logistic regression on weighted samples by a few Newton steps, shortened until it is in the class."""
+    """Logistic regression on weighted samples by a few Newton steps, scaled down until it is in the class."""
     theta = torch.zeros(x.shape[1], dtype=x.dtype)
     for _ in range(8):
         p = torch.sigmoid(x @ theta)
@@ -101,7 +101,7 @@ def _member(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
 
 
 def generalization_gap() -> Check:
-    """The expected loss against the bound, with the digits 3 and 8 as the population."""
+    """Is the expected loss below its bound, with the digits 3 and 8 as the population?"""
     data = load_digits(2, images=False)
     x, y = torch.cat([data.x, data.x_test]), torch.cat([data.y, data.y_test]).double()
     x = x - x.mean(0)
@@ -131,7 +131,7 @@ def generalization_gap() -> Check:
 
 
 def approximation() -> Check:
-    """The Mixup loss at ε = 1 against its second-order expansion while logistic regression is trained with Mixup."""
+    """Is the Mixup loss close to its second-order expansion while logistic regression is trained with Mixup?"""
     x, y = _moons(30)
     model = nn.Linear(2, 1).double().eval()
     theta, bias = torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)

@@ -1,6 +1,6 @@
-"""Quick computations on small networks trained on digits, and on linear models: what no ledger holds.
+"""Quick computations on small networks trained on digits, and on linear models.
 
-Each takes a second or two, does the same every time, and says with its numbers whether the statement holds.
+Each takes a second or two, gives the same result every time, and says with its numbers whether a statement holds.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from ..studies.networks import centred, trained_network
 from .check import FAILS, HOLDS, LIMITS, OPEN, Check
 
 NFM = nt.Law(add_noise=0.4, mult_noise=0.2)
-#: Of a ratio to its prediction at the smallest scale, and of an order.
+#: Tolerance for the ratio to a prediction at the smallest scale, and for an order.
 RATIO_TOLERANCE, ORDER_TOLERANCE = 0.02, 0.1
-#: Of two ways to compute the same number.
+#: Tolerance for two ways to compute the same number.
 IDENTITY = 1e-10
-#: Samples of the checks on bounds, and the scale of the view with less contrast.
+#: Number of samples in the checks of bounds, and the contrast of one of the views.
 SAMPLES, CONTRAST = 40, 0.7
 
 
 def seeded(seed: int = 0) -> torch.Generator:
-    """A generator of one's own."""
+    """A random generator with a seed."""
     return torch.Generator().manual_seed(seed)
 
 
 @cache
 def _digits(count: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """The trained network of ten classes and some of its training samples."""
+    """A trained network with ten classes, and some of its training samples."""
     return (trained_network("mlp", 10).model, *verification_subset(load_digits(10), count))
 
 
 @cache
 def _threes(model: str) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """A network that tells 3 from 8, its centred samples and labels, and what was subtracted."""
+    """A network that tells 3 from 8, its centred samples and labels, and the mean that was subtracted."""
     network = trained_network(model, 2, centre=SAMPLES)
     raw, labels = verification_subset(load_digits(2), SAMPLES)
     x = verification_subset(centred(load_digits(2), SAMPLES), SAMPLES)[0]
@@ -49,7 +49,7 @@ def _threes(model: str) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
 
 
 def _views(x: Tensor, mean: Tensor | float = 0.0) -> list[Tensor]:
-    """Images as they are, shifted by one pixel, and with less contrast."""
+    """Three views of each image: unchanged, shifted by one pixel, and with less contrast."""
     raw = x + mean
     blank = float(raw.min())
     shifted = torch.full_like(raw, blank)
@@ -58,7 +58,7 @@ def _views(x: Tensor, mean: Tensor | float = 0.0) -> list[Tensor]:
 
 
 def stability_unmixing() -> Check:
-    """The stability loss under the law of λ as trained, and under D̃."""
+    """Is the stability loss the same for λ as in training and for λ from D̃?"""
     branches = torch.randn(2, 4, 1, generator=seeded(), dtype=torch.float64)
     weight = torch.randn(1, 3, generator=seeded(1), dtype=torch.float64)
     law = nt.Law(alpha=0.7, beta=1.8, mult_noise=0.2)
@@ -69,7 +69,7 @@ def stability_unmixing() -> Check:
 
 
 def stability_remainder() -> Check:
-    """Order and coefficient of what the expansion of the stability loss leaves out."""
+    """Do the order and the coefficient of the remainder of the stability loss agree with the theory?"""
     model, x, _ = _digits(3)
     scales = [0.008, 0.004, 0.002, 0.001, 0.0005]
     reports = {m: nt.verify(nt.Branches(model, _views(x)[:m], layer="hidden1", law=NFM), eps=scales) for m in (2, 3)}
@@ -87,7 +87,7 @@ def _from_verdicts(verdicts: list[str], detail: str) -> Check:
 
 
 def stability_bound() -> Check:
-    """The inequality of NoisyMix from small to full scale, on a network that meets its assumptions."""
+    """Does the inequality of NoisyMix hold on a network that meets its assumptions, at small and larger ε?"""
     model, x, labels, mean = _threes("leaky_mlp")
     branches = nt.Branches(model, _views(x, mean), labels, law=nt.Law(), gamma=12.0, loss="logistic")
     options = {"certificate": "crown", "effort": Effort(steps=20, restarts=1)}
@@ -98,18 +98,18 @@ def stability_bound() -> Check:
         f"bias-free network, m = 3, {SAMPLES} digits: {words}; assumptions that fail: {', '.join(failed) or 'none'}"
     )
     verdicts = [r.verdict for r in found.values()]
-    # The statement is about ε to zero: the smallest decides, the others say how far it reaches.
+    # The statement is about small ε: the smallest decides, the others say how far it reaches
     if verdicts[0] == "holds":
         return Check(LIMITS if "refuted" in verdicts else HOLDS if set(verdicts) == {"holds"} else OPEN, detail)
     return Check(FAILS if verdicts[0] == "refuted" else OPEN, detail)
 
 
 def linear_bound() -> Check:
-    """The adversarial bound for logistic regression without bias."""
+    """Does the adversarial bound hold for logistic regression without a bias?"""
     _, x, labels, _ = _threes("leaky_mlp")
     model = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 1, bias=False)).double().eval()
     with torch.no_grad():
-        # The difference of the class means tells the classes apart, and no training is needed.
+        # The difference of the class means tells the classes apart, so no training is needed
         model[1].weight[0] = 0.05 * (x[labels == 1].mean(0) - x[labels == 0].mean(0)).flatten()
     wanted = (model(x)[:, 0] > 0) == labels
     x = x[wanted] - x[wanted].mean(0)
@@ -121,7 +121,7 @@ def linear_bound() -> Check:
 
 
 def slack() -> Check:
-    """The slack of the bound against its prediction, ε to zero."""
+    """Does the slack of the bound approach its prediction for small ε?"""
     model, x, labels, _ = _threes("leaky_mlp")
     problem = nt.Problem(model, x, labels, law=nt.Law(), loss="logistic")
     found = {eps: bound(problem, eps, certificate="crown").slack_ratio for eps in (1e-2, 1e-3, 1e-4)}
@@ -132,7 +132,7 @@ def slack() -> Check:
 
 
 def any_order() -> Check:
-    """Expansions of order 0 to 3 of the Mixup loss."""
+    """Do the expansions of order 0 to 3 of the Mixup loss leave out what is predicted?"""
     model, x, y = _digits(6)
     found = {p: nt.verify(nt.Problem(model, x, y, law=nt.Law()), order=p) for p in range(4)}
     words = ", ".join(f"p = {p}: {r.observed_order:.2f}, ratio {r.coefficient_ratio:.3f}" for p, r in found.items())
@@ -140,7 +140,7 @@ def any_order() -> Check:
 
 
 def integral_form() -> Check:
-    """The remainder by its integral against the plain difference."""
+    """Is the integral form of the remainder equal to the difference?"""
     model, x, y = _digits(4)
     double = nt.Problem(model, x, y, law=NFM)
     draw = double.draw(len(x), 10, generator=seeded())
@@ -153,7 +153,7 @@ def integral_form() -> Check:
 
 
 def telescoping() -> Check:
-    """The curvature by one adjoint and many tangents, against the dense Hessian."""
+    """Is the curvature from one adjoint and many tangents equal to that of the dense Hessian?"""
     model, x, y = _digits(3)
     terms = nt.terms(nt.Problem(model, x, y, law=nt.Law(alpha=0.0, add_noise=1.0)), remainder=False)
     total = 0.0
@@ -169,7 +169,7 @@ def telescoping() -> Check:
 
 
 def partners() -> Check:
-    """Order and coefficient of the remainder for two relatives of Mixup."""
+    """Do the order and the coefficient of the remainder agree with the theory for two relatives of Mixup?"""
     model, x, y = _digits(10)
     gen = nt.generalization
     views, group = torch.cat(_views(x[:3])), torch.arange(3).repeat(3)
@@ -188,7 +188,7 @@ def partners() -> Check:
 
 
 def margin() -> Check:
-    """The margin along segments to the nearest digit of another class, and its bound."""
+    """Is the margin along segments to the nearest digit of another class at least its bound?"""
     model, _, _ = _digits(3)
     data = load_digits(10)
     x, y = data.x_test[:60], data.y_test[:60]

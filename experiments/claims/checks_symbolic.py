@@ -1,4 +1,4 @@
-"""Proofs in SymPy, done again in seconds whenever a verdict asks for them."""
+"""Proofs in SymPy. They take seconds and run whenever a verdict asks for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SYMBOLIC = nt.symbolic.divergence_proofs
 
 
 def unmixing() -> Check:
-    """The label-unmixing lemma and the mixture of Beta laws."""
+    """Proves the label-unmixing lemma, and the mixture of Beta laws."""
     points = 3
     proofs = (nt.symbolic.prove_beta_mixture(), nt.symbolic.prove_label_unmixing(points))
     return Check.of(all(proofs), f"SymPy: generic loss, density and noise, n = {points}; the mixture for all α, β > 0")
@@ -29,23 +29,23 @@ def _expansion(cubic: bool, cases: tuple[tuple[int, int], ...] = ((1, 1), (2, 2)
 
 
 def expansion_terms() -> Check:
-    """Every term of the expansion up to the second order."""
+    """Proves every term of the expansion up to the second order."""
     return _expansion(cubic=False)
 
 
 def cubic_coefficient() -> Check:
-    """Every part of C3."""
+    """Proves every part of C3."""
     return _expansion(cubic=True)
 
 
 def chain_rule() -> Check:
-    """First and second derivative along the branches."""
+    """Proves the first and the second derivative along the branches."""
     proofs = (_SYMBOLIC.prove_chain_rule(2, dim=2, outputs=2), _SYMBOLIC.prove_chain_rule(3, dim=2, outputs=1))
     return Check.of(all(proofs), "SymPy: generic Φ and f; m = 2, d = 2, K = 2 and m = 3, d = 2, K = 1")
 
 
 def stability_terms() -> Check:
-    """The terms of the expansion of the stability loss, and the derivatives of the divergence in them."""
+    """Proves the terms in the expansion of the stability loss, and the derivatives of the divergence in them."""
     proofs = [_SYMBOLIC.prove_stability(2), _SYMBOLIC.prove_stability(2, shared_noise=True)]
     proofs += [_SYMBOLIC.prove_stability(3), _SYMBOLIC.prove_divergence(2, 2)]
     words = "SymPy: scalar head, m = 2 (noise independent or shared) and m = 3; the divergence at m = 2, K = 2"
@@ -53,5 +53,5 @@ def stability_terms() -> Check:
 
 
 def equal_branches() -> Check:
-    """The Hessian of the divergence where all branches agree."""
+    """Proves the Hessian of the divergence at a point where all branches agree."""
     return Check.of(_SYMBOLIC.prove_equal_branches(2, 2), "SymPy: symbolic weights and probabilities, m = 2, K = 2")

@@ -161,11 +161,7 @@ def index(records: Records, paper: str | None = None, patterns: Sequence[str] = 
 
 
 def count(judged: Iterable[JudgedStatement]) -> dict[str, Counter[str]]:
-    """How many verdicts of each class every group has, in the order of `GROUPS`; empty groups are left out.
-
-    Args:
-        judged: statements with their verdicts.
-    """
+    """How many verdicts of each class every group has, in the order of `GROUPS`; empty groups are left out."""
     found: dict[str, Counter[str]] = {group: Counter() for group in GROUPS}
     for one in judged:
         found[one.group][one.standing] += 1

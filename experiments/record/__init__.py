@@ -1,1 +1,1 @@
-"""The record of results: ledger, entries, files, and where a result comes from."""
+"""The record of results: the ledger, its entries, files, and where each result comes from."""

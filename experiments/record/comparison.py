@@ -1,8 +1,8 @@
-"""Statistics over seeds: mean and interval of one scheme, difference of two on the same seeds, families of tests.
+"""Statistics over seeds: the mean of one scheme with its interval, the difference of two schemes, families of tests.
 
-With three to five seeds, as in the papers, all of this is weak. The interval of five seeds is 1.4 times as wide as the
-normal one, that of three 2.2 times; the sign-flip test of five pairs cannot give less than 2/2⁵ = 0.0625. A large
-p-value then says little, and a seed is not the only thing that varies: data and settings are the same in all runs.
+With three to five seeds, as in the papers, all of this is weak. The interval is 1.4 times as wide as the normal one for
+five seeds, and 2.2 times for three. The sign-flip test of five pairs cannot give less than 2/2⁵ = 0.0625. A large
+p-value then says little. And the seed is not all that could vary: data and settings are the same in all runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy import stats
 
 from .entry import Entry
 
-#: Up to here all 2ⁿ signs are tried.
+#: The largest number of pairs for which all 2ⁿ signs are tried.
 MOST_PAIRS = 20
 
 
@@ -25,12 +25,12 @@ class Summary:
     """One quantity over several seeds.
 
     Attributes:
-        mean: of the values.
+        mean: mean of the values.
         min: smallest value.
         max: largest value.
         n: number of values.
         stderr: standard error of the mean, from the sample standard deviation; `None` for one value.
-        interval: Student-t interval (low, high) for the mean; `None` for one value.
+        interval: Student's interval (low, high) for the mean; `None` for one value.
     """
 
     mean: float
@@ -43,16 +43,16 @@ class Summary:
 
 @dataclass(frozen=True)
 class Paired:
-    """A difference over common seeds, first minus second.
+    """The difference of two schemes over their common seeds, first minus second.
 
     Attributes:
-        difference: mean over the seeds.
-        stderr: its standard error; `None` for one seed.
+        difference: mean difference over the seeds.
+        stderr: standard error of the difference; `None` for one seed.
         n: number of common seeds.
-        p_value: of the two-sided paired t-test; `None` for one seed, or if the differences are all the same up to
-            rounding, where there is no t statistic.
-        interval: Student-t interval (low, high); `None` when `p_value` is.
-        sign_flip_p_value: of the exact two-sided sign-flip test; `None` for more than `MOST_PAIRS` seeds.
+        p_value: p-value of the two-sided paired t-test; `None` for one seed, and if all differences are the same up to
+            rounding, since there is no t statistic then.
+        interval: Student's interval (low, high); `None` if `p_value` is.
+        sign_flip_p_value: p-value of the exact two-sided sign-flip test; `None` for more than `MOST_PAIRS` seeds.
     """
 
     difference: float
@@ -86,17 +86,17 @@ def _t_interval(mean: float, stderr: float, n: int, level: float) -> tuple[float
 
 
 def summarise(values: Iterable[float], *, level: float = 0.95) -> Summary:
-    r"""Mean, extremes and Student-t interval $\bar x \pm t_{n-1}\, s/\sqrt n$ of independent values.
+    r"""Mean, extremes and Student's interval $\bar x \pm t_{n-1}\, s/\sqrt n$ of independent values.
 
-    The interval covers the mean over all seeds with probability `level` if the values are normal; with three to five
-    seeds nobody can check that, and the interval is wide. The NoisyMix paper prints mean (min / max) of five (§4.3).
+    If the values are normal, the interval covers the mean over all seeds with probability `level`. With three to five
+    seeds this cannot be checked, and the interval is wide. The NoisyMix paper prints mean (min / max) of five (§4.3).
 
     Args:
         values: one number per seed.
-        level: coverage of the interval.
+        level: probability that the interval covers the mean.
 
     Raises:
-        ValueError: if there is no value or one is not finite, or for a `level` outside (0, 1).
+        ValueError: if there is no value, if one is not finite, or if `level` is not in (0, 1).
     """
     _check_level(level)
     x = _finite(values, "values")
@@ -110,13 +110,13 @@ def summarise(values: Iterable[float], *, level: float = 0.95) -> Summary:
 
 
 def sign_flip(differences: Iterable[float]) -> float:
-    """Exact two-sided p-value of the sign-flip test: the share of all 2ⁿ signs with a mean at least as large.
+    """Exact two-sided p-value of the sign-flip test: the share of all 2ⁿ signs that give a mean at least as large.
 
-    It assumes only that each difference is as likely to be positive as negative of the same size, no normal law. It is
-    never below 2/2ⁿ: 0.25 for three pairs, 0.0625 for five.
+    The test does not assume a normal law, only that each difference could have had the other sign just as well. Its
+    p-value is never below 2/2ⁿ: 0.25 for three pairs, 0.0625 for five.
 
     Args:
-        differences: one per pair, at most `MOST_PAIRS`.
+        differences: one difference for each pair, at most `MOST_PAIRS`.
 
     Raises:
         ValueError: if there are none, too many, or one is not finite.
@@ -127,21 +127,21 @@ def sign_flip(differences: Iterable[float]) -> float:
     sums = np.zeros(1)
     for value in np.abs(d):
         sums = np.concatenate([sums + value, sums - value])
-    # Equal sums differ by rounding, according to the order of their terms.
+    # Equal sums may differ by rounding
     slack = 1e-12 * np.abs(d).sum()
     return float(np.mean(np.abs(sums) >= abs(d.sum()) - slack))
 
 
 def paired_difference(a: Mapping[int, float], b: Mapping[int, float], *, level: float = 0.95) -> Paired:
-    """Compare two schemes on the seeds that both have: the paired t-test and, as a second opinion, sign flips.
+    """Compare two schemes on the seeds that both have, by a paired t-test and by sign flips.
 
-    Pairs help only if a seed means the same to both, the order of the data or the initial weights say. With three to
-    five seeds both tests find large differences only; see the head of this module.
+    Pairs help only if a seed means the same for both schemes, such as the same order of the data or the same initial
+    weights. With three to five seeds both tests find only large differences.
 
     Args:
-        a: seed to value of the first scheme.
-        b: seed to value of the second.
-        level: coverage of the interval.
+        a: the value of the first scheme for each seed.
+        b: the value of the second scheme for each seed.
+        level: probability that the interval covers the difference.
 
     Raises:
         ValueError: if no seed is common, a value is not finite, or for a `level` outside (0, 1).
@@ -164,14 +164,14 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float], *, level: 
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction: adjusted p-values of a family of tests, in the order given.
+    """Holm's correction: the adjusted p-values of a family of tests, in the order given.
 
-    Rejecting where the adjusted value is at most q keeps the chance of any false rejection in the family at most q,
-    however the tests depend on each other (Holm 1979). Over few seeds little survives it: the smallest sign-flip
-    p-value of five seeds, times the size of the family.
+    If all tests with an adjusted value of at most q are rejected, the chance of any false rejection is at most q,
+    however the tests depend on each other (Holm 1979). With few seeds little survives: the smallest sign-flip p-value
+    of five seeds is multiplied by the size of the family.
 
     Args:
-        p_values: one per test of the family.
+        p_values: the p-value of each test in the family.
 
     Raises:
         ValueError: if one is not in [0, 1].
@@ -186,19 +186,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def is_clear(found: Paired | None) -> bool:
-    """True if there is a difference and its 95 % interval leaves out zero.
-
-    Args:
-        found: the difference; `None` if it was not measured.
-    """
+    """True if there is a difference and its 95 % interval leaves out zero."""
     return found is not None and found.clear
 
 
 def by_seed(entries: Iterable[Entry], metric: str) -> dict[int, float]:
-    """One metric of one network trained with several seeds, for `paired_difference`.
+    """One metric of one recipe by seed, for `paired_difference`.
 
     Args:
-        entries: of one hash; those without the metric are passed over.
+        entries: lines of the ledger with one hash; those without the metric are ignored.
         metric: key, such as "corrupted/mean".
 
     Raises:

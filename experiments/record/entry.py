@@ -1,4 +1,4 @@
-"""One line of the ledger: a trained network, one suite of measurements on it, and where the numbers come from."""
+"""One line of the ledger: a trained network, one suite of measurements of it, and where the numbers come from."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from datetime import datetime, timedelta
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
-#: Version of the lines that this code writes, and the only one that it reads.
+#: Version of the lines that this code writes. It reads no other.
 SCHEMA = 1
 SIZES = ("digits", "small", "paper", "toy")
-#: First parts of metric keys ("corrupted" of "corrupted/mean") whose values are shares in [0, 1].
+#: Metrics whose values are shares in [0, 1], by the first part of the key, such as "corrupted" in "corrupted/mean".
 SHARES = frozenset(
     {"clean", "white_noise", "salt_pepper", "salt_pepper_standard", "corrupted", "imagenet_r", "flip_probability",
      "aurra", "ece", "rms_calibration_error", "rms_calibration_error_released"}
 )  # fmt: skip
-#: The same for families of attacks: accuracy under "fgsm_linf", "pgd_linf", "pgd_l2".
+#: The same for families of attacks such as "fgsm_linf", "pgd_linf" and "pgd_l2".
 SHARE_PREFIXES = ("fgsm_", "pgd_")
-#: Relative to a reference network: not negative, but above 1 where the reference is better.
+#: Metrics relative to a reference network; they are above 1 if the reference is better.
 RATIOS = frozenset({"mce", "flip_rate"})
-#: What is known of the training; `final_loss` is null for a network that was not trained here (0 steps).
+#: What is known about the training; `final_loss` is null if there was none (0 steps).
 TRAINING = ("epochs", "steps", "samples", "seconds", "final_loss")
 
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
@@ -31,11 +31,11 @@ _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 
 
 class LedgerError(ValueError):
-    """A line or a file that is not as the ledger expects it."""
+    """A line or a file of the ledger is not valid."""
 
 
 class Cell(NamedTuple):
-    """What is measured only once: the training settings, the seed and the suite."""
+    """The key of a result: the hash of the training settings, the seed and the suite."""
 
     hash: str
     seed: int
@@ -61,7 +61,7 @@ def _number(value: Any, field: str, *, least: float = -math.inf, most: float = m
 
 
 def _plain(value: Any, field: str) -> Any:
-    """A deep copy as JSON gives it back: tuples become lists; anything that JSON cannot carry is refused."""
+    """A deep copy as JSON would return it: tuples become lists. Anything that JSON cannot store is refused."""
     if isinstance(value, dict):
         for key in value:
             _need(isinstance(key, str), field, "keys that are text", key)
@@ -121,28 +121,28 @@ def _utc(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One evaluated suite of one trained network. Everything is checked, and copied, when the entry is made.
+    """The results of one suite of measurements on one trained network. All fields are checked and copied.
 
     Attributes:
         recipe: name of the recipe.
-        hash: 16 hexadecimal digits that stand for the training settings.
-        settings: the training settings, the seed not among them.
+        hash: hash of the training settings, 16 hexadecimal digits.
+        settings: the training settings without the seed.
         size: "digits", "small", "paper" or "toy".
         scheme: id of the training scheme, as in `experiments/published`.
-        seed: of the training.
-        suite: what was measured: "clean", "noise", "corrupted", "attacks", "flips", "calibration" or another id.
+        seed: random seed of the training run.
+        suite: what was measured, such as "clean", "corrupted", "attacks", "flips" or "calibration".
         suite_settings: how it was measured.
-        metrics: the numbers; accuracies are shares in [0, 1].
-        training: the keys of `TRAINING`.
-        seconds: time of the evaluation.
-        commit: of the code, null outside a git checkout.
-        dirty: whether the code differed from that commit.
-        versions: of the packages.
+        metrics: the measured numbers; accuracies are shares in [0, 1].
+        training: facts about the training run, with the keys `TRAINING`.
+        seconds: duration of the measurement.
+        commit: commit of the code; null outside of a git checkout.
+        dirty: True if the code differed from that commit.
+        versions: versions of the packages.
         device: name of the device.
-        time: end of the evaluation, ISO 8601 in UTC.
+        time: end of the measurement, ISO 8601 in UTC.
 
     Raises:
-        LedgerError: if a field is not of this form, with the field and what came.
+        LedgerError: if a field is not valid; the message names the field and what came.
     """
 
     recipe: str
@@ -189,11 +189,11 @@ class Entry:
 
     @property
     def cell(self) -> Cell:
-        """The key under which this result is stored once."""
+        """The key of this result."""
         return Cell(self.hash, self.seed, self.suite)
 
     def to_json(self) -> str:
-        """The line of the ledger, ASCII, without the newline."""
+        """The line of the ledger in ASCII, without the newline."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, allow_nan=False)
 
     @classmethod
@@ -204,7 +204,7 @@ class Entry:
             text: one line.
 
         Raises:
-            LedgerError: if it is no JSON object, has another schema, lacks a field or has one too many.
+            LedgerError: if the line is not a JSON object, has another schema, or lacks a field or has an unknown one.
         """
         try:
             content = json.loads(text)

@@ -1,12 +1,11 @@
-"""The ledger of results: one JSON object per line, only ever appended to, by several processes at once.
+"""The ledger of results: a file with one JSON object per line, to which several processes can append at once.
 
-    append("results.jsonl", entry)      # False if that cell is there already
+    append("results.jsonl", entry)      # False if there is a result for this cell already
     read("results.jsonl", scheme="nfm")
 
-A *cell* is (hash of the training settings, seed, suite); the first result of a cell stays. A process killed in the
-middle of a write leaves a last line without its end. That result was never reported as finished: reading passes over
-it, and the next `append` removes it. Anything else that is not as it should be is an error with the file and the line;
-`validate` lists all of them.
+A *cell* is (hash of the training settings, seed, suite), and the first result of a cell stays. If a process is killed
+while it writes, the last line is incomplete. Reading ignores such a line, and the next `append` removes it. All other
+damage is an error that names the file and the line; `validate` lists all of it.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def _complete_json(text: bytes) -> bool:
 
 
 def _split(content: bytes) -> tuple[list[bytes], bytes]:
-    """The lines that end, and what stands after the last newline."""
+    """The complete lines, and what stands after the last newline."""
     *lines, tail = content.split(b"\n")
     return lines, tail
 
@@ -60,10 +59,10 @@ def _parse(path: Path, number: int, line: bytes) -> Entry:
 
 
 def _tail(path: Path, number: int, tail: bytes) -> Entry | None:
-    """The entry in a last line that lacks its newline, `None` if it is a part of one.
+    """The entry in a last line without a newline, or `None` if the line is incomplete.
 
-    A proper part of a JSON object is never JSON itself. So a tail that is JSON but no entry is not a torn write but
-    somebody's text, and nobody's text is thrown away.
+    A part of a JSON object is never valid JSON. So a last line that is valid JSON but not an entry was written by
+    somebody else, and is not thrown away.
     """
     return _parse(path, number, tail) if _complete_json(tail) else None
 
@@ -88,13 +87,13 @@ def _lock(handle: int, *, exclusive: bool, path: Path) -> None:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    """The ledger opened for appending and locked against other writers; made if it does not exist."""
+    """Open the ledger for appending, and lock it against other writers. It is created if it does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
             _lock(handle, exclusive=True, path=path)
-            # While we waited the file may have been replaced (git does so); then the lock is on a file without a name.
+            # The file may have been replaced while we waited, as git does; then the lock is on the old file
             try:
                 current = os.path.samestat(os.fstat(handle), os.stat(path))
             except FileNotFoundError:
@@ -103,7 +102,7 @@ def _opened(path: Path) -> Iterator[int]:
                 yield handle
                 return
         finally:
-            os.close(handle)  # gives the lock back
+            os.close(handle)  # also releases the lock
 
 
 def _content(handle: int) -> bytes:
@@ -116,7 +115,7 @@ def _content(handle: int) -> bytes:
 
 
 def _repair(handle: int, path: Path, content: bytes) -> list[Entry]:
-    """The entries; a last line without its end is completed if only the newline is missing, else removed."""
+    """The entries. An incomplete last line gets its newline if only that is missing, and is removed otherwise."""
     found = _entries(path, content)
     _, tail = _split(content)
     if tail and _complete_json(tail):
@@ -127,7 +126,7 @@ def _repair(handle: int, path: Path, content: bytes) -> list[Entry]:
 
 
 def _write(handle: int, text: bytes) -> None:
-    """All of `text` at the end of the file and on the disk, or nothing of it."""
+    """Append all of `text` to the file and flush it to the disk, or nothing of it."""
     before = os.fstat(handle).st_size
     try:
         written = os.write(handle, text)
@@ -140,7 +139,7 @@ def _write(handle: int, text: bytes) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Put the name of a new file on the disk too."""
+    """Flush the name of a new file to the disk too."""
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -149,7 +148,7 @@ def _sync_folder(path: Path) -> None:
 
 
 def _add(path: Path, entries: Iterable[Entry]) -> int:
-    """Append what is new, in one write under one lock; returns how many entries that were."""
+    """Append the new entries in one write under one lock, and return how many there were."""
     with _opened(path) as handle:
         content = _content(handle)
         known = {entry.cell for entry in _repair(handle, path, content)}
@@ -165,37 +164,37 @@ def _add(path: Path, entries: Iterable[Entry]) -> int:
 
 
 def append(path: str | Path, entry: Entry) -> bool:
-    """Add one result; when this returns True it is on the disk.
+    """Add one result. If this returns True, the result is on the disk.
 
-    Safe with several processes on one machine, or on a shared file system with locks; else let each write a file of
-    its own and `merge`. The whole file is read each time, which is nothing beside an evaluation.
+    Several processes may write at once, on one machine or on a shared file system with locks. On other file systems let
+    each write a file of its own, and `merge` them.
 
     Args:
-        path: the ledger; made if it does not exist.
+        path: the ledger; it is created if it does not exist.
         entry: the result.
 
     Returns:
-        False if the cell is there already, whatever its numbers: the first result stays.
+        False if there is a result for this cell already; the first result stays, whatever its numbers.
 
     Raises:
-        LedgerError: if a line of the ledger is damaged; nothing is written then.
-        OSError: if the disk is full or the file system has no locks; nothing is written then.
+        LedgerError: if a line of the ledger is damaged. Nothing is written then.
+        OSError: if the disk is full or the file system has no locks. Nothing is written then.
     """
     return _add(Path(path), [entry]) == 1
 
 
 def _bytes(path: Path) -> bytes:
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; an evaluation that is recorded, or `append`, makes it.")
+        raise FileNotFoundError(f"{path} does not exist; `python -m experiments sweep` creates a ledger.")
     with path.open("rb") as file:
-        # A writer may be removing a torn line at this moment; where there are no locks there are no such writers.
+        # A writer may be removing an incomplete line at this moment; without locks there are no such writers
         with contextlib.suppress(OSError, ImportError):
             _lock(file.fileno(), exclusive=False, path=path)
         return file.read()
 
 
 def _doubled(entries: Iterable[Entry]) -> Iterator[tuple[int, int, Entry]]:
-    """Line numbers of a cell that occurs again: the first, and each later one, with its entry."""
+    """For each cell that occurs again: the line numbers of the first and of the later entry, and the later entry."""
     first: dict[Cell, int] = {}
     for number, entry in enumerate(entries, 1):
         if (earlier := first.setdefault(entry.cell, number)) != number:
@@ -205,23 +204,23 @@ def _doubled(entries: Iterable[Entry]) -> Iterator[tuple[int, int, Entry]]:
 def read(
     path: str | Path, *, recipe: str | None = None, size: str | None = None, scheme: str | None = None
 ) -> list[Entry]:
-    """The results in the order in which they were written.
+    """Read the results in the order in which they were written.
 
     Args:
         path: the ledger.
-        recipe: only this recipe.
-        size: only this size.
-        scheme: only this scheme.
+        recipe: read only results of this recipe.
+        size: read only results of this size.
+        scheme: read only results of this scheme.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        LedgerError: if a line is damaged, or a cell stands there twice (by hand, or from a merge by git).
+        LedgerError: if a line is damaged, or if there are two results for a cell, as after a merge by git.
     """
     path = Path(path)
     entries = _entries(path, _bytes(path))
     for earlier, number, entry in _doubled(entries):
         raise LedgerError(
-            f"{_where(path, number)}: expected each cell once, {tuple(entry.cell)} stands in line {earlier} already. "
+            f"{_where(path, number)}: expected each cell once, but {tuple(entry.cell)} is in line {earlier} already. "
             "`merge([path], into=new)` writes a ledger with the first of each."
         )
     wanted = {"recipe": recipe, "size": size, "scheme": scheme}
@@ -229,7 +228,7 @@ def read(
 
 
 def finished(path: str | Path) -> set[Cell]:
-    """The cells that need not be measured again; none if there is no such file yet.
+    """The cells that have a result; none if there is no such file yet.
 
     Args:
         path: the ledger.
@@ -241,22 +240,22 @@ def finished(path: str | Path) -> set[Cell]:
 
 
 def merge(paths: Iterable[str | Path], into: str | Path) -> int:
-    """Gather ledgers, of the nodes of a cluster say, into one.
+    """Gather several ledgers into one, for example those of the nodes of a cluster.
 
-    What `into` holds stays in front, as it is. The new cells follow, sorted by recipe, hash, seed and suite, so that
-    neither the order of the files nor that of their lines matters; where two files hold the same cell with other
-    numbers the file named first wins. Doing it again adds nothing.
+    The lines of `into` stay as they are. The new cells follow, sorted by recipe, hash, seed and suite, so that the
+    result does not depend on the order of the files or of their lines. If two files have different results for a cell,
+    the first file wins. Merging again adds nothing.
 
     Args:
-        paths: ledgers to read, each of which must exist; a cell may stand in them several times.
-        into: ledger to add to; made if it does not exist.
+        paths: ledgers to read; a cell may occur several times in them.
+        into: ledger to add to; it is created if it does not exist.
 
     Returns:
-        How many cells are new.
+        The number of new cells.
 
     Raises:
         FileNotFoundError: if one of `paths` does not exist.
-        LedgerError: if a line of a ledger is damaged; nothing is written then.
+        LedgerError: if a line of a ledger is damaged. Nothing is written then.
     """
     found: dict[Cell, Entry] = {}
     for path in map(Path, paths):
@@ -266,14 +265,14 @@ def merge(paths: Iterable[str | Path], into: str | Path) -> int:
 
 
 def differences(entries: Iterable[Entry], others: Iterable[Entry]) -> dict[Cell, float]:
-    """How far the same cell is apart in two ledgers, as after running something again.
+    """How far apart are the results of two ledgers for the same cell?
 
     Args:
-        entries: of one ledger.
-        others: of the other.
+        entries: lines of one ledger.
+        others: lines of the other ledger.
 
     Returns:
-        The largest difference over the metrics of each cell that both have; infinite if they have other metrics.
+        For each cell in both ledgers the largest difference over its metrics; infinite if the metrics are not the same.
     """
     known = {entry.cell: entry.metrics for entry in others}
     found = {}
@@ -286,15 +285,16 @@ def differences(entries: Iterable[Entry], others: Iterable[Entry]) -> dict[Cell,
 
 
 def within_seeds(entries: Iterable[Entry], others: Iterable[Entry]) -> tuple[int, int, float]:
-    """Do results that were run again lie among those of other seeds? A yardstick for `differences`.
+    """How many results that were computed again lie within the range of the recorded seeds?
 
     Args:
-        entries: what was run again.
-        others: the ledger with at least three seeds of the same settings; metrics of fewer seeds do not count.
+        entries: the results that were computed again.
+        others: lines of the ledger; metrics with fewer than three recorded seeds do not count.
 
     Returns:
-        How many metrics lie within the range of the recorded seeds, how many were looked at, and how many of them would
-        lie there if each were that of a new seed: (s - 1) / (s + 1) of s seeds, whatever their distribution.
+        The number of metrics within the range of the recorded seeds, the number of metrics that count, and the number
+        that would be in the range if each were of a new seed: a share (s - 1) / (s + 1) for s seeds, whatever their
+        distribution.
     """
     recorded = defaultdict(list)
     for entry in others:
@@ -313,20 +313,20 @@ def within_seeds(entries: Iterable[Entry], others: Iterable[Entry]) -> tuple[int
 
 
 def _training_settings(entry: Entry) -> dict:
-    """Settings without the scheme's name: two rows of the papers may be the same training."""
+    """The settings without the name of the scheme, since two rows of the papers may be the same training."""
     scheme = entry.settings.get("scheme")
     return entry.settings | ({"scheme": {**scheme, "name": ""}} if isinstance(scheme, dict) else {})
 
 
 def validate(path: str | Path) -> list[str]:
-    """Everything that is wrong with a ledger, one sentence each, with file and line; an empty list if all is well.
+    """Everything that is wrong with a ledger, each in a sentence with file and line.
 
     Args:
         path: the ledger.
 
     Returns:
-        Lines that are no entries, a torn last line, cells that stand there twice, and a hash that stands for two
-        different training settings.
+        Sentences about lines that are not entries, an incomplete last line, cells that occur twice, and hashes that
+        belong to two different training settings. Empty if all is well.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -17,16 +17,16 @@ from .files import versions
 
 #: The folder with `pyproject.toml`.
 ROOT = Path(__file__).resolve().parents[2]
-#: What a result depends on; writing results does not make the code another one.
+#: The paths that a result depends on; results themselves are left out.
 _CODE = ("nfm_theory", "experiments", "pyproject.toml", ":(exclude)experiments/results")
-#: Packages that read, resize or distort images; they may be absent.
+#: Packages that read, resize or distort images; they may be missing.
 _OPTIONAL = ("pillow", "opencv-python-headless")
-#: Set inside a git hook, where they may name another repository.
+#: Environment variables of git hooks, which may name another repository.
 _ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_PREFIX")
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    """What git prints, `None` if it cannot answer."""
+    """The output of a git command, or `None` if it fails."""
     environment = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
     command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
     try:
@@ -38,32 +38,32 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 @cache
 def checkout(root: Path = ROOT) -> tuple[str | None, bool]:
-    """The commit of a git checkout and whether its code differs from it, as they were at the first call.
+    """The commit of a git checkout, and whether the code differs from it.
 
-    Once per process: a process runs the code that it loaded, whatever happens to the files later.
+    It is asked once per process, since a process runs the code that it loaded, whatever happens to the files later.
 
     Args:
         root: top folder of the checkout.
 
     Returns:
-        The full commit, `None` if `root` is not the top of a checkout that has a commit; and whether files of the
-        code are changed, added or removed (False without a commit).
+        The full commit, or `None` if `root` is not the top folder of a checkout with a commit; and True if files of the
+        code are changed, added or removed.
     """
     top = _git(root, "rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != root.resolve():  # an installed copy inside some other repository
+    if top is None or Path(top).resolve() != root.resolve():  # an installed copy inside another repository
         return None, False
     commit = _git(root, "rev-parse", "--verify", "HEAD")
     if commit is None:
         return None, False
-    # Where git cannot say what has changed, nobody can vouch for the commit.
+    # If git cannot say what has changed, the code may differ from the commit
     return commit, _git(root, "status", "--porcelain", "--", *_CODE) != ""
 
 
 def device_name(device: str | torch.device = "cpu") -> str:
-    """The name of the hardware, "cpu (x86_64)" or as CUDA gives it.
+    """The name of the hardware: "cpu (x86_64)", or the name that CUDA gives.
 
     Args:
-        device: of the evaluation.
+        device: device of the measurement.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -72,10 +72,10 @@ def device_name(device: str | torch.device = "cpu") -> str:
 
 
 def provenance(device: str | torch.device = "cpu") -> dict:
-    """The fields of an `Entry` that say where it comes from: commit, dirty, versions, device, time.
+    """The fields of an `Entry` that say where it comes from: commit, dirty, versions, device and time.
 
     Args:
-        device: of the evaluation.
+        device: device of the measurement.
     """
     found = versions() | {"numpy": np.__version__}
     for package in _OPTIONAL:

@@ -27,7 +27,7 @@ from ..data.cifar import read_batch
 from ..data.digits import CLASSES, Digits, load_digits, verification_subset
 from ..record.files import versions
 from .networks import NetworkRecipe, centred, train, trained_network
-from .recorded import RecordedStudy, RecordFile
+from .recorded import RecordedStudy, RecordFile, results_table
 
 _LAYERS = ("", "hidden1", "hidden2")
 #: The levels that the NFM paper trains with.
@@ -68,7 +68,7 @@ class BoundCase:
 
     @property
     def recipe(self) -> NetworkRecipe:
-        """How the network is trained: on data from which the mean of the checked samples is subtracted."""
+        """How the network is trained. The mean of the checked samples is subtracted from the data."""
         return NetworkRecipe(
             model=self.model, classes=self.classes, seed=self.seed, epochs=self.epochs,
             learning_rate=self.learning_rate, centre=self.n, **SCHEMES[self.scheme],
@@ -96,11 +96,11 @@ def cases(*, quick: bool = False, cifar: str = "") -> list[BoundCase]:
 
 
 def load_pair(folder: Path, *, check: bool = True) -> Digits:
-    """Airplane against automobile, standardised like the digits: the first images of each class.
+    """Images of airplanes and automobiles, standardized like the digits: the first of each class.
 
     Args:
-        folder: with the official files `data_batch_1` and `test_batch`.
-        check: that they are the official ones.
+        folder: folder with the official files `data_batch_1` and `test_batch`.
+        check: True to check that the files are the official ones.
     """
     parts = []
     for name, count in (("data_batch_1", CIFAR_TRAIN), ("test_batch", CIFAR_TEST)):
@@ -114,11 +114,11 @@ def load_pair(folder: Path, *, check: bool = True) -> Digits:
 
 
 def certified_radius(problem: nt.Problem, high: Tensor, *, bisections: int = 8) -> Tensor:
-    """The largest l2 radius up to `high` at which CROWN certifies the label, by bisection, `(n,)`.
+    """The largest l2 radius up to `high` at which CROWN certifies the label of each sample, by bisection.
 
     Args:
         problem: network and images.
-        high: radii that need not be exceeded, `(n,)`.
+        high: largest radius of interest for each sample, `(n,)`.
         bisections: number of certificates.
     """
     low = torch.zeros_like(high)
@@ -131,7 +131,7 @@ def certified_radius(problem: nt.Problem, high: Tensor, *, bisections: int = 8) 
 
 
 def _side(report: BoundReport) -> dict:
-    """What the figure and the tables need of a report, without its lists."""
+    """The part of a report that the figures and tables need."""
     record = report.to_dict()
     names = (
         "eps", "verdict", "radius_kind", "standard_loss", "nfm_loss", "nfm_error", "regularizer", "right_lower",
@@ -171,34 +171,21 @@ def run_case(case: BoundCase) -> tuple[list[dict]]:
         noisy = None
         if not case.cifar:
             noisy = _side(bound(problem.changed(law=nt.Law(**NOISE)), NOISY_EPS, **options))
+    points = {"sharp": first.sharp_radius / first.eps, "paper": first.paper_radius / first.eps}
+    points |= {"certified": certified, "flip": flip}
     record = {
         "data": "cifar10" if case.cifar else "digits",
         **{name: getattr(case, name) for name in ("model", "classes", "scheme", "seed", "n")},
-        "assumptions": first.to_dict()["assumptions"],
-        "bound": sides,
-        "noisy": noisy,
-        "validity": validity,
-        "points": {
-            "sharp": _rounded(first.sharp_radius / first.eps),
-            "paper": _rounded(first.paper_radius / first.eps),
-            "certified": _rounded(certified),
-            "flip": _rounded(flip),
-        },
-        "training": {
-            **asdict(network.recipe),
-            "samples": len(data.x),
-            "train_accuracy": network.train_accuracy,
-            "test_accuracy": network.test_accuracy,
-        },
-        "versions": versions(),
-        "device": "cpu",
+        "assumptions": first.to_dict()["assumptions"], "bound": sides, "noisy": noisy, "validity": validity,
+        "points": {name: _rounded(radii) for name, radii in points.items()},
+        "training": {**network.facts, "samples": len(data.x)}, "versions": versions(), "device": "cpu",
         "seconds": round(time.perf_counter() - start, 2),
-    }
+    }  # fmt: skip
     return ([record],)
 
 
 def groups(records: Sequence[dict]) -> dict[tuple[str, int, str], list[dict]]:
-    """Records of all seeds, by model, number of classes and scheme, in the order of the file."""
+    """The records of all seeds by model, number of classes and scheme, in the order of the file."""
     found: dict[tuple[str, int, str], list[dict]] = {}
     for record in records:
         found.setdefault((record["model"], record["classes"], record["scheme"]), []).append(record)
@@ -206,27 +193,27 @@ def groups(records: Sequence[dict]) -> dict[tuple[str, int, str], list[dict]]:
 
 
 def median(values: Sequence[float | None]) -> float:
-    """Median; what no attack reached is infinite."""
+    """The median of radii; `None` stands for a radius that no attack reached, and counts as infinite."""
     return float(np.median([np.inf if v is None else v for v in values]))
 
 
 def mean_of_medians(records: Sequence[dict], name: str, scale: float = 1.0) -> tuple[float, float]:
-    """Mean over the seeds of the median over the samples of one of the radii, and half its range.
+    """The median radius over the samples: its mean over the seeds, and half of its range.
 
     Args:
-        records: one per seed.
-        name: key of `points`.
-        scale: factor, ε for implied radii.
+        records: one record for each seed.
+        name: name of the radius, a key of `points`.
+        scale: factor of the radius, which is ε for implied radii.
     """
     values = [scale * median(r["points"][name]) for r in records]
     return fmean(values), (max(values) - min(values)) / 2
 
 
 def kept(records: Sequence[dict], eps: float, kind: str = "sharp") -> float:
-    """Share of the samples whose label is certified in the ball of the implied radius at ε.
+    """The share of samples whose label is certified in the ball of the implied radius at ε.
 
     Args:
-        records: one per seed.
+        records: one record for each seed.
         eps: one of the recorded ε.
         kind: `"sharp"` or `"paper"`.
     """
@@ -236,11 +223,11 @@ def kept(records: Sequence[dict], eps: float, kind: str = "sharp") -> float:
 
 
 def interval(records: Sequence[dict], kind: str = "sharp") -> str:
-    """Where the validity radii ε* of some networks lie, as text: certified up to, refuted from.
+    """The ε up to which the bound is certified, and from which it is refuted, as text.
 
     Args:
-        records: one per seed.
-        kind: of radius.
+        records: one record for each seed.
+        kind: kind of the radius.
     """
     texts = []
     for r in records:
@@ -253,18 +240,16 @@ def interval(records: Sequence[dict], kind: str = "sharp") -> str:
 
 
 def summary_table(records: Sequence[dict]) -> Table:
-    """One row per network and scheme, means over the seeds."""
-    table = Table(title="The adversarial bound on trained networks (Mixup at the input)", box=None, pad_edge=False)
-    for name in ("model", "K", "scheme", "test", "ε*", "sharp, ε = 1", "paper", "certified", "flip", "kept, ε = 1"):
-        table.add_column(name, no_wrap=True, justify="left" if name in ("model", "scheme", "ε*") else "right")
+    """The table of results, one row for each network and scheme, as means over the seeds."""
+    rows = []
     for (model, classes, scheme), some in groups(records).items():
         radii = [f"{mean_of_medians(some, name)[0]:.3f}" for name in ("sharp", "paper", "certified", "flip")]
         accuracy = fmean(r["training"]["test_accuracy"] for r in some)
-        last = some[0]["bound"][-1]["eps"]
-        table.add_row(
-            model, str(classes), scheme, f"{100 * accuracy:.1f} %", interval(some), *radii, f"{kept(some, last):.2f}"
-        )
-    return table
+        last = kept(some, some[0]["bound"][-1]["eps"])
+        rows.append([model, str(classes), scheme, f"{100 * accuracy:.1f} %", interval(some), *radii, f"{last:.2f}"])
+    header = ("model", "K", "scheme", "test", "ε*", "sharp, ε = 1", "paper", "certified", "flip", "kept, ε = 1")
+    title = "The adversarial bound on trained networks (Mixup at the input)"
+    return results_table(title, header, rows, text=("model", "scheme", "ε*"))
 
 
 def conclude(records: Sequence[dict]) -> tuple[int, list[str]]:

@@ -34,7 +34,7 @@ from ..recipes.schemes import SCHEMES as ALL_SCHEMES
 from ..record.files import versions
 from ..runner import load_training_data
 from ..training import Execution, train
-from .recorded import RecordedStudy, RecordFile
+from .recorded import RecordedStudy, RecordFile, results_table
 
 FILE = "decomposition.jsonl"
 #: The recipes for each activation, and the schemes that are trained.
@@ -172,20 +172,16 @@ def run_case(case: DecompositionCase) -> tuple[list[dict]]:
 
 
 def last_epochs(records: Sequence[dict]) -> Table:
-    """The table of the last epoch of each training run.
-
-    Args:
-        records: the records of this study.
-    """
-    table = Table(title="The NFM loss on networks trained on digits, last epoch", box=None, pad_edge=False)
-    for name in ("network", "scheme", "seed", "epoch", "L_NFM", *PARTS, "remainder"):
-        table.add_column(name, no_wrap=True, justify="left" if name in ("network", "scheme") else "right")
+    """The table of the last epoch of each training run."""
     last = {(r["activation"], r["scheme"], r["seed"]): r for r in records}
+    rows = []
     for record in last.values():
         numbers = (record["loss"], *(record["terms"][name] for name in PARTS), record["remainder"])
         where = (record["activation"], record["scheme"], str(record["seed"]), str(record["epoch"]))
-        table.add_row(*where, *(f"{value:.4f}" for value in numbers))
-    return table
+        rows.append([*where, *(f"{value:.4f}" for value in numbers)])
+    header = ("network", "scheme", "seed", "epoch", "L_NFM", *PARTS, "remainder")
+    title = "The NFM loss on networks trained on digits, last epoch"
+    return results_table(title, header, rows, text=("network", "scheme"))
 
 
 def _difference(new: dict, old: dict) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from rich.table import Table
 
@@ -19,7 +19,7 @@ from ..data.digits import CLASSES, load_digits, verification_subset
 from ..models.small import HIDDEN, MODELS
 from ..record.files import versions
 from .networks import trained_network
-from .recorded import RecordedStudy, RecordFile, curve_difference
+from .recorded import RecordedStudy, RecordFile, curve_difference, results_table
 
 #: The levels that the NFM paper trains with.
 NOISE = {"add_noise": 0.4, "mult_noise": 0.2}
@@ -76,15 +76,7 @@ def run_case(case: ExpansionCase) -> tuple[list[dict], list[dict]]:
     data = load_digits(case.classes)
     setting = {"layer": case.layer, "law": SCHEMES[case.scheme], "loss": data.loss}
     facts = {name: getattr(case, name) for name in ("model", "classes", "scheme", "layer")}
-    provenance = {
-        "training": {
-            **asdict(network.recipe),
-            "train_accuracy": network.train_accuracy,
-            "test_accuracy": network.test_accuracy,
-        },
-        "versions": versions(),
-        "device": "cpu",
-    }
+    provenance = {"training": network.facts, "versions": versions(), "device": "cpu"}
     start = time.perf_counter()
     with nt.options(progress=False):
         report = nt.verify(nt.Problem(network.model, *verification_subset(data, case.n), **setting))
@@ -120,24 +112,20 @@ def verdict_table(expansion: Sequence[dict], validity: Sequence[dict]) -> Table:
         expansion: records of the verdicts.
         validity: records of the error curves, in the same order.
     """
-    table = Table(title="The NFM expansion on networks trained on digits", box=None, pad_edge=False)
-    for name in ("model", "K", "layer", "scheme", "n", "rule"):
-        table.add_column(name, no_wrap=True, justify="right" if name in ("K", "n") else "left")
-    for name in ("order", "predicted", "ratio", "10 % at", "s"):
-        table.add_column(name, no_wrap=True, justify="right")
-    table.add_column("verdict", no_wrap=True)
     colours = {"holds": "green", "refuted": "bold red", "undecided": "yellow"}
+    rows = []
     for record, curve in zip(expansion, validity, strict=True):
-        report = record["report"]
-        radius = curve["curve"]["radius"]["2"]
-        table.add_row(
+        report, radius = record["report"], curve["curve"]["radius"]["2"]
+        rows.append([
             record["model"], str(record["classes"]), record["layer"] or "input", record["scheme"],
             str(report["num_samples"]), rule_name(record), _number(report["observed_order"], ".3f"),
             str(report["leading_order"]), _number(report["coefficient_ratio"], ".4f"),
             "> 1" if radius is None else f"{radius:.2f}", f"{record['seconds']:.1f}",
             f"[{colours[report['verdict']]}]{report['verdict']}",
-        )  # fmt: skip
-    return table
+        ])  # fmt: skip
+    header = ("model", "K", "layer", "scheme", "n", "rule", "order", "predicted", "ratio", "10 % at", "s", "verdict")
+    text = ("model", "layer", "scheme", "rule", "verdict")
+    return results_table("The NFM expansion on networks trained on digits", header, rows, text=text)
 
 
 def conclude(expansion: Sequence[dict], validity: Sequence[dict]) -> tuple[int, list[str]]:

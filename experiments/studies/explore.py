@@ -22,7 +22,7 @@ from ..data.digits import load_digits, verification_subset
 from ..models.small import HIDDEN
 from ..record.files import versions
 from .networks import trained_network
-from .recorded import RecordedStudy, RecordFile
+from .recorded import RecordedStudy, RecordFile, results_table
 
 NAME = "explore.jsonl"
 MODEL, CLASSES = "mlp", 10
@@ -163,39 +163,31 @@ def run_case(case: GridCase) -> tuple[list[dict]]:
     x, y = verification_subset(data, grid.n)
     options = {"layer": case.layer, "loss": data.loss}
     problem = nt.Problem(network.model, x, y, **options)
-    nested = [
-        [
-            [excess(problem.changed(law=nt.Law(alpha=a, add_noise=s, mult_noise=t)), grid) for t in grid.mult_noise]
-            for s in grid.add_noise
-        ]
-        for a in grid.alpha
-    ]
+
+    def at(alpha: float, add_noise: float, mult_noise: float) -> tuple[list[float], list[float]]:
+        return excess(problem.changed(law=nt.Law(alpha, None, add_noise, mult_noise)), grid)
+
+    nested = [[[at(a, s, t) for t in grid.mult_noise] for s in grid.add_noise] for a in grid.alpha]
     record = {
         "network": case.network, "model": MODEL, "classes": CLASSES, "layer": case.layer, "grid": asdict(grid),
         "moments": [moments(alpha) for alpha in grid.alpha],
         "coefficients": coefficients(network.model, x, y, **options),
         "excess": [[[_significant(p[0], 5) for p in row] for row in block] for block in nested],
         "stderr": [[[_significant(p[1], 2) for p in row] for row in block] for block in nested],
-        "training": {**asdict(network.recipe), "train_accuracy": network.train_accuracy,
-                     "test_accuracy": network.test_accuracy},
-        "versions": versions(), "device": "cpu", "seconds": round(time.perf_counter() - start, 2),
+        "training": network.facts, "versions": versions(), "device": "cpu",
+        "seconds": round(time.perf_counter() - start, 2),
     }  # fmt: skip
     return ([record],)
 
 
 def summary_table(records: Sequence[dict]) -> Table:
-    """The table of coefficients, one row for each network and layer.
-
-    Args:
-        records: the records of this study.
-    """
-    table = Table(title="Coefficients of the expansion", box=None, pad_edge=False)
-    for name in ("network", "layer", *records[0]["coefficients"]):
-        table.add_column(name, no_wrap=True)
-    for record in records:
-        values = (f"{value:.3g}" for value in record["coefficients"].values())
-        table.add_row(record["network"], record["layer"] or "input", *values)
-    return table
+    """The table of coefficients, one row for each network and layer."""
+    names = list(records[0]["coefficients"])
+    rows = [
+        [record["network"], record["layer"] or "input", *(f"{record['coefficients'][name]:.3g}" for name in names)]
+        for record in records
+    ]
+    return results_table("Coefficients of the expansion", ("network", "layer", *names), rows, text=("network", "layer"))
 
 
 def _difference(new: dict, old: dict) -> str:

@@ -1,7 +1,7 @@
-r"""The regularizers resolved: by pixel, by direction of the data, and by image.
+r"""The regularizers by pixel, by direction of the data, and by image.
 
-Every second-order term is `½ tr(A_i C_i)` (book: eq-second-moment). Without the sums that make it a number it says
-which pixels, directions and images a network pays for:
+Every second-order term is a sum `½ tr(A_i C_i)` (book: eq-second-moment). Its summands show which pixels, directions
+and images contribute to the regularizer of a network:
 
 | term | resolved by | contribution |
 |---|---|---|
@@ -26,30 +26,30 @@ from nfm_theory.calculus.directions import coordinate_basis, second_moment_direc
 from ..data.digits import load_digits, verification_subset
 from .networks import trained_network
 
-#: Networks whose maps are compared: plain training, Mixup at the input, NFM at the input and both hidden layers.
+#: How the compared networks are trained: plainly, with Mixup at the input, and with NFM at three layers.
 SCHEMES: Mapping[str, dict] = {
     "erm": {},
     "mixup": {"alpha": 1.0},
     "nfm": {"alpha": 1.0, "add_noise": 0.4, "mult_noise": 0.2, "layers": ("", "hidden1", "hidden2")},
 }
-#: The law with which the terms are evaluated, the same for all networks: that of NFM's training.
+#: The law with which the terms of all networks are evaluated, which is that of training with NFM.
 LAW = nt.Law(add_noise=0.4, mult_noise=0.2)
 SAMPLES = 200
 
 
 @dataclass(frozen=True)
 class RegularizerMaps:
-    """The terms, resolved.
+    """The terms as sums over pixels, directions and images.
 
     Attributes:
-        images: the features at which they were taken, `(n, *feature)`.
+        images: the features at which they were computed, `(n, *feature)`.
         labels: class indices, `(n,)`.
         pixels: R2_add, R3_add, R2_mult, R3_mult by image and pixel, `(n, *feature)`.
         directions: scaled eigen-directions of the data covariance, the largest first, `(s, *feature)`.
         along: R2 and R3 by direction, `(s,)`.
-        mean_way: R2 and R3 of the way to the mean, 0-dim: with the sum of `along` they are the terms.
+        mean_way: R2 and R3 along the vectors to the mean; added to the sum of `along` they give the terms.
         by_image: R1 and all second-order terms by image, `(n,)`: their means are the terms.
-        losses: plain losses, `(n,)`.
+        losses: plain loss of each image, `(n,)`.
     """
 
     images: Tensor
@@ -62,15 +62,15 @@ class RegularizerMaps:
     losses: Tensor
 
     def terms(self) -> dict[str, float]:
-        """The terms that the maps add up to, by name."""
+        """The terms, as sums of the maps."""
         return {name: float(values.mean()) for name, values in self.by_image.items()}
 
 
 @torch.no_grad()
 def regularizer_maps(problem: nt.Problem, y: Tensor) -> RegularizerMaps:
-    """Resolve R1 and the second-order terms of a network on some images.
+    """Compute the summands of R1 and of the second-order terms of a network on some images.
 
-    Costs a tangent pass for each pixel and for each direction of the data.
+    The cost is one tangent pass for each pixel and for each direction of the data.
 
     Args:
         problem: network, layer, images and law.
@@ -107,10 +107,10 @@ def regularizer_maps(problem: nt.Problem, y: Tensor) -> RegularizerMaps:
 
 
 def digits_maps(samples: int = SAMPLES) -> dict[str, RegularizerMaps]:
-    """The maps of the MLP on digits, trained by each of `SCHEMES`, all with `LAW` at the input.
+    """The maps of an MLP on digits for each of `SCHEMES`, at the input and with the same `LAW`.
 
     Args:
-        samples: number of training images, the same for all.
+        samples: number of training images, the same for all networks.
     """
     x, y = verification_subset(load_digits(10), samples)
     return {

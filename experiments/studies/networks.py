@@ -1,8 +1,8 @@
-"""Train a small network on the digits in seconds, the same bits every time, and keep it in a cache.
+"""Train a small network on the digits in seconds, with the same bits every time, and keep it in a cache.
 
-Plain empirical risk minimisation by default; with `alpha` or noise, NFM at the input by the package's own
-perturbation (one λ, one permutation and one noise scale per minibatch, mixed labels); with `layers`, by
-`NoisyFeatureMixup` at one of these layers per minibatch.
+The default is plain empirical risk minimization. With `alpha` or noise it is NFM at the input, with one λ, one
+permutation and one noise scale for each minibatch, and mixed labels. With `layers` it is `NoisyFeatureMixup` at one of
+these layers for each minibatch.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from ..record.files import replace_file
 class NetworkRecipe:
     """Everything that decides the weights.
 
-    `layers` are those that `NoisyFeatureMixup` may mix, `""` for the input; none for the step at the input that needs
-    no hooks. `centre` subtracts the mean of the first so many samples of `verification_subset`, which are then centred.
+    `layers` are the layers that `NoisyFeatureMixup` may mix, `""` for the input. Without them, mixing and noise act at
+    the input without hooks. If `centre` is not 0, the mean of the first `centre` samples of `verification_subset` is
+    subtracted from all samples.
     """
 
     model: str = "mlp"
@@ -60,14 +61,14 @@ class NetworkRecipe:
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network in eval mode, float64, with its record.
+    """A trained network and facts about its training.
 
     Attributes:
-        model: the network.
+        model: network in evaluation mode, in float64.
         recipe: how it was trained.
         train_accuracy: share of training images classified correctly.
-        test_accuracy: share of test images.
-        seconds: training time.
+        test_accuracy: share of test images classified correctly.
+        seconds: duration of the training.
     """
 
     model: nn.Module
@@ -76,10 +77,17 @@ class TrainedNetwork:
     test_accuracy: float
     seconds: float
 
+    @property
+    def facts(self) -> dict:
+        """The recipe and the accuracies, for records."""
+        return {
+            **asdict(self.recipe), "train_accuracy": self.train_accuracy, "test_accuracy": self.test_accuracy,
+        }  # fmt: skip
+
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums in one order whatever the number of cores: the weights are the same bits, and tiny networks no slower."""
+    """Use one thread, so that the weights do not depend on the number of cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -89,7 +97,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _initialised(recipe: NetworkRecipe) -> nn.Module:
-    """A fresh network, seeded without touching the caller's generators."""
+    """A network with random weights. The global random generator stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
         return NETWORKS[recipe.model](recipe.classes).double()
@@ -123,14 +131,14 @@ def _mixer(model: nn.Module, recipe: NetworkRecipe, generator: torch.Generator) 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Share of correct predictions, by sign for one logit."""
+    """Share of correct predictions; one logit predicts by its sign."""
     outputs = model(x)
     predicted = (outputs[:, 0] > 0).long() if outputs.shape[-1] == 1 else outputs.argmax(-1)
     return float((predicted == y).double().mean())
 
 
 def centred(data: Digits, count: int) -> Digits:
-    """The data less the mean of the first `count` samples of `verification_subset`; 0 leaves them as they are.
+    """Subtract the mean of the first `count` samples of `verification_subset` from the data; 0 changes nothing.
 
     Args:
         data: images and labels.
@@ -146,10 +154,10 @@ def centred(data: Digits, count: int) -> Digits:
 
 
 def train(recipe: NetworkRecipe, data: Digits | None = None) -> TrainedNetwork:
-    """Train by Adam in float64 on the CPU; reproducible to the bit on one machine.
+    """Train by Adam in float64 on the CPU. On one machine the weights are the same bits every time.
 
     Args:
-        recipe: what to train and how.
+        recipe: the network and how to train it.
         data: the digits; `None` loads those of the recipe.
 
     Raises:
@@ -188,13 +196,13 @@ def train(recipe: NetworkRecipe, data: Digits | None = None) -> TrainedNetwork:
 
 
 def cache_directory() -> Path:
-    """Where trained networks are kept: `$NFM_CACHE`, or `~/.cache/nfm_theory`."""
+    """The folder of trained networks: `$NFM_CACHE`, or `~/.cache/nfm_theory`."""
     return Path(os.environ.get("NFM_CACHE") or Path.home() / ".cache" / "nfm_theory")
 
 
 @cache
 def _code() -> str:
-    """Hash of the sources that decide the weights, so that a changed library does not meet networks of the old one."""
+    """Hash of the sources that decide the weights, so that a changed library does not load networks of the old one."""
     package = Path(__file__).resolve().parents[1]
     sources = [Path(__file__), package / "models" / "small.py", package / "data" / "digits.py"]
     sources += sorted(Path(nt.__file__).parent.rglob("*.py"))
@@ -202,7 +210,7 @@ def _code() -> str:
 
 
 def cache_file(recipe: NetworkRecipe) -> Path:
-    """One file per recipe, architecture, state of the code and version of PyTorch."""
+    """The file of a network, which depends on recipe, architecture, code and version of PyTorch."""
     facts = {"recipe": asdict(recipe), "network": str(_initialised(recipe)), "torch": torch.__version__}
     facts["code"] = _code()
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -228,7 +236,7 @@ def trained_network(model: str = "mlp", classes: int = 10, seed: int = 0, **opti
     Args:
         model: name in `NETWORKS`.
         classes: 2 or 10.
-        seed: of initialisation and minibatches.
+        seed: random seed of the initial weights and of the minibatches.
         **options: other fields of `NetworkRecipe`.
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from ..record.files import RESULTS, read_lines, write_lines
 AGAIN = "again"
 #: What differs between two runs of the same code.
 _CHANGING = {"seconds", "versions"}
-Records = Sequence[dict]
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Agreement:
     contradictions: list[str] = field(default_factory=list)
 
 
-def compare(file: RecordFile, found: Records, tracked: Records) -> Agreement:
+def compare(file: RecordFile, found: Sequence[dict], tracked: Sequence[dict]) -> Agreement:
     """Compare new records with the tracked ones of the same cases.
 
     Args:
@@ -105,6 +104,25 @@ def compare(file: RecordFile, found: Records, tracked: Records) -> Agreement:
     same = sum(_same(new, old) for new, old in pairs)
     wrong = [f"{file.words(new)}: {words}" for new, old in pairs if (words := file.difference(new, old))]
     return Agreement(same, len(pairs) - len(wrong), len(found) - len(pairs), wrong)
+
+
+def results_table(
+    title: str, header: Sequence[str], rows: Iterable[Sequence[str]], *, text: Sequence[str] = ()
+) -> Table:
+    """A table for the terminal.
+
+    Args:
+        title: title of the table.
+        header: names of the columns.
+        rows: the cells of each row.
+        text: names of the columns with text, which are aligned to the left; the others are numbers.
+    """
+    table = Table(title=title, box=None, pad_edge=False)
+    for name in header:
+        table.add_column(name, no_wrap=True, justify="left" if name in text else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _same(new: Any, old: Any) -> bool:
@@ -169,7 +187,7 @@ def run_study(
     return status
 
 
-def _agreement(file: RecordFile, found: Records, tracked: Path) -> Agreement | None:
+def _agreement(file: RecordFile, found: Sequence[dict], tracked: Path) -> Agreement | None:
     path = tracked / file.name
     return compare(file, found, read_lines(path)) if path.exists() else None
 

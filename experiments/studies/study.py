@@ -14,8 +14,10 @@ from ..recipes import Recipe, select_recipes
 from ..record.comparison import Paired, Summary, by_seed, is_clear, paired_difference, summarise
 from ..record.ledger import LEDGER, Entry, read
 
-__all__ = ["NOT_RUN", "STUDIES", "TITLES", "Study", "format_gain", "format_summary", "is_clear", "label", "load_entries",
-           "lower_is_better", "ranking", "signed", "study", "table_metrics"]  # fmt: skip
+__all__ = [
+    "NOT_RUN", "STUDIES", "TITLES", "Study", "format_gain", "format_summary", "is_clear", "label", "load_entries",
+    "lower_is_better", "ranking", "signed", "study", "table_metrics",
+]  # fmt: skip
 
 NOT_RUN = "not run"
 #: Our own studies, and their titles.
@@ -24,36 +26,18 @@ STUDIES = {
 }  # fmt: skip
 #: The names of schemes for readers, in the order in which they are shown.
 TITLES = {
-    "baseline": "Baseline",
-    "baseline_noise": "Noise only",
-    "noise_injection": "Noise injection",
-    "dropout": "Dropout",
-    "weight_decay": "Weight decay",
-    "label_smoothing": "Label smoothing",
-    "mixup": "Mixup",
-    "cutmix": "CutMix",
-    "puzzlemix": "PuzzleMix",
-    "manifold_mixup": "Manifold Mixup",
-    "noisy_mixup": "Noisy Mixup",
-    "nfm": "NFM",
-    "taylor_nfm": "Taylor-NFM",
-    "autoaugment": "AutoAugment",
-    "augmix_no_jsd": "AugMix, no JSD",
-    "augmix": "AugMix",
-    "manifold_mixup_jsd": "Manifold Mixup + JSD",
-    "noisymix": "NoisyMix",
-    "taylor_noisymix": "Taylor-NoisyMix",
+    "baseline": "Baseline", "baseline_noise": "Noise only", "noise_injection": "Noise injection", "dropout": "Dropout",
+    "weight_decay": "Weight decay", "label_smoothing": "Label smoothing", "mixup": "Mixup", "cutmix": "CutMix",
+    "puzzlemix": "PuzzleMix", "manifold_mixup": "Manifold Mixup", "noisy_mixup": "Noisy Mixup", "nfm": "NFM",
+    "taylor_nfm": "Taylor-NFM", "autoaugment": "AutoAugment", "augmix_no_jsd": "AugMix, no JSD", "augmix": "AugMix",
+    "manifold_mixup_jsd": "Manifold Mixup + JSD", "noisymix": "NoisyMix", "taylor_noisymix": "Taylor-NoisyMix",
     "adversarial": "Adversarial",
-}
+}  # fmt: skip
 _LABELS = {
-    "clean": "clean",
-    "corrupted/mean": "corrupted: mean",
-    "corrupted/mean_without_noise": "corrupted: without noise",
-    "flip_probability/mean": "flip probability",
-    "rms_calibration_error": "RMS calibration error",
-    "ece": "ECE",
+    "clean": "clean", "corrupted/mean": "corrupted: mean", "corrupted/mean_without_noise": "corrupted: without noise",
+    "flip_probability/mean": "flip probability", "rms_calibration_error": "RMS calibration error", "ece": "ECE",
     "aurra": "AURRA",
-}
+}  # fmt: skip
 _KINDS = {
     "white_noise": "white noise σ = ",
     "salt_pepper": "salt and pepper γ = ",
@@ -93,11 +77,7 @@ def label(metric: str) -> str:
 
 
 def lower_is_better(metric: str) -> bool:
-    """True if small values of a metric are good.
-
-    Args:
-        metric: key.
-    """
+    """True if small values of a metric are good."""
     return metric.startswith(_LOWER)
 
 
@@ -134,13 +114,13 @@ class Study:
         return len({entry.seed for entry in self.entries.get(scheme, ())})
 
     def levels(self, kind: str) -> list[str]:
-        """The levels at which a kind such as `"white_noise"` was measured, in rising order, as they stand in the keys."""
+        """The levels at which a kind such as `"white_noise"` was measured, in rising order, as text."""
         keys = {key for entries in self.entries.values() for entry in entries for key in entry.metrics}
         found = {key.removeprefix(f"{kind}/") for key in keys if key.startswith(f"{kind}/")}
         return sorted(found, key=float)
 
     def strong(self, kind: str) -> str | None:
-        """The key of the second strongest level, since the strongest often leaves only chance; `None` if not measured."""
+        """The key of the second strongest level, as the strongest often leaves only chance; `None` if not measured."""
         levels = self.levels(kind)
         return f"{kind}/{levels[max(0, len(levels) - 2)]}" if levels else None
 
@@ -172,11 +152,7 @@ def study(entries: Iterable[Entry], name: str) -> Study:
 
 
 def table_metrics(one: Study) -> list[str]:
-    """The metrics that sum up a study, with noise and attacks at their second strongest level.
-
-    Args:
-        one: the study.
-    """
+    """The metrics that sum up a study, with noise and attacks at their second strongest level."""
     noisy = [one.strong(kind) for kind in ("white_noise", "salt_pepper", "pgd_linf")]
     wanted = ["clean", *(key for key in noisy if key), "corrupted/mean", "corrupted/mean_without_noise"]
     wanted += ["flip_probability/mean", "rms_calibration_error"]
@@ -217,21 +193,12 @@ def format_gain(found: Paired | None) -> str:
 
 
 def signed(value: float) -> str:
-    """A number with its sign and one decimal; zero has no sign.
-
-    Args:
-        value: the number.
-    """
+    """A number with its sign and one decimal; zero has no sign."""
     text = f"{value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def ranking(one: Study, metric: str) -> list[tuple[str, Summary]]:
-    """The schemes with their means, the best first. Those that were not measured are left out.
-
-    Args:
-        one: the study.
-        metric: key.
-    """
+    """The schemes with their means, the best first. Those that were not measured are left out."""
     found = [(scheme, mean) for scheme in one.run if (mean := one.summary(scheme, metric)) is not None]
     return sorted(found, key=lambda pair: pair[1].mean, reverse=not lower_is_better(metric))

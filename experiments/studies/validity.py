@@ -20,7 +20,7 @@ from rich.table import Table
 import nfm_theory as nt
 
 from ..record.files import versions
-from .recorded import RecordedStudy, RecordFile, curve_difference
+from .recorded import RecordedStudy, RecordFile, curve_difference, results_table
 from .validity_networks import LAWS, LayerCase, MeasuredNetwork, measured_network, prepare
 
 ORDERS = (1, 2, 3, 4)
@@ -111,37 +111,24 @@ def run_case(case: LayerCase) -> tuple[list[dict]]:
     return (records,)
 
 
-def _at_one(record: dict, order: int) -> float:
-    return record["curve"]["relative_error"][str(order)][-1]
-
-
 def summary_table(records: Sequence[dict]) -> Table:
-    """The table of results, one row for each network, layer and law.
-
-    Args:
-        records: the records of this study.
-    """
-    table = Table(title="Order 1 to 4 on trained networks, and the bound", box=None, pad_edge=False)
-    for name in ("model", "training", "layer", "law"):
-        table.add_column(name, no_wrap=True)
-    for name in ("loss, ε = 1", *(f"order {p}" for p in ORDERS), "10 % at (order 2)", "bound, ε = 1", "miss"):
-        table.add_column(name, no_wrap=True, justify="right")
+    """The table of results, one row for each network, layer and law."""
+    rows = []
     for r in records:
         radius = r["curve"]["radius"]["2"]
-        table.add_row(
+        rows.append([
             r["model"], r["training"], r["layer"] or "input", r["law"], f"{r['curve']['loss'][-1]:.3g}",
-            *(f"{100 * _at_one(r, p):.0f} %" for p in ORDERS), "> 1" if radius is None else f"{radius:.2f}",
-            r["bound"]["sides"][-1]["verdict"], f"{max(map(abs, r['witness']['miss'])):.1f}",
-        )  # fmt: skip
-    return table
+            *(f"{100 * r['curve']['relative_error'][str(p)][-1]:.0f} %" for p in ORDERS),
+            "> 1" if radius is None else f"{radius:.2f}", r["bound"]["sides"][-1]["verdict"],
+            f"{max(map(abs, r['witness']['miss'])):.1f}",
+        ])  # fmt: skip
+    text = ("model", "training", "layer", "law")
+    header = (*text, "loss, ε = 1", *(f"order {p}" for p in ORDERS), "10 % at (order 2)", "bound, ε = 1", "miss")
+    return results_table("Order 1 to 4 on trained networks, and the bound", header, rows, text=text)
 
 
 def conclude(records: Sequence[dict]) -> tuple[int, list[str]]:
-    """The exit status, 1 if coefficients along the paths miss the exact ones, and which do.
-
-    Args:
-        records: the records of this study.
-    """
+    """The exit status, 1 if coefficients along the paths miss the exact ones, and which do."""
     missed = [
         f"{', '.join(str(record[name]) or 'input' for name in KEY)}: the coefficients along the paths miss the exact "
         f"ones by {record['witness']['miss']} standard errors"

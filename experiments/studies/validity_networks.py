@@ -25,6 +25,8 @@ from .networks import TrainedNetwork, accuracy, trained_network
 
 #: The levels that the NFM paper trains with.
 NOISE = {"add_noise": 0.4, "mult_noise": 0.2}
+#: How NFM networks are trained.
+NFM = {"alpha": 1.0, **NOISE, "noise": "released"}
 LAWS: dict[str, nt.Law] = {"released": nt.Law.released(**NOISE), "normal": nt.Law(**NOISE), "mixing": nt.Law()}
 #: Number of images for the expansion, of random paths from each of them, and of images for the bound.
 SAMPLES, PATHS, BOUND_SAMPLES = 300, 2, 20
@@ -144,7 +146,7 @@ def prepare(todo: Sequence[LayerCase]) -> None:
 def _smooth(model: str, training: str, epochs: int) -> TrainedNetwork:
     """A smooth network from the cache, or trained now."""
     layers = SMOOTH_LAYERS[model]
-    settings = {"baseline": {}, "mixup": {"layers": ("",), "alpha": 1.0}, "nfm": {"layers": layers, **LAWS["released"]}}
+    settings = {"baseline": {}, "mixup": {"layers": ("",), "alpha": 1.0}, "nfm": {"layers": layers, **NFM}}
     return trained_network(model, 10, epochs=epochs, **settings[training])
 
 

@@ -1,4 +1,4 @@
-"""What the records of `verify_validity` say, in numbers and in words: nothing on the page is typed by hand."""
+"""What the records of the study `validity` say, in numbers and in words. No number on the page is typed by hand."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ MODEL_TITLES = {
 }
 LAW_TITLES = {"released": "mixing, released noise", "normal": "mixing, normal noise", "mixing": "mixing only"}
 ORDERS = (1, 2, 3, 4)
-#: Networks of ReLU; the last layer of a smooth one has a linear head, which is no finding.
+#: Networks with ReLU. For smooth networks the linearized head is not of interest.
 KINKED = ("digits_resnet", "preactresnet18")
-#: The order of the theorem.
+#: The order of the expansion in the theorem.
 THEOREM = 2
 
 
 def chosen(records: Iterable[dict], **facts) -> list[dict]:
-    """Records with these facts.
+    """The records that have these facts.
 
     Args:
-        records: of `verify_validity`.
-        **facts: such as `law="released"`.
+        records: records of the study `validity`.
+        **facts: fields with their values, such as `law="released"`.
     """
     return [r for r in records if all(r[name] == value for name, value in facts.items())]
 
@@ -39,18 +39,18 @@ def error(record: dict, order: int | str) -> float:
 
 
 def within_noise(record: dict, order: int | str) -> bool:
-    """Whether the difference at ε = 1 is below its standard error."""
+    """True if the error at ε = 1 is below its standard error."""
     return error(record, order) < record["curve"]["relative_stderr"][str(order)][-1]
 
 
 def radius(record: dict, order: int = THEOREM) -> float:
-    """The ε at which an order is 10 % off; infinite if nowhere up to 1."""
+    """The ε at which an order is 10 % off; infinite if it is not up to ε = 1."""
     value = record["curve"]["radius"][str(order)]
     return math.inf if value is None else value
 
 
 def percent(value: float) -> str:
-    """A relative error; no more digits than it needs.
+    """A relative error as text, with no more digits than needed.
 
     Example:
         >>> percent(0.0312), percent(0.653), percent(41.0)
@@ -60,7 +60,7 @@ def percent(value: float) -> str:
 
 
 def error_text(record: dict, order: int | str) -> str:
-    """Relative error at ε = 1 with its standard error, or that it is not seen in the noise."""
+    """The relative error at ε = 1 with its standard error, or that it is within noise."""
     stderr = record["curve"]["relative_stderr"][str(order)][-1]
     if within_noise(record, order):
         return f"within noise, {percent(stderr)}"
@@ -68,7 +68,7 @@ def error_text(record: dict, order: int | str) -> str:
 
 
 def radius_text(record: dict, order: int = THEOREM) -> str:
-    """The ε at which an order is 10 % off, with the range of two standard errors."""
+    """The ε at which an order is 10 % off, with its range of two standard errors."""
     low, high = (math.inf if v is None else v for v in record["curve"]["radius_range"][str(order)])
     value = radius(record, order)
 
@@ -81,7 +81,7 @@ def radius_text(record: dict, order: int = THEOREM) -> str:
 
 
 def verdict(record: dict, eps: float = 1.0) -> str:
-    """The verdict on the bound at an ε; `"not refuted"` where only an attack could be tried."""
+    """The verdict on the bound at an ε; `"not refuted"` if only an attack could be tried."""
     side = next(s for s in record["bound"]["sides"] if s["eps"] == eps)
     if side["verdict"] == "undecided":
         return "not refuted" if side["right_upper"] is None else "undecided"
@@ -89,7 +89,7 @@ def verdict(record: dict, eps: float = 1.0) -> str:
 
 
 def holds_up_to(record: dict) -> str:
-    """The largest ε tried at which the bound is certified, or that it was not refuted, and where it was refuted."""
+    """The largest ε at which the bound is certified or open, and the ε at which it is refuted."""
     sides = record["bound"]["sides"]
     certified = [s["eps"] for s in sides if s["verdict"] == "certified"]
     refuted = [s["eps"] for s in sides if s["verdict"] == "refuted"]
@@ -103,31 +103,21 @@ def holds_up_to(record: dict) -> str:
 
 
 def attacked_share(record: dict) -> float:
-    """The right side with the attack as a share of the left side, at ε = 1."""
+    """The right side of the bound under attack, as a share of the left side at ε = 1."""
     side = record["bound"]["sides"][-1]
     return side["right_lower"] / side["nfm_loss"]
 
 
 def name(record: dict) -> list[str]:
-    """Network, training, layer and law as they are printed."""
+    """Network, training, layer and law in words."""
     training = TITLES.get(record["training"], record["training"])
     return [MODEL_TITLES[record["model"]], training, record["layer"] or "input", LAW_TITLES[record["law"]]]
 
 
 def table_rows(records: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table, one row for each network, layer and law."""
-    orders = [f"order {p}" for p in ORDERS]
-    header = [
-        "network",
-        "trained with",
-        "layer",
-        "law",
-        *orders,
-        "all orders",
-        "ε₁₀",
-        "bound, ε = 1",
-        "bound, largest ε",
-    ]
+    """The header and the rows of the table, one row for each network, layer and law."""
+    header = ["network", "trained with", "layer", "law", *(f"order {p}" for p in ORDERS), "all orders", "ε₁₀"]
+    header += ["bound, ε = 1", "bound, largest ε"]
     rows = []
     for r in records:
         linear = error_text(r, "linearised") if r["model"] in KINKED else "–"
@@ -136,28 +126,28 @@ def table_rows(records: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
 
 
 def span(values: Sequence[float], form=percent) -> str:
-    """Median, smallest and largest, as text.
+    """Median, smallest and largest number, as text.
 
     Args:
-        values: numbers, infinite ones included.
-        form: of one number.
+        values: the numbers; they may be infinite.
+        form: makes the text of one number.
     """
     texts = [form(v) for v in (median(values), min(values), max(values))]
     return f"{texts[0]} ({texts[1]} to {texts[2]})"
 
 
 def number(value: float) -> str:
-    """An ε."""
+    """An ε as text."""
     return f"{value:.2f}" if math.isfinite(value) else "> 1"
 
 
 def share(count: int, total: int) -> str:
-    """How many of how many, in words where it is all or none."""
+    """How many of how many, such as `all 3`, `none` or `2 of 3`."""
     return "none" if count == 0 else f"all {total}" if count == total else f"{count} of {total}"
 
 
 def _paired(records: Sequence[dict], facts: Sequence[str], key: str, first: str, second: str) -> list[float]:
-    """Ratios of the ε of order 2 between records that differ in one fact."""
+    """Ratios between the ε of order 2 of records that differ in one fact."""
     known = {tuple(r[f] for f in (*facts, key)): radius(r) for r in records}
     pairs = [(value, known.get((*k[:-1], second))) for k, value in known.items() if k[-1] == first]
     return [a / b for a, b in pairs if b is not None and math.isfinite(a) and math.isfinite(b)]
@@ -168,14 +158,14 @@ def _times(ratios: Sequence[float]) -> str:
 
 
 def _direction(ratios: Sequence[float]) -> str:
-    """Whether a radius grows, from its ratios: everywhere, mostly, or not."""
+    """Does a radius grow everywhere, in some pairs, or nowhere?"""
     if min(ratios) > 1 or max(ratios) < 1:
         return "always further" if min(ratios) > 1 else "never further"
     return f"further in {sum(ratio > 1 for ratio in ratios)} of {len(ratios)} pairs"
 
 
 def _order_words(records: Sequence[dict]) -> list[str]:
-    """The order of the theorem, and the other orders."""
+    """What the order of the theorem and the other orders do."""
     total = len(records)
     good = {p: sum(error(r, p) <= 0.1 for r in records) for p in ORDERS}
     unseen = sum(within_noise(r, p) for r in records for p in ORDERS)
@@ -196,10 +186,10 @@ def _order_words(records: Sequence[dict]) -> list[str]:
 
 
 def expansion_words(records: Sequence[dict]) -> list[str]:
-    """What the expansion does at ε = 1, one point each.
+    """How close the expansion is at ε = 1, as a list of points.
 
     Args:
-        records: all of them; points that there are no records for are left out.
+        records: records of the study `validity`; points without records are left out.
     """
     points = _order_words(records)
     kinked = [r for r in records if r["model"] in KINKED]
@@ -230,11 +220,11 @@ def expansion_words(records: Sequence[dict]) -> list[str]:
 
 
 def bound_words(records: Sequence[dict], others: Sequence[dict]) -> list[str]:
-    """What the adversarial bound says at ε = 1, one point each.
+    """What the adversarial bound says at ε = 1, as a list of points.
 
     Args:
-        records: of `verify_validity`.
-        others: of `verify_bounds`, networks made for the bound.
+        records: records of the study `validity`.
+        others: records of the study `bounds`, whose networks are made for the bound.
     """
     total = len(records)
     verdicts = [verdict(r) for r in records]
@@ -267,11 +257,7 @@ def bound_words(records: Sequence[dict], others: Sequence[dict]) -> list[str]:
 
 
 def conclusion(records: Sequence[dict]) -> str:
-    """The answer in two sentences, from what was measured.
-
-    Args:
-        records: of `verify_validity`.
-    """
+    """The answer in two sentences."""
     near = sum(error(r, THEOREM) <= 0.1 for r in records)
     reach = median(radius(r) for r in records)
     applies = sum(not r["bound"]["failed"] for r in records)
@@ -289,11 +275,11 @@ def conclusion(records: Sequence[dict]) -> str:
 
 
 def witness_words(records: Sequence[dict], most: float = 5.0) -> str:
-    """How well the coefficients along the paths agree with the exact ones, by data.
+    """How well the coefficients along the paths agree with the exact ones, for each data set.
 
     Args:
-        records: of `verify_validity`.
-        most: standard errors that are not called few.
+        records: records of the study `validity`.
+        most: number of standard errors above which a deviation is too large.
     """
     sentences = []
     for data in dict.fromkeys(r["data"] for r in records):

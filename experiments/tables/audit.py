@@ -1,9 +1,9 @@
-"""Cross-check of the papers' printed numbers, by rules on the numbers alone.
+"""Cross-check of the papers' printed numbers, by rules that look at the numbers alone.
 
-    python -m experiments.tables audit
+    python -m experiments audit
 
-A finding is a remark on a table, not on its authors: most are slips of typesetting and none changes a conclusion by
-itself. Rounding: a mean of numbers printed to 0.1 may differ by 0.1 from what is printed.
+A finding is a remark on a table, not on its authors: most are slips of typesetting, and none changes a conclusion by
+itself. A mean of numbers that are printed to 0.1 may differ by 0.1 from the printed mean.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def audit(published: Published | None = None) -> AuditReport:
     """Apply every rule.
 
     Args:
-        published: printed values; by default those of both papers.
+        published: the printed values; by default those of both papers.
 
     Returns:
-        Findings with their numbers, and for each rule how many checks found nothing.
+        The findings with their numbers, and for each rule how many checks found nothing.
     """
     published = load_published() if published is None else published
     return AuditReport(tuple(rule(published) for rule in RULES))

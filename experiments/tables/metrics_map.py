@@ -1,4 +1,4 @@
-"""Columns of the published tables: what each one measures, on which data, and its key in the ledger.
+"""The columns of the published tables: what each measures, on which data, and its key in the ledger.
 
 | printed | key in the ledger |
 |---|---|
@@ -11,7 +11,7 @@
 | ImageNet-R | `imagenet_r/clean` |
 | calibration on ImageNet-R | `imagenet_r/rms_calibration_error`, `imagenet_r/aurra` |
 
-The ledger has shares in [0, 1], the tables percent.
+Values are shares in [0, 1] in the ledger, and percent in the tables.
 """
 
 from __future__ import annotations
@@ -43,12 +43,11 @@ class Column:
     """A column of a published table.
 
     Attributes:
-        id: as in the CSV file; a level or a sub-column follows after `/`.
-        heading: short text for people.
-        data: data set that the network was trained (or fine-tuned) on; columns with different data belong to
-            different networks.
-        metric: key in the ledger, empty where no single measurement corresponds (a difference of two).
-        higher_is_better: direction.
+        id: name in the CSV file; a level or a sub-column follows after `/`.
+        heading: short text for readers.
+        data: data set on which the network was trained or fine-tuned; columns with different data belong to different
+            networks.
+        metric: key in the ledger; empty if the column is a difference of two measurements.
     """
 
     id: str
@@ -58,20 +57,20 @@ class Column:
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether large values are good."""
+        """True if large values are good."""
         return not self.metric.startswith(_LOWER)
 
 
 def metric_key(table: str, column: str, *, data: str) -> Column:
-    """The measurement behind a column.
+    """Find the measurement behind a column.
 
     Args:
         table: id such as `"noisymix-table2"`.
-        column: id, see `Column`.
-        data: data set of the table; used where the column does not name its own.
+        column: id of the column, see `Column`.
+        data: data set of the table, for columns that do not name their own.
 
     Returns:
-        The column, with data set and key in the ledger.
+        The column with its data set and its key in the ledger.
 
     Raises:
         ValueError: if the column is not known.
@@ -122,14 +121,14 @@ def _heading(column: str) -> str:
 
 
 def measured(metrics: Mapping[str, float], key: str) -> float | None:
-    """A value of the ledger by key; a corruption's mean is taken over its five severities if all are there.
+    """Find a value in the metrics of the ledger. The value of a corruption is the mean over its five severities.
 
     Args:
-        metrics: of one entry, shares in [0, 1].
-        key: as in `Column.metric`.
+        metrics: metrics of one line of the ledger.
+        key: key in the ledger, as in `Column.metric`.
 
     Returns:
-        Share, or `None` if it was not measured.
+        A share in [0, 1], or `None` if it was not measured.
     """
     if not key:
         return None

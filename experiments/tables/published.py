@@ -1,4 +1,4 @@
-"""The printed values of both papers, typed, from the CSV files in `experiments/published`; nothing is corrected."""
+"""The printed values of both papers, read from the CSV files in `experiments/published`. Nothing is corrected."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .registry import TABLES, TableInfo, table_info
 
 PUBLISHED = Path(__file__).parent.parent / "published"
 SUBMISSIONS_FILE = "extra_robustbench_noisymix.csv"
-#: Columns that say which row it is, in all files.
+#: Columns of the files that say which row it is.
 _ROW_COLUMNS = ("scheme", "label", "ref", "alpha", "epochs")
 SWITCHES = ("augmentations", "feature_mixing", "noise_injections", "jsd_loss")
-#: Scheme of a row of the ablation, by its four switches.
+#: The scheme of each row of the ablation, by its four switches.
 ABLATION = {
     (0, 0, 0, 0): "baseline",
     (0, 0, 1, 0): "noise",
@@ -37,21 +37,21 @@ class PublishedValue:
 
     Attributes:
         table: id in `TABLES`.
-        row: scheme, followed by alpha or epochs where a scheme has several rows.
-        column: see `metrics_map.Column`.
+        row: id of the row: the scheme, followed by alpha or epochs if a scheme has several rows.
+        column: id of the column, see `metrics_map.Column`.
         scheme: id of the training scheme.
-        label: row label as printed.
-        data: data set that the network was trained on.
-        network: as the paper names it.
-        metric: key in the ledger.
-        level: of the noise, if the column has one.
-        text: as printed.
-        value: percent.
-        minimum: over the seeds, percent, if printed.
-        maximum: over the seeds, percent, if printed.
-        bold: whether printed bold; `None` where the file does not say.
-        alpha: Beta parameter, if printed.
-        epochs: if printed.
+        label: label of the row as printed.
+        data: data set on which the network was trained.
+        network: name of the network in the paper.
+        metric: key of the measurement in the ledger.
+        level: level of the noise, if the column has one.
+        text: the number as printed.
+        value: the number, in percent.
+        minimum: minimum over the seeds in percent, if printed.
+        maximum: maximum over the seeds in percent, if printed.
+        bold: True if printed bold; `None` if the file does not say.
+        alpha: parameter of the Beta law, if printed.
+        epochs: number of epochs, if printed.
     """
 
     table: str
@@ -73,22 +73,22 @@ class PublishedValue:
 
     @property
     def decimals(self) -> int:
-        """Digits after the point, as printed."""
+        """Number of printed digits after the point."""
         return len(self.text.partition(".")[2])
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A network as its authors, or a benchmark, measured it outside of the papers.
+    """A network as its authors or a benchmark measured it, outside of the papers.
 
     Attributes:
-        data: data set that it was trained on.
-        corrupted_data: its corrupted version.
+        data: data set of the training.
+        corrupted_data: corrupted version of the data set.
         network: architecture as submitted.
-        clean: accuracy, percent.
-        corrupted: mean accuracy on the corrupted version, percent.
-        who: who measured, and on what.
-        source: where it is recorded.
+        clean: accuracy in percent.
+        corrupted: mean accuracy on the corrupted version, in percent.
+        who: who measured it, and on which images.
+        source: where the measurement is recorded.
     """
 
     data: str
@@ -102,7 +102,7 @@ class Submission:
 
 @dataclass(frozen=True)
 class Published:
-    """All printed values, with look-up by table, row and column."""
+    """All printed values, which can be found by table, row and column."""
 
     values: tuple[PublishedValue, ...]
     submissions: tuple[Submission, ...] = ()
@@ -115,20 +115,20 @@ class Published:
         object.__setattr__(self, "_index", index)
 
     def tables(self) -> tuple[str, ...]:
-        """Ids, in the order of the papers."""
+        """The ids of the tables, in the order of the papers."""
         return tuple(self._index)
 
     def rows(self, table: str) -> dict[str, dict[str, PublishedValue]]:
-        """Rows of a table in printed order, each a mapping from column to value."""
+        """The rows of a table in printed order; each maps columns to values."""
         return self._index.get(table, {})
 
     def columns(self, table: str) -> tuple[Column, ...]:
-        """Columns of a table in printed order."""
+        """The columns of a table in printed order."""
         seen = dict.fromkeys(column for row in self.rows(table).values() for column in row)
         return tuple(column_of(table, name) for name in seen)
 
     def get(self, table: str, row: str, column: str) -> PublishedValue | None:
-        """A value, or `None` where the table has none."""
+        """A value, or `None` if the table has none there."""
         return self.rows(table).get(row, {}).get(column)
 
     def number(self, table: str, row: str, column: str) -> float | None:
@@ -137,12 +137,12 @@ class Published:
         return None if cell is None else cell.value
 
     def amend(self, table: str, row: str, column: str, text: str, **changes) -> Published:
-        """A copy with one number printed differently; for what-if questions.
+        """A copy in which one number is printed differently, to ask what would follow.
 
         Args:
-            table: id.
-            row: id.
-            column: id.
+            table: id of the table.
+            row: id of the row.
+            column: id of the column.
             text: the number as it would be printed.
             changes: other fields of the value.
 
@@ -160,14 +160,14 @@ def column_of(table: str, column: str) -> Column:
 
 
 def read_table(table: str, *, folder: Path = PUBLISHED) -> tuple[PublishedValue, ...]:
-    """The values of one table.
+    """Read the values of one table.
 
     Args:
         table: id in `TABLES`.
-        folder: of the CSV files.
+        folder: folder of the CSV files.
 
     Returns:
-        Values in printed order; empty cells are left out.
+        The values in printed order; empty cells are left out.
 
     Raises:
         ValueError: if the id is not known or a cell is no number.
@@ -185,7 +185,7 @@ def read_table(table: str, *, folder: Path = PUBLISHED) -> tuple[PublishedValue,
 
 
 def _row_ids(lines: list[dict[str, str]]) -> list[str]:
-    """Scheme plus whatever tells two rows of one scheme apart."""
+    """The ids of the rows: the scheme, and what tells two rows of one scheme apart."""
     for line in lines:
         if "scheme" not in line:
             line["scheme"] = ABLATION[tuple(int(line[name]) for name in SWITCHES)]
@@ -205,7 +205,7 @@ def _row_ids(lines: list[dict[str, str]]) -> list[str]:
 
 
 def _cells(line: Mapping[str, str]) -> Iterable[tuple[str, str, dict]]:
-    """Column, text and more for each number of a line of the file."""
+    """The column, the text and other fields of each number in a line of the file."""
     if "metric" not in line:
         for name, text in line.items():
             if name not in (*_ROW_COLUMNS, *SWITCHES):
@@ -228,47 +228,32 @@ def _value(info: TableInfo, row: str, line: Mapping[str, str], name: str, text: 
         value = float(text)
     except ValueError:
         raise ValueError(f"{info.file}, {row}, {name}: expected a number, got {text!r}.") from None
+    level, alpha, epochs = (line.get(key) for key in ("level", "alpha", "epochs"))
     return PublishedValue(
-        table=info.id,
-        row=row,
-        column=name,
-        scheme=line["scheme"],
-        label=line["label"],
-        data=column.data,
-        network=info.network,
-        metric=column.metric,
-        level=float(line["level"]) if line.get("level") else None,
-        text=text,
-        value=value,
-        alpha=float(line["alpha"]) if line.get("alpha") else None,
-        epochs=int(line["epochs"]) if line.get("epochs") else None,
-        **extra,
-    )
+        info.id, row, name, line["scheme"], line["label"], column.data, info.network, column.metric,
+        float(level) if level else None, text, value, alpha=float(alpha) if alpha else None,
+        epochs=int(epochs) if epochs else None, **extra,
+    )  # fmt: skip
 
 
 def read_submissions(*, folder: Path = PUBLISHED) -> tuple[Submission, ...]:
-    """NoisyMix networks as submitted to RobustBench and as measured there."""
+    """NoisyMix networks as their authors submitted them to RobustBench, and as RobustBench measured them."""
     with open(Path(folder) / SUBMISSIONS_FILE, encoding="utf-8", newline="") as file:
         return tuple(
             Submission(
-                data=line["dataset"],
-                corrupted_data=line["corrupted_dataset"],
-                network=line["architecture"],
-                clean=float(line["clean"]),
-                corrupted=float(line["corrupted"]),
-                who=line["who"],
-                source=line["source"],
+                line["dataset"], line["corrupted_dataset"], line["architecture"], float(line["clean"]),
+                float(line["corrupted"]), line["who"], line["source"],
             )
             for line in csv.DictReader(file)
-        )
+        )  # fmt: skip
 
 
 @cache
 def load_published(folder: Path = PUBLISHED) -> Published:
-    """Every table of `TABLES`, and the submissions.
+    """Read every table of `TABLES`, and the submissions.
 
     Args:
-        folder: of the CSV files.
+        folder: folder of the CSV files.
     """
     values = tuple(value for table in TABLES for value in read_table(table, folder=folder))
     return Published(values, read_submissions(folder=folder))

@@ -1,4 +1,4 @@
-"""The published tables: where their values are, and how the networks in them were made."""
+"""The published tables: where their values are, and what is known about the networks in them."""
 
 from __future__ import annotations
 
@@ -10,23 +10,19 @@ NOISYMIX = "NoisyMix (arXiv 2202.01263)"
 
 @dataclass(frozen=True)
 class TableInfo:
-    """What is known of a table.
+    """What is known about a table.
 
     Attributes:
-        id: ours.
-        file: in `experiments/published`.
+        id: our name of the table.
+        file: file name in `experiments/published`.
         title: what it shows, in our words.
-        paper: whose table it is.
-        data: data sets that networks were trained on.
-        network: as the paper names it.
-        networks: names of networks in `experiments.models` that may stand in its columns.
-        width: of the first stage, where the network's name leaves it open.
-        seeds: networks per cell; `None` where not said.
+        paper: the paper that it belongs to.
+        data: data sets on which the networks were trained.
+        network: name of the network in the paper.
         columns: what the columns are.
-        epochs: of training, where the table's rows differ in it.
-        points: test points, where few and known.
-        perturbation: unit of the flips, if any.
-        inferred: what was not said in the paper and is inferred.
+        seeds: number of networks per cell; `None` if the paper does not say.
+        points: number of test points, if there are few.
+        inferred: what the paper does not say and we infer.
     """
 
     id: str
@@ -35,11 +31,8 @@ class TableInfo:
     paper: str
     data: tuple[str, ...]
     network: str
-    networks: tuple[str, ...]
     columns: str
     seeds: int | None = None
-    width: int | None = None
-    epochs: int | None = None
     points: int | None = None
     inferred: str = ""
 
@@ -47,36 +40,31 @@ class TableInfo:
 _LEVELS = "accuracy on clean images, under white noise of level σ and under salt and pepper of level γ"
 _FOUR = "accuracy on the test set and its corrupted version, mean of the seeds (minimum, maximum)"
 _EACH = "accuracy for each of 15 corruptions, mean of 5 severities"
-_PREACT, _WRN, _RESNET = ("preactresnet18",), ("wideresnet28",), ("resnet50",)
-_NFM_TOY, _MIX_TOY = ("nfm_toy",), ("noisymix_toy",)
 _C10, _C100, _IN = ("cifar10",), ("cifar100",), ("imagenet",)
 _BOTH = ("cifar10", "cifar100")
 
 
-def _nfm(number: int, title: str, data: tuple[str, ...], network: str, networks: tuple[str, ...], **more) -> TableInfo:
+def _nfm(number: int, title: str, data: tuple[str, ...], network: str, **more) -> TableInfo:
     name = f"nfm-table{number}"
-    return TableInfo(name, f"nfm_table{number}.csv", title, NFM, data, network, networks, _LEVELS, **more)
+    return TableInfo(name, f"nfm_table{number}.csv", title, NFM, data, network, _LEVELS, **more)
 
 
 def _mix(number: int, title: str, data: tuple[str, ...], network: str, columns: str, **more) -> TableInfo:
-    networks = {"PreAct ResNet-18": _PREACT, "Wide-ResNet-28x2": _WRN, "ResNet-50": _RESNET}[network]
     name = f"noisymix-table{number}"
-    return TableInfo(name, f"noisymix_table{number}.csv", title, NOISYMIX, data, network, networks, columns, **more)
+    return TableInfo(name, f"noisymix_table{number}.csv", title, NOISYMIX, data, network, columns, **more)
 
 
 _ALL = (
-    _nfm(1, "CIFAR-10 under noise", _C10, "PreAct ResNet-18", _PREACT, seeds=5, width=64),
-    _nfm(
-        2, "CIFAR-100 under noise", _C100, "Wide-ResNet-18", ("wideresnet18", *_PREACT), seeds=5, width=128, epochs=200
-    ),
-    _nfm(3, "ImageNet under noise", _IN, "ResNet-50", _RESNET),
+    _nfm(1, "CIFAR-10 under noise", _C10, "PreAct ResNet-18", seeds=5),
+    _nfm(2, "CIFAR-100 under noise", _C100, "Wide-ResNet-18", seeds=5),
+    _nfm(3, "ImageNet under noise", _IN, "ResNet-50"),
     TableInfo(
         *("nfm-figure-toy", "nfm_figure_toy.csv", "Decision boundaries on two rings", NFM, ("toy_rings",)),
-        *("fully connected network", _NFM_TOY, "test accuracy"),
+        *("fully connected network", "test accuracy"),
         **{"seeds": 1, "points": 200, "inferred": "200 test points: every value is a multiple of 0.5"},
     ),
     _mix(1, "ImageNet and its variants", _IN, "ResNet-50", "accuracy; for -P mean flip rate, AlexNet = 100", seeds=1),
-    _mix(2, "CIFAR and its corrupted versions", _BOTH, "PreAct ResNet-18", _FOUR, seeds=5, width=64),
+    _mix(2, "CIFAR and its corrupted versions", _BOTH, "PreAct ResNet-18", _FOUR, seeds=5),
     _mix(3, "CIFAR and its corrupted versions", _BOTH, "Wide-ResNet-28x2", _FOUR, seeds=5),
     _mix(4, "Ablation of NoisyMix", _C100, "Wide-ResNet-28x2", "accuracy, and gain over the first row in points"),
     _mix(
@@ -85,15 +73,15 @@ _ALL = (
         inferred="the third number of each corrupted column",
     ),
     _mix(6, "ImageNet-C by corruption", _IN, "ResNet-50", _EACH, seeds=1),
-    _mix(7, "CIFAR-10-C by corruption", _C10, "PreAct ResNet-18", _EACH, seeds=5, width=64),
-    _mix(8, "CIFAR-100-C by corruption", _C100, "PreAct ResNet-18", _EACH, seeds=5, width=64),
+    _mix(7, "CIFAR-10-C by corruption", _C10, "PreAct ResNet-18", _EACH, seeds=5),
+    _mix(8, "CIFAR-100-C by corruption", _C100, "PreAct ResNet-18", _EACH, seeds=5),
     _mix(9, "CIFAR-10-C by corruption", _C10, "Wide-ResNet-28x2", _EACH, seeds=5),
     _mix(10, "CIFAR-100-C by corruption", _C100, "Wide-ResNet-28x2", _EACH, seeds=5),
     _mix(11, "Calibration on ImageNet-R", _IN, "ResNet-50", "RMS calibration error (lower), AURRA (higher)", seeds=1),
     _mix(12, "ImageNet-P by perturbation", _IN, "ResNet-50", "flip rate, AlexNet = 100, and its mean", seeds=1),
     _mix(
         *(13, "CIFAR-10-P by perturbation", _C10, "PreAct ResNet-18", "flip probability, and its mean"),
-        **{"width": 64, "inferred": "the network, and that the flips are not relative to AlexNet"},
+        inferred="the network, and that the flips are not relative to AlexNet",
     ),
     _mix(
         *(14, "CIFAR-10-P by perturbation", _C10, "Wide-ResNet-28x2", "flip probability, and its mean"),
@@ -101,13 +89,14 @@ _ALL = (
     ),
     TableInfo(
         *("noisymix-figure4", "noisymix_figure4.csv", "Decision boundaries, U-shaped class", NOISYMIX, ("toy_band",)),
-        *("shallow fully connected network", _MIX_TOY, "test accuracy"),
+        *("shallow fully connected network", "test accuracy"),
         **{"seeds": 1, "points": 250},
     ),
 )
 TABLES: dict[str, TableInfo] = {info.id: info for info in _ALL}
 
-#: Tables with a value per corruption or perturbation, the table with their mean, its columns (all; without noise).
+#: Tables with a value for each corruption or perturbation, the table with their mean, and its columns: the mean over
+#: all, and without noise.
 DETAILS: tuple[tuple[str, str, str, str | None], ...] = (
     ("noisymix-table6", "noisymix-table1", "imagenet_c", "imagenet_c/excl_noise"),
     ("noisymix-table7", "noisymix-table2", "cifar10_c", None),
@@ -119,7 +108,10 @@ DETAILS: tuple[tuple[str, str, str, str | None], ...] = (
 
 
 def table_info(table: str) -> TableInfo:
-    """A table by id.
+    """What is known about a table.
+
+    Args:
+        table: id of the table.
 
     Raises:
         ValueError: if there is no such table.

@@ -81,7 +81,7 @@ class Polynomials:
 
         Args:
             path: of rows whose anchors are 0, .., n - 1, again and again.
-            order: from 0; above 2 by nested differentiation, as `taylor_coefficients`.
+            order: from 0; above 2 by nested differentiation, which `taylor_coefficients` does.
         """
         if order > 2:
             return taylor_coefficients(path, order)

@@ -36,7 +36,7 @@ class PathSample:
         eps: scales, `(E,)`.
         losses: φ(ε), `(replicates, n, E)`.
         coefficients: `φ^(k)(0)/k!`, `(replicates, n, p + 1)`.
-        linearised: the losses with the head linearised at the features, as `losses`; `None` for a curved head.
+        linearised: the losses with the head linearised at the features, `(replicates, n, E)`; `None` for a curved head.
         evaluations: of the head at each ε.
     """
 
@@ -146,7 +146,12 @@ def output_coefficients(at: Linearization, path: Path, order: int) -> list[Tenso
 def jets(at: Linearization, path: Path, order: int) -> tuple[Tensor, list[Tensor]]:
     """`φ^(k)(0)/k!` of every row for k = 0..order, `(rows, order + 1)`, and the coefficients of the outputs behind it.
 
-    Arguments as `output_coefficients`; the same numbers as `paths.taylor_coefficients`.
+    `paths.taylor_coefficients` gives the same numbers by nested differentiation.
+
+    Args:
+        at: the head linearised at the features.
+        path: rows of perturbations.
+        order: highest power of ε, ≥ 2.
     """
     outputs, problem = output_coefficients(at, path, order), path.problem
     labels = problem.labels[path.anchor]

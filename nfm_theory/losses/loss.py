@@ -78,13 +78,15 @@ def loss(
     one_of("method", method, ("auto", "exact", "monte_carlo", "as_trained"))
     sampling = {"samples": samples, "target_stderr": target_stderr, "control_variate": control_variate}
     if method == "exact":
-        _refuse(method, **sampling, batch_size=batch_size, generator=generator)
+        _refuse(f"method={method!r}", **sampling, batch_size=batch_size, generator=generator)
     elif method == "as_trained":
-        _refuse(method, target_stderr=target_stderr, control_variate=control_variate, quadrature=quadrature)
+        _refuse(
+            f"method={method!r}", target_stderr=target_stderr, control_variate=control_variate, quadrature=quadrature
+        )
     elif method == "monte_carlo":
-        _refuse(method, batch_size=batch_size, quadrature=quadrature)
+        _refuse(f"method={method!r}", batch_size=batch_size, quadrature=quadrature)
     else:
-        _refuse(method, batch_size=batch_size)
+        _refuse(f"method={method!r}", batch_size=batch_size)
     form = one_of("form", form or ("mixed" if method == "as_trained" else "unmixed"), ("unmixed", "mixed"))
     scales = torch.as_tensor(eps, dtype=problems[0].features.dtype, device=problems[0].features.device)
     if not (scales.isfinite() & (scales >= 0)).all():
@@ -102,7 +104,7 @@ def loss(
             if method == "exact":
                 raise
     if form == "mixed":
-        _refuse("monte_carlo' with form='mixed", target_stderr=target_stderr, control_variate=control_variate)
+        _refuse("form='mixed'", target_stderr=target_stderr, control_variate=control_variate)
         found = training_loss(
             problems, samples=samples or DEFAULT_SAMPLES, batch_size=batch_size, permute=method == "as_trained",
             generator=generator,
@@ -113,11 +115,11 @@ def loss(
     return _shaped(average_over_layers(parts), scales)
 
 
-def _refuse(method: str, **options) -> None:
-    """Refuse options that the method would ignore."""
+def _refuse(choice: str, **options) -> None:
+    """Refuse options that would be ignored with this choice."""
     given = [name for name, value in options.items() if value is not None]
     if given:
-        raise ValueError(f"{given[0]}: does not belong to method={method!r}; leave it out, or choose another method.")
+        raise ValueError(f"{given[0]}: does not belong to {choice}; leave it out, or make another choice.")
 
 
 def _variate(problem: Problem, control_variate: str | None) -> str:

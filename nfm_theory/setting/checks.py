@@ -12,6 +12,8 @@ Name = TypeVar("Name", bound=str)
 def near(name: str, names: Iterable[str]) -> str:
     """The names that may have been meant, as the end of a message; empty if none is close."""
     matches = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
+    alike = [difflib.SequenceMatcher(None, match, name).ratio() for match in matches]
+    matches = [match for match, ratio in zip(matches, alike, strict=True) if ratio >= 0.75 * alike[0]]
     return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 

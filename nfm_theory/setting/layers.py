@@ -127,8 +127,8 @@ def layer_names(model: nn.Module | Callable[[Tensor], Tensor], x: Tensor | None 
             four samples), without them every module that can be called.
 
     Raises:
-        TypeError: as `split`, where the cause is the model and no layer would do.
-        ValueError: as `split`, likewise.
+        TypeError: for a model, or outputs, that `split` refuses at every layer.
+        ValueError: for a model, or outputs, that `split` refuses at every layer.
 
     Example:
         >>> layer_names(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh()))

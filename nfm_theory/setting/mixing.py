@@ -164,5 +164,6 @@ class FixedMixing:
         """Random values of λ."""
         atoms, weights = self._atoms(unmixed)
         u = uniform(shape, generator, device)
-        lam = torch.where(u < float(weights[0]), float(atoms[0]), float(atoms[-1]))
+        first, second = torch.as_tensor(atoms, dtype=u.dtype, device=u.device)[[0, -1]]
+        lam = torch.where(u < float(weights[0]), first, second)
         return lam.to(device=device, dtype=dtype or torch.get_default_dtype())

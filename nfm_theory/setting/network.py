@@ -97,7 +97,8 @@ class Network:
         """The outputs among everything that the model returns."""
         if callable(self.output):
             return self.output(found)
-        if isinstance(self.output, str) and hasattr(found, self.output):
+        named = isinstance(self.output, str) and not isinstance(found, dict)  # a dict has methods of its own
+        if named and hasattr(found, self.output):
             return getattr(found, self.output)
         try:
             return found[self.output]

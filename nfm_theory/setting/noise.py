@@ -8,6 +8,7 @@ r"""The law of one noise tensor ξ: exact moments, quadrature nodes, samples.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -22,8 +23,55 @@ from .mixing import beta_moment, beta_nodes, uniform
 NoiseName = Literal["normal", "uniform", "rademacher", "released"]
 #: The released code of the papers multiplies both noises by one Beta(2, 5) number per call.
 SCALE_ALPHA, SCALE_BETA = 2.0, 5.0
-#: Second and fourth moment of one element of each base law.
-_BASE_MOMENTS = {"normal": (1.0, 3.0), "uniform": (1 / 3, 1 / 5), "rademacher": (1.0, 1.0)}
+
+
+def _hermite_nodes(num: int) -> tuple[np.ndarray, np.ndarray]:
+    from scipy.special import roots_hermitenorm
+
+    return roots_hermitenorm(num)
+
+
+def _legendre_nodes(num: int) -> tuple[np.ndarray, np.ndarray]:
+    from scipy.special import roots_legendre
+
+    return roots_legendre(num)
+
+
+def _signs(num: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([-1.0, 1.0]), np.array([0.5, 0.5])
+
+
+def _sample_uniform(shape: tuple[int, ...], **place) -> Tensor:
+    return torch.rand(shape, **place).mul_(2).sub_(1)
+
+
+def _sample_signs(shape: tuple[int, ...], **place) -> Tensor:
+    return _sample_uniform(shape, **place).sign_()
+
+
+@dataclass(frozen=True)
+class BaseLaw:
+    """The law of one element of the noise, with zero mean and zero third moment.
+
+    Attributes:
+        second: E z².
+        fourth: E z⁴.
+        nodes: a number n to a rule of n nodes and weights, exact for polynomials of degree 2n - 1.
+        sample: a shape, and `generator`, `dtype` and `device`, to independent elements.
+    """
+
+    second: float
+    fourth: float
+    nodes: Callable[[int], tuple[np.ndarray, np.ndarray]]
+    sample: Callable[..., Tensor]
+
+
+#: The base laws by name. A new one goes here, into `NoiseName`, and into `symbolic.moments`.
+BASES: dict[str, BaseLaw] = {
+    "normal": BaseLaw(1.0, 3.0, _hermite_nodes, torch.randn),
+    "uniform": BaseLaw(1 / 3, 1 / 5, _legendre_nodes, _sample_uniform),
+    "rademacher": BaseLaw(1.0, 1.0, _signs, _sample_signs),
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +92,7 @@ class NoiseLaw:
     sparsity: float = 0.0
 
     def __post_init__(self):
-        one_of("base", self.base, _BASE_MOMENTS)
+        one_of("base", self.base, BASES)
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity: expected 0 <= sparsity < 1, got {self.sparsity!r}.")
 
@@ -54,30 +102,21 @@ class NoiseLaw:
     @cached_property
     def second(self) -> float:
         """The exact E ξ_j² (3/28 for the additive noise of the released code, 1/28 for the multiplicative noise)."""
-        return self._scale_moment(2) * (1 - self.sparsity) * _BASE_MOMENTS[self.base][0]
+        return self._scale_moment(2) * (1 - self.sparsity) * BASES[self.base].second
 
     @cached_property
     def fourth(self) -> float:
         """The exact E ξ_j⁴."""
-        return self._scale_moment(4) * (1 - self.sparsity) * _BASE_MOMENTS[self.base][1]
+        return self._scale_moment(4) * (1 - self.sparsity) * BASES[self.base].fourth
 
     @cached_property
     def mixed_fourth(self) -> float:
         """The exact E ξ_j² ξ_k² for j ≠ k; it differs from `second**2` when the elements are dependent."""
-        return self._scale_moment(4) * ((1 - self.sparsity) * _BASE_MOMENTS[self.base][0]) ** 2
+        return self._scale_moment(4) * ((1 - self.sparsity) * BASES[self.base].second) ** 2
 
     def nodes(self, num: int) -> tuple[np.ndarray, np.ndarray]:
         """A rule for one element given b = 1: `num` Gauss nodes (two for Rademacher), and 0 if elements may vanish."""
-        if self.base == "normal":
-            from scipy.special import roots_hermitenorm
-
-            z, w = roots_hermitenorm(num)
-        elif self.base == "uniform":
-            from scipy.special import roots_legendre
-
-            z, w = roots_legendre(num)
-        else:
-            z, w = np.array([-1.0, 1.0]), np.array([0.5, 0.5])
+        z, w = BASES[self.base].nodes(num)
         w = w / w.sum()
         if self.sparsity:
             z, w = np.append(z, 0.0), np.append(w * (1 - self.sparsity), self.sparsity)
@@ -94,11 +133,7 @@ class NoiseLaw:
         """
         dtype = dtype or torch.get_default_dtype()
         source = generator.device if generator is not None else device
-        if self.base == "normal":
-            z = torch.randn(shape, generator=generator, dtype=dtype, device=source)
-        else:
-            z = torch.rand(shape, generator=generator, dtype=dtype, device=source).mul_(2).sub_(1)
-            z = z.sign_() if self.base == "rademacher" else z
+        z = BASES[self.base].sample(shape, generator=generator, dtype=dtype, device=source)
         if self.sparsity:
             z.mul_(torch.rand(shape, generator=generator, dtype=dtype, device=source) >= self.sparsity)
         if self.beta_scaled:
@@ -138,7 +173,7 @@ def noise_pair(noise: NoiseName | NoiseLaw | tuple[NoiseLaw, NoiseLaw]) -> tuple
     if noise == "released":
         return released_noise()
     if isinstance(noise, str):
-        noise = NoiseLaw(one_of("noise", noise, (*_BASE_MOMENTS, "released")))
+        noise = NoiseLaw(one_of("noise", noise, (*BASES, "released")))
     pair = (noise, noise) if isinstance(noise, NoiseLaw) else noise
     if isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(law, NoiseLaw) for law in pair):
         return pair

@@ -141,7 +141,7 @@ class TaylorTerms:
     def size(self, order: int) -> float:
         """Sum of the absolute values of the named terms behind the coefficient of ε^order."""
         names = (("standard",), ("R1",), SECOND_ORDER, ("C3",))[order]
-        return sum(abs(float(getattr(self, name))) for name in names)
+        return sum(abs(float(getattr(self, name).detach())) for name in names)
 
     def to_dict(self) -> dict[str, float]:
         """The named terms as plain floats."""

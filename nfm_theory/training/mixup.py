@@ -27,9 +27,10 @@ from ..setting.checks import level, one_of
 from ..setting.draws import Draw, sample_draw
 from ..setting.law import Law
 from ..setting.network import kind
+from ..setting.perturbation import perturb
 from ..setting.pointwise import mixable_labels
-from ..setting.problem import perturb
 from .hooks import Hook, hooked_modules, unwrap
+from .layer_laws import laws_of
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class NoisyFeatureMixup:
     ):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")
-        self.laws = _laws_of(layers, law)
+        self.laws = laws_of(layers, law)
         self.layers = tuple(self.laws)
         # λ and partners come first, the noise when the features are there
         self._quiet = {name: replace(one, add_noise=0.0, mult_noise=0.0) for name, one in self.laws.items()}
@@ -359,36 +360,6 @@ class NoisyFeatureMixup:
                 f"shape {tuple(h.shape)}; run the model on the inputs that the call returned, all at once (use "
                 "DistributedDataParallel instead of DataParallel), and name layers whose output has the batch first."
             )
-
-
-def _laws_of(layers: str | Sequence[str] | Mapping[str, Law], law: Law | None) -> dict[str, Law]:
-    """The law of every eligible layer.
-
-    Raises:
-        TypeError: if layers or laws are missing or of the wrong kind.
-        ValueError: for a law beside a mapping of laws, and repeated layers.
-    """
-    if isinstance(layers, Mapping):
-        if law is not None:
-            raise ValueError("law: expected none beside a mapping of layers to laws; leave it out.")
-        laws = dict(layers)
-    else:
-        if layers is None:
-            raise TypeError(
-                "layers: expected names of layers such as ('', 'layer1'), got None; layer_names(model) lists them "
-                "all, layer_names(model.eval(), x) those to which the theory applies."
-            )
-        names = [layers] if isinstance(layers, str) else list(layers)
-        if len(set(names)) != len(names):
-            raise ValueError(f"layers: expected one or more different names, got {names}.")
-        laws = dict.fromkeys(names, law)
-    wrong = [one for one in laws.values() if not isinstance(one, Law)]
-    if wrong:
-        raise TypeError(
-            f"law: expected an nfm_theory.Law, got {type(wrong[0]).__name__}; for example Law(add_noise=0.4, "
-            "mult_noise=0.2), or Law.released(...) for the noise of the papers' code."
-        )
-    return laws
 
 
 def check_form(form: str, eps: float) -> str:

@@ -184,11 +184,14 @@ class SampledEvidence:
         """Of every row: coefficients 0..q, then the remainders of its own polynomial."""
         path = self.problem.path(draw)
         values = taylor_coefficients(path, self.q)
+        parts = []
         if integral:
-            parts = [integral_remainder(self.problem, draw, e, order=self.q - 1) for e in eps]
+            for e in eps:
+                parts.append(integral_remainder(self.problem, draw, e, order=self.q - 1))
         else:
             powers = torch.arange(self.q, device=values.device)
-            parts = [path(e) - values[:, : self.q] @ e**powers for e in _scales(self.problem, eps)]
+            for e in _scales(self.problem, eps):
+                parts.append(path(e) - values[:, : self.q] @ e**powers)
         return torch.cat([values, torch.stack(parts, dim=-1)], dim=-1)
 
     def at(self, eps: Sequence[float], integral: bool) -> Scaled:

@@ -218,7 +218,7 @@ def _verdict(points: _Points, q: int) -> tuple[str, str]:
     if points.error > RATIO_TOLERANCE:
         if off > RATIO_TOLERANCE + 1.5 * points.error:
             return "refuted", f"remainder / predicted = {ratio:.4f}, beyond its sampling error"
-        return "undecided", f"the remainder has a standard error of {25 * points.error:.2g} %; raise samples"
+        return "undecided", f"the remainder has a standard error of {25 * points.error:.2g} %; raise the budget"
     if off <= RATIO_TOLERANCE and abs(slope - q) <= ORDER_TOLERANCE:
         return (
             "holds",
@@ -325,5 +325,5 @@ def judge(
         outside = f"{checked[1]} of {checked[0]} single draws left Lagrange's interval (a head that is not smooth?)"
         return replace(report, verdict="undecided", reason=outside)
     if report.verdict == "holds" and hidden:
-        return replace(report, verdict="undecided", reason="sampling error would hide a term 1 % off; raise samples")
+        return replace(report, verdict="undecided", reason="sampling error would hide a term 1 % off; raise the budget")
     return report

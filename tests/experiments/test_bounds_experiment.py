@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+import nfm_theory as nt
 from experiments.commands import app
 from experiments.data import cifar
 from experiments.data.digits import load_digits, verification_subset
@@ -19,7 +20,6 @@ from experiments.models.small import MODELS, NETWORKS, PIECEWISE
 from experiments.record.files import read_lines
 from experiments.studies import bounds, commands
 from experiments.studies.networks import NetworkRecipe, centred, train
-import nfm_theory as nt
 from nfm_theory.adversarial import certify
 
 SHORT = {"classes": 2, "epochs": 2, "centre": 10}

@@ -11,8 +11,8 @@ def third(function, h):
     return torch.func.jacfwd(hessian(function))(h)
 
 
-def naive_terms(head, features, labels, potential, *, moments, add_second=0.0, mult_second=0.0):
-    """Terms of the expansion for losses `potential(u) - y.u`; `*_second` are the variances σ² E ξ²."""
+def naive_terms(head, features, labels, potential, *, moments, add_second=0.0, mult_second=0.0, partners=None):
+    """Terms of the expansion for losses `potential(u) - y.u`; `*_second` are σ² E ξ², `partners` is P(r|i)."""
     m1, m2, m3 = moments
     n, d = features.shape
     names = ("standard", "R1", "R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult", "C3")
@@ -35,14 +35,14 @@ def naive_terms(head, features, labels, potential, *, moments, add_second=0.0, m
         full, cubic = hessian(loss)(g), third(loss, g)
         total["standard"] += loss(g)
         for r in range(n):
-            v = features[r] - g
-            total["R1"] += m1 * slope @ jac @ v / n
-            total["R2"] += m2 / 2 * v @ gauss_newton @ v / n
-            total["R3"] += m2 / 2 * v @ bend @ v / n
-            total["C3"] += m3 / 6 * torch.einsum("ijk,i,j,k", cubic, v, v, v) / n
+            v, p = features[r] - g, 1 / n if partners is None else partners[i, r]
+            total["R1"] += p * m1 * slope @ jac @ v
+            total["R2"] += p * m2 / 2 * v @ gauss_newton @ v
+            total["R3"] += p * m2 / 2 * v @ bend @ v
+            total["C3"] += p * m3 / 6 * torch.einsum("ijk,i,j,k", cubic, v, v, v)
             for j in range(d):
-                total["C3"] += m1 / 2 * (add_second + mult_second * g[j] ** 2) * (cubic[j, j] @ v) / n
-                total["C3"] += m1 * mult_second * full[j, j] * v[j] * g[j] / n
+                total["C3"] += p * m1 / 2 * (add_second + mult_second * g[j] ** 2) * (cubic[j, j] @ v)
+                total["C3"] += p * m1 * mult_second * full[j, j] * v[j] * g[j]
         for j in range(d):
             total["R2_add"] += add_second / 2 * gauss_newton[j, j]
             total["R3_add"] += add_second / 2 * bend[j, j]

@@ -6,15 +6,15 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from building import build_branches, build_problem, parted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import generator, mlp, randn, small_cnn
 from torch.testing import assert_close
 
-from nfm_theory import GridTooLargeError, MixingLaw, NoiseLaw, jensen_shannon, nfm_loss, perturb
-from nfm_theory.expansion.terms import problem_grid, rule_sum
-from nfm_theory.losses.noisymix_loss import noisymix_loss, stability_loss
-from nfm_theory.setting.branches import BranchNoise, build_branches, build_layers, jsd_gradient, jsd_hessian
+import nfm_theory as nt
+from nfm_theory import GridTooLargeError, MixingLaw, NoiseLaw, jensen_shannon, perturb
+from nfm_theory.setting.branches import BranchNoise, jsd_gradient, jsd_hessian
 from nfm_theory.setting.divergence import log_probabilities
 
 WEIGHTS = {2: [0.3, 0.7], 3: [0.5, 0.2, 0.3], 4: [0.1, 0.2, 0.3, 0.4]}
@@ -149,16 +149,16 @@ def test_branches_share_lambda_and_partner_and_the_noise_only_if_asked(shared):
     for j in range(2):
         noise = {name: getattr(draw, name)[:, 0 if shared else j] for name in ("add", "mult")}
         own = type(draw)(draw.anchor, draw.lam, draw.index, **noise)
-        assert_close(got[:, j], perturb(XS[j], own, **NOISY), **EXACT)
+        assert_close(got[:, j], perturb(XS[j], own, nt.Law(**NOISY)), **EXACT)
 
 
 # --- noise with a scalar per branch ----------------------------------------------------------------------------------
 
 
 def test_released_noise_has_one_scalar_per_branch():
-    law = build_branches(MODEL, XS, noise="released", **NOISY).laws[0]
+    law = build_branches(MODEL, XS, noise="released", **NOISY).noises[0]
     assert law == BranchNoise("normal", True, 0.0, branches=2, size=2)
-    shared = build_branches(MODEL, XS, noise="released", shared_noise=True, **NOISY).laws[0]
+    shared = build_branches(MODEL, XS, noise="released", shared_noise=True, **NOISY).noises[0]
     assert shared == NoiseLaw("normal", True)
     rows = law.sample((200_000, 2, 2), generator=generator(0), dtype=torch.float64).flatten(1)
     products = (rows**2).unsqueeze(2) * (rows**2).unsqueeze(1)
@@ -174,14 +174,15 @@ def test_released_noise_has_one_scalar_per_branch():
 @pytest.mark.parametrize("noise", ["normal", "uniform", "released"])
 def test_rules_have_the_moments_of_stacked_noise(noise, rule):
     branches = build_branches(MODEL, XS, noise=noise, add_noise=0.3, alpha=0.0)
-    grid = problem_grid(branches, rule=rule, degree=5, num_lam=1, num_noise=3, max_rows=10**6)
-    law = branches.laws[0]
+    grid = branches.grid(rule=rule, degree=5, num_lam=1, num_noise=3, max_rows=10**6)
+    law = branches.noises[0]
 
     def moments(draw):
         z = draw.add.flatten(1) ** 2
         return (z.unsqueeze(2) * z.unsqueeze(1)).flatten(1)
 
-    got = rule_sum(branches, grid, moments, passes=1, title="moments").reshape(4, 4)
+    blocks = grid.blocks(7, like=branches.features, title="moments")
+    got = sum(torch.tensordot(weights, moments(draw), dims=1) for draw, weights in blocks).reshape(4, 4)
     expected = torch.as_tensor(law.mixed_fourth, dtype=torch.float64).expand(4, 4).clone()
     expected.fill_diagonal_(law.fourth)
     assert_close(got, expected, **EXACT)
@@ -222,7 +223,7 @@ def test_the_loss_is_that_of_loops(shared, levels):
     noise = dict(zip(("add_noise", "mult_noise"), levels, strict=True))
     options = {"weights": WEIGHTS[2], "alpha": 0.7, "shared_noise": shared, "noise": "rademacher", **noise}
     with torch.no_grad():
-        got = stability_loss(MODEL, XS[:, :2], eps=[0.5, 1.0], **options)
+        got = nt.loss(build_branches(MODEL, XS[:, :2], **options), method="exact", eps=[0.5, 1.0])
         expected = [
             naive_loss(MODEL, XS[:, :2], WEIGHTS[2], eps=e, alpha=0.7, shared=shared, **noise) for e in (0.5, 1.0)
         ]
@@ -230,36 +231,48 @@ def test_the_loss_is_that_of_loops(shared, levels):
     assert got.method == ("deterministic, tensor" if any(levels) else "deterministic, no noise")
 
 
-@pytest.mark.parametrize("loss", ["stability", "noisymix"])
+@pytest.mark.parametrize("gamma", [None, 12.0])
 @pytest.mark.parametrize("laws", [(1.0, None), (0.5, 2.0)])
-def test_moving_to_the_unmixed_law_is_an_identity(loss, laws):
+def test_moving_to_the_unmixed_law_is_an_identity(gamma, laws):
     alpha, beta = laws
-    options = {"alpha": alpha, "beta": beta, "add_noise": 0.3, "noise": "rademacher", "loss": loss}
-    options["evaluation"] = {"num_lam": 40}
-    mixed, unmixed = (stability_loss(MODEL, XS, Y, form=form, **options).value for form in ("mixed", "unmixed"))
+    options = {"alpha": alpha, "beta": beta, "add_noise": 0.3, "noise": "rademacher", "gamma": gamma}
+    branches, rule = build_branches(MODEL, XS, Y, **options), nt.Quadrature(num_lam=40)
+    mixed, unmixed = (
+        nt.loss(branches, method="exact", form=form, quadrature=rule).value for form in ("mixed", "unmixed")
+    )
     assert_close(mixed, unmixed, **EXACT)
 
 
 def test_noisymix_is_the_nfm_loss_of_the_clean_branch_and_gamma_times_the_divergence():
     options = {"add_noise": 0.3, "noise": "rademacher", "alpha": 0.8, "layer": ""}
     xs = torch.stack([X, XS[1], X - 0.2 * randn(9, 3, 2)])
-    parts = nfm_loss(MODEL, X, Y, **options).value, stability_loss(MODEL, xs, **options).value
-    assert_close(noisymix_loss(MODEL, xs, Y, **options).value, parts[0] + 12 * parts[1], **EXACT)
-    assert_close(noisymix_loss(MODEL, xs, Y, gamma=0.0, **options).value, parts[0], **EXACT)
+    parts = (
+        nt.loss(build_problem(MODEL, X, Y, **options), method="exact").value,
+        nt.loss(build_branches(MODEL, xs, **options), method="exact").value,
+    )
+    assert_close(
+        nt.loss(build_branches(MODEL, xs, Y, gamma=12.0, **options), method="exact").value,
+        parts[0] + 12 * parts[1],
+        **EXACT,
+    )
+    assert_close(nt.loss(build_branches(MODEL, xs, Y, gamma=0.0, **options), method="exact").value, parts[0], **EXACT)
     binary = mlp(3, [2, 4, 1])
     labels = torch.tensor([0.0, 1.0, 1.0])
-    one = nfm_loss(binary, X, labels, loss="logistic", **options).value
-    two = stability_loss(binary, xs, **options).value
-    got = noisymix_loss(binary, xs, labels, gamma=2.0, label_loss="logistic", **options).value
+    one = nt.loss(build_problem(binary, X, labels, loss="logistic", **options), method="exact").value
+    two = nt.loss(build_branches(binary, xs, **options), method="exact").value
+    got = nt.loss(build_branches(binary, xs, labels, gamma=2.0, loss="logistic", **options), method="exact").value
     assert_close(got, one + 2 * two, **EXACT)
 
 
 @pytest.mark.parametrize(("shared", "noise"), [(False, "normal"), (True, "normal"), (False, "released")])
 def test_monte_carlo_agrees_within_its_error(shared, noise):
-    options = {"shared_noise": shared, "noise": noise, "add_noise": 0.4, "eps": [0.5, 1.0], "weights": WEIGHTS[2]}
-    exact = stability_loss(MODEL, XS, evaluation={"num_noise": 5, "num_lam": 6}, **options).value
+    options = {"shared_noise": shared, "noise": noise, "add_noise": 0.4, "weights": WEIGHTS[2]}
+    scales = [0.5, 1.0]
+    exact = nt.loss(
+        build_branches(MODEL, XS, **options), scales, "exact", quadrature=nt.Quadrature(num_noise=5, num_lam=6)
+    ).value
     chance = {"samples": 30_000, "generator": generator(0)}
-    estimate = stability_loss(MODEL, XS, method="monte_carlo", evaluation=chance, **options)
+    estimate = nt.loss(build_branches(MODEL, XS, **options), scales, "monte_carlo", **chance)
     assert ((estimate.value - exact).abs() <= 5 * estimate.stderr + 1e-6).all()
     assert (estimate.stderr > 0).all()
     assert (estimate.stderr < 0.05 * exact).all()
@@ -267,13 +280,15 @@ def test_monte_carlo_agrees_within_its_error(shared, noise):
 
 def test_layers_are_averaged_and_gradients_flow():
     layers = ["", "1"]
-    value = stability_loss(MODEL, XS, layer=layers).value
-    parts = [stability_loss(MODEL, XS, layer=name).value for name in layers]
+    value = nt.loss(build_branches(MODEL, XS, layer=layers), method="exact").value
+    parts = [nt.loss(build_branches(MODEL, XS, layer=name), method="exact").value for name in layers]
     assert_close(value, sum(parts) / 2, **EXACT)
-    (slope,) = torch.autograd.grad(stability_loss(MODEL, XS, layer="1").value, [MODEL[2].weight])
+    (slope,) = torch.autograd.grad(
+        nt.loss(build_branches(MODEL, XS, layer="1"), method="exact").value, [MODEL[2].weight]
+    )
     assert slope.isfinite().all()
     assert slope.abs().max() > 0
-    assert len(build_layers(MODEL, XS, layer=layers)) == 2
+    assert [b.layer for b in build_branches(MODEL, XS, layer=layers)] == layers
 
 
 def test_images_and_one_output_without_a_column():
@@ -282,8 +297,8 @@ def test_images_and_one_output_without_a_column():
     branches = build_branches(cnn, xs, layer="0", add_noise=0.1)
     assert branches.features.shape[:2] == (2, 2)
     assert branches.feature_shape == tuple(branches.features.shape[1:])
-    flat = stability_loss(lambda x: x.sum(-1), XS).value
-    assert_close(flat, stability_loss(lambda x: x.sum(-1, keepdim=True), XS).value, **EXACT)
+    flat = nt.loss(build_branches(lambda x: x.sum(-1), XS), method="exact").value
+    assert_close(flat, nt.loss(build_branches(lambda x: x.sum(-1, keepdim=True), XS), method="exact").value, **EXACT)
 
 
 BAD = [
@@ -294,19 +309,20 @@ BAD = [
     ({"xs": []}, TypeError, "sequence of m tensors"),
     ({"weights": [1.0]}, ValueError, "each of the 2 branches"),
     ({"weights": [0.5, 0.6]}, ValueError, "sum to 1"),
-    ({"loss": "mse"}, ValueError, "'stability', 'noisymix' or a callable"),
-    ({"loss": "noisymix"}, ValueError, "expected labels"),
-    ({"loss": "noisymix", "y": Y[:2]}, ValueError, "same number of samples"),
-    ({"loss": "noisymix", "y": Y, "gamma": -1.0}, ValueError, "gamma: expected"),
-    ({"loss": lambda u, y: u.sum()}, ValueError, "one per sample"),
+    ({"loss": "cross_entropy"}, ValueError, "which goes with gamma="),
+    ({"loss": "mse", "y": Y, "gamma": 1.0}, ValueError, "loss: expected one of"),
+    ({"gamma": 12.0}, ValueError, "y: expected the labels"),
+    ({"gamma": 12.0, "y": Y[:2]}, ValueError, "same number of samples"),
+    ({"y": Y, "gamma": -1.0}, ValueError, "gamma: expected"),
+    ({"loss": lambda u, y: u.sum()}, ValueError, "one value per sample"),
     ({"method": "guess"}, ValueError, "method: expected"),
     ({"form": "guess"}, ValueError, "form: expected"),
-    ({"form": "mixed", "eps": 0.5}, ValueError, "form='mixed' exists"),
+    ({"form": "mixed", "eps": 0.5}, ValueError, "mixed-label form exists at eps = 1 only"),
     ({"eps": -1.0}, ValueError, "eps: expected"),
     ({"layer": []}, ValueError, "non-empty"),
-    ({"add_noise": 0.1, "evaluation": {"max_rows": 10}}, GridTooLargeError, "max_rows"),
+    ({"add_noise": 0.1, "quadrature": nt.Quadrature(max_rows=10)}, GridTooLargeError, "max_rows"),
     (
-        {"method": "monte_carlo", "shared_noise": True, "evaluation": {"control_variate": "cubic"}},
+        {"method": "monte_carlo", "shared_noise": True, "control_variate": "cubic"},
         ValueError,
         "control_variate='none'",
     ),
@@ -315,5 +331,7 @@ BAD = [
 
 @pytest.mark.parametrize(("options", "error", "match"), BAD)
 def test_unfit_arguments_are_refused(options, error, match):
+    own, verb = parted(options)
+    data = {"xs": XS, "y": None} | {name: verb.pop(name) for name in ("xs", "y") if name in verb}
     with pytest.raises(error, match=match):
-        stability_loss(MODEL, **{"xs": XS} | options)
+        nt.loss(build_branches(MODEL, **data, **own), **{"method": "exact"} | verb)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from building import build_problem
 from naive import naive_terms
 from problems import finish, mlp, randn, small_cnn
 from torch import nn
@@ -18,7 +19,6 @@ from nfm_theory.calculus.directions import (
 )
 from nfm_theory.expansion import second_order
 from nfm_theory.setting.pointwise import PointwiseLoss, pointwise_loss
-from nfm_theory.setting.problem import build_problem
 
 NAMES = ("R1", "R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult")
 
@@ -125,10 +125,10 @@ def test_exact_terms_are_those_of_the_naive_twin_with_and_without_gradients(name
     model, x = PROBLEMS[name]()
     y = torch.arange(len(x)) % 3
     expected = naive(model, x, y, *noise)
-    options = {"add_noise": noise[0], "mult_noise": noise[1], "remainder": False}
+    problem = build_problem(model, x, y, add_noise=noise[0], mult_noise=noise[1])
     with torch.no_grad():
-        joint = nt.taylor_terms(model, x, y, **options)
-    live = nt.taylor_terms(model, x, y, **options)
+        joint = nt.terms(problem, remainder=False)
+    live = nt.terms(problem, remainder=False)
     for term in NAMES:
         value = torch.as_tensor(expected[term], dtype=torch.float64).detach()
         for terms in (joint, live):
@@ -172,7 +172,7 @@ def test_fewer_directions_than_features_behind_a_narrow_stem(monkeypatch):
 def test_gradients_of_the_terms_are_those_of_the_naive_twin(name, noise):
     model, x = PROBLEMS[name]()
     y = torch.arange(len(x)) % 3
-    terms = nt.taylor_terms(model, x, y, add_noise=noise[0], mult_noise=noise[1], remainder=False)
+    terms = nt.terms(build_problem(model, x, y, add_noise=noise[0], mult_noise=noise[1]), remainder=False)
     expected = naive(model, x, y, *noise)
     params = list(model.parameters())
     for term in NAMES if noise[1] else NAMES[:5]:
@@ -184,18 +184,19 @@ def test_gradients_of_the_terms_are_those_of_the_naive_twin(name, noise):
 
 def test_terms_carry_gradients_only_if_something_needs_them():
     model, x, y = mlp(0, [3, 4, 2]), randn(1, 4, 3), torch.tensor([0, 1, 1, 0])
-    assert nt.taylor_terms(model, x, y, remainder=False).R3.requires_grad
+    assert nt.terms(build_problem(model, x, y), remainder=False).R3.requires_grad
     frozen = model.requires_grad_(False)
-    assert not nt.taylor_terms(frozen, x, y, remainder=False).R3.requires_grad
-    found = nt.taylor_terms(frozen, x.clone().requires_grad_(), y, remainder=False).R3
+    assert not nt.terms(build_problem(frozen, x, y), remainder=False).R3.requires_grad
+    found = nt.terms(build_problem(frozen, x.clone().requires_grad_(), y), remainder=False).R3
     assert found.requires_grad
 
 
-def test_results_do_not_depend_on_the_memory_limit():
+def test_results_do_not_depend_on_the_bytes_of_a_block():
     model, x, y = small_cnn(0, activation="tanh", pool=nn.AvgPool2d), randn(1, 3, 1, 6, 6), torch.tensor([0, 1, 2])
-    options = {"add_noise": 0.3, "mult_noise": 0.2, "remainder": False}
-    whole = nt.taylor_terms(model, x, y, **options)
-    small = nt.taylor_terms(model, x, y, memory_limit=200_000, **options)
+    problem = build_problem(model, x, y, add_noise=0.3, mult_noise=0.2)
+    whole = nt.terms(problem, remainder=False)
+    with nt.options(block_bytes=200_000):
+        small = nt.terms(problem, remainder=False)
     for term in NAMES:
         assert_close(getattr(small, term), getattr(whole, term), rtol=1e-11, atol=1e-15)
 

@@ -8,9 +8,8 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from nfm_theory import exact_derivatives, linearize
+from nfm_theory import Problem, exact_derivatives, linearize
 from nfm_theory.calculus.engine import linearize_layer
-from nfm_theory.estimators.regularizers import regularizers
 
 W, W2, B = randn(0, 4, 4), randn(1, 4, 3), randn(2, 4)
 
@@ -291,7 +290,7 @@ def test_dropout(rate):
         with pytest.raises(ValueError, match="dropout in training mode"):
             linearize(lambda u: drop(torch.tanh(u)), h, engine="tangent-adjoint")
         with pytest.raises(ValueError, match=r"model\.eval"):
-            regularizers(nn.Sequential(nn.Linear(4, 3).double(), drop.train()), h, torch.tensor([0, 1, 2]))
+            Problem(nn.Sequential(nn.Linear(4, 3).double(), drop.train()), h, torch.tensor([0, 1, 2]))
     else:
         assert linearize(lambda u: drop(torch.tanh(u)), h).path == "tangent-adjoint"
     assert linearize(lambda u: F.dropout(u.tanh(), 0.5, False, True) @ W2, h).path == "tangent-adjoint"

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from building import build_problem
 from hypothesis import given, settings
 from naive import naive_terms
 from problems import mlp, preact_resnet18, randn, small_cnn, tiny_transformer
@@ -7,7 +8,7 @@ from strategies import settings_of_the_theory
 from torch.testing import assert_close
 
 import nfm_theory as nt
-from nfm_theory.setting.laws import noise_laws
+from nfm_theory.setting.noise import noise_pair
 from nfm_theory.setting.pointwise import pointwise_loss
 
 NAMES = ("standard", "R1", "R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult", "C3")
@@ -19,7 +20,7 @@ POTENTIALS = {
 
 
 def seconds(options):
-    add, mult = noise_laws(options["noise"])
+    add, mult = noise_pair(options["noise"])
     return {
         "add_second": options["add_noise"] ** 2 * add.second,
         "mult_second": options["mult_noise"] ** 2 * mult.second,
@@ -30,7 +31,7 @@ def seconds(options):
 @given(settings_of_the_theory())
 def test_terms_are_those_of_the_naive_twin(case):
     model, x, y, options = case
-    terms = nt.taylor_terms(model, x, y, **options)
+    terms = nt.terms(build_problem(model, x, y, **options))
     parts = nt.split(model, x, layer=options["layer"])
     mixing = nt.MixingLaw(options["alpha"], options["beta"])
     labels = pointwise_loss(options["loss"]).prepare(model(x), y)
@@ -51,8 +52,8 @@ def test_terms_are_those_of_the_naive_twin(case):
 @given(settings_of_the_theory())
 def test_coefficients_along_the_rows_of_a_rule_are_those_of_the_terms(case):
     model, x, y, options = case
-    terms = nt.taylor_terms(model, x, y, **options)
-    coefficients = nt.expansion_coefficients(model, x, y, order=3, rule="cubature-3", **options)
+    terms = nt.terms(build_problem(model, x, y, **options))
+    coefficients = nt.coefficients(build_problem(model, x, y, **options), order=3, rule="cubature-3")
     assert_close(coefficients, torch.stack(terms.coefficients(3)), rtol=1e-9, atol=1e-12)
 
 
@@ -64,7 +65,7 @@ def closed_form_linear_square():
 
 def test_closed_form_of_a_linear_network_with_the_square_loss():
     x, weight, y, head = closed_form_linear_square()
-    terms = nt.taylor_terms(head, x, y, loss="square", add_noise=0.3, mult_noise=0.2)
+    terms = nt.terms(build_problem(head, x, y, loss="square", add_noise=0.3, mult_noise=0.2))
     gram = weight.T @ weight
     v = x[None] - x[:, None]
     residual = x @ weight.T - y
@@ -80,7 +81,7 @@ def test_closed_form_of_a_linear_network_with_the_square_loss():
 
 def test_relu_networks_have_no_residual_curvature():
     model, x = mlp(0, [3, 6, 6, 4], "relu"), randn(1, 5, 3)
-    terms = nt.taylor_terms(model, x, torch.tensor([0, 1, 2, 3, 0]), add_noise=0.3, mult_noise=0.2)
+    terms = nt.terms(build_problem(model, x, torch.tensor([0, 1, 2, 3, 0]), add_noise=0.3, mult_noise=0.2))
     for name in ("R3", "R3_add", "R3_mult"):
         assert abs(getattr(terms, name)) < 1e-15
     assert terms.R2 > 0
@@ -90,25 +91,30 @@ def test_several_layers_are_averaged():
     model, x, y = mlp(0, [3, 4, 4, 3]), randn(1, 4, 3), torch.tensor([0, 1, 2, 0])
     layers = ["", "1", "3"]
     options = {"add_noise": 0.2, "mult_noise": 0.1}
-    mean = nt.taylor_terms(model, x, y, layer=layers, **options)
-    single = [nt.taylor_terms(model, x, y, layer=name, **options) for name in layers]
+    mean = nt.terms(build_problem(model, x, y, layer=layers, **options))
+    single = [nt.terms(build_problem(model, x, y, layer=name, **options)) for name in layers]
     assert list(mean.per_layer) == layers
     for name in NAMES:
         assert_close(getattr(mean, name), torch.stack([getattr(t, name) for t in single]).mean())
-    loss = nt.nfm_loss(model, x, y, layer=layers, eps=0.3).value
-    assert_close(loss, torch.stack([nt.nfm_loss(model, x, y, layer=k, eps=0.3).value for k in layers]).mean())
+    loss = nt.loss(build_problem(model, x, y, layer=layers), method="exact", eps=0.3).value
+    assert_close(
+        loss,
+        torch.stack(
+            [nt.loss(build_problem(model, x, y, layer=k), method="exact", eps=0.3).value for k in layers]
+        ).mean(),
+    )
 
 
 def test_polynomial_and_coefficients():
-    terms = nt.taylor_terms(mlp(0, [2, 3, 2]), randn(1, 4, 2), torch.tensor([0, 1, 1, 0]), add_noise=0.5)
+    terms = nt.terms(build_problem(mlp(0, [2, 3, 2]), randn(1, 4, 2), torch.tensor([0, 1, 1, 0]), add_noise=0.5))
     eps = torch.tensor([0.1, 0.2], dtype=torch.float64)
     second = terms.R2 + terms.R3 + terms.R2_add + terms.R3_add + terms.R2_mult + terms.R3_mult
     assert_close(terms.polynomial(eps), terms.standard + eps * terms.R1 + eps**2 * second)
     assert_close(terms.polynomial(0.1, order=3) - terms.polynomial(0.1), terms.C3 * 0.1**3)
     assert set(terms.to_dict()) == set(NAMES)
-    with pytest.raises(ValueError, match="expansion_coefficients"):
+    with pytest.raises(ValueError, match=r"coefficients\(problem, order\)"):
         terms.polynomial(0.1, order=4)
-    without = nt.taylor_terms(mlp(0, [2, 3, 2]), randn(1, 4, 2), torch.tensor([0, 1, 1, 0]), remainder=False)
+    without = nt.terms(build_problem(mlp(0, [2, 3, 2]), randn(1, 4, 2), torch.tensor([0, 1, 1, 0])), remainder=False)
     assert without.C3 is None
     with pytest.raises(ValueError, match="remainder=True"):
         without.coefficients(3)
@@ -128,8 +134,8 @@ def test_images_and_transformers_agree_with_derivatives_along_rows(name, deep):
     y = torch.arange(len(x)) % 3
     options = {"layer": layer if deep else "", "add_noise": 0.2, "mult_noise": 0.3}
     with torch.no_grad():
-        terms = nt.taylor_terms(model, x, y, **options)
-        rows = nt.expansion_coefficients(model, x, y, order=3, rule="cubature-3", **options)
+        terms = nt.terms(build_problem(model, x, y, **options))
+        rows = nt.coefficients(build_problem(model, x, y, **options), order=3, rule="cubature-3")
     assert_close(rows, torch.stack(terms.coefficients(3)), rtol=1e-8, atol=1e-11)
 
 
@@ -149,7 +155,7 @@ def test_parameter_gradients_of_every_term(build, deep):
 
     def terms(step):
         moved = {**params, name: params[name] + step * direction}
-        record = nt.taylor_terms(model, x, y, layer=layer, add_noise=0.3, mult_noise=0.2, params=moved)
+        record = nt.terms(build_problem(model, x, y, layer=layer, add_noise=0.3, mult_noise=0.2, params=moved))
         return torch.stack([getattr(record, field) for field in NAMES])
 
     step = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -167,9 +173,11 @@ def test_any_order_against_the_exact_loss(order):
     model, x, y = mlp(3, [2, 4, 3]), randn(1, 3, 2), torch.tensor([0, 1, 2])
     options = {"add_noise": 0.4, "mult_noise": 0.3, "noise": "rademacher", "alpha": 0.8}
     with torch.no_grad():
-        coefficients = nt.expansion_coefficients(model, x, y, order=order + 2, **options)
+        coefficients = nt.coefficients(build_problem(model, x, y, **options), order=order + 2)
         eps = 0.02 if order < 4 else 0.05
-        loss = nt.nfm_loss(model, x, y, eps=eps, num_lam=5, **options).value
+        loss = nt.loss(
+            build_problem(model, x, y, **options), method="exact", eps=eps, quadrature=nt.Quadrature(num_lam=5)
+        ).value
     polynomial = sum(c * eps**k for k, c in enumerate(coefficients[: order + 1]))
     leading = coefficients[order + 1] + eps * coefficients[order + 2]
     assert_close((loss - polynomial) / eps ** (order + 1), leading, rtol=0.02, atol=0.0)
@@ -178,8 +186,8 @@ def test_any_order_against_the_exact_loss(order):
 def test_bad_requests():
     model, x, y = mlp(0, [2, 3, 2]), randn(1, 4, 2), torch.tensor([0, 1, 1, 0])
     with pytest.raises(ValueError, match="order: expected >= 0"):
-        nt.expansion_coefficients(model, x, y, order=-1)
-    with pytest.raises(ValueError, match="memory_limit"):
-        nt.taylor_terms(model, x, y, memory_limit=8)
+        nt.coefficients(build_problem(model, x, y), order=-1)
+    with nt.options(block_bytes=8), pytest.raises(ValueError, match="block_bytes"):
+        nt.terms(build_problem(model, x, y))
     with pytest.raises(ValueError, match="non-empty sequence"):
-        nt.taylor_terms(model, x, y, layer=[])
+        nt.terms(build_problem(model, x, y, layer=[]))

@@ -4,7 +4,7 @@ import torch
 from scipy import integrate, stats
 
 import nfm_theory as nt
-from nfm_theory.setting.laws import noise_laws
+from nfm_theory.setting.noise import noise_pair, released_noise
 
 PARAMETERS = [(1.0, None), (0.2, None), (2.0, 5.0), (0.7, 1.3)]
 
@@ -92,12 +92,12 @@ def test_noise_moments_are_those_of_samples_and_of_the_nodes(law):
 
 
 def test_released_noise_has_the_published_moments():
-    add, mult = nt.released_noise()
+    add, mult = released_noise()
     assert (add.second, mult.second) == pytest.approx((3 / 28, 1 / 28))
     assert add.fourth / add.second**2 == pytest.approx(3 * (1 / 42) / (3 / 28) ** 2)
-    sparse = nt.released_noise(sparsity=0.65)
+    sparse = released_noise(sparsity=0.65)
     assert (sparse[0].second, sparse[1].second) == pytest.approx((0.0375, 1 / 80))
-    assert noise_laws("released") == (add, mult)
+    assert noise_pair("released") == (add, mult)
 
 
 def test_shared_scale_is_one_scalar_per_call():
@@ -113,8 +113,8 @@ def test_shared_scale_is_one_scalar_per_call():
     [
         (lambda: nt.NoiseLaw("cauchy"), ValueError, "expected one of"),
         (lambda: nt.NoiseLaw(sparsity=1.0), ValueError, "0 <= sparsity < 1"),
-        (lambda: noise_laws(3), TypeError, "expected a name, a NoiseLaw or a pair"),
-        (lambda: noise_laws("laplace"), ValueError, "expected one of"),
+        (lambda: noise_pair(3), TypeError, "expected a name, a NoiseLaw or a pair"),
+        (lambda: noise_pair("laplace"), ValueError, "expected one of"),
     ],
 )
 def test_noise_errors_say_what_was_expected(make, error, match):

@@ -362,7 +362,7 @@ REFUSED = {
         lambda: net(lambda m, x: torch.tanh(m.a(x)), a=Net(lambda m, x: 1 / (x - x))), X, "a", ValueError,
         "finite features|finite outputs"),
     "infinite outputs": (lambda: lambda x: 1 / (x - x), X, "", ValueError, "finite outputs"),
-    "output dictionary": (lambda: lambda x: {"logits": x}, X, "", TypeError, "got dict.*logits alone"),
+    "output dictionary": (lambda: lambda x: {"logits": x}, X, "", TypeError, "got dict.*output='logits'"),
     "integer outputs": (lambda: lambda x: x.argmax(-1), X, "", TypeError, "got torch.int64"),
     "outputs per pixel": (lambda: lambda x: x[:, :, None], X, "", ValueError, r"\(5, K\) or \(5,\), got \(5, 3, 1\)"),
     "one output for all": (lambda: lambda x: x.sum(0), X, "", ValueError, r"got \(3,\)"),

@@ -2,13 +2,15 @@ import math
 
 import pytest
 import torch
+from building import build_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import finish, mlp, randn, small_cnn
 from torch import nn
 from torch.testing import assert_close
 
-from nfm_theory import nfm_loss, observed_order
+import nfm_theory as nt
+from nfm_theory import observed_order
 from nfm_theory.generalization.margins import (
     QuadraticGap,
     jacobian_norms,
@@ -18,6 +20,10 @@ from nfm_theory.generalization.margins import (
 )
 
 seeds = st.integers(0, 10_000)
+
+
+def any_loss(outputs, labels):
+    return outputs.sum(-1)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -53,7 +59,7 @@ def test_gap_of_one_output():
 )
 def test_norms_are_those_of_the_dense_jacobian(build, shape, layer):
     model, x = build(), randn(1, 3, *shape)
-    found = jacobian_norms(model, x, layer=layer)
+    found = jacobian_norms(nt.Problem(model, x, torch.zeros(3, dtype=torch.long), layer=layer, loss=any_loss))
     for i in range(3):
         point, function = x[i : i + 1], lambda h: model(h).reshape(-1)
         if layer:
@@ -72,7 +78,9 @@ def test_linear_models_exactly(seed, n, d, classes):
     x, ends = randn(seed + 2, n, d), 5 * randn(seed + 3, n, d)
     outputs = model(x)
     labels = (outputs[:, 0] > 0).long() if classes == 1 else outputs.argmax(1)
-    found = segment_margins(model, x, labels, ends, num_points=65)
+    found = segment_margins(
+        nt.Problem(model, x, labels, loss="logistic" if classes == 1 else "cross_entropy"), ends, num_points=65
+    )
     for i in range(n):
         slopes = (ends[i] - x[i]) @ weight
         times = [1e9]
@@ -91,7 +99,7 @@ def test_bound_is_attained_where_it_should_be():
     """Two classes with opposite score gradients, straight down the gap: nothing is lost in √2 sup‖J‖."""
     weight = torch.tensor([[2.0, -2.0]], dtype=torch.float64)
     x = torch.tensor([[1.5]], dtype=torch.float64)
-    found = segment_margins(lambda u: u @ weight, x, torch.tensor([0]), -x)
+    found = segment_margins(nt.Problem(lambda u: u @ weight, x, torch.tensor([0])), -x)
     assert float(found.bound) == pytest.approx(1.5)
     assert float(found.crossing) == pytest.approx(1.5, rel=1e-9)
 
@@ -102,10 +110,11 @@ def test_no_change_before_the_bound_on_networks(seed, activation, layer):
     model = mlp(seed, [2, 8, 8, 3], activation)
     x, ends = randn(seed + 1, 6, 2), 2 * randn(seed + 2, 6, 2)
     labels = model(x).argmax(1)
-    found = segment_margins(model, x, labels, ends, layer=layer, num_points=51)
+    problem = nt.Problem(model, x, labels, layer=layer)
+    found = segment_margins(problem, ends, num_points=51)
     assert found.consistent.all()
     assert (found.bound > 0).all()
-    finer = segment_margins(model, x, labels, ends, layer=layer, num_points=201)
+    finer = segment_margins(problem, ends, num_points=201)
     assert (finer.jacobian >= found.jacobian - 1e-12).all()  # 201 points contain the 51
 
 
@@ -113,28 +122,30 @@ def test_coarse_points_are_only_an_estimate():
     """A bump of slope between two points is missed, and the report says how many points there were."""
     bump = lambda u: 1 - 2 * torch.sigmoid(200 * (u - 0.25))  # noqa: E731
     x, ends = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
-    coarse = segment_margins(bump, x, torch.tensor([1]), ends, num_points=3)
+    problem = nt.Problem(bump, x, torch.tensor([1]), loss="logistic")
+    coarse = segment_margins(problem, ends, num_points=3)
     assert coarse.points == 3
     assert not coarse.consistent.all()
-    assert segment_margins(bump, x, torch.tensor([1]), ends, num_points=201).consistent.all()
+    assert segment_margins(problem, ends, num_points=201).consistent.all()
 
 
 def test_wrong_decisions_and_flat_scores():
     x, ends = torch.ones(2, 1), torch.zeros(2, 1)
-    found = segment_margins(lambda u: torch.cat([u, -u], 1), x, torch.tensor([1, 0]), ends)
+    found = segment_margins(nt.Problem(lambda u: torch.cat([u, -u], 1), x, torch.tensor([1, 0])), ends)
     assert found.bound[0] == 0
     assert found.crossing[0] == 0
     assert found.bound[1] > 0
-    flat = segment_margins(lambda u: 0 * u + 1, x, torch.tensor([1, 0]), ends)
+    flat = segment_margins(nt.Problem(lambda u: 0 * u + 1, x, torch.tensor([1, 0]), loss="logistic"), ends)
     assert flat.bound.tolist() == [math.inf, 0.0]
 
 
 def test_refusals():
     x, y = torch.ones(2, 1), torch.tensor([0, 1])
+    problem = nt.Problem(lambda u: u, x, y, loss="logistic")
     with pytest.raises(ValueError, match="ends"):
-        segment_margins(lambda u: u, x, y, x[:1])
+        segment_margins(problem, x[:1])
     with pytest.raises(ValueError, match="num_points"):
-        segment_margins(lambda u: u, x, y, x, num_points=1)
+        segment_margins(problem, x, num_points=1)
     for labels in (torch.tensor([0, 2]), torch.tensor([0.5, 1.0]), torch.tensor([0]), torch.tensor([-1, 0])):
         with pytest.raises(ValueError, match="labels"):
             score_gap(x, labels)
@@ -153,6 +164,11 @@ def trained(model, x, y, loss, steps=60, keep=15):
     return snapshots
 
 
+def along(model, x, y, snapshots, **options):
+    """A problem for every snapshot, made when it is asked for."""
+    return (build_problem(model, x, y, loss="logistic", params=state, **options) for state in snapshots)
+
+
 def two_moons(n):
     angle = torch.linspace(0, math.pi, n // 2, dtype=torch.float64)
     upper = torch.stack([angle.cos(), angle.sin()], 1)
@@ -168,13 +184,13 @@ def bce(outputs, y):
 def test_logistic_regression_along_training():
     x, y = two_moons(20)
     model = finish(lambda: nn.Linear(2, 1), 0)
-    records = quadratic_gap_along(model, x, y, trained(model, x, y, bce), loss="logistic", alpha=1.0)
+    records = quadratic_gap_along(along(model, x, y, trained(model, x, y, bce), alpha=1.0))
     assert [r.step for r in records] == [0, 1, 2, 3, 4]
     assert records[-1].standard < records[0].standard
     assert max(r.relative for r in records) < 0.1
     assert max(r.of_regularization for r in records) < 0.3
     assert all(r.R3 == 0 for r in records)  # the model is linear
-    direct = nfm_loss(model, x, y, loss="logistic").value.detach()
+    direct = nt.loss(build_problem(model, x, y, loss="logistic"), method="exact").value.detach()
     assert records[-1].exact == pytest.approx(float(direct))
 
 
@@ -182,7 +198,7 @@ def test_logistic_regression_along_training():
 def test_relu_net_along_training(layer):
     x, y = two_moons(20)
     model = mlp(1, [2, 12, 1], "relu")
-    records = quadratic_gap_along(model, x, y, trained(model, x, y, bce), loss="logistic", layer=layer)
+    records = quadratic_gap_along(along(model, x, y, trained(model, x, y, bce), layer=layer))
     assert all(r.R3 == 0 for r in records)
     assert records[-1].standard < records[0].standard
     assert max(r.relative for r in records) < (0.5 if layer == "" else 0.1)
@@ -191,9 +207,10 @@ def test_relu_net_along_training(layer):
 def test_small_scales_close_the_gap_and_models_are_snapshots_too():
     x, y = two_moons(10)
     model = mlp(1, [2, 6, 1], "tanh")
-    gaps = [quadratic_gap_along(None, x, y, [model], loss="logistic", eps=e)[0].relative for e in (0.1, 0.05, 0.025)]
+    problem = build_problem(model, x, y, loss="logistic")
+    gaps = [quadratic_gap_along([problem], eps=e)[0].relative for e in (0.1, 0.05, 0.025)]
     assert observed_order([0.1, 0.05, 0.025], gaps) > 2.7
-    (by_name,) = quadratic_gap_along(model, x, y, [dict(model.named_parameters())], loss="logistic", eps=0.1)
+    (by_name,) = quadratic_gap_along(along(model, x, y, [dict(model.named_parameters())]), eps=0.1)
     assert by_name.relative == pytest.approx(gaps[0], rel=1e-9)
     assert by_name.R3 != 0
 
@@ -206,6 +223,6 @@ def test_gap_records():
     flat = QuadraticGap(step=0, standard=0.0, exact=0.0, quadratic=1.0, R3=0.0)
     assert flat.to_dict()["relative"] is None
     with pytest.raises(ValueError, match="at least one"):
-        quadratic_gap_along(None, *two_moons(4), [])
-    with pytest.raises(TypeError, match="model"):
-        quadratic_gap_along(None, *two_moons(4), [{}])
+        quadratic_gap_along([])
+    with pytest.raises(TypeError, match=r"expected an nfm_theory\.Problem"):
+        quadratic_gap_along([{}])

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from building import build_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import third
@@ -12,17 +13,13 @@ from torch import nn
 from torch.func import hessian, jacrev
 from torch.testing import assert_close
 
-from nfm_theory import MixingLaw, build_problem, nfm_loss, taylor_terms
-from nfm_theory.expansion.terms import problem_terms
+import nfm_theory as nt
 from nfm_theory.generalization.partners import (
-    FixedMixing,
     direction_moments,
     k_mixup_weights,
-    partner_loss,
-    partner_terms,
     self_weights,
-    verify_partner_expansion,
 )
+from nfm_theory.setting.mixing import FixedMixing
 
 seeds = st.integers(0, 10_000)
 
@@ -52,11 +49,11 @@ def random_law(seed, n, symmetric):
     return law
 
 
-def setting(seed, n=5, loss="cross_entropy", alpha=1.0, activation="tanh"):
+def setting(seed, n=5, loss="cross_entropy", activation="tanh", **options):
     outputs = 1 if loss == "logistic" else 3
     model, x = mlp(seed, [2, 5, outputs], activation), randn(seed + 1, n, 2)
     y = randn(seed + 2, n, outputs) if loss == "square" else torch.arange(n) % max(outputs, 2)
-    return model, x, y, build_problem(model, x, y, loss=loss, alpha=alpha)
+    return model, x, y, build_problem(model, x, y, loss=loss, **options)
 
 
 def looped_terms(problem, weights):
@@ -89,10 +86,9 @@ def looped_terms(problem, weights):
     midpoint=st.booleans(),
 )
 def test_terms_are_the_loop(seed, loss, symmetric, midpoint):
-    *_, problem = setting(seed, 4, loss, alpha=0.7)
-    problem = replace(problem, mixing=FixedMixing(0.5)) if midpoint else problem
     weights = random_law(seed, 4, symmetric)
-    terms = partner_terms(problem, weights)
+    *_, problem = setting(seed, 4, loss, partners=weights, **({"lam": 0.5} if midpoint else {"alpha": 0.7}))
+    terms = nt.terms(problem)
     for name, value in looped_terms(problem, weights).items():
         assert_close(getattr(terms, name).detach(), value.detach(), rtol=1e-9, atol=1e-11)
 
@@ -100,13 +96,15 @@ def test_terms_are_the_loop(seed, loss, symmetric, midpoint):
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(seed=seeds, loss=st.sampled_from(["cross_entropy", "logistic", "square"]))
 def test_uniform_partners_are_mixup(seed, loss):
-    model, x, y, problem = setting(seed, 5, loss)
-    uniform = torch.full((5, 5), 0.2, dtype=torch.float64)
-    ours, known = partner_terms(problem, uniform), taylor_terms(model, x, y, loss=loss)
+    model, x, y, problem = setting(seed, 5, loss, partners=torch.full((5, 5), 0.2, dtype=torch.float64))
+    ours, known = nt.terms(problem), nt.terms(build_problem(model, x, y, loss=loss))
     for name in ("standard", "R1", "R2", "R3", "C3"):
         assert_close(getattr(ours, name), getattr(known, name), rtol=1e-9, atol=1e-12)
     scales = [1.0, 0.3]
-    assert_close(partner_loss(problem, uniform, eps=scales), nfm_loss(model, x, y, loss=loss, eps=scales).value)
+    assert_close(
+        nt.loss(problem, scales, "exact").value,
+        nt.loss(build_problem(model, x, y, loss=loss), method="exact", eps=scales).value,
+    )
 
 
 LAWS = {
@@ -118,13 +116,14 @@ LAWS = {
 }
 
 
-@pytest.mark.parametrize("mixing", [MixingLaw(1.0), MixingLaw(0.4, 2.0), FixedMixing(0.5)], ids=str)
+@pytest.mark.parametrize("mixing", [nt.Law(), nt.Law(0.4, 2.0), nt.Law(lam=0.5)], ids=str)
 @pytest.mark.parametrize("law", LAWS)
 def test_expansion_is_verified(law, mixing):
-    _, x, _, problem = setting(11, 6)
-    problem = replace(problem, mixing=mixing)
-    report = verify_partner_expansion(problem, LAWS[law](x), eps=(0.01, 0.005, 0.0025))
-    assert abs(report.order - 3) < 0.1
+    model, x, y, _ = setting(11, 6)
+    problem = nt.Problem(model, x, y, law=mixing, partners=LAWS[law](x))
+    report = nt.verify(problem, eps=(0.01, 0.005, 0.0025))
+    assert report.verdict == "holds", report
+    assert abs(report.observed_order - 3) < 0.1
     assert abs(report.ratios[-1] - 1) < 0.02
 
 
@@ -132,35 +131,37 @@ def test_expansion_is_verified(law, mixing):
 @pytest.mark.parametrize("law", ["k-mixup, k = 2", "DP-Mix self", "uniform"])
 def test_expansion_on_a_time_series_network(law, layer):
     x, y = randn(0, 6, 2, 10).cumsum(-1) / 3, torch.arange(6) % 3
-    problem = build_problem(time_series_network(1), x, y, layer=layer)
-    weights = LAWS[law](problem.features)
-    report = verify_partner_expansion(problem, weights, eps=(0.01, 0.005, 0.0025))
-    assert abs(report.order - 3) < 0.1
+    model = time_series_network(1)
+    weights = LAWS[law](build_problem(model, x, y, layer=layer).features)
+    report = nt.verify(build_problem(model, x, y, layer=layer, partners=weights), eps=(0.01, 0.005, 0.0025))
+    assert report.verdict == "holds", report
+    assert abs(report.observed_order - 3) < 0.1
     assert abs(report.ratios[-1] - 1) < 0.02
     assert abs(float(report.terms.R3)) > 0
 
 
 def test_a_wrong_term_is_seen():
-    _, x, _, problem = setting(11, 6)
-    weights = LAWS["k-mixup, k = 2"](x)
-    terms = partner_terms(problem, weights)
+    model, x, y, _ = setting(11, 6)
+    problem = build_problem(model, x, y, partners=LAWS["k-mixup, k = 2"](x))
+    terms = nt.terms(problem)
     for name in ("R1", "R2", "R3"):
         wrong = replace(terms, **{name: 1.01 * getattr(terms, name)})
         eps = torch.tensor([0.004, 0.001], dtype=x.dtype)
-        remainders = (partner_loss(problem, weights, eps=eps) - wrong.polynomial(eps, 2)).detach()
+        remainders = (nt.loss(problem, eps, "exact").value - wrong.polynomial(eps, 2)).detach()
         assert abs(float(remainders[1]) / float(eps[1] ** 3 * terms.C3.detach()) - 1) > 0.1
+        assert nt.verify(problem, terms=wrong).verdict == "refuted"
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(seed=seeds, midpoint=st.booleans(), beta=st.sampled_from([None, 2.3]))
 def test_labels_unmix_for_symmetric_laws_only(seed, midpoint, beta):
     model, x, y, _ = setting(seed, 4)
-    problem = build_problem(model, x, y, alpha=0.6, beta=beta)
-    problem = replace(problem, mixing=FixedMixing(0.3)) if midpoint else problem
-    symmetric, skew = random_law(seed, 4, True), random_law(seed, 4, False)
-    mixed, unmixed = (partner_loss(problem, symmetric, form=f, num_lam=40) for f in ("mixed", "unmixed"))
+    law = {"lam": 0.3} if midpoint else {"alpha": 0.6, "beta": beta}
+    rule = nt.Quadrature(num_lam=40)
+    symmetric, skew = (build_problem(model, x, y, partners=random_law(seed, 4, even), **law) for even in (True, False))
+    mixed, unmixed = (nt.loss(symmetric, 1.0, "exact", f, quadrature=rule).value for f in ("mixed", "unmixed"))
     assert_close(mixed, unmixed, rtol=1e-10, atol=1e-12)
-    mixed, unmixed = (partner_loss(problem, skew, form=f, num_lam=40) for f in ("mixed", "unmixed"))
+    mixed, unmixed = (nt.loss(skew, 1.0, "exact", f, quadrature=rule).value for f in ("mixed", "unmixed"))
     assert abs(float((mixed - unmixed).detach())) > 1e-8
 
 
@@ -179,11 +180,12 @@ def test_moments_of_the_directions(seed, n, d, symmetric):
 def test_terms_depend_on_the_moments_alone():
     """R1 and R2 of a linear head from `direction_moments`."""
     weight, x, y = randn(0, 3, 2), randn(1, 5, 3), torch.tensor([0, 1, 1, 0, 1])
-    problem, weights = build_problem(lambda u: u @ weight, x, y), random_law(2, 5, False)
+    weights = random_law(2, 5, False)
+    problem = build_problem(lambda u: u @ weight, x, y, partners=weights)
     mean, second = direction_moments(x, weights)
     p = (x @ weight).softmax(-1)
     fisher = torch.diag_embed(p) - p[:, :, None] * p[:, None]
-    terms = partner_terms(problem, weights)
+    terms = nt.terms(problem)
     slope = p - problem.labels
     assert_close(terms.R1, torch.einsum("ik,dk,id->i", slope, weight, mean).mean() / 3)
     assert_close(terms.R2, torch.einsum("ikl,dk,el,ide->i", fisher, weight, weight, second).mean() / 12)
@@ -235,18 +237,19 @@ def test_k_mixup_by_monte_carlo():
 def test_self_mixing_needs_no_mixed_labels():
     """Views of one image have one label: mixed and unmixed losses are the same for any law of λ, term by term."""
     views, groups = randn(0, 3, 1, 2) + 0.1 * randn(1, 3, 4, 2), torch.arange(3).repeat_interleave(4)
-    problem = build_problem(mlp(2, [2, 6, 3]), views.reshape(12, 2), groups, alpha=2.0)
-    weights = self_weights(groups)
-    assert_close(partner_loss(problem, weights, form="mixed"), partner_loss(problem, weights))
-    terms, mixup = partner_terms(problem, weights), partner_terms(problem, torch.full((12, 12), 1 / 12))
+    model, x = mlp(2, [2, 6, 3]), views.reshape(12, 2)
+    problem = build_problem(model, x, groups, alpha=2.0, partners=self_weights(groups))
+    mixed, unmixed = (nt.loss(problem, 1.0, "exact", form).value for form in ("mixed", "unmixed"))
+    assert_close(mixed, unmixed)
+    uniform = build_problem(model, x, groups, alpha=2.0, partners=torch.full((12, 12), 1 / 12))
+    terms, mixup = nt.terms(problem), nt.terms(uniform)
     assert terms.R2 < 0.2 * mixup.R2
 
 
 def test_midpoint_mixup_in_the_engine():
-    model, x, y, problem = setting(5, 5)
-    midpoint = replace(problem, mixing=FixedMixing(0.5))
-    uniform = torch.full((5, 5), 0.2, dtype=torch.float64)
-    ours, engine = partner_terms(midpoint, uniform), problem_terms(midpoint)
+    model, x, y, midpoint = setting(5, 5, lam=0.5)
+    uniform = build_problem(model, x, y, lam=0.5, partners=torch.full((5, 5), 0.2, dtype=torch.float64))
+    ours, engine = nt.terms(uniform), nt.terms(midpoint)
     for name in ("R1", "R2", "R3", "C3"):
         assert_close(getattr(ours, name), getattr(engine, name), rtol=1e-9, atol=1e-12)
     pairs = [(i, r) for i in range(5) for r in range(5)]
@@ -254,9 +257,10 @@ def test_midpoint_mixup_in_the_engine():
     for i, r in pairs:
         outputs = model((x[i] + x[r])[None] / 2)
         total += (nn.functional.cross_entropy(outputs, y[[i]]) + nn.functional.cross_entropy(outputs, y[[r]])) / 50
-    assert_close(partner_loss(midpoint, uniform), total)
+    for problem in (uniform, midpoint):
+        assert_close(nt.loss(problem, 1.0, "exact").value, total)
     # the limit of Beta(a, a)
-    peaked = nfm_loss(model, x, y, alpha=1e5).value
+    peaked = nt.loss(build_problem(model, x, y, alpha=1e5), method="exact").value
     assert_close(peaked, total, rtol=1e-4, atol=0)
     draw = midpoint.draw(5, 3, generator=generator(0))
     assert (draw.lam == 0.5).all()
@@ -278,28 +282,33 @@ def test_fixed_mixing_is_the_unmixed_law_of_an_atom(lam):
 
 
 def test_relu_heads_have_no_residual_curvature():
-    *_, problem = setting(0, 5, activation="relu")
-    assert partner_terms(problem, random_law(0, 5, True), remainder=False).R3 == 0
-    assert partner_terms(problem, random_law(0, 5, True), remainder=False).C3 is None
+    *_, problem = setting(0, 5, activation="relu", partners=random_law(0, 5, True))
+    assert nt.terms(problem, remainder=False).R3 == 0
+    assert nt.terms(problem, remainder=False).C3 is None
 
 
 def test_refusals():
-    model, x, y, problem = setting(0, 4)
+    model, x, y, _ = setting(0, 4)
     law = random_law(0, 4, True)
+    problem = build_problem(model, x, y, partners=law)
     for call, message in [
-        (lambda: partner_terms(problem, law[:3]), "shape"),
-        (lambda: partner_terms(problem, 2 * law), "sum to 1"),
-        (lambda: partner_terms(build_problem(model, x, y, add_noise=0.1), law), "without noise"),
-        (lambda: partner_loss(problem, law, form="mixed", eps=0.5), "form"),
+        (lambda: build_problem(model, x, y, partners=law[:3]), r"partners: expected P\(r\|i\) of shape \(4, 4\)"),
+        (lambda: build_problem(model, x, y, partners=law.tolist()), "of shape"),
+        (lambda: build_problem(model, x, y, partners=2 * law), "sum to 1"),
+        (lambda: build_problem(model, x, y, partners=law - 2 * torch.eye(4)), "non-negative"),
+        (lambda: nt.loss(problem, method="as_trained"), "partners: one permutation"),
+        (lambda: nt.loss(problem, 0.5, "exact", "mixed"), "form"),
         (lambda: k_mixup_weights(x, 0), "k: expected"),
         (lambda: k_mixup_weights(x, 2, method="magic"), "method"),
         (lambda: k_mixup_weights(x, 3, method="monte_carlo"), "divide"),
         (lambda: self_weights(x), "groups"),
         (lambda: FixedMixing(1.5), "lam"),
-        (
-            lambda: verify_partner_expansion(build_problem(mlp(0, [2, 3]).float(), x.float(), y), law),
-            "float64",
-        ),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_float32_verifies_by_the_integral_form():
+    model, x, y, _ = setting(0, 4)
+    problem = build_problem(model.float(), x.float(), y, partners=random_law(0, 4, True))
+    assert nt.verify(problem).verdict == "holds"

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from building import build_problem
 from hypothesis import given, settings
 from problems import mlp, randn
 from strategies import settings_of_the_theory
@@ -15,7 +16,7 @@ NOISY = {"add_noise": 0.6, "mult_noise": 0.5}
 
 
 def problem_and_draw(model=MODEL, x=X, y=Y, replicates=3, **options):
-    problem = nt.build_problem(model, x, y, **options)
+    problem = build_problem(model, x, y, **options)
     return problem, problem.draw(len(x), replicates, generator=torch.Generator().manual_seed(0))
 
 
@@ -82,7 +83,7 @@ def test_a_hessian_term_one_percent_off_leaves_the_interval():
 def test_integral_form_survives_float32_where_the_difference_is_noise(eps):
     reference, draw = problem_and_draw(**NOISY)
     single = mlp(0, [3, 5, 3]).float()
-    problem = nt.build_problem(single, X.float(), Y, **NOISY)
+    problem = build_problem(single, X.float(), Y, **NOISY)
     draw32 = nt.Draw(draw.anchor, draw.lam.float(), draw.index, draw.add.float(), draw.mult.float())
     truth = nt.integral_remainder(reference, draw, eps)
     integral = nt.integral_remainder(problem, draw32, eps).double()
@@ -106,7 +107,7 @@ def test_integral_is_exact_for_polynomials_of_the_stated_degree():
 def test_perturb_is_the_formula_row_by_row():
     _, draw = problem_and_draw(**NOISY)
     for eps in (0.4, torch.linspace(0, 1, len(draw), dtype=torch.float64)):
-        out = nt.perturb(X, draw, eps=eps, **NOISY)
+        out = nt.perturb(X, draw, nt.Law(**NOISY), eps=eps)
         for row in range(len(draw)):
             e = eps if isinstance(eps, float) else eps[row]
             g, v = X[draw.anchor[row]], X[draw.index[row]] - X[draw.anchor[row]]

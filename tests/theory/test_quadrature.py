@@ -5,8 +5,9 @@ import pytest
 import torch
 
 import nfm_theory as nt
-from nfm_theory.setting.quadrature import build_grid, integrate, noise_rule, rule_points
+from nfm_theory.setting.quadrature import build_grid, noise_rule, rule_points
 
+LIKE = torch.zeros(1, dtype=torch.float64)
 LAWS = {
     "normal": nt.NoiseLaw("normal"),
     "uniform": nt.NoiseLaw("uniform"),
@@ -64,20 +65,20 @@ def test_grid_covers_every_pair_and_its_weights_sum_to_one():
         rule="tensor", degree=3, num_lam=2, num_noise=2, unmixed=True, max_rows=1000,
     )  # fmt: skip
     assert grid.rows == 3 * 3 * 2 * 4
-    blocks = list(grid.blocks(7, dtype=torch.float64, device="cpu"))
+    blocks = list(grid.blocks(7, like=LIKE, title="rows"))
     assert sum(len(draw) for draw, _ in blocks) == grid.rows
     assert max(len(draw) for draw, _ in blocks) == 7
     assert sum(weights.sum() for _, weights in blocks) == pytest.approx(1.0)
     pairs = {(i, r) for draw, _ in blocks for i, r in zip(draw.anchor.tolist(), draw.index.tolist(), strict=True)}
     assert pairs == set(itertools.product(range(3), repeat=2))
-    total = integrate(iter(blocks), lambda draw: draw.lam, total_rows=grid.rows, progress=True)
+    total = sum(weights @ draw.lam for draw, weights in blocks)
     assert total == pytest.approx(1 - nt.MixingLaw(1.0).moment(1))
 
 
 def test_without_mixing_the_only_partner_is_the_sample_itself():
     options = {"rule": "tensor", "degree": 3, "num_lam": 4, "num_noise": 2, "unmixed": True, "max_rows": 100}
     grid = build_grid(3, (2,), nt.MixingLaw(0.0), None, None, **options)
-    ((draw, _),) = grid.blocks(100, dtype=torch.float64, device="cpu")
+    ((draw, _),) = grid.blocks(100, like=LIKE, title="rows")
     assert torch.equal(draw.anchor, draw.index)
     assert (draw.lam == 1).all()
 
@@ -94,7 +95,7 @@ def test_auto_takes_the_law_itself_where_it_fits_and_the_cheapest_cubature_elsew
 
 
 def test_errors_give_sizes_and_ways_out():
-    with pytest.raises(nt.GridTooLargeError, match=r"5 samples × 5 partners × 2 λ nodes × 4\.77e\+14 noise nodes"):
+    with pytest.raises(nt.GridTooLargeError, match=r"25 pairs of samples × 2 λ nodes × 4\.77e\+14 noise nodes"):
         build_grid(
             5, (20,), nt.MixingLaw(1.0), nt.NoiseLaw(beta_scaled=True), None,
             rule="tensor", degree=3, num_lam=2, num_noise=5, unmixed=True, max_rows=10**6,

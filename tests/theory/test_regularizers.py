@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from building import build_problem, parted
 from problems import generator, mlp, randn
 from torch.testing import assert_close
 
 import nfm_theory as nt
 from nfm_theory.calculus.engine.base import BLOCK_BYTES
 from nfm_theory.estimators.probes import mean_and_stderr, random_signs
-from nfm_theory.estimators.regularizers import regularizers
 
 SECOND = ("R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult")
 MODEL, X, Y = mlp(0, [5, 6, 3], "gelu"), randn(1, 6, 5), torch.tensor([0, 1, 2, 0, 1, 2])
@@ -16,12 +16,13 @@ NOISE = {"add_noise": 0.4, "mult_noise": 0.3}
 
 
 def exact(**options):
-    return nt.taylor_terms(MODEL, X, Y, remainder=False, **(NOISE | options))
+    return nt.terms(build_problem(MODEL, X, Y, **(NOISE | options)), remainder=False)
 
 
 def estimates(method, seed, **options):
     with torch.no_grad():
-        return regularizers(MODEL, X, Y, method=method, generator=generator(seed), **(NOISE | options))
+        own, verb = parted(NOISE | options)
+        return nt.regularizers(build_problem(MODEL, X, Y, **own), method, generator=generator(seed), **verb)
 
 
 ESTIMATORS = {
@@ -78,7 +79,7 @@ def test_deflation_lowers_the_variance_of_the_data_terms():
 
 @pytest.mark.parametrize("engine", ["auto", "nested"])
 def test_exact_values_are_those_of_the_expansion(engine):
-    found, truth = regularizers(MODEL, X, Y, method="exact", engine=engine, **NOISE), exact()
+    found, truth = nt.regularizers(build_problem(MODEL, X, Y, **NOISE), method="exact", engine=engine), exact()
     for term in ("R1", *SECOND):
         assert_close(found[term].value, getattr(truth, term), rtol=1e-10, atol=1e-14)
         assert (found[term].stderr, found[term].samples, found[term].method) == (0, 0, "exact")
@@ -92,9 +93,9 @@ def test_exact_values_are_those_of_the_expansion(engine):
 def test_exact_values_do_not_depend_on_the_blocks(sizes, monkeypatch):
     model, x = mlp(0, sizes, "gelu"), randn(1, 6, sizes[0])
     with torch.no_grad():
-        whole = regularizers(model, x, Y, method="exact", **NOISE)
+        whole = nt.regularizers(build_problem(model, x, Y, **NOISE), method="exact")
         monkeypatch.setitem(BLOCK_BYTES, "cpu", 1)
-        parts = regularizers(model, x, Y, method="exact", **NOISE)
+        parts = nt.regularizers(build_problem(model, x, Y, **NOISE), method="exact")
     for term in ("R1", *SECOND):
         assert_close(parts[term].value, whole[term].value, rtol=1e-12, atol=1e-15)
 
@@ -109,11 +110,12 @@ def test_engines_give_the_same_probes():
 def test_values_are_differentiable():
     params = list(MODEL.parameters())
     for method in ("exact", "probes"):
-        found = regularizers(MODEL, X, Y, method=method, generator=generator(0), **NOISE)
+        found = nt.regularizers(build_problem(MODEL, X, Y, **NOISE), method=method, generator=generator(0))
         assert all(torch.autograd.grad(found[t].value, params, retain_graph=True, allow_unused=True) for t in SECOND)
+    problem = build_problem(MODEL, X, Y)
     probes = [
         torch.autograd.grad(
-            regularizers(MODEL, X, Y, method="probes", num_probes=400, generator=generator(s))["R3"].value, params[0]
+            nt.regularizers(problem, "probes", num_probes=400, generator=generator(s))["R3"].value, params[0]
         )[0]
         for s in range(8)
     ]
@@ -123,10 +125,10 @@ def test_values_are_differentiable():
 
 
 def test_switched_off_sources_are_missing():
-    found = regularizers(MODEL, X, Y, alpha=0, add_noise=0.2)
+    found = nt.regularizers(build_problem(MODEL, X, Y, alpha=0, add_noise=0.2))
     assert list(found.estimates) == ["R2_add", "R3_add"]
     assert found.terms.R2 == found.terms.R1 == found.terms.R3_mult == 0
-    assert list(regularizers(MODEL, X, Y).estimates) == ["R1", "R2", "R3"]
+    assert list(nt.regularizers(build_problem(MODEL, X, Y)).estimates) == ["R1", "R2", "R3"]
 
 
 # The automatic choice ------------------------------------------------------------------------------------------
@@ -142,14 +144,14 @@ def wide(h):
 
 
 def test_the_choice_is_exact_where_that_is_cheap():
-    found = regularizers(MODEL, X, Y, **NOISE)
+    found = nt.regularizers(build_problem(MODEL, X, Y, **NOISE))
     assert {e.method for e in found.estimates.values()} == {"exact"}
 
 
 def test_the_choice_is_probes_where_a_pilot_says_so_and_reaches_the_accuracy():
     with torch.no_grad():
-        found = regularizers(wide, WIDE_X, WIDE_Y, **WIDE_SETTING, rtol=0.002, generator=generator(0))
-        truth = nt.taylor_terms(wide, WIDE_X, WIDE_Y, **WIDE_SETTING, remainder=False)
+        found = nt.regularizers(build_problem(wide, WIDE_X, WIDE_Y, **WIDE_SETTING), rtol=0.002, generator=generator(0))
+        truth = nt.terms(build_problem(wide, WIDE_X, WIDE_Y, **WIDE_SETTING), remainder=False)
     assert found["R2_add"].method == "exact"
     e = found["R3_add"]
     assert e.method == f"{e.samples} probes"
@@ -161,25 +163,14 @@ def test_the_choice_is_probes_where_a_pilot_says_so_and_reaches_the_accuracy():
 
 def test_the_choice_is_exact_where_the_pilot_asks_for_more_probes_than_directions():
     with torch.no_grad():
-        found = regularizers(
-            wide,
-            WIDE_X,
-            WIDE_Y,
-            loss="square",
-            alpha=0,
-            add_noise=0.5,
-            mult_noise=0.3,
+        found = nt.regularizers(
+            build_problem(wide, WIDE_X, WIDE_Y, loss="square", alpha=0, add_noise=0.5, mult_noise=0.3),
             rtol=1e-5,
             generator=generator(0),
         )
         assert {e.method for e in found.estimates.values()} == {"exact"}
-        short = regularizers(
-            wide,
-            WIDE_X,
-            WIDE_Y,
-            loss="square",
-            alpha=0,
-            add_noise=0.5,
+        short = nt.regularizers(
+            build_problem(wide, WIDE_X, WIDE_Y, loss="square", alpha=0, add_noise=0.5),
             rtol=1e-5,
             max_passes=40,
             generator=generator(0),
@@ -212,7 +203,7 @@ def test_pairs_and_probes_of_the_data_are_kept_apart():
 @pytest.mark.parametrize("method", ["auto", "exact", "probes", "pairs"])
 def test_piecewise_linear_networks_have_no_residual_part(method):
     model = mlp(0, [5, 6, 3], "relu")
-    found = regularizers(model, X, Y, method=method, **NOISE)
+    found = nt.regularizers(build_problem(model, X, Y, **NOISE), method=method)
     for term in ("R3", "R3_add", "R3_mult"):
         assert found[term].value == found[term].stderr == 0
     assert found["R2"].value > 0
@@ -221,7 +212,9 @@ def test_piecewise_linear_networks_have_no_residual_part(method):
 
 
 def test_the_table():
-    text = str(regularizers(MODEL, X, Y, method={"R3": "probes"}, num_probes=9, generator=generator(0)))
+    text = str(
+        nt.regularizers(build_problem(MODEL, X, Y), method={"R3": "probes"}, num_probes=9, generator=generator(0))
+    )
     lines = text.splitlines()
     assert lines[0].split() == ["term", "value", "stderr", "method"]
     assert [line.split()[0] for line in lines[1:4]] == ["R1", "R2", "R3"]
@@ -249,8 +242,9 @@ ERRORS = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors_say_what_was_expected(name):
     options, message = ERRORS[name]
+    own, verb = parted(options)
     with pytest.raises(ValueError, match=message):
-        regularizers(MODEL, X, Y, **options)
+        nt.regularizers(build_problem(MODEL, X, Y, **own), **verb)
 
 
 @pytest.mark.parametrize("distribution", ["rademacher", "normal"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from problems import randn
 from torch.testing import assert_close
 
-from nfm_theory.setting.divergence import JSDConsistency, jensen_shannon
+from nfm_theory import JSDConsistency, jensen_shannon
 
 WEIGHTS = {2: [0.3, 0.7], 3: [0.5, 0.2, 0.3], 4: [0.1, 0.2, 0.3, 0.4]}
 
@@ -169,7 +169,7 @@ ERRORS = [
     ((torch.zeros(2, 2, 3), [1.0]), {}, ValueError, "each of the 2 branches"),
     ((torch.zeros(2, 2, 3), [0.5, 0.6]), {}, ValueError, "sum to 1"),
     ((torch.zeros(2, 2, 3), [-0.5, 1.5]), {}, ValueError, ">= 0"),
-    ((torch.zeros(2, 2, 3),), {"reduction": "max"}, ValueError, "'mean', 'sum' or 'none'"),
+    ((torch.zeros(2, 2, 3),), {"reduction": "max"}, ValueError, r"reduction: expected one of .'mean', 'sum', 'none'."),
 ]
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 import matplotlib as mpl
 import pytest
 import torch
+from building import build_problem, parted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import mlp, preact_resnet18, randn, tiny_transformer
@@ -21,7 +22,7 @@ SCHEMES = {"mixup": {}, "noise": {"alpha": 0.0, **NOISY}, "nfm": NOISY, "release
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("layer", ["", "1", "3"])
 def test_the_expansion_holds_with_the_predicted_coefficient(scheme, layer):
-    report = nt.verify_expansion(MODEL, X, Y, layer=layer, **SCHEMES[scheme])
+    report = nt.verify(build_problem(MODEL, X, Y, layer=layer, **SCHEMES[scheme]))
     assert report.verdict == "holds", report
     assert report.leading_order == (4 if scheme == "noise" else 3)
     assert abs(report.observed_order - report.leading_order) <= ORDER_TOLERANCE
@@ -36,7 +37,7 @@ def test_no_network_of_the_theory_is_refuted(case, order):
     model, x, y, options = case
     if options["alpha"] * 0 == 0 and not (options["add_noise"] or options["mult_noise"]):
         options["alpha"] = 1.0
-    report = nt.verify_expansion(model, x, y, order=order, max_rows=100_000, **options)
+    report = nt.verify(build_problem(model, x, y, **options), order=order, budget=100_000)
     assert report.verdict != "refuted", report
     if report.verdict == "undecided":  # rounding, or a next coefficient that dominates: then the ratio is not settled
         assert "dominates" in report.reason or "fewer than three" in report.reason
@@ -44,69 +45,68 @@ def test_no_network_of_the_theory_is_refuted(case, order):
 
 @pytest.mark.parametrize("order", [0, 1, 2, 3, 4])
 def test_any_order(order):
-    report = nt.verify_expansion(MODEL, X, Y, order=order, layer="1")
+    report = nt.verify(build_problem(MODEL, X, Y, layer="1"), order=order)
     assert report.verdict == "holds", report
     assert report.leading_order == order + 1
 
 
 @pytest.mark.parametrize("name", ["R1", "R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult", "C3"])
 def test_a_term_one_percent_off_is_refuted(name):
-    terms = nt.taylor_terms(MODEL, X, Y, **NOISY)
+    terms = nt.terms(build_problem(MODEL, X, Y, **NOISY))
     wrong = replace(terms, **{name: terms.__getattribute__(name) * 1.01})
-    assert nt.verify_expansion(MODEL, X, Y, terms=terms, **NOISY).verdict == "holds"
-    report = nt.verify_expansion(MODEL, X, Y, terms=wrong, **NOISY)
+    assert nt.verify(build_problem(MODEL, X, Y, **NOISY), terms=terms).verdict == "holds"
+    report = nt.verify(build_problem(MODEL, X, Y, **NOISY), terms=wrong)
     assert report.verdict == "refuted"
     assert f"eps^{ {'R1': 1, 'C3': 3}.get(name, 2) }" in report.reason
 
 
 def test_a_wrong_term_also_shows_in_the_order_of_the_remainder():
-    terms = nt.taylor_terms(MODEL, X, Y, **NOISY)
-    report = nt.verify_expansion(MODEL, X, Y, terms=replace(terms, R2=terms.R2 * 1.01), **NOISY,
-                                 eps=[0.001 / 2**k for k in range(6)])  # fmt: skip
+    terms = nt.terms(build_problem(MODEL, X, Y, **NOISY))
+    eps = [0.001 / 2**k for k in range(6)]
+    report = nt.verify(build_problem(MODEL, X, Y, **NOISY), eps=eps, terms=replace(terms, R2=terms.R2 * 1.01))
     assert report.observed_order == pytest.approx(2.0, abs=0.1)
 
 
 def test_monte_carlo_verifies_what_no_grid_can():
-    report = nt.verify_expansion(MODEL, X, Y, method="monte_carlo", samples=300_000, layer="1", **NOISY)
+    report = nt.verify(build_problem(MODEL, X, Y, layer="1", **NOISY), method="monte_carlo", budget=300_000)
     assert "Monte Carlo" in report.method
     assert report.verdict in ("holds", "undecided")
     assert abs(report.coefficient_ratio - 1) <= RATIO_TOLERANCE + 5 * report.stderr[-1] / abs(report.remainders[-1])
-    terms = nt.taylor_terms(MODEL, X, Y, layer="1", **NOISY)
+    terms = nt.terms(build_problem(MODEL, X, Y, layer="1", **NOISY))
     wrong = replace(terms, R2=terms.R2 * 1.5)
-    assert nt.verify_expansion(
-        MODEL, X, Y, method="monte_carlo", samples=300_000, layer="1", terms=wrong, **NOISY
-    ).verdict == "refuted"  # fmt: skip
+    problem = build_problem(MODEL, X, Y, layer="1", **NOISY)
+    assert nt.verify(problem, method="monte_carlo", budget=300_000, terms=wrong).verdict == "refuted"
 
 
 def test_too_few_samples_are_undecided_and_say_so():
-    report = nt.verify_expansion(MODEL, X, Y, method="monte_carlo", samples=1_000, **NOISY)
+    report = nt.verify(build_problem(MODEL, X, Y, **NOISY), method="monte_carlo", budget=1_000)
     assert report.verdict == "undecided"
-    assert "raise samples" in report.reason
+    assert "raise the budget" in report.reason
     assert report.usable.count(True) <= len(report.eps)
 
 
 def test_auto_turns_to_monte_carlo_where_no_rule_fits_and_exact_refuses():
-    options = {"max_rows": 100, "samples": 1_000, **NOISY}
-    assert "Monte Carlo" in nt.verify_expansion(MODEL, X, Y, **options).method
+    problem = build_problem(MODEL, X, Y, **NOISY)
+    assert "Monte Carlo" in nt.verify(problem, budget=1_000).method
     with pytest.raises(nt.GridTooLargeError):
-        nt.verify_expansion(MODEL, X, Y, method="exact", **options)
+        nt.verify(problem, budget=1_000, method="exact")
 
 
 def test_float32_verifies_by_the_integral_form():
     model = mlp(0, [3, 6, 6, 4]).float()
-    report = nt.verify_expansion(model, X.float(), Y, **NOISY)
+    report = nt.verify(build_problem(model, X.float(), Y, **NOISY))
     assert report.verdict == "holds", report
     assert report.settings["dtype"] == "float32"
-    double = nt.verify_expansion(MODEL, X, Y, remainder_form="integral", eps=report.eps, **NOISY)
+    double = nt.verify(build_problem(MODEL, X, Y, **NOISY), remainder_form="integral", eps=report.eps)
     for single, reference in zip(report.remainders, double.remainders, strict=True):
         assert single == pytest.approx(reference, rel=1e-4)
-    wrong = nt.taylor_terms(model, X.float(), Y, **NOISY)
+    wrong = nt.terms(build_problem(model, X.float(), Y, **NOISY))
     wrong = replace(wrong, R2=wrong.R2 * 1.01)
-    assert nt.verify_expansion(model, X.float(), Y, terms=wrong, **NOISY).verdict == "refuted"
+    assert nt.verify(build_problem(model, X.float(), Y, **NOISY), terms=wrong).verdict == "refuted"
 
 
 def test_layers_are_averaged():
-    report = nt.verify_expansion(MODEL, X, Y, layer=["", "1"], **NOISY)
+    report = nt.verify(build_problem(MODEL, X, Y, layer=["", "1"], **NOISY))
     assert report.verdict == "holds"
     assert report.layer == ("", "1")
     assert list(report.terms.per_layer) == ["", "1"]
@@ -118,18 +118,18 @@ def test_layers_are_averaged():
     ids=["resnet", "transformer"],
 )
 def test_real_architectures(model, x, layer):
-    report = nt.verify_expansion(model, x, torch.arange(len(x)) % 3, layer=layer, add_noise=0.1)
+    report = nt.verify(build_problem(model, x, torch.arange(len(x)) % 3, layer=layer, add_noise=0.1))
     assert report.verdict == "holds", report
 
 
 def test_a_kink_is_not_called_smooth():
-    kinked = nt.verify_expansion(lambda h: h.abs() @ torch.ones(3, 2, dtype=torch.float64), X - X, Y % 2, alpha=0.0,
-                                 add_noise=1.0, noise="uniform")  # fmt: skip
+    head = lambda h: h.abs() @ torch.ones(3, 2, dtype=torch.float64)  # noqa: E731
+    kinked = nt.verify(build_problem(head, X - X, Y % 2, alpha=0.0, add_noise=1.0, noise="uniform"))
     assert kinked.verdict in ("refuted", "undecided")
 
 
 def test_report_prints_plots_and_serialises(tmp_path):
-    report = nt.verify_expansion(MODEL, X, Y, layer="1", **NOISY)
+    report = nt.verify(build_problem(MODEL, X, Y, layer="1", **NOISY))
     text = str(report)
     for part in ("HOLDS", "observed order", "coefficient ratio", "predicted remainder", "ratio to C3 eps^3"):
         assert part in text
@@ -139,7 +139,7 @@ def test_report_prints_plots_and_serialises(tmp_path):
     ax = report.plot()
     assert len(ax.get_lines()) >= 2
     ax.figure.savefig(tmp_path / "plot.png")
-    empty = nt.verify_expansion(MODEL, X, Y, method="monte_carlo", samples=600, eps=[1e-9, 1e-10], **NOISY)
+    empty = nt.verify(build_problem(MODEL, X, Y, **NOISY), method="monte_carlo", budget=600, eps=[1e-9, 1e-10])
     assert empty.verdict == "undecided"
     assert json.loads(json.dumps(empty.to_dict(), allow_nan=False))["coefficient_ratio"] is None
     assert "below the floor" in str(empty)
@@ -154,14 +154,15 @@ BAD = [
     ({"eps": []}, "eps: expected positive"),
     ({"eps": [0.1, -0.1]}, "eps: expected positive"),
     ({"alpha": 0.0}, "Nothing is perturbed"),
-    ({"method": "monte_carlo", "samples": 10}, "at least 100 sweeps"),
+    ({"method": "monte_carlo", "budget": 10}, "budget: expected at least 100 draws of each"),
 ]
 
 
 @pytest.mark.parametrize(("options", "match"), BAD)
 def test_bad_requests_say_what_to_do(options, match):
+    own, verb = parted(options)
     with pytest.raises(ValueError, match=match):
-        nt.verify_expansion(MODEL, X, Y, **options)
+        nt.verify(build_problem(MODEL, X, Y, **own), **verb)
 
 
 def test_observed_order_needs_two_points():
@@ -169,7 +170,7 @@ def test_observed_order_needs_two_points():
 
 
 def test_error_curve_finds_where_the_expansion_stops_being_good():
-    curve = nt.expansion_error(MODEL, X, Y, max_rows=10_000)
+    curve = nt.error_curve(build_problem(MODEL, X, Y), max_rows=10_000)
     assert "deterministic" in curve.loss.method
     for order in (1, 2, 3):
         errors = curve.relative_error(order)
@@ -177,13 +178,13 @@ def test_error_curve_finds_where_the_expansion_stops_being_good():
         if curve.radius[order] <= 1:
             later = [e for eps, e in zip(curve.eps, errors, strict=True) if eps <= curve.radius[order]]
             assert max(later) <= 0.1
-    strong = nt.expansion_error(MODEL, X, Y, add_noise=50.0, samples=20_000, max_rows=1_000)
+    strong = nt.error_curve(build_problem(MODEL, X, Y, add_noise=50.0), samples=20_000, max_rows=1_000)
     assert "Monte Carlo" in strong.loss.method
     assert strong.radius[2] < 1
     data = json.loads(json.dumps(strong.to_dict(), allow_nan=False))
     assert data["radius"]["2"] == strong.radius[2]
     with pytest.raises(ValueError, match="increasing positive"):
-        nt.expansion_error(MODEL, X, Y, eps=[0.5, 0.1])
+        nt.error_curve(build_problem(MODEL, X, Y), eps=[0.5, 0.1])
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0])
@@ -191,6 +192,6 @@ def test_small_losses_of_large_logits_are_not_mistaken_for_wrong_terms(scale):
     model = torch.nn.Sequential(mlp(0, [3, 6, 3]), torch.nn.Linear(3, 3, bias=False).double())
     model[1].weight = torch.nn.Parameter(scale * torch.eye(3, dtype=torch.float64))
     labels = model(X).argmax(-1)
-    report = nt.verify_expansion(model.eval(), X, labels, seed=3)
+    report = nt.verify(build_problem(model.eval(), X, labels), generator=torch.Generator().manual_seed(3))
     assert report.verdict == "holds", report
     assert report.pathwise[1] == 0

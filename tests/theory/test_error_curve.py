@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from building import build_problem
 from hypothesis import given, settings
 from problems import mlp, randn, small_cnn
 from strategies import settings_of_the_theory
@@ -24,7 +25,7 @@ def generator(seed=0):
 
 
 def along(model, x, y, order=4, replicates=2, **options):
-    problem = nt.build_problem(model, x, y, **options)
+    problem = build_problem(model, x, y, **options)
     draw = problem.draw(len(x), replicates, generator=generator())
     at = linearize(problem.head, problem.features, differentiable=False)
     return problem, draw, at, jets(at, problem.path(draw), order)
@@ -35,7 +36,7 @@ def hessian_chain(problem, draw, row, order):
     g, i, r = problem.features, int(draw.anchor[row]), int(draw.index[row])
     eps = torch.zeros((), dtype=g.dtype, requires_grad=True)
     mixed = g[i] + eps * (1 - draw.lam[row]) * (g[r] - g[i])
-    mixed = (1 + eps * problem.mult_noise * draw.mult[row]) * mixed + eps * problem.add_noise * draw.add[row]
+    mixed = (1 + eps * problem.law.mult_noise * draw.mult[row]) * mixed + eps * problem.law.add_noise * draw.add[row]
     value = problem.losses(mixed[None], torch.tensor([i]))[0]
     found = [value]
     for _ in range(order):
@@ -70,7 +71,7 @@ def test_two_tangents_are_all_orders_of_a_relu_network(model, x, layer):
     assert not outputs[3].any()
     assert not outputs[4].any()
     eps = torch.tensor(1e-9, dtype=torch.float64)  # before any kink
-    moved = problem.head(nt.perturb(problem.features, draw, eps=eps, **NOISY))
+    moved = problem.head(nt.perturb(problem.features, draw, problem.law, eps=eps))
     assert_close(moved - at.outputs.repeat(2, 1), eps * outputs[1], rtol=1e-5, atol=1e-15)
 
 
@@ -95,8 +96,12 @@ def test_closed_form_of_an_exponential_loss():
     problem, draw, _, (found, _) = along(lambda u: u, x, y, **options)
     e = problem.perturbation(draw)[1][:, 0]
     assert_close(found, torch.stack([e**k / math.factorial(k) for k in range(5)], dim=1), rtol=1e-12, atol=1e-14)
-    curve = nt.expansion_error(
-        lambda u: u, x, y, method="pathwise", orders=(1, 2, 3, 4), eps=[0.5, 1.0, 2.0, 4.0], samples=40_000, **options
+    curve = nt.error_curve(
+        build_problem(lambda u: u, x, y, **options),
+        method="pathwise",
+        orders=(1, 2, 3, 4),
+        eps=[0.5, 1.0, 2.0, 4.0],
+        samples=40_000,
     )
     for k, eps in enumerate(curve.eps):
         s2 = (0.5 * eps) ** 2
@@ -118,16 +123,16 @@ def test_closed_form_of_an_exponential_loss():
 def test_orders_one_and_two_are_those_of_the_theorem(case):
     model, x, y, options = case
     options = {**options, "noise": "normal"}
-    problem = nt.build_problem(model, x, y, **options)
+    problem = build_problem(model, x, y, **options)
     sample = sample_paths(problem, torch.tensor([0.1]), 2, replicates=600, generator=generator())
     mean, stderr = stratified(sample.coefficients)
-    exact = torch.stack(nt.taylor_terms(model, x, y, remainder=False, **options).coefficients(2)).detach()
+    exact = torch.stack(nt.terms(build_problem(model, x, y, **options), remainder=False).coefficients(2)).detach()
     assert ((mean - exact).abs() <= 5 * stderr + 1e-9 * exact.abs() + 1e-12).all()
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_the_error_of_order_p_falls_as_the_power_p_plus_one(order):
-    problem = nt.build_problem(MODEL, X, Y, add_noise=0.4)
+    problem = build_problem(MODEL, X, Y, add_noise=0.4)
     eps = torch.tensor([0.04, 0.02, 0.01, 0.005], dtype=torch.float64)
     sample = sample_paths(problem, eps, 4, replicates=2, generator=generator())
     # path by path, where nothing averages out
@@ -138,14 +143,16 @@ def test_the_error_of_order_p_falls_as_the_power_p_plus_one(order):
 
 def test_errors_agree_with_quadrature_and_their_standard_error_is_right():
     scales = [0.3, 1.0]
-    exact = nt.expansion_error(MODEL, X, Y, eps=scales, orders=(1, 2, 3), max_rows=100_000)
+    exact = nt.error_curve(build_problem(MODEL, X, Y), eps=scales, orders=(1, 2, 3), max_rows=100_000)
     assert exact.coefficients is None
     assert "relative_stderr" not in exact.to_dict()
     with pytest.raises(ValueError, match="pathwise"):
         exact.radius_range(2)
     misses = []
     for seed in range(40):
-        curve = nt.expansion_error(MODEL, X, Y, eps=scales, method="pathwise", samples=600, seed=seed)
+        curve = nt.error_curve(
+            build_problem(MODEL, X, Y), eps=scales, method="pathwise", samples=600, generator=generator(seed)
+        )
         signed = [
             (curve.relative_error(2)[k] - exact.relative_error(2)[k]) / curve.relative_stderr[2][k] for k in (0, 1)
         ]
@@ -156,8 +163,8 @@ def test_errors_agree_with_quadrature_and_their_standard_error_is_right():
 
 def test_layers_are_averaged():
     layers = ["", "0"]
-    both = nt.expansion_error(MODEL, X, Y, eps=[1.0], method="pathwise", samples=8_000, layer=layers)
-    alone = [nt.expansion_error(MODEL, X, Y, eps=[1.0], max_rows=100_000, layer=name) for name in layers]
+    both = nt.error_curve(build_problem(MODEL, X, Y, layer=layers), eps=[1.0], method="pathwise", samples=8_000)
+    alone = [nt.error_curve(build_problem(MODEL, X, Y, layer=name), eps=[1.0], max_rows=100_000) for name in layers]
     mean = sum(float(c.loss.value) for c in alone) / 2
     assert abs(float(both.loss.value) - mean) < 5 * float(both.loss.stderr)
     polynomial = sum(c.polynomials[2][0] for c in alone) / 2
@@ -176,7 +183,7 @@ def test_stratified_error_is_that_of_the_naive_loop():
 
 def test_joined_layers_have_kinks_only_if_all_have_them():
     curved, kinked = (
-        sample_paths(nt.build_problem(m, X, Y), torch.tensor([1.0]), 2, replicates=2, generator=generator())
+        sample_paths(build_problem(m, X, Y), torch.tensor([1.0]), 2, replicates=2, generator=generator())
         for m in (MODEL, mlp(0, [3, 5, 3], "relu"))
     )
     assert PathSample.joined([kinked, kinked]).linearised.shape == (2, 12, 1)
@@ -184,13 +191,15 @@ def test_joined_layers_have_kinks_only_if_all_have_them():
 
 
 def test_the_record_is_plain_and_bad_requests_say_what_to_do():
-    curve = nt.expansion_error(MODEL, X, Y, method="pathwise", orders=(1, 4), eps=[0.1, 1.0], samples=100, **NOISY)
+    curve = nt.error_curve(
+        build_problem(MODEL, X, Y, **NOISY), method="pathwise", orders=(1, 4), eps=[0.1, 1.0], samples=100
+    )
     record = json.loads(json.dumps(curve.to_dict(), allow_nan=False))
     assert set(record["radius_range"]) == set(record["relative_stderr"]) == {"1", "4"}
     assert len(record["coefficients"]) == 5
     with pytest.raises(ValueError, match="method: expected"):
-        nt.expansion_error(MODEL, X, Y, method="guess")
-    problem = nt.build_problem(MODEL, X, Y)
+        nt.error_curve(build_problem(MODEL, X, Y), method="guess")
+    problem = build_problem(MODEL, X, Y)
     with pytest.raises(ValueError, match="replicates >= 2"):
         sample_paths(problem, torch.tensor([0.1]), 2, replicates=1)
     with pytest.raises(ValueError, match="order >= 2"):
