@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.estimators.measure import machine, num_threads, versions
+from nfm_theory import Problem
 from nfm_theory.adversarial import certify, worst_case
 
 METHODS = ("crown", "crown-ibp", "interval")
@@ -46,8 +47,8 @@ class Tightness:
         return float(torch.tensor(self.ratios[method], dtype=torch.float64).quantile(q))
 
 
-def random_case(seed: int) -> tuple[nn.Module, Tensor, Tensor, dict]:
-    """A network with two points, their labels and a ball."""
+def random_case(seed: int) -> tuple[Problem, dict]:
+    """A network with two points and their labels, and a ball around each point."""
     r = torch.Generator().manual_seed(seed)
 
     def pick(low: int, high: int) -> int:
@@ -67,25 +68,25 @@ def random_case(seed: int) -> tuple[nn.Module, Tensor, Tensor, dict]:
     options = {
         "radius": torch.rand(2, generator=r, dtype=torch.float64) * 2,
         "norm": "linf" if seed % 6 == 0 else "l2",
-        "loss": "logistic" if classes == 1 else "cross_entropy",
         "box": box,
     }
     y = torch.randint(max(2, classes), (2,), generator=r)
-    return nn.Sequential(*layers[:-1]).eval(), x if box is None else x.clamp(*box), y, options
+    model, loss = nn.Sequential(*layers[:-1]).eval(), "logistic" if classes == 1 else "cross_entropy"
+    return Problem(model, x if box is None else x.clamp(*box), y, loss=loss), options
 
 
 def extend(found: Tightness, num: int) -> Tightness:
     """Check `num` more networks."""
     for seed in range(found.networks, found.networks + num):
-        model, x, y, options = random_case(seed)
+        problem, options = random_case(seed)
         source = torch.Generator().manual_seed(seed)
-        exact = worst_case(model, x, y, method="enumeration", steps=30, restarts=2, generator=source, **options)
+        exact = worst_case(problem, method="enumeration", steps=30, restarts=2, generator=source, **options)
         attained = exact.certificate.attained
         excess = [exact.lower - exact.upper]
         found.gap = max(found.gap, float((attained - exact.certificate.margins).max()))
         found.ratios["enumeration"] += (exact.upper / exact.lower).tolist()
         for method in METHODS:
-            bound = certify(model, x, y, method=method, **options)
+            bound = certify(problem, method=method, **options)
             excess += [exact.lower - bound.loss_upper, (bound.margins - attained).flatten()]
             found.ratios[method] += (bound.loss_upper / exact.lower).tolist()
         found.violation = max(found.violation, *(float(part.max()) for part in excess))

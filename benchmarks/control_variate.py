@@ -12,11 +12,11 @@ import json
 import torch
 from torch import Tensor
 
-import nfm_theory as nt
 from benchmarks.estimators.cases import SETTINGS, build_case
 from benchmarks.estimators.measure import interleaved, machine, num_threads, versions
 from experiments.data.digits import load_digits, verification_subset
 from experiments.studies.networks import trained_network
+from nfm_theory import Law, Problem
 from nfm_theory.expansion.paths import Polynomials
 from nfm_theory.losses.monte_carlo import (
     CONTROL_VARIATES,
@@ -25,7 +25,6 @@ from nfm_theory.losses.monte_carlo import (
     corrected,
     sweep_means,
 )
-from nfm_theory.setting.problem import Problem
 
 EPS = (0.1, 0.03, 0.01)
 #: Name -> (control variate, antithetic noise).
@@ -37,19 +36,19 @@ ESTIMATORS = {
     "cubic, antithetic": ("cubic", True),
 }
 LEVELS = {"add_noise": 0.4, "mult_noise": 0.2}
+LAW = Law(**LEVELS)
 
 
 def trained_mlp() -> Problem:
     """An MLP trained on the digits, NFM at the input."""
     model = trained_network("mlp", classes=10, seed=0).model
-    return nt.build_problem(model, *verification_subset(load_digits(10), 20), **LEVELS)
+    return Problem(model, *verification_subset(load_digits(10), 20), law=LAW)
 
 
 def standard(name: str, batch: int, layer: str = "") -> Problem:
     """A case of the estimator benchmark with fewer samples, in float64."""
     case = build_case(name, dtype=torch.float64)
-    options = {"layer": layer, "loss": SETTINGS[name].loss}
-    return nt.build_problem(case.model, case.x[:batch], case.y[:batch], **options, **LEVELS)
+    return Problem(case.model, case.x[:batch], case.y[:batch], layer=layer, law=LAW, loss=SETTINGS[name].loss)
 
 
 #: Name -> (problem, evaluations of the head per estimator, whether third derivatives are affordable).

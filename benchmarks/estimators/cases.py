@@ -8,9 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from nfm_theory import build_problem
+from nfm_theory import Law, Problem
 from nfm_theory.calculus.directions import coordinate_basis, second_moment_directions
-from nfm_theory.setting.problem import Problem
 
 from . import networks
 
@@ -98,7 +97,12 @@ class Case:
     @cached_property
     def problem(self) -> Problem:
         """Data mixed by Beta(1, 1) with additive and multiplicative noise."""
-        return build_problem(self.model, self.x, self.y, add_noise=self.sigma, mult_noise=self.sigma, **self.options)
+        return Problem(self.model, self.x, self.y, law=self.law, **self.options)
+
+    @property
+    def law(self) -> Law:
+        """The law of mixing and noise."""
+        return Law(add_noise=self.sigma, mult_noise=self.sigma)
 
     @property
     def options(self) -> dict[str, str]:

@@ -6,11 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nfm_theory import NoisyFeatureMixup, TaylorRegularizer, linearize
+from nfm_theory import Law, NoisyFeatureMixup, Problem, TaylorRegularizer, linearize, regularizers
 from nfm_theory.calculus.derivatives import gauss_newton_forms
-from nfm_theory.estimators.regularizers import problem_regularizers
 from nfm_theory.expansion.second_order import exact_terms
-from nfm_theory.setting.problem import Problem
 
 from .cases import DENSE, Case
 from .method import Method
@@ -83,8 +81,8 @@ def _train_step(case: Case, mixup: NoisyFeatureMixup | None) -> Tensor:
 def _values(case: Case) -> list[Method]:
     problem, probes = case.problem, case.probes(4)
     dim, rank = problem.features[0].numel(), min(problem.features[0].numel(), len(case.x) - 1)
-    data = replace(problem, add_noise=0.0, mult_noise=0.0)
-    both = replace(problem, mult_noise=0.0)
+    data = problem.changed(law=replace(case.law, add_noise=0.0, mult_noise=0.0))
+    both = problem.changed(law=replace(case.law, mult_noise=0.0))
     found = [
         Method(NAME, "R2+R3, 4 probes", partial(_value_along, problem, probes), passes=8),
         Method(NAME, "R2+R3, data, exact", partial(_exact, data, ("R2", "R3")), passes=rank),
@@ -110,11 +108,12 @@ def _gradients(case: Case) -> list[Method]:
         quantity = f"training, {count} probe{'s' * (count > 1)}"
         call = partial(lambda probes: train_penalised(case, probes)[0], case.probes(count))
         found.append(Method(NAME, quantity, call, kind="gradient", passes=2 + count))
-        penalty = TaylorRegularizer(alpha=1.0, loss=setting.loss, terms=["R2", "R3"], num_probes=count)
+        penalty = TaylorRegularizer("", Law(), loss=setting.loss, terms=["R2", "R3"], num_probes=count)
         step = partial(_regularizer_step, case, penalty)
         found.append(Method("TaylorRegularizer beside the loss", quantity, step, kind="gradient", passes=3 + count))
     classes = {} if setting.classes == 1 else {"num_classes": setting.classes}
-    mixup = NoisyFeatureMixup(case.trained.model, "", add_noise=case.sigma, mult_noise=case.sigma, **classes)
+    law = Law.released(add_noise=case.sigma, mult_noise=case.sigma)
+    mixup = NoisyFeatureMixup(case.trained.model, "", law, **classes)
     for name, mixing in ((NAME, mixup), ("plain", None)):
         step = partial(_train_step, case, mixing)
         found.append(Method(name, "step in training mode, NFM at the input", step, kind="gradient"))
@@ -123,7 +122,7 @@ def _gradients(case: Case) -> list[Method]:
 
 def _accurate(problem: Problem, **options) -> Tensor:
     with torch.no_grad():
-        found = problem_regularizers(problem, generator=torch.Generator().manual_seed(0), **options)
+        found = regularizers(problem, generator=torch.Generator().manual_seed(0), **options)
     return sum(found[name].value for name in ("R3", "R3_add"))
 
 
@@ -134,7 +133,7 @@ def _to_one_percent(problem: Problem) -> list[Method]:
     def probes(deflate: int):
         options = {"method": methods | {"R3": "probes", "R3_add": "probes"}, "deflate": deflate}
         with torch.no_grad():
-            pilot = problem_regularizers(problem, num_probes=64, **options)
+            pilot = regularizers(problem, num_probes=64, **options)
         terms = [pilot[name] for name in ("R3", "R3_add")]
         needed = int(max(64 * float(term.stderr / (0.01 * term.value)) ** 2 for term in terms))
         if needed > 2_000:

@@ -1,12 +1,12 @@
-r"""NFM training as adversarial training: attacks from below, certificates from above, the bound between them.
+r"""NFM training as adversarial training: attacks, certificates, and the adversarial bound that is checked with them.
 
 | statement | function |
 |---|---|
-| inner maximum from below, PGD | `pgd_attack`, `flip_radius` |
-| inner maximum from above, and both together | `certify`, `worst_case` |
+| lower bounds of the largest loss in a ball, by projected gradient ascent | `pgd_attack`, `flip_radius` |
+| upper bounds of it, and both together | `certify`, `worst_case` |
 | adversarial upper bound, NFM Theorem 2 (book: eq-adversarial-bound, eq-sharp-radius) | `bound` |
 | the largest scale at which it holds | `validity_radius` |
-| the same with the stability loss, NoisyMix Theorem 3 (book: eq-noisymix-bound) | `bound` of `Branches` |
+| the bound with the stability loss, NoisyMix Theorem 3 (book: eq-noisymix-bound) | `bound` of `Branches` |
 """
 
 from .attacks import Attack, FlipRadius, flip_radius, pgd_attack

@@ -1,7 +1,8 @@
 r"""Attacks: the inner maximum `max_{‖δ‖ <= ρ_i} ℓ(f(h_i + δ), y_i)` from below (theory §5).
 
-Projected gradient ascent with restarts finds points of the ball; whatever it finds is a lower bound of the maximum and
-an upper bound of the radius at which the prediction changes. It refutes, and never confirms; see `certificates`.
+Projected gradient ascent with restarts searches the ball for points with a large loss. What it finds is a lower bound
+of the maximum, and an upper bound of the radius at which the prediction changes. An attack can refute that a model is
+robust, but never confirm it; see `certificates` for that.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..setting.branches import as_problem
 from ..setting.options import progress_bar
 from ..setting.pointwise import PointwiseLoss
 from ..setting.problem import Problem
@@ -25,16 +27,16 @@ FIRST_STEP = 0.5
 
 @dataclass(frozen=True)
 class Attack(Record):
-    """Outcome of `pgd_attack`.
+    """The worst points that `pgd_attack` found.
 
     Attributes:
-        features: the features with the largest loss that were met, `(b, *feature)`.
-        losses: their losses, `(b,)`.
-        clean_losses: losses at the centres, `(b,)`.
-        flipped: whether a point of the ball was met whose prediction is not the label, `(b,)`.
-        flip_features: the nearest such point, `(b, *feature)`; the centre where there is none.
-        flip_distance: its distance in the norm of the ball, infinite where there is none, `(b,)`.
-        evaluations: rows that were passed through the head.
+        features: the points with the largest loss, `(b, *feature)`.
+        losses: the losses at these points, `(b,)`.
+        clean_losses: the losses at the centers of the balls, `(b,)`.
+        flipped: True if the attack met a point whose prediction is not the label, `(b,)`.
+        flip_features: the nearest such point, `(b, *feature)`; the center if there is none.
+        flip_distance: the distance of that point in the norm of the ball, `(b,)`; infinite if there is none.
+        evaluations: number of points at which the head was evaluated.
     """
 
     features: Tensor
@@ -48,13 +50,13 @@ class Attack(Record):
 
 @dataclass(frozen=True)
 class FlipRadius(Record):
-    """Outcome of `flip_radius`.
+    """The nearest change of the prediction that `flip_radius` found.
 
     Attributes:
-        radius: distance of the nearest point with another prediction that was found, `(b,)`: an upper bound of the
-            smallest one; 0 for examples that are wrong already, infinite where none was found.
-        features: those points, `(b, *feature)`; the centre where there is none.
-        evaluations: rows that were passed through the head.
+        radius: distance of the nearest point with another prediction, `(b,)`. The true distance is not larger. It is 0
+            for examples that are misclassified already, and infinite if no such point was found.
+        features: these points, `(b, *feature)`; the center if there is none.
+        evaluations: number of points at which the head was evaluated.
     """
 
     radius: Tensor
@@ -67,12 +69,12 @@ def _columns(outputs: Tensor) -> Tensor:
 
 
 def predicted_class(outputs: Tensor) -> Tensor:
-    """Index of the largest output, or whether the only one is positive, `(b,)`."""
+    """Index of the largest output, `(b,)`; with a single output, 1 if it is positive and 0 otherwise."""
     return (outputs[:, 0] > 0).long() if outputs.shape[1] == 1 else outputs.argmax(1)
 
 
 def label_class(labels: Tensor, outputs: Tensor, loss: PointwiseLoss) -> Tensor:
-    """The class a prediction is compared with, `(b,)`: of the label, or the clean prediction for other losses."""
+    """The class with which a prediction is compared, `(b,)`: the label, or the clean prediction if it has none."""
     if loss.name == "logistic":
         return (labels[:, 0] > 0.5).long()
     if labels.shape == outputs.shape and outputs.shape[1] > 1:
@@ -89,7 +91,7 @@ def _per_row(value: Tensor, like: Tensor) -> Tensor:
 
 
 def project(h: Tensor, ball: Ball) -> Tensor:
-    """Points brought into the ball and then into the box, `(b, *feature)`; they stay in the ball."""
+    """Project points onto the ball and then onto the box, `(b, *feature)`; the results lie in both."""
     delta = h - ball.center
     radius = _per_row(ball.radius, h)
     if ball.norm == "l2":
@@ -102,7 +104,7 @@ def project(h: Tensor, ball: Ball) -> Tensor:
 
 
 def _ascent(gradient: Tensor, norm: str) -> Tensor:
-    """Direction of steepest ascent of length 1."""
+    """The direction of steepest ascent, of length 1 in the norm."""
     if norm == "linf":
         return gradient.sign()
     scaled = gradient / _per_row(gradient.flatten(1).abs().amax(1), gradient).clamp(
@@ -112,7 +114,7 @@ def _ascent(gradient: Tensor, norm: str) -> Tensor:
 
 
 def _random_start(ball: Ball, generator: torch.Generator | None) -> Tensor:
-    """Uniform in the ball, then in the box."""
+    """Random points, uniform in the ball and then projected onto the box."""
     h = ball.center
     device = generator.device if generator is not None else h.device
     options = {"generator": generator, "dtype": h.dtype, "device": device}
@@ -126,7 +128,7 @@ def _random_start(ball: Ball, generator: torch.Generator | None) -> Tensor:
 
 
 class _Best:
-    """The best points so far."""
+    """The best points that the attack has met so far."""
 
     def __init__(self, ball: Ball, losses: Tensor, flipped: Tensor, target: Tensor):
         self.ball, self.target = ball, target
@@ -135,7 +137,7 @@ class _Best:
         self.flip_distance = torch.where(flipped, torch.zeros_like(losses), torch.full_like(losses, torch.inf))
 
     def see(self, h: Tensor, outputs: Tensor, losses: Tensor) -> None:
-        """Keep what is better."""
+        """Keep each of the points that is better than the best one so far."""
         better = losses > self.losses
         self.losses = torch.where(better, losses, self.losses)
         self.features = torch.where(_per_row(better, h), h, self.features)
@@ -161,21 +163,23 @@ def pgd_attack(
     $$ h \leftarrow \Pi\Big(h + s_t\,\rho\, \frac{\nabla \ell}{\|\nabla \ell\|_2}\Big) \quad (l_2), \qquad
        h \leftarrow \Pi\big(h + s_t\,\rho\, \mathrm{sign}\,\nabla \ell\big) \quad (l_\infty) $$
 
-    The first run starts at the centre, the others at random points. The best point met in any run is kept, so that the
-    loss is never below the clean one. (Madry et al. 2018.)
+    The first run starts at the center, the others start at random points. The attack keeps the best point of all runs,
+    so that the loss that it returns is never below the clean one. (Madry et al. 2018.)
 
     Args:
-        problem: network, layer, data and loss; it needs no law.
-        radius: ρ ≥ 0, a number or `(n,)`.
-        norm: `"l2"` or `"linf"`.
-        steps: steps of each run, ≥ 1.
-        step_size: constant step as a part of the radius; `None` begins with half the radius and shrinks to 0.
-        restarts: runs, ≥ 1.
+        problem: network, layer, data and loss; the attack needs no law.
+        radius: ρ ≥ 0, one number for all examples or one for each, `(n,)`.
+        norm: norm that defines the balls, `"l2"` or `"linf"`.
+        steps: number of gradient steps of each run, ≥ 1.
+        step_size: constant length of a step, as a fraction of the radius; `None` starts with half the radius and lets
+            the length shrink to 0.
+        restarts: number of runs, ≥ 1.
         box: smallest and largest value of a feature; the features must lie in it.
-        generator: random generator of the random starts; the global one if `None`.
+        generator: random generator of the starting points; the global one if `None`.
 
     Raises:
-        ValueError: for radii, norms, boxes or counts that do not fit.
+        ValueError: for radii, norms, boxes or numbers of steps that are not allowed.
+        TypeError: for anything but one `Problem`.
 
     Example:
         >>> head = lambda u: u @ torch.tensor([[3.0], [4.0]])
@@ -184,7 +188,7 @@ def pgd_attack(
         >>> round(float(head(found.features)), 3), bool(found.flipped)  # 7 - 2 ‖(3, 4)‖
         (-3.0, True)
     """
-    ball = check_ball(problem.features.detach(), radius, norm, box)
+    ball = check_ball(as_problem(problem).features.detach(), radius, norm, box)
     with progress_bar(title="attack", total=restarts * steps) as bar:
         return ascend(
             problem.head, ball, problem.labels, problem.loss, steps=steps, restarts=restarts, step_size=step_size,
@@ -204,26 +208,27 @@ def ascend(
     generator: torch.Generator | None = None,
     after_step: Callable[[], object] = lambda: None,
 ) -> Attack:
-    """The attack on any head: features `(b, *feature)` to outputs `(b, K)`.
+    """Attack a head, a function from features `(b, *feature)` to outputs `(b, K)`.
 
     Args:
-        head: what is attacked.
-        ball: where.
+        head: the function that is attacked.
+        ball: the balls that the attack searches.
         labels: labels in the form that the loss expects.
-        loss: what is maximised.
-        steps: steps of each run.
-        restarts: runs.
-        step_size: constant step as a part of the radius; `None` begins with half the radius and shrinks to 0.
-        generator: random generator of the random starts.
-        after_step: called after each step.
+        loss: the loss that the attack maximizes.
+        steps: number of gradient steps of each run.
+        restarts: number of runs.
+        step_size: constant length of a step, as a fraction of the radius; `None` starts with half the radius and lets
+            the length shrink to 0.
+        generator: random generator of the starting points; the global one if `None`.
+        after_step: function that is called after each step, for a progress bar.
 
     Raises:
-        ValueError: for counts and step sizes that do not fit.
+        ValueError: for numbers of steps and step sizes that are not allowed.
     """
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps and restarts: expected >= 1, got {steps} and {restarts}.")
     if step_size is not None and not 0 < step_size < math.inf:
-        raise ValueError(f"step_size: expected a number > 0 (a part of the radius), got {step_size!r}.")
+        raise ValueError(f"step_size: expected a number > 0, a fraction of the radius, got {step_size!r}.")
     h = ball.center
     with torch.no_grad():
         outputs = _columns(head(h))
@@ -258,7 +263,7 @@ def ascend(
 
 
 def _margin_deficit(target: Tensor) -> PointwiseLoss:
-    """Largest other output minus that of the class (or the signed output): positive behind the decision boundary."""
+    """The largest other output minus the output of the class; it is positive if the prediction is another class."""
 
     def deficit(outputs: Tensor, labels: Tensor) -> Tensor:
         if outputs.shape[1] == 1:
@@ -271,7 +276,7 @@ def _margin_deficit(target: Tensor) -> PointwiseLoss:
 
 
 def _shorten(head, h: Tensor, flip: Tensor, target: Tensor, halvings: int) -> Tensor:
-    """The nearest flipped points on the segments from `h` to flipped points, by bisection."""
+    """Bisect the segments from `h` to points of another prediction: the nearest such points on the segments."""
     low, high = h.new_zeros(len(h)), h.new_ones(len(h))
     for _ in range(halvings):
         middle = (low + high) / 2
@@ -293,21 +298,23 @@ def flip_radius(
 ) -> FlipRadius:
     """The smallest radius at which the attack changes the prediction: an upper bound of the true one (theory §5).
 
-    Bisection over radii, for all examples at once; each attack maximises the margin of the wrong classes, and every
-    point found is pulled back along its segment to the decision boundary.
+    The function bisects the radius, for all examples at once. Each attack maximizes the margin of the wrong classes,
+    and every point that it finds is moved back towards the example until it meets the decision boundary.
 
     Args:
-        problem: network, layer, data and loss; the loss says how labels are to be read.
-        max_radius: largest radius that is searched, a number or `(n,)`; `None` for the norm of the features.
-        norm: `"l2"` or `"linf"`.
-        bisections: attacks after the first.
-        steps: steps of each run of an attack.
-        restarts: runs of each attack.
+        problem: network, layer, data and loss, which says how labels are read; the search needs no law.
+        max_radius: largest radius that is searched, one number for all examples or one for each, `(n,)`; `None` takes
+            the norm of the features of each example.
+        norm: norm that defines the balls, `"l2"` or `"linf"`.
+        bisections: number of attacks after the first one.
+        steps: number of gradient steps of each run of an attack.
+        restarts: number of runs of each attack.
         box: smallest and largest value of a feature; the features must lie in it.
-        generator: random generator of the random starts; the global one if `None`.
+        generator: random generator of the starting points; the global one if `None`.
 
     Raises:
-        ValueError: for radii, norms, boxes or counts that do not fit.
+        ValueError: for radii, norms, boxes or numbers of steps that are not allowed.
+        TypeError: for anything but one `Problem`.
 
     Example:
         >>> head = lambda u: u @ torch.tensor([[3.0], [4.0]])
@@ -315,7 +322,7 @@ def flip_radius(
         >>> round(float(flip_radius(problem, 9.0).radius), 3)  # 7 / ‖(3, 4)‖
         1.4
     """
-    head, loss, h = problem.head, problem.loss, problem.features.detach()
+    head, loss, h = as_problem(problem).head, problem.loss, problem.features.detach()
     high = check_ball(h, _length(h, norm) if max_radius is None else max_radius, norm, box).radius
     with torch.no_grad():
         outputs = _columns(head(h))

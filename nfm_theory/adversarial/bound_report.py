@@ -1,4 +1,4 @@
-"""What the check of the adversarial bound returns: numbers for every assumption, both sides, a verdict (theory §5)."""
+"""The results of a check of the adversarial bound: assumptions, both sides and a verdict (theory §5)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ..setting.results import Record, plain
 
 @dataclass(frozen=True)
 class Assumption:
-    """One assumption of the bound, measured.
+    """One assumption of the bound, and what was measured.
 
     Attributes:
-        name: of the assumption.
-        statement: what is asked.
-        value: what was measured.
-        holds: whether it holds, up to rounding.
-        needed: whether the radius that is used needs it.
+        name: name of the assumption.
+        statement: which number is measured, and what it must be.
+        value: the number that was measured.
+        holds: True if the assumption holds, up to rounding.
+        needed: True if the bound with the chosen radius needs the assumption.
     """
 
     name: str
@@ -30,35 +30,35 @@ class Assumption:
 
 
 class Inequality:
-    """What reports of a bound share: a left side, an enclosed right side, measured assumptions.
+    """An inequality whose right side is known to lie between two numbers; the reports of all bounds are one.
 
-    A report has `left`, `left_error`, `right_lower`, `right_upper`, `predicted_slack` and `assumptions`.
+    A report has the attributes `left`, `left_error`, `right_lower`, `right_upper`, `predicted_slack` and `assumptions`.
     """
 
-    #: The verdict if the inequality holds with the certified right side.
+    #: Verdict of a report whose inequality holds with the certified right side.
     affirmed = "certified"
 
     @property
     def slack(self) -> tuple[float, float]:
-        """Left minus right side: (with the certificate, with the attack)."""
+        """Left minus right side: a pair, first with the certificate on the right side, then with the attack."""
         return self.left - self.right_upper, self.left - self.right_lower
 
     @property
     def slack_ratio(self) -> tuple[float, float]:
-        """`slack` relative to its prediction; NaN if that is 0."""
+        """The pair `slack`, divided by the predicted slack; NaN if the prediction is 0."""
         return tuple(s / self.predicted_slack if self.predicted_slack else math.nan for s in self.slack)
 
     @property
     def failed(self) -> list[str]:
-        """Names of the assumptions that are needed and fail."""
+        """Names of the assumptions that are needed but fail."""
         return [a.name for a in self.assumptions if a.needed and not a.holds]
 
     def judged(self, precision: float, missing: str) -> dict[str, str]:
-        """Verdict and reason.
+        """The verdict and the reason for it, in a dict.
 
         Args:
-            precision: machine precision of both sides.
-            missing: why there is no certificate; empty if there is one.
+            precision: machine precision of the numbers.
+            missing: reason why there is no certificate; empty if there is one.
         """
         low, high = self.slack
         error = self.left_error + 4 * precision * (1 + abs(self.left))
@@ -73,7 +73,7 @@ class Inequality:
         return {"verdict": verdict, "reason": reason + failed}
 
     def assumption_lines(self) -> list[str]:
-        """The assumptions as lines of a table."""
+        """One line of a table for each assumption, after a heading."""
         lines = [f"  {'assumption':14} {'measured':>12}"]
         for a in self.assumptions:
             state = "holds" if a.holds else "FAILS" if a.needed else "fails, not needed"
@@ -81,36 +81,36 @@ class Inequality:
         return lines
 
     def plain_assumptions(self) -> dict[str, dict]:
-        """The assumptions by name, without their statements."""
+        """What was measured of each assumption, by name."""
         return {a.name: {"value": a.value, "holds": a.holds, "needed": a.needed} for a in self.assumptions}
 
 
 @dataclass(frozen=True)
 class BoundReport(Inequality):
-    """Outcome of `bound` for a `Problem`.
+    """The adversarial bound on a model at one scale, from `bound` of a `Problem`.
 
     Attributes:
-        verdict: `"certified"`, `"refuted"` or `"undecided"`: the inequality on this model, at this ε.
-        reason: why, in one sentence.
-        layer: layer that is perturbed.
-        eps: ε.
-        radius_kind: `"sharp"`, `"paper"` or `"mean"`.
-        assumptions: each with its number.
-        radius: ρ_i that is used, `(n,)`.
-        paper_radius: the paper's ρ_i, `(n,)`.
-        sharp_radius: the sharp ρ_i, `(n,)`.
-        margins: smallest margin of each example, `(n,)`; negative on the wrong side.
-        standard_loss: L_std.
-        nfm_loss: L_NFM(ε), the left side.
-        nfm_error: four standard errors, or what a finer deterministic rule changes.
-        regularizer: L_reg.
-        inner_lower: losses attained in the balls, `(n,)`.
-        inner_upper: certified upper bounds, `(n,)`; infinite where there is no certificate.
-        predicted_slack: left minus right side, to second order in ε.
-        inside: balls known to lie in one linear region.
-        label_kept: examples per verdict on their label in the ball: certified, refuted, undecided.
+        verdict: `"certified"`, `"refuted"` or `"undecided"`, about the inequality on this model at this ε.
+        reason: the reason for the verdict, in one sentence.
+        layer: name of the perturbed layer.
+        eps: scale ε.
+        radius_kind: kind of radius, `"sharp"`, `"paper"` or `"mean"`.
+        assumptions: the assumptions, as they were measured.
+        radius: radius ρ_i of each ball, `(n,)`.
+        paper_radius: radius ρ_i according to the paper, `(n,)`.
+        sharp_radius: sharp radius ρ_i, `(n,)`.
+        margins: smallest margin of each example, `(n,)`; negative if the example is misclassified.
+        standard_loss: loss L_std without perturbation.
+        nfm_loss: loss L_NFM(ε), the left side.
+        nfm_error: error of the left side: four standard errors, or the change from a coarser deterministic rule.
+        regularizer: regularizer L_reg.
+        inner_lower: losses that some point of the ball has, `(n,)`.
+        inner_upper: certified upper bounds of the losses in the ball, `(n,)`; infinite if there is no certificate.
+        predicted_slack: left minus right side, predicted to second order in ε.
+        inside: number of balls that are known to lie in one linear region.
+        label_kept: number of examples whose label is certified, refuted or undecided in the whole ball.
         method: how both sides were computed.
-        binary: whether there is one margin per example.
+        binary: True if each example has one margin.
     """
 
     verdict: str
@@ -142,21 +142,21 @@ class BoundReport(Inequality):
 
     @property
     def left_error(self) -> float:
-        """Error of the left side."""
+        """Estimated error of the left side."""
         return self.nfm_error
 
     @property
     def right_lower(self) -> float:
-        """The right side with the inner maximum from below."""
+        """The right side with the maxima that the attack found: a lower bound of it."""
         return float(self.inner_lower.mean()) + self.regularizer
 
     @property
     def right_upper(self) -> float:
-        """The right side with the inner maximum from above."""
+        """The right side with certified maxima: an upper bound of it."""
         return float(self.inner_upper.mean()) + self.regularizer
 
     def to_dict(self) -> dict:
-        """Everything as plain numbers, strings, lists and dicts; infinite and undefined numbers become None."""
+        """The report in plain numbers, strings, lists and dicts, for JSON; None for numbers that are not finite."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "assumptions"}
         values |= {
             name: getattr(self, name) for name in ("right_lower", "right_upper", "slack", "slack_ratio", "failed")
@@ -164,7 +164,7 @@ class BoundReport(Inequality):
         return plain(values | {"assumptions": self.plain_assumptions()})
 
     def __str__(self) -> str:
-        """A table: assumptions, both sides, slack, verdict."""
+        """A table with the verdict, the assumptions, both sides and the slack."""
         n = len(self.radius)
         lines = [
             f"Adversarial bound at {self.layer or 'input'}, eps = {self.eps:g}: {self.verdict.upper()}",
@@ -193,13 +193,13 @@ class BoundReport(Inequality):
 
 @dataclass(frozen=True)
 class ValidityRadius(Record):
-    """Outcome of `validity_radius`.
+    """The range of scales in which the bound holds, from `validity_radius`.
 
     Attributes:
-        certified: largest ε up to which the inequality was certified at every scale tried; 0 if at none.
-        refuted: smallest ε at which it was refuted; infinite if at none.
-        scales: every ε tried, increasing.
-        verdicts: the verdict at each.
+        certified: largest ε such that the inequality is certified at every scale tried up to it; 0 if there is none.
+        refuted: smallest ε at which the inequality is refuted; infinite if there is none.
+        scales: all scales that were tried, increasing.
+        verdicts: the verdict at each scale.
     """
 
     certified: float
@@ -208,6 +208,6 @@ class ValidityRadius(Record):
     verdicts: list[str]
 
     def __str__(self) -> str:
-        """One line."""
+        """The range in one line."""
         end = f"refuted from {self.refuted:.4g}" if math.isfinite(self.refuted) else "refuted nowhere"
         return f"validity radius: certified up to eps = {self.certified:.4g}, {end} ({len(self.scales)} scales tried)"

@@ -1,4 +1,4 @@
-"""What the adversarial bound is made of, measured on a model: radii, regularizer, slack, assumptions (theory §5)."""
+"""The parts of the adversarial bound, measured on a model: radii, regularizer, slack and assumptions (theory §5)."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from .bound_report import Assumption
 from .label_margins import margin_objectives
 
 RADII = ("sharp", "paper", "mean")
-#: Relative size below which homogeneity, centring and Hessian count as 0, by the root of the machine precision.
+#: A measure of homogeneity, centering or the Hessian counts as 0 below this multiple of the root of the precision.
 _ROUNDING = 10.0
 _POWER_STEPS = 12
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything about the model that does not depend on ε.
+    """The parts of the bound that do not depend on ε.
 
     Attributes:
         problem: the setting.
-        outputs: f, `(n, K)`.
+        outputs: outputs f, `(n, K)`.
         objectives: coefficients of the outputs in the margins, `(n, J, K)`.
-        margins: m, or for "mean" their change along g - ḡ, `(n, J)`.
-        gradients: of the margins in the features, `(n, J, d)`.
-        unit_radius: ρ / ε by kind of radius, `(n,)`.
+        margins: margins m, or for the radius "mean" their change along g - ḡ, `(n, J)`.
+        gradients: gradients of the margins in the features, `(n, J, d)`.
+        unit_radius: ρ / ε for each kind of radius, `(n,)`.
         regularizer: L_reg / ε².
-        slack: predicted slack, coefficients of ε and ε².
-        assumptions: each with its number.
-        kind: of the radius.
+        slack: coefficients of ε and ε² in the predicted slack.
+        assumptions: the assumptions, as they were measured.
+        kind: kind of radius that was chosen.
     """
 
     problem: Problem
@@ -51,7 +51,7 @@ class Measured:
 
 
 def _hessian_norm(problem: Problem, objectives: Tensor, gradients: Tensor, generator) -> float:
-    """Largest curvature of a margin relative to its gradient, `‖∇²m‖ ‖g‖ / ‖∇m‖`, by power iteration (from below)."""
+    """The largest curvature of a margin relative to its gradient, `‖∇²m‖ ‖g‖ / ‖∇m‖`; power iteration, from below."""
     g = problem.features
     c = objectives[:, 0]
 
@@ -70,7 +70,7 @@ def _hessian_norm(problem: Problem, objectives: Tensor, gradients: Tensor, gener
 
 
 def _regularizer(problem: Problem, rows: Tensor, curvature: Tensor, centred: bool) -> float:
-    """L_reg / ε², from Jacobian rows `(n, K, d)`."""
+    """The regularizer L_reg / ε², from the rows of the Jacobian, `(n, K, d)`."""
     scales, g = problem.law.scales, problem.features.flatten(1)
     total = rows.new_zeros(len(g))
     forms = lambda t: torch.einsum("iks,ikl,ils->i", t, curvature, t)  # noqa: E731
@@ -86,7 +86,13 @@ def _regularizer(problem: Problem, rows: Tensor, curvature: Tensor, centred: boo
 
 
 def measure(problem: Problem, kind: str, seed: int) -> Measured:
-    """Outputs, Jacobians, margins, assumptions."""
+    """Measure margins, radii and assumptions.
+
+    Args:
+        problem: the setting.
+        kind: kind of radius, see `RADII`.
+        seed: random seed of the power iteration for the Hessian.
+    """
     g = problem.features.flatten(1)
     at = linearize(problem.head, problem.features, differentiable=False)
     outputs = at.outputs

@@ -1,32 +1,34 @@
-r"""The adversarial bound of NFM and Mixup, checked on a model: assumptions measured, both sides enclosed (theory §5).
+r"""The adversarial bound of NFM and Mixup, checked on a model (theory §5).
 
 $$ L_{NFM}(\varepsilon) \ge \frac1n \sum_i \max_{\|\delta\|_2 \le \rho_i} \ell(f(g_i + \delta), y_i) + L_{reg}
    - o(\varepsilon^2) \qquad \text{(book: eq-adversarial-bound)} $$
 
-With margins `m_j = f_y - f_j` (one margin `±f` if K = 1), gradients ∇m_j in the features, d their number:
+The assumptions are measured and both sides are enclosed. There are three radii, in terms of the margins
+`m_j = f_y - f_j` (one margin `±f` if K = 1), of their gradients ∇m_j in the features, and of the number d of features:
 
-| `radius=` | ρ_i | needs |
+| `radius=` | ρ_i | what it assumes |
 |---|---|---|
-| `"sharp"` | `ε m1 min_j \|m_j\| / ‖∇m_j‖` (book: eq-sharp-radius) | homogeneous, no Hessian, centred, Θ |
-| `"paper"` | `ε m1 c √d min_j \|cos(∇m_j, g_i)\|`, at most the sharp one | the same and `‖g_i‖ >= c √d` |
+| `"sharp"` | `ε m1 min_j \|m_j\| / ‖∇m_j‖` (book: eq-sharp-radius) | homogeneity, no Hessian, centering, Θ |
+| `"paper"` | `ε m1 c √d min_j \|cos(∇m_j, g_i)\|`, at most the sharp one | the same, and `‖g_i‖ >= c √d` |
 | `"mean"` | `ε m1 min_j \|∇m_j·(g_i - ḡ)\| / ‖∇m_j‖` | no Hessian; Θ for `∇m_j·(g_i - ḡ)` in place of m_j |
 
-Proved, inside one linear region and for any number of classes: each margin falls by at most `ρ_i ‖∇m_j‖ <= ε m1 m_j`
-in the ball, so that the maximum is at most the loss with all margins multiplied by `1 - ε m1`; and the expansion of
-L_NFM to second order is L_reg plus that loss plus
+The following is proved inside one linear region, for any number of classes. In the ball each margin falls by at most
+`ρ_i ‖∇m_j‖ <= ε m1 m_j`, so that the maximum is at most the loss with all margins multiplied by `1 - ε m1`. The
+expansion of L_NFM to second order is the sum of L_reg, of that loss, and of
 
 $$ \frac{\varepsilon^2 \operatorname{Var}_{\tilde D}(\lambda)}{2n} \sum_i s_i^\top F_i\, s_i, \qquad F = \nabla^2 h,
    \quad s_i = f_i \ \text{or, for "mean"}, \ J_i (g_i - \bar g) \qquad \text{(book: eq-bound-slack)} $$
 
-With one margin the sharp maximum is attained, and this is the slack to O(ε³). With several the margins are not
-smallest at one point, and the slack starts at order ε. For every radius it is, with a = Jᵀ(p - y), u = a/‖a‖, r = ρ/ε,
+With one margin the maximum with the sharp radius is attained, and this term is the slack of the bound up to O(ε³). With
+several margins no single point makes all of them smallest, and the slack starts at order ε. For every radius the slack
+is, with a = Jᵀ(p - y), u = a/‖a‖ and r = ρ/ε,
 
 $$ \frac{\varepsilon}{n} \sum_i \big[-m_1 (p_i - y_i)\cdot s_i - r_i \|a_i\|\big]
    + \frac{\varepsilon^2}{2n} \sum_i \big[m_2\, s_i^\top F_i s_i - r_i^2 (J_i u_i)^\top F_i (J_i u_i)\big]
    + O(\varepsilon^3), $$
 
-which is what is predicted. Everything else is measured: whether the inequality holds at a given ε on a given model,
-which no expansion says.
+and the report gives this prediction. If the inequality holds at a given ε on a given model, no expansion can say: that
+is measured.
 """
 
 from __future__ import annotations
@@ -34,13 +36,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from ..losses.loss import loss
 from ..losses.monte_carlo import DEFAULT_SAMPLES, ControlVariate
-from ..setting.branches import Branches
+from ..setting.branches import Branches, as_problem
 from ..setting.checks import one_of
 from ..setting.problem import Problem
 from ..setting.quadrature import GridTooLargeError, Quadrature
@@ -55,21 +57,22 @@ from .relaxations import Step, network_steps
 Radius = Literal["sharp", "paper", "mean"]
 LossMethod = Literal["auto", "exact", "monte_carlo"]
 CertificateName = Literal["auto", "none", "region", "enumeration", "crown", "crown-ibp", "interval"]
-#: ε that `validity_radius` tries: 2⁻¹⁰ to 1.
+#: Scales ε that `validity_radius` tries, from 2⁻¹⁰ to 1.
 SCALES = tuple(2.0**-k for k in range(10, -1, -1))
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is computed for both sides of the bound.
+    """How much computation a check of the bound may spend.
 
     Args:
-        steps: steps of each run of the attack.
-        restarts: runs of the attack.
-        slope_steps: steps of gradient ascent on the free slopes of the CROWN certificates.
-        samples: evaluations of the head for Monte Carlo.
-        max_rows: largest deterministic rule for the left side.
-        control_variate: control variate of Monte Carlo; at large ε `"none"` is as good and saves a pilot run.
+        steps: number of gradient steps of each run of the attack.
+        restarts: number of runs of the attack.
+        slope_steps: number of gradient steps that improve the free slopes of the CROWN certificates.
+        samples: number of evaluations of the head, if the left side is computed by Monte Carlo.
+        max_rows: largest number of evaluations for which the left side is computed by quadrature.
+        control_variate: control variate of Monte Carlo. At large ε `"none"` is as good as the others, and saves the
+            pilot run with which `"auto"` chooses.
     """
 
     steps: int = 40
@@ -80,15 +83,15 @@ class Effort:
     control_variate: ControlVariate = "auto"
 
 
-def left_side(problem: Problem, eps: float, method: str, effort: Effort, seed: int) -> tuple[float, float, str]:
-    """A loss by quadrature where that is affordable, otherwise by Monte Carlo: value, error, how it was computed.
+def left_side(problem: Problem, eps: float, method: LossMethod, effort: Effort, seed: int) -> tuple[float, float, str]:
+    """The left side of the bound: its value, an estimate of the error, and how it was computed.
 
     Args:
         problem: the setting.
-        eps: ε.
-        method: `"exact"`, `"monte_carlo"` or `"auto"`.
-        effort: samples and largest rule.
-        seed: seed of Monte Carlo.
+        eps: scale ε.
+        method: `"exact"` for quadrature, `"monte_carlo"`, or `"auto"` for quadrature if it takes few evaluations.
+        effort: limits of quadrature and Monte Carlo.
+        seed: random seed of Monte Carlo.
     """
     if method != "monte_carlo":
         try:
@@ -105,25 +108,32 @@ def left_side(problem: Problem, eps: float, method: str, effort: Effort, seed: i
 
 
 class _Check:
-    """A measured model, ready to be checked at any ε."""
+    """A model whose assumptions and radii are measured, so that the bound can be checked at any ε."""
 
-    def __init__(self, problem: Problem, radius: Radius, method: str, certificate: str, effort: Effort, seed: int):
+    def __init__(
+        self,
+        problem: Problem,
+        radius: Radius,
+        method: LossMethod,
+        certificate: CertificateName,
+        effort: Effort,
+        seed: int,
+    ):
         one_of("radius", radius, RADII)
-        one_of("method", method, ("auto", "exact", "monte_carlo"))
-        if not isinstance(problem, Problem):
-            raise TypeError(f"problem: expected an nfm_theory.Problem, got {type(problem).__name__}.")
-        if not problem.mixing.mixes:
-            raise ValueError("alpha: the bound needs mixing, alpha > 0 and beta > 0; without it every radius is 0.")
+        one_of("method", method, get_args(LossMethod))
+        one_of("certificate", certificate, get_args(CertificateName))
+        if not as_problem(problem).mixing.mixes:
+            raise ValueError("law: the bound needs mixing, alpha > 0 and beta > 0; without mixing every radius is 0.")
         if problem.partners is not None:
-            raise ValueError("partners: the bound is about uniform partners; build the problem without partners=.")
+            raise ValueError("partners: the bound is about uniform partners; build the problem without `partners`.")
         self.problem, self.method, self.certificate, self.effort, self.seed = problem, method, certificate, effort, seed
         self.measured = measure(problem.changed(features=problem.features.detach()), radius, seed)
         self.chain, self.missing = self._chain()
 
     def _chain(self) -> tuple[list[Step] | None, str]:
-        """The network as steps, or why there is no certificate."""
+        """The network as steps, or the reason why it has no certificate."""
         if self.certificate == "none":
-            return None, "no certificate was asked for"
+            return None, "no certificate was requested"
         try:
             return network_steps(self.problem.model, self.problem.layer, self.problem.params), ""
         except ValueError as error:
@@ -133,7 +143,7 @@ class _Check:
 
     @torch.no_grad()
     def at(self, eps: float) -> BoundReport:
-        """The report at ε."""
+        """Check the bound at the scale ε."""
         if not 0 < eps < math.inf:
             raise ValueError(f"eps: expected a finite number > 0, got {eps!r}.")
         m, effort = self.measured, self.effort
@@ -177,27 +187,30 @@ def bound(
     effort: Effort | None = None,
     generator: torch.Generator | None = None,
 ) -> BoundReport | NoisyMixBoundReport:
-    r"""Both sides of the adversarial bound on a model, with every assumption measured (book: eq-adversarial-bound).
+    r"""Check the adversarial bound on a model: every assumption and both sides (book: eq-adversarial-bound).
 
-    Theory §5: NFM Theorem 2, Mixup Theorem 3.1 (at the input, without noise). The inner maximum is enclosed between an
-    attack and a certificate: the inequality is certified if it holds with the upper one, refuted if it fails with the
-    lower one. For `Branches` with `gamma` it is the bound of NoisyMix, Theorem 3 (book: eq-noisymix-bound).
+    The bound is NFM Theorem 2, and Mixup Theorem 3.1 at the input without noise. The maximum over each ball is enclosed
+    between an attack and a certificate. The inequality is certified if it holds with the upper end, and refuted if it
+    fails with the lower end. For `Branches` with `gamma` the bound is NoisyMix Theorem 3 (book: eq-noisymix-bound).
 
     Args:
-        problem: network, layer, data with hard labels, loss and law; certificates need an `nn.Sequential` of the
-            modules in `relaxations`.
-        eps: ε > 0.
-        radius: `"sharp"`, `"paper"` or `"mean"`, see the module.
-        method: left side, `"exact"`, `"monte_carlo"` or `"auto"`: exact where it takes few enough evaluations.
-        certificate: method of `certify`, or `"none"`; `"auto"` goes without where the model has no certificate.
-        effort: steps of attack and certificate, samples of the loss; `None` for the usual ones.
-        generator: random generator of Monte Carlo and attack; with `None` they are always the same.
+        problem: network, layer, data, loss and law; each label is one class. A certificate needs an `nn.Sequential` of
+            the modules listed in `relaxations.SUPPORTED`.
+        eps: scale ε > 0.
+        radius: radius of the balls, `"sharp"`, `"paper"` or `"mean"`; see the module.
+        method: method of the left side, `"exact"` (quadrature), `"monte_carlo"`, or `"auto"` for quadrature if it takes
+            few enough evaluations.
+        certificate: method of `certify`, or `"none"` for the attack alone. `"auto"` lets `certify` choose, and does
+            without a certificate if the model has none.
+        effort: how much computation is spent; `None` means `Effort()`.
+        generator: random generator that seeds Monte Carlo and the attack; with `None` the seeds are always the same.
 
     Raises:
-        ValueError: for options, losses and labels that do not fit, and a law without mixing.
-        TypeError: for anything but a problem.
+        ValueError: for options, losses and labels that are not supported, and for a law without mixing.
+        TypeError: for anything but one `Problem` or `Branches`.
 
     Example:
+        >>> from torch import nn
         >>> from nfm_theory import Law
         >>> net = nn.Linear(1, 1, bias=False).double()
         >>> x, y = torch.tensor([[-1.0], [1.0]], dtype=torch.float64), torch.tensor([0, 1])
@@ -216,7 +229,7 @@ def bound(
 
 
 def _seed(generator: torch.Generator | None) -> int:
-    """A seed of everything random in a check, so that it can be repeated at any ε."""
+    """The random seed of a check, which is used again at every ε."""
     return 0 if generator is None else int(torch.randint(2**62, (), generator=generator, device=generator.device))
 
 
@@ -233,26 +246,26 @@ def validity_radius(
 ) -> ValidityRadius:
     """The largest ε up to which the bound holds on a model (book: eq-adversarial-bound).
 
-    The scales are tried from small to large until the inequality is refuted; then the end of the certified range and
-    the beginning of the refuted one are located by bisection, between neighbouring scales. Nothing is said about ε
-    between the scales that were tried.
+    The function tries the scales from small to large until the inequality is refuted. Then it bisects between
+    neighboring scales to find where the certified range ends and where the refuted range begins. It says nothing about
+    scales between those that it tried.
 
     Args:
-        problem: network, layer, data with hard labels, loss and law, see `bound`.
-        scales: increasing ε > 0.
-        bisections: geometric bisections of each end.
-        radius: `"sharp"`, `"paper"` or `"mean"`.
-        method: left side.
+        problem: network, layer, data, loss and law, with the restrictions of `bound`.
+        scales: increasing scales ε > 0.
+        bisections: number of bisections, in the logarithm of ε, at the end of each range.
+        radius: radius of the balls, `"sharp"`, `"paper"` or `"mean"`.
+        method: method of the left side.
         certificate: method of the certificate.
-        effort: steps of attack and certificate, samples of the loss; `None` for the usual ones.
-        generator: random generator of Monte Carlo and attack; with `None` they are always the same.
+        effort: how much computation is spent at each scale; `None` means `Effort()`.
+        generator: random generator that seeds Monte Carlo and the attack; with `None` the seeds are always the same.
 
     Raises:
-        ValueError: for everything that `bound` refuses, and if the scales do not increase.
-        TypeError: for anything but a problem.
+        ValueError: for everything that `bound` refuses, and for scales that do not increase.
+        TypeError: for anything but one `Problem`.
     """
     scales = [float(e) for e in scales]
-    if not scales or scales != sorted(set(scales)) or scales[0] <= 0:
+    if not scales or scales != sorted(set(scales)) or not 0 < scales[0] <= scales[-1] < math.inf:
         raise ValueError(f"scales: expected increasing numbers > 0, got {scales!r}.")
     check = _Check(problem, radius, method, certificate, effort or Effort(), _seed(generator))
     tried: dict[float, str] = {}

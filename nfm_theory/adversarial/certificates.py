@@ -4,18 +4,18 @@ With a hard label both losses are functions of the margins, decreasing in each o
 
 $$ \ell = \log\big(1 + \sum_j e^{-m_j}\big), \qquad m_j = f_y - f_j \ (j \ne y), \quad m = \pm f \ (K = 1) $$
 
-so lower bounds of the margins over the ball give an upper bound of the loss. What is certified:
+so lower bounds of the margins over the ball give an upper bound of the loss. How tight the bound of the loss is:
 
-| | margins | loss |
-|---|---|---|
-| one margin (K = 1 or 2) | each bound of the table below | as tight as the margin |
-| several | each by itself | at least the maximum: the margins need not be smallest at one point |
+| number of margins | how tight the upper bound of the loss is |
+|---|---|
+| one (K = 1 or 2) | as tight as the bound of the margin |
+| several | looser: each margin is bounded by itself, and they need not all be smallest at the same point |
 
-| method | for | tightness |
+| method | networks and balls | tightness of the margins |
 |---|---|---|
-| `"region"` | ReLU, LeakyReLU; balls in one linear region | exact there, silent elsewhere |
-| `"enumeration"` | the same, small networks | exact up to a reported gap |
-| `"crown"`, `"crown-ibp"`, `"interval"` | all supported modules | upper bounds, decreasing in quality and cost |
+| `"region"` | ReLU, LeakyReLU; balls in one linear region | exact; no bound for other balls |
+| `"enumeration"` | small networks with ReLU, LeakyReLU | exact up to a gap that is reported |
+| `"crown"`, `"crown-ibp"`, `"interval"` | all supported modules | bounds, each looser and cheaper than the last |
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..setting.branches import as_problem
 from ..setting.checks import one_of
 from ..setting.options import progress_bar
 from ..setting.pointwise import PointwiseLoss
@@ -49,26 +50,27 @@ from .relaxations import Step, network_steps
 CertificateMethod = Literal["auto", "region", "enumeration", "crown", "crown-ibp", "interval"]
 METHODS = ("auto", "region", "enumeration", *RELAXATIONS)
 VERDICTS = ("certified", "refuted", "undecided")
-#: Examples certified at once.
+#: Number of examples that are certified at once.
 BLOCK_EXAMPLES = 64
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """Outcome of `certify`.
+    """Bounds of margins and losses over balls, from `certify`.
 
     Attributes:
         method: how the bounds were computed.
-        norm: of the balls.
-        radius: ρ, `(b,)`.
-        clean_margins: margins at the centres, `(b, J)`.
-        margins: lower bounds of the margins over the balls, `(b, J)`; -inf where nothing is claimed.
-        attained: margins that are attained in the ball, `(b, J)`: by enumeration; otherwise those at the centre.
-        clean_losses: losses at the centres, `(b,)`.
-        loss_upper: upper bounds of the maximal losses, `(b,)`.
-        loss_lower: losses that are attained in the ball, `(b,)`.
-        inside: whether the ball is known to lie in one linear region, `(b,)`.
-        regions: linear regions that meet the ball, `(b,)`; `None` if they were not counted.
+        norm: norm that defines the balls.
+        radius: radius ρ of each ball, `(b,)`.
+        clean_margins: margins at the centers, `(b, J)`.
+        margins: lower bounds of the margins over the balls, `(b, J)`; -inf where the method gives no bound.
+        attained: the smallest margins that some point of the ball has, `(b, J)`; methods other than enumeration give
+            the margins at the center.
+        clean_losses: losses at the centers, `(b,)`.
+        loss_upper: upper bounds of the largest losses in the balls, `(b,)`.
+        loss_lower: losses that some point of the ball has, `(b,)`.
+        inside: True if the ball is known to lie in one linear region, `(b,)`.
+        regions: number of linear regions that meet the ball, `(b,)`; `None` if they were not counted.
     """
 
     method: str
@@ -85,23 +87,23 @@ class Certificate:
 
     @property
     def robust(self) -> Tensor:
-        """Whether no point of the ball is classified differently from the label, for certain, `(b,)`."""
+        """True if it is proved that every point of the ball is classified as the label says, `(b,)`."""
         return (self.margins > 0).all(1)
 
     def to_dict(self) -> dict:
-        """Everything as plain lists; -inf and inf become None."""
+        """All fields as plain lists, for JSON; infinite numbers become None."""
         return {name: _listed(getattr(self, name)) for name in self.__dataclass_fields__}
 
 
 @dataclass(frozen=True)
 class WorstCase:
-    """The inner maximum between an attack and a certificate.
+    """The largest loss in each ball, enclosed between an attack and a certificate.
 
     Attributes:
-        lower: losses that are attained, `(b,)`.
+        lower: lower bounds: losses that some point of the ball has, `(b,)`.
         upper: certified upper bounds, `(b,)`.
-        attack: what gave the lower bounds.
-        certificate: what gave the upper bounds.
+        attack: the attack that gave lower bounds.
+        certificate: the certificate that gave the upper bounds.
     """
 
     lower: Tensor
@@ -111,14 +113,15 @@ class WorstCase:
 
     @property
     def gap(self) -> Tensor:
-        """What remains unknown, `(b,)`."""
+        """Upper minus lower bound, `(b,)`: how much remains unknown."""
         return self.upper - self.lower
 
     def verdicts(self, threshold: float | Tensor | None = None) -> list[str]:
-        """Per example, whether the loss stays at or below `threshold` everywhere in the ball.
+        """For each example, "certified" if the loss is at most `threshold` in the whole ball, "refuted" or "undecided".
 
         Args:
-            threshold: a number or `(b,)`; `None` asks instead whether the label is kept.
+            threshold: one number for all examples or one for each, `(b,)`; `None` asks instead if every point of the
+                ball is classified as the label says.
         """
         if threshold is None:
             held, broken = self.certificate.robust, self.attack.flipped | (self.certificate.attained < 0).any(1)
@@ -127,12 +130,16 @@ class WorstCase:
         return ["refuted" if b else "certified" if h else "undecided" for h, b in zip(held, broken, strict=True)]
 
     def counts(self, threshold: float | Tensor | None = None) -> dict[str, int]:
-        """Examples per verdict."""
+        """The number of examples with each verdict.
+
+        Args:
+            threshold: the threshold of `verdicts`.
+        """
         verdicts = self.verdicts(threshold)
         return {name: verdicts.count(name) for name in VERDICTS}
 
     def to_dict(self) -> dict:
-        """Everything as plain lists."""
+        """Bounds, verdicts on the label and the certificate as plain lists, for JSON."""
         return {
             "lower": _listed(self.lower),
             "upper": _listed(self.upper),
@@ -141,7 +148,7 @@ class WorstCase:
         }
 
     def __str__(self) -> str:
-        """A table for people: mean bounds, gap and counts."""
+        """A table with mean bounds, the largest gap and the number of examples with each verdict."""
         c, counts = self.certificate, self.counts()
         tightness = self.gap.isfinite()
         gap = self.gap[tightness]
@@ -180,20 +187,20 @@ def steps_certificate(
     labels: Tensor,
     loss: PointwiseLoss,
     *,
-    method: str = "auto",
+    method: CertificateMethod = "auto",
     slope_steps: int = 0,
     max_cells: int = MAX_CELLS,
 ) -> Certificate:
-    """The certificate of a chain of steps.
+    """Certify a network that is given as a chain of steps.
 
     Args:
         steps: the network as steps, see `network_steps`.
-        ball: where.
+        ball: the balls over which margins and losses are bounded.
         labels: labels in the form that the loss expects.
-        loss: cross entropy or logistic.
-        method: how the bounds are computed.
-        slope_steps: steps of gradient ascent on the free slopes of the CROWN methods.
-        max_cells: most linear regions that enumeration follows.
+        loss: cross entropy or logistic loss.
+        method: method of the bounds, see the module.
+        slope_steps: number of gradient steps that improve the free slopes of the CROWN methods.
+        max_cells: largest number of linear regions that enumeration follows.
 
     Raises:
         ValueError: for an unknown method, other losses and soft labels.
@@ -256,27 +263,31 @@ def certify(
     """Upper bounds of the loss over l2 or l∞ balls around the features (theory §5).
 
     Args:
-        problem: network, layer, data and loss; the network is an `nn.Sequential` (nested, if you like) of the modules
-            in `relaxations`, the loss `"cross_entropy"` or `"logistic"`, the labels hard. It needs no law.
-        radius: ρ ≥ 0, a number or `(n,)`.
-        norm: `"l2"` or `"linf"`.
-        method: see the module; `"auto"` is `"crown"` for up to `FEW_ACTIVATIONS` activations, then `"crown-ibp"`.
+        problem: network, layer, data and loss; a certificate needs no law. The network is an `nn.Sequential`, possibly
+            nested, of the modules listed in `relaxations.SUPPORTED`; the loss is `"cross_entropy"` or `"logistic"`;
+            each label is one class.
+        radius: ρ ≥ 0, one number for all examples or one for each, `(n,)`.
+        norm: norm that defines the balls, `"l2"` or `"linf"`.
+        method: method of the bounds, see the module; `"auto"` takes `"crown"` for networks with up to
+            `FEW_ACTIVATIONS` activations, and `"crown-ibp"` for larger ones.
         box: smallest and largest value of a feature; the features must lie in it.
-        slope_steps: steps of gradient ascent on the free slopes of the CROWN methods.
-        max_cells: most linear regions that enumeration follows.
+        slope_steps: number of gradient steps that improve the free slopes of the CROWN methods.
+        max_cells: largest number of linear regions that enumeration follows.
 
     Raises:
-        ValueError: for modules, methods, losses, labels, radii or boxes that do not fit;
-            `regions.RegionLimitError` if enumeration would explode.
+        ValueError: for modules, methods, losses, labels, radii or boxes that are not supported; and
+            `regions.RegionLimitError`, which is one, if more than `max_cells` regions cross a ball.
+        TypeError: for anything but one `Problem`.
 
     Example:
+        >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(2, 1, bias=False))
         >>> _ = net.requires_grad_(False)[0].weight.copy_(torch.tensor([[3.0, 4.0]]))
         >>> found = certify(Problem(net, torch.ones(1, 2), torch.tensor([1.0]), loss="logistic"), radius=1.0)
         >>> found.margins.tolist(), found.robust.tolist()  # 7 - ‖(3, 4)‖
         ([[2.0]], [True])
     """
-    steps = network_steps(problem.model, problem.layer, problem.params)
+    steps = network_steps(as_problem(problem).model, problem.layer, problem.params)
     ball = check_ball(problem.features.detach(), radius, norm, box)
     return steps_certificate(
         steps, ball, problem.labels, problem.loss, method=method, slope_steps=slope_steps, max_cells=max_cells
@@ -284,7 +295,7 @@ def certify(
 
 
 def between(attack: Attack, certificate: Certificate) -> WorstCase:
-    """The two sides together."""
+    """Combine the lower bounds of an attack with the upper bounds of a certificate."""
     return WorstCase(
         lower=torch.maximum(attack.losses, certificate.loss_lower),
         upper=certificate.loss_upper,
@@ -309,21 +320,23 @@ def worst_case(
     """The inner maximum from below (`pgd_attack`) and from above (`certify`), example by example (theory §5).
 
     Args:
-        problem: network, layer, data and loss, see `certify`.
-        radius: ρ ≥ 0, a number or `(n,)`.
-        norm: `"l2"` or `"linf"`.
+        problem: network, layer, data and loss, with the restrictions of `certify`; no law is needed.
+        radius: ρ ≥ 0, one number for all examples or one for each, `(n,)`.
+        norm: norm that defines the balls, `"l2"` or `"linf"`.
         method: method of the certificate.
         box: smallest and largest value of a feature; the features must lie in it.
-        slope_steps: steps of gradient ascent on the free slopes of the CROWN methods.
-        max_cells: most linear regions that enumeration follows.
-        steps: steps of each run of the attack.
-        restarts: runs of the attack.
+        slope_steps: number of gradient steps that improve the free slopes of the CROWN methods.
+        max_cells: largest number of linear regions that enumeration follows.
+        steps: number of gradient steps of each run of the attack.
+        restarts: number of runs of the attack.
         generator: random generator of the attack; the global one if `None`.
 
     Raises:
-        ValueError: for everything that `certify` and `pgd_attack` refuse.
+        ValueError: for everything that `certify` or `pgd_attack` refuses.
+        TypeError: for anything but one `Problem`.
 
     Example:
+        >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(2, 1, bias=False))
         >>> _ = net.requires_grad_(False)[0].weight.copy_(torch.tensor([[3.0, 4.0]]))
         >>> problem = Problem(net, torch.ones(1, 2), torch.tensor([1.0]), loss="logistic")
@@ -331,7 +344,9 @@ def worst_case(
         >>> bool(found.gap.abs() < 1e-5), found.counts()["certified"]
         (True, 1)
     """
-    network_steps(problem.model, problem.layer, problem.params)  # refuses before the attack takes its time
+    network_steps(
+        as_problem(problem).model, problem.layer, problem.params
+    )  # an unsupported network is refused before the attack takes its time
     attack = pgd_attack(problem, radius, norm=norm, steps=steps, restarts=restarts, box=box, generator=generator)
     certificate = certify(
         problem, radius, norm=norm, method=method, box=box, slope_steps=slope_steps, max_cells=max_cells

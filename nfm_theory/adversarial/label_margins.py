@@ -1,4 +1,4 @@
-r"""Margins: with a hard label, what cross entropy and the logistic loss are made of (theory §5).
+r"""Margins: with one class as label, cross entropy and the logistic loss are functions of them (theory §5).
 
 $$ \ell = \log\big(1 + \sum_j e^{-m_j}\big), \qquad m_j = f_y - f_j \ (j \ne y), \quad m = \pm f \ (K = 1) $$
 """
@@ -15,20 +15,20 @@ def margin_objectives(outputs: Tensor, labels: Tensor, loss: PointwiseLoss) -> T
     """Coefficients of the outputs in the margins, `(b, J, K)`.
 
     Args:
-        outputs: f, `(b, K)`.
-        labels: as `loss.prepare` returns them.
-        loss: cross entropy or logistic.
+        outputs: outputs f of the network, `(b, K)`.
+        labels: labels in the form that the loss expects, see `PointwiseLoss.prepare`.
+        loss: cross entropy or logistic loss.
 
     Raises:
-        ValueError: for other losses and soft labels.
+        ValueError: for other losses, and for labels that are no single class.
     """
     if loss.name not in ("cross_entropy", "logistic"):
         raise ValueError(
-            f"loss: the maximum is bounded for 'cross_entropy' and 'logistic', which fall in every margin; got "
+            "loss: certificates and bounds are for 'cross_entropy' and 'logistic', which decrease in every margin; got "
             f"{loss.name!r}."
         )
     if not ((labels == 0) | (labels == 1)).all():
-        raise ValueError("Labels: expected one class for each example (no mixtures), to which margins refer.")
+        raise ValueError("labels: expected one class for each example (no mixtures), since margins refer to a class.")
     if loss.name == "logistic":
         return (2 * labels - 1).unsqueeze(1)
     b, classes = outputs.shape
@@ -40,5 +40,5 @@ def margin_objectives(outputs: Tensor, labels: Tensor, loss: PointwiseLoss) -> T
 
 
 def loss_of_margins(margins: Tensor) -> Tensor:
-    """`log(1 + Σ_j exp(-m_j))` from margins `(..., J)`."""
+    """The loss `log(1 + Σ_j exp(-m_j))` at margins `(..., J)`."""
     return torch.cat([torch.zeros_like(margins[..., :1]), -margins], -1).logsumexp(-1)

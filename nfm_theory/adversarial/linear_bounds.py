@@ -1,21 +1,21 @@
 r"""Lower bounds of linear functions of a network's outputs over a ball, by linear relaxation (theory §5).
 
-| method | bounds in front of the activations | at the end |
+| method | bounds of the inputs of the activations | bounds of the outputs |
 |---|---|---|
 | `"interval"` | intervals | intervals |
-| `"crown-ibp"` | intervals | one backward pass through the enclosing lines, met with intervals |
-| `"crown"` | backward passes, met with intervals | the same |
+| `"crown-ibp"` | intervals | one backward pass through the enclosing lines; the better of it and intervals |
+| `"crown"` | backward passes; the better of them and intervals | the same as for `"crown-ibp"` |
 
-A backward pass carries `c·f(x) >= C·z + constant` from the outputs to the input, one step at a time (Zhang et al. 2018,
-CROWN; Gowal et al. 2018, intervals). Where no activation is loose on the ball the bound is exact: the ball then lies in
-one linear region.
+A backward pass carries the inequality `c·f(x) >= C·z + constant` from the outputs to the input, step by step (Zhang et
+al. 2018, CROWN; Gowal et al. 2018, intervals). The bound is exact if no activation is loose on the ball, because the
+ball then lies in one linear region.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -25,39 +25,39 @@ from ..setting.options import progress_bar
 from .relaxations import Affine, Lines, Scalar, Step
 
 Norm = Literal["l2", "linf"]
-NORMS = ("l2", "linf")
-RELAXATIONS = ("interval", "crown-ibp", "crown")
-#: Numbers carried at once in a backward pass.
+Relaxation = Literal["interval", "crown-ibp", "crown"]
+NORMS, RELAXATIONS = get_args(Norm), get_args(Relaxation)
+#: Largest number of coefficients that a backward pass carries at once.
 BLOCK_NUMBERS = 2**24
-#: Activations up to which "auto" takes "crown".
+#: Largest number of activations for which the method "auto" is "crown".
 FEW_ACTIVATIONS = 4096
 
 
 @dataclass(frozen=True)
 class Ball:
-    """Balls of per-example radii, possibly cut by a box.
+    """One ball for each example, or its intersection with a box.
 
     Attributes:
-        center: h, `(b, *feature)`.
-        radius: ρ ≥ 0, `(b,)`.
-        norm: `"l2"` or `"linf"`.
-        box: smallest and largest value of a feature, or `None`.
+        center: centers h, `(b, *feature)`.
+        radius: radii ρ ≥ 0, `(b,)`.
+        norm: norm that defines the balls, `"l2"` or `"linf"`.
+        box: smallest and largest value of a feature; `None` for no box.
     """
 
     center: Tensor
     radius: Tensor
-    norm: str = "l2"
+    norm: Norm = "l2"
     box: tuple[float, float] | None = None
 
     @property
     def limits(self) -> tuple[Tensor, Tensor]:
-        """The smallest box `(lo, hi)` around the set, each `(b, *feature)`."""
+        """Smallest and largest value of each feature in the set, a pair of `(b, *feature)`."""
         radius = self.radius.reshape(-1, *[1] * (self.center.ndim - 1))
         lo, hi = self.center - radius, self.center + radius
         return (lo, hi) if self.box is None else (lo.clamp(min=self.box[0]), hi.clamp(max=self.box[1]))
 
     def minimum(self, c: Tensor) -> Tensor:
-        """Minimum of linear functions `(J, b, *feature)` over the set, `(J, b)`; for l2 cut by a box a lower bound."""
+        """Minima of linear functions `(J, b, *feature)` over the set, `(J, b)`; lower bounds for l2 with a box."""
         lo, hi = self.limits
         boxed = (c.clamp(min=0) * lo + c.clamp(max=0) * hi).flatten(2).sum(2)
         if self.norm == "linf":
@@ -67,39 +67,47 @@ class Ball:
         return round_ if self.box is None else torch.maximum(round_, boxed)
 
     def dual_norm(self, c: Tensor) -> Tensor:
-        """Largest value of linear functions on the unit ball, `(J, b)`."""
+        """Largest values of linear functions on the unit ball, `(J, b)`."""
         return c.flatten(2).norm(p=2 if self.norm == "l2" else 1, dim=2)
 
 
-def check_ball(h: Tensor, radius: float | Tensor, norm: str, box: tuple[float, float] | None) -> Ball:
-    """The `radius=`, `norm=`, `box=` options as a `Ball`.
+def check_ball(h: Tensor, radius: float | Tensor, norm: Norm, box: tuple[float, float] | None) -> Ball:
+    """Turn the options `radius`, `norm` and `box` of a function into a `Ball`.
+
+    Args:
+        h: centers, `(b, *feature)`.
+        radius: ρ ≥ 0, one number for all examples or one for each, `(b,)`.
+        norm: norm that defines the balls, `"l2"` or `"linf"`.
+        box: smallest and largest value of a feature; `None` for no box.
 
     Raises:
-        ValueError: for unknown norms, radii that are negative, not finite or of another shape, and features that lie
-            outside the box.
+        ValueError: for unknown norms, for radii that are negative, not finite or of another shape, and for features
+            that lie outside the box.
     """
     one_of("norm", norm, NORMS)
     radius = torch.as_tensor(radius, dtype=h.dtype, device=h.device)
     if radius.shape not in ((), (len(h),)) or not (radius.isfinite() & (radius >= 0)).all():
         raise ValueError(
-            f"radius: expected a finite number >= 0 or one for each of the {len(h)} examples, got {radius.tolist()!r}."
+            f"radius: expected a finite number >= 0, or one for each of the {len(h)} examples, got {radius.tolist()!r}."
         )
     if box is not None:
         if len(box) != 2 or not box[0] <= box[1]:
             raise ValueError(f"box: expected (smallest, largest), got {box!r}.")
         if (h < box[0]).any() or (h > box[1]).any():
-            raise ValueError(f"box: the features leave {tuple(box)}: they span {float(h.min())}..{float(h.max())}.")
+            raise ValueError(
+                f"box: the features leave the box {tuple(box)}; they lie in {float(h.min())}..{float(h.max())}."
+            )
     return Ball(h, radius.expand(len(h)).clone(), norm, None if box is None else (float(box[0]), float(box[1])))
 
 
 @dataclass(frozen=True)
 class Relaxed:
-    """Outcome of `relaxed_minimum`.
+    """Lower bounds of linear functions over balls, from `relaxed_minimum` or `region_minimum`.
 
     Attributes:
         lower: lower bounds, `(b, J)`.
-        inside: whether no activation is loose, so that the bounds are exact, `(b,)`.
-        loose: number of loose activations, `(b,)`; of balls that leave their region, for `region_minimum`.
+        inside: True if no activation is loose, so that the bounds are exact, `(b,)`.
+        loose: number of loose activations, `(b,)`; for `region_minimum`, 1 if the ball leaves the linear region.
     """
 
     lower: Tensor
@@ -108,7 +116,7 @@ class Relaxed:
 
 
 class _Chain:
-    """The steps with the values of the centre in front of each, and the bounds found so far."""
+    """A network as steps, with the inputs of every step at the centers, and with the enclosing lines found so far."""
 
     def __init__(self, steps: Sequence[Step], ball: Ball):
         self.steps, self.ball = list(steps), ball
@@ -118,7 +126,10 @@ class _Chain:
         self.lines: dict[int, Lines] = {}
 
     def backward(self, c: Tensor, start: int, slopes: dict[int, Tensor] | None = None, stop: int = 0):
-        """Coefficients in front of step `stop` and constants, from `c` `(J, b, *shape)` in front of step `start`."""
+        """Carry coefficients `c`, `(J, b, *shape)`, from the input of step `start` back to that of step `stop`.
+
+        Returns the coefficients there, and the constants of the inequality, `(J, b)`.
+        """
         constant = c.new_zeros(c.shape[:2])
         for k in range(start - 1, stop - 1, -1):
             step = self.steps[k]
@@ -130,12 +141,12 @@ class _Chain:
         return c, constant
 
     def minimum(self, c: Tensor, start: int, slopes: dict[int, Tensor] | None = None) -> Tensor:
-        """Lower bounds over the ball of linear functions in front of step `start`, `(J, b)`."""
+        """Lower bounds over the ball of linear functions of the input of step `start`, `(J, b)`."""
         c, constant = self.backward(c, start, slopes)
         return self.ball.minimum(c) + constant
 
     def units(self, k: int):
-        """Unit coefficients in front of step k, in blocks `(J, b, *shape)`."""
+        """Unit coefficients of the input of step k, in blocks `(J, b, *shape)`."""
         shape, b = self.values[k].shape[1:], len(self.ball.center)
         size = shape.numel()
         widest = max(value[0].numel() for value in self.values[: k + 1])
@@ -145,16 +156,16 @@ class _Chain:
             yield unit.expand(-1, b, -1).unflatten(2, shape).contiguous()
 
     def bounds(self, k: int) -> tuple[Tensor, Tensor]:
-        """Backward bounds of all values in front of step k, `(b, *shape)` each."""
+        """Bounds of the input of step k by backward passes: lower and upper, each `(b, *shape)`."""
         found = [(self.minimum(unit, k), -self.minimum(-unit, k)) for unit in self.units(k)]
         return tuple(torch.cat(part).T.reshape(self.values[k].shape) for part in zip(*found, strict=True))
 
 
 def _interval(chain: _Chain, method: str) -> tuple[Tensor, Tensor, int]:
-    """Fill `chain.lines`; returns the interval behind the last activation and the number of steps up to there."""
+    """Fill `chain.lines`; return the interval of the last activation's output, and the number of steps up to it."""
     ball, steps = chain.ball, chain.steps
     (lo, hi), behind = ball.limits, 0
-    squares = torch.ones_like(ball.center) if ball.norm == "l2" else None  # rows of the affine map so far
+    squares = torch.ones_like(ball.center) if ball.norm == "l2" else None  # squared row norms of the affine map so far
     last, mixed = (lo, hi), False
     for k, step in enumerate(progress_bar(steps, title="bounds")):
         if isinstance(step, Affine):
@@ -173,7 +184,7 @@ def _interval(chain: _Chain, method: str) -> tuple[Tensor, Tensor, int]:
         if method == "crown":
             below, above = chain.bounds(k)
             lo, hi = torch.maximum(lo, below), torch.minimum(hi, above)
-        value = chain.values[k]  # the centre belongs to the set, whatever rounding says
+        value = chain.values[k]  # the center belongs to the set, even if rounding says otherwise
         lo, hi, squares = torch.minimum(lo, value), torch.maximum(hi, value), None
         chain.lines[k] = step.lines(lo, hi)
         lo, hi = step.interval(lo, hi)
@@ -182,7 +193,7 @@ def _interval(chain: _Chain, method: str) -> tuple[Tensor, Tensor, int]:
 
 
 def _raise_slopes(chain: _Chain, c: Tensor, first: Tensor, num_steps: int) -> Tensor:
-    """The best bounds over the slopes of the lines below kinks, by gradient ascent from the usual ones, `(J, b)`."""
+    """Improve the slopes of the lines below kinks by gradient ascent; return the best bounds met, `(J, b)`."""
     kinked = {k: step for k, step in enumerate(chain.steps) if isinstance(step, Scalar)}
     kinked = {k: step for k, step in kinked.items() if step.kink_slope is not None}
     slopes = {k: chain.lines[k].lower_slope.expand(len(c), *chain.lines[k].lower_slope.shape).clone() for k in kinked}
@@ -210,30 +221,29 @@ def relaxed_minimum(
     ball: Ball,
     objectives: Tensor,
     *,
-    method: str = "crown",
+    method: Relaxation = "crown",
     slope_steps: int = 0,
 ) -> Relaxed:
-    """Lower bounds of linear functions of the outputs over balls.
+    """Lower bounds of linear functions of the outputs over balls, by linear relaxation.
 
     Args:
-        steps: the network, see `network_steps`.
-        ball: where the inputs lie.
+        steps: the network as steps, see `network_steps`.
+        ball: the balls in which the inputs lie.
         objectives: coefficients of the outputs, `(b, J, K)`.
-        method: `"interval"`, `"crown-ibp"` or `"crown"`.
-        slope_steps: steps of gradient ascent on the free slopes below kinks; every step gives a valid bound.
+        method: method of the bounds, see the module.
+        slope_steps: number of gradient steps that improve the free slopes below kinks; every step gives a valid bound.
 
     Raises:
         ValueError: for an unknown method.
     """
-    if method not in RELAXATIONS:
-        raise ValueError(f"method: expected one of {list(RELAXATIONS)}, got {method!r}.")
+    one_of("method", method, RELAXATIONS)
     chain = _Chain(steps, ball)
     lo, hi, behind = _interval(chain, method)
     c = objectives.transpose(0, 1).contiguous()
     lower = chain.minimum(c, len(chain.steps)) if method != "interval" or not behind else None
     if lower is not None and slope_steps and method != "interval":
         lower = _raise_slopes(chain, c, lower, slope_steps)
-    if behind:  # behind the last activation: a linear function of values in an interval
+    if behind:  # the outputs are a linear function of the last activation's output, which lies in an interval
         last, constant = chain.backward(c, len(chain.steps), stop=behind)
         boxed = (last.clamp(min=0) * lo + last.clamp(max=0) * hi).flatten(2).sum(2) + constant
         lower = boxed if lower is None else torch.maximum(lower, boxed)
@@ -243,11 +253,11 @@ def relaxed_minimum(
 
 @torch.no_grad()
 def region_minimum(steps: Sequence[Step], ball: Ball, objectives: Tensor) -> Relaxed:
-    """The minima in closed form, `m - ρ‖∇m‖_*`, where the ball lies in the linear region of its centre; else -inf.
+    """The minima `m - ρ‖∇m‖_*` for balls that lie in the linear region of their center; -inf for all others.
 
     Args:
-        steps: a network whose activations are ReLU or LeakyReLU.
-        ball: where the inputs lie.
+        steps: the network as steps; its activations are ReLU or LeakyReLU.
+        ball: the balls in which the inputs lie.
         objectives: coefficients of the outputs, `(b, J, K)`.
 
     Raises:
@@ -265,7 +275,7 @@ def region_minimum(steps: Sequence[Step], ball: Ball, objectives: Tensor) -> Rel
 
 
 def activation_count(steps: Sequence[Step], h: Tensor) -> int:
-    """Values in front of the activations of one example."""
+    """The number of inputs of all activations, for one example."""
     total, value = 0, h[:1]
     with torch.no_grad():
         for step in steps:
@@ -275,16 +285,16 @@ def activation_count(steps: Sequence[Step], h: Tensor) -> int:
 
 
 @torch.no_grad()
-def region_distance(steps: Sequence[Step], h: Tensor, *, norm: str = "l2") -> Tensor:
+def region_distance(steps: Sequence[Step], h: Tensor, *, norm: Norm = "l2") -> Tensor:
     r"""Distance of each example to the nearest activation boundary, `(b,)`: `min |z| / ‖∇z‖_*` over all units.
 
-    Within the linear region of h every value z in front of an activation is affine, and the region is where all of
-    them keep their signs; so the ball of this radius is the largest in the region, and the value is exact.
+    In the linear region of h the input z of every activation is affine, and the region is the set on which none of them
+    changes its sign. So the ball of this radius is the largest one in the region, and the distance is exact.
 
     Args:
-        steps: a network whose activations are ReLU or LeakyReLU.
+        steps: the network as steps; its activations are ReLU or LeakyReLU.
         h: features, `(b, *feature)`.
-        norm: `"l2"` or `"linf"`.
+        norm: norm of the distance, `"l2"` or `"linf"`.
 
     Raises:
         ValueError: for other activations and unknown norms.

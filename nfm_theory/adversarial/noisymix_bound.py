@@ -1,19 +1,19 @@
-r"""The bound of NoisyMix, checked on a model: adversarial bound plus expansion of the stability loss (theory §6).
+r"""The bound of NoisyMix, checked on a model: adversarial bound and expansion of the stability loss (theory §6).
 
 $$ L_{NFM}(\varepsilon) + \gamma L_{JSD}(\varepsilon) \ge \frac1n \sum_i \max_{\|\delta\|_2 \le \rho_i}
    \ell(f(g_i + \delta), y_i) + L_{reg} + \gamma (S_0 + \varepsilon S_1 + \varepsilon^2 S_2) - o(\varepsilon^2)
    \qquad \text{(book: eq-noisymix-bound)} $$
 
-| part | from |
+| part of the bound | how it is computed |
 |---|---|
 | left side | `loss` of `Branches` with `gamma` (book: eq-noisymix) |
-| inner maxima, L_reg, the assumptions on the clean branch | `bound` of the clean branch (book: eq-adversarial-bound) |
+| maxima, L_reg, the assumptions on the clean branch | `bound` of the clean branch (book: eq-adversarial-bound) |
 | S0, S1, S2 | `terms` of the branches (book: eq-jsd-expansion) |
-| every branch inside a linear region of the head | distance of its features to the nearest activation boundary |
+| assumption: every branch lies inside a linear region | distance of its features to the nearest activation boundary |
 
-The o(ε²) is dropped: the inequality is checked without it, at the ε asked for. What is known of it is reported. To
-second order both sides have the stability loss, so that the slack is that of the adversarial bound; the stability loss
-adds what its own expansion leaves out, `γ C3 ε³ + O(ε⁴)`, of either sign.
+The inequality is checked at the given ε without the term o(ε²), and the report says what is known of that term. To
+second order the stability loss is the same on both sides, so that the slack is the slack of the adversarial bound. The
+stability loss adds to it what its expansion leaves out, `γ C3 ε³ + O(ε⁴)`, of either sign.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from .bound_report import Assumption, BoundReport, Inequality
 from .linear_bounds import region_distance
 from .relaxations import network_steps
 
-#: Distance to an activation boundary, relative to the size of the features, up to which they count as on it.
+#: Features count as on an activation boundary up to this distance, in machine precisions times their norm.
 _ON_BOUNDARY = 16.0
 
 
 @dataclass(frozen=True)
 class NoisyMixBoundReport(Inequality):
-    """Outcome of `bound` for `Branches`.
+    """The bound of NoisyMix on a model at one scale, from `bound` of `Branches`.
 
     Attributes:
-        verdict: `"holds"`, `"refuted"` or `"undecided"`: the inequality without its o(ε²), on this model, at this ε.
-        reason: why, in one sentence.
-        gamma: γ.
-        weights: π of the branches.
-        shared_noise: whether the branches share their noise.
-        noisymix_loss: L_NFM(ε) + γ L_JSD(ε), the left side.
-        noisymix_error: four standard errors, or what a finer deterministic rule changes.
-        stability: S0, S1, S2 and, if asked for, C3.
-        clean: the adversarial bound of the clean branch, by itself.
-        assumptions: those of the clean branch, and that of the others where it can be measured.
+        verdict: `"holds"`, `"refuted"` or `"undecided"`, about the inequality without o(ε²) on this model at this ε.
+        reason: the reason for the verdict, in one sentence.
+        gamma: weight γ of the stability loss.
+        weights: weights π of the branches.
+        shared_noise: True if all branches have the same noise.
+        noisymix_loss: loss L_NFM(ε) + γ L_JSD(ε), the left side.
+        noisymix_error: error of the left side: four standard errors, or the change from a coarser deterministic rule.
+        stability: terms S0, S1, S2 and C3 of the stability loss.
+        clean: the adversarial bound of the clean branch alone.
+        assumptions: the assumptions on the clean branch, and the one on all branches if it can be measured.
         method: how the left side was computed.
     """
 
@@ -77,7 +77,7 @@ class NoisyMixBoundReport(Inequality):
 
     @property
     def left_error(self) -> float:
-        """Error of the left side."""
+        """Estimated error of the left side."""
         return self.noisymix_error
 
     @property
@@ -87,31 +87,31 @@ class NoisyMixBoundReport(Inequality):
 
     @property
     def right_lower(self) -> float:
-        """The right side with the inner maximum from below."""
+        """The right side with the maxima that the attack found: a lower bound of it."""
         return self.clean.right_lower + self.expansion
 
     @property
     def right_upper(self) -> float:
-        """The right side with the inner maximum from above."""
+        """The right side with certified maxima: an upper bound of it."""
         return self.clean.right_upper + self.expansion
 
     @property
     def predicted_slack(self) -> float:
-        """Left minus right side to second order in ε: that of the clean branch, the stability loss cancels."""
+        """Left minus right side to second order in ε; the stability loss cancels, so it is that of the clean branch."""
         return self.clean.predicted_slack
 
     @property
     def remainder(self) -> float:
-        """γ (L_JSD(ε) - S0 - ε S1 - ε² S2): what the stability loss adds to the slack, from both left sides."""
+        """What the stability loss adds to the slack, γ (L_JSD(ε) - S0 - ε S1 - ε² S2)."""
         return self.noisymix_loss - self.clean.nfm_loss - self.expansion
 
     @property
     def predicted_remainder(self) -> float | None:
-        """γ C3 ε³, the leading term of `remainder`; None without C3."""
+        """The leading term γ C3 ε³ of `remainder`; None if C3 was not computed."""
         return None if self.stability.C3 is None else self.gamma * float(self.stability.C3) * self.eps**3
 
     def to_dict(self) -> dict:
-        """Everything as plain numbers, strings, lists and dicts; infinite and undefined numbers become None."""
+        """The report in plain numbers, strings, lists and dicts, for JSON; None for numbers that are not finite."""
         names = ("verdict", "reason", "gamma", "weights", "shared_noise", "noisymix_loss", "noisymix_error", "method")
         names += ("eps", "expansion", "right_lower", "right_upper", "slack", "slack_ratio", "predicted_slack")
         names += ("remainder", "predicted_remainder", "failed")
@@ -120,7 +120,7 @@ class NoisyMixBoundReport(Inequality):
         return plain(values | parts | {"assumptions": self.plain_assumptions()})
 
     def __str__(self) -> str:
-        """A table: assumptions, both sides, slack, verdict."""
+        """A table with the verdict, the assumptions, both sides and the slack."""
         clean, terms, (low, high) = self.clean, self.stability, self.slack
         lines = [
             f"NoisyMix bound at {clean.layer or 'input'}, eps = {self.eps:g}, gamma = {self.gamma:g}: "
@@ -148,7 +148,7 @@ class NoisyMixBoundReport(Inequality):
 
 
 def _inside_regions(branches: Branches) -> Assumption | None:
-    """Whether the features of all branches keep off the activation boundaries; None where that cannot be measured."""
+    """The assumption that all features lie off the activation boundaries; None if it cannot be measured."""
     features = branches.features.detach()
     try:
         steps = network_steps(branches.model, branches.layer, branches.params)
@@ -161,14 +161,14 @@ def _inside_regions(branches: Branches) -> Assumption | None:
 
 
 def noisymix_report(branches: Branches, clean: BoundReport, left: tuple[float, float, str]) -> NoisyMixBoundReport:
-    """Both sides of the bound of NoisyMix (book: eq-noisymix-bound).
+    """Put the bound of NoisyMix together from its parts (book: eq-noisymix-bound).
 
     Source: NoisyMix, Theorem 3, with the sharp radius and for any number of branches.
 
     Args:
         branches: the setting, with `gamma`.
         clean: the adversarial bound of the clean branch.
-        left: the NoisyMix loss with its error, and how it was computed.
+        left: the NoisyMix loss, its error, and how it was computed.
     """
     with torch.no_grad():
         terms = branch_terms(branches.divergence)

@@ -1,16 +1,17 @@
-r"""The minimum of a linear function of a small ReLU network over a ball, exactly: region by region (theory §5).
+r"""The exact minimum of a linear function of a small ReLU network over a ball, region by region (theory §5).
 
-The ball is cut along the activation boundaries that cross it, layer by layer; on a cell `{A x <= b}` the network is
-affine, and `min c·x` over cell and ball is a convex problem. Nothing rests on the solvers being right:
+The ball is cut along the activation boundaries that cross it, layer by layer. On a cell `{A x <= b}` the network is
+affine, and the minimum of `c·x` over the cell and the ball is a convex problem. Every claim has a proof that does not
+trust the solver:
 
-| claim | certificate |
+| claim | how it is proved |
 |---|---|
-| a cell does not meet the ball | multipliers μ ≥ 0 with a dual value above 0 |
-| no point of a cell is better | weak duality: `(c + Aᵀμ)·x₀ - μ·b - ρ‖c + Aᵀμ‖_*` for any μ ≥ 0 |
-| the minimum is at most this | the network, evaluated at a point of the ball |
+| a cell does not meet the ball | multipliers μ ≥ 0 with a positive dual value |
+| no point of a cell has a smaller value | weak duality: `(c + Aᵀμ)·x₀ - μ·b - ρ‖c + Aᵀμ‖_*` for any μ ≥ 0 |
+| the minimum is not larger than a value | the network has this value at a point of the ball |
 
-For the l2 ball the multipliers come from least-distance problems (Lawson and Hanson: non-negative least squares), for
-the l∞ ball from linear programmes.
+For the l2 ball the multipliers come from least-distance problems, solved by non-negative least squares (Lawson and
+Hanson); for the l∞ ball they come from linear programs.
 """
 
 from __future__ import annotations
@@ -27,24 +28,24 @@ from torch import Tensor
 from .linear_bounds import Ball
 from .relaxations import Affine, Step
 
-#: Cells after which enumeration gives up.
+#: Number of cells above which enumeration gives up.
 MAX_CELLS = 20_000
 _GROWTHS, _BISECTIONS, _MARGIN = 16, 60, 1e-10
 
 
 class RegionLimitError(ValueError):
-    """More linear regions cross the ball than were allowed."""
+    """More linear regions cross a ball than `max_cells` allows."""
 
 
 @dataclass(frozen=True)
 class Enumerated:
-    """Outcome of `enumerated_minimum`.
+    """Minima of linear functions over balls, from `enumerated_minimum`.
 
     Attributes:
         lower: certified lower bounds of the minima, `(b, J)`.
-        upper: values that are attained, `(b, J)`.
-        points: features that attain them, `(b, J, *feature)`.
-        regions: cells that meet the ball, `(b,)`.
+        upper: upper bounds of the minima: the values at `points`, `(b, J)`.
+        points: the points of the balls with the smallest values that were found, `(b, J, *feature)`.
+        regions: number of cells that meet the ball, `(b,)`.
     """
 
     lower: Tensor
@@ -54,13 +55,13 @@ class Enumerated:
 
     @property
     def gap(self) -> Tensor:
-        """`upper - lower`: what remains unknown, rounding included, `(b, J)`."""
+        """Upper minus lower bound, rounding included, `(b, J)`: how much remains unknown."""
         return self.upper - self.lower
 
 
 @dataclass(frozen=True)
 class _Set:
-    """One ball around x0 in flat coordinates, with the box `lo <= x <= hi`; `round` for l2."""
+    """One ball around `center` in flat coordinates, with the box `lo <= x <= hi`; `round` is True for l2."""
 
     center: np.ndarray
     radius: float
@@ -69,20 +70,20 @@ class _Set:
     round: bool
 
     def lowest(self, c: np.ndarray) -> np.ndarray:
-        """Minimum of `c·x` over the ball (l2) or the box (l∞), row by row."""
+        """The minima of `c·x` over the ball (l2) or the box (l∞), for each row c."""
         if self.round:
             return c @ self.center - self.radius * np.linalg.norm(c, axis=-1)
         return np.maximum(c, 0) @ self.lo + np.minimum(c, 0) @ self.hi
 
     def corner(self, c: np.ndarray) -> np.ndarray:
-        """A point that attains `lowest`."""
+        """The point at which `c·x` has the value `lowest`."""
         if not self.round:
             return np.where(c > 0, self.lo, self.hi)
         size = np.linalg.norm(c)
         return self.center - (self.radius / size) * c if size > 0 else self.center.copy()
 
     def admit(self, x: np.ndarray) -> np.ndarray:
-        """A nearby point of the set."""
+        """A point of the set close to x."""
         away = x - self.center
         size = np.linalg.norm(away)
         if self.round and size > self.radius:
@@ -96,7 +97,7 @@ def _dual(ball: _Set, c: np.ndarray, a: np.ndarray, b: np.ndarray, mu: np.ndarra
 
 
 def _empty(ball: _Set, a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether `{a x <= b}` certainly misses the set."""
+    """True if it is proved that `{a x <= b}` does not meet the set."""
     scale = np.abs(b).max() + 1.0
     if ball.round:
         excess = a @ ball.center - b
@@ -116,13 +117,13 @@ def _empty(ball: _Set, a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _nearest(a: np.ndarray, excess: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-    """The shortest y with `a y <= -excess` and its multipliers; `None` and a direction of them where none exists."""
+    """The shortest y with `a y <= -excess`, and its multipliers; `None` and a direction of them if there is no y."""
     d = a.shape[1]
     system = np.vstack([-a.T, excess[None]])
     target = np.append(np.zeros(d), 1.0)
     try:
         u, _ = nnls(system, target)
-    except RuntimeError:  # no convergence: no claim
+    except RuntimeError:  # without convergence nothing is claimed
         return None, np.zeros(len(a))
     residual = system @ u - target
     if residual[-1] > -1e-13:
@@ -131,7 +132,7 @@ def _nearest(a: np.ndarray, excess: np.ndarray) -> tuple[np.ndarray | None, np.n
 
 
 def _solve_round(ball: _Set, c: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[float, np.ndarray]:
-    """Lower bound and candidates of `min c·x` over cell and l2 ball: project `x₀ - t c` on the cell, t by bisection."""
+    """Lower bound and candidates of `min c·x` over cell and l2 ball: projections of `x₀ - t c`, with t by bisection."""
     best, points = float(ball.lowest(c)), [ball.corner(c)]
     size = np.linalg.norm(c)
     if size == 0:
@@ -139,7 +140,7 @@ def _solve_round(ball: _Set, c: np.ndarray, a: np.ndarray, b: np.ndarray) -> tup
     low, high, attained = 0.0, ball.radius / size, math.inf
 
     def at(t: float) -> float:
-        """Distance of the projection from the centre; keeps the best bound and the point."""
+        """Distance of the projection from the center; the best bound and the point are kept."""
         nonlocal best, attained
         start = ball.center - t * c
         y, mu = _nearest(a, a @ start - b)
@@ -166,7 +167,7 @@ def _solve_round(ball: _Set, c: np.ndarray, a: np.ndarray, b: np.ndarray) -> tup
 
 
 def _solve_box(ball: _Set, c: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[float, np.ndarray]:
-    """The same over the l∞ ball, by a linear programme."""
+    """Lower bound and candidate of `min c·x` over cell and l∞ ball, by a linear program."""
     best, point = float(ball.lowest(c)), ball.corner(c)
     found = linprog(c, A_ub=a, b_ub=b, bounds=list(zip(ball.lo, ball.hi, strict=True)), method="highs")
     if found.status == 0:
@@ -177,7 +178,7 @@ def _solve_box(ball: _Set, c: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple
 
 @dataclass(frozen=True)
 class _Cell:
-    """`{a x <= b}`, on which the values in front of the next step are `weight x + bias`."""
+    """A cell `{a x <= b}`, on which the input of the next step is `weight x + bias`."""
 
     weight: np.ndarray
     bias: np.ndarray
@@ -186,10 +187,12 @@ class _Cell:
 
 
 def _split(cell: _Cell, ball: _Set, kink: float, limit: int) -> list[_Cell]:
-    """The parts of a cell behind an activation, one for each pattern that occurs."""
+    """Cut a cell at an activation: one part for each pattern of signs that occurs."""
     low, high = ball.lowest(cell.weight) + cell.bias, -ball.lowest(-cell.weight) + cell.bias
     factors = np.where(low >= 0, 1.0, kink)
-    start = ball.center if (cell.a @ ball.center <= cell.b).all() else None  # a point of the part, if one is known
+    start = (
+        ball.center if (cell.a @ ball.center <= cell.b).all() else None
+    )  # a known point of the part, if there is one
     parts = [(cell.a, cell.b, factors, start)]
     for unit in np.flatnonzero((low < 0) & (high > 0)):
         grown = []
@@ -212,7 +215,7 @@ def _split(cell: _Cell, ball: _Set, kink: float, limit: int) -> list[_Cell]:
 
 
 def _maps(steps: Sequence[Step], h: Tensor) -> list[tuple[np.ndarray, np.ndarray] | float]:
-    """Dense affine maps and, between them, the slopes of the kinks."""
+    """The dense affine maps of the network and, between them, the slopes of the kinks."""
     found, value = [], h[:1]
     for step in steps:
         if isinstance(step, Affine):
@@ -230,6 +233,7 @@ def _maps(steps: Sequence[Step], h: Tensor) -> list[tuple[np.ndarray, np.ndarray
 
 
 def _cells(maps: list, ball: _Set, limit: int) -> list[_Cell]:
+    """All cells of the network that meet the set."""
     d = len(ball.center)
     a, b = np.zeros((0, d)), np.zeros(0)
     if ball.round and not (np.isneginf(ball.lo).all() and np.isposinf(ball.hi).all()):  # l2 cut by a box
@@ -248,7 +252,7 @@ def _cells(maps: list, ball: _Set, limit: int) -> list[_Cell]:
 
 
 def _minimum(cells: list[_Cell], ball: _Set, objective: np.ndarray, value) -> tuple[float, float, np.ndarray]:
-    """(lower bound, attained value, its point); `value` evaluates the network's objective at points."""
+    """Lower bound, smallest value found, and its point; `value` evaluates the network's objective at points."""
     functions = np.stack([objective @ cell.weight for cell in cells])
     constants = np.array([objective @ cell.bias for cell in cells])
     outer = ball.lowest(functions) + constants
@@ -279,16 +283,16 @@ def _minimum(cells: list[_Cell], ball: _Set, objective: np.ndarray, value) -> tu
 def enumerated_minimum(
     steps: Sequence[Step], ball: Ball, objectives: Tensor, *, max_cells: int = MAX_CELLS
 ) -> Enumerated:
-    """Minima of linear functions of the outputs of a small ReLU network over balls, with their certificates.
+    """Minima of linear functions of the outputs of a small ReLU network over balls, enclosed from both sides.
 
     Args:
-        steps: affine steps, ReLU and LeakyReLU; see `network_steps`.
-        ball: where the inputs lie.
+        steps: the network as steps, see `network_steps`; its activations are ReLU or LeakyReLU.
+        ball: the balls in which the inputs lie.
         objectives: coefficients of the outputs, `(b, J, K)`.
-        max_cells: refuse more regions than this.
+        max_cells: largest number of regions that are followed.
 
     Raises:
-        RegionLimitError: if more regions cross a ball.
+        RegionLimitError: if more than `max_cells` regions cross a ball.
         ValueError: for other activations.
     """
     h = ball.center

@@ -1,15 +1,15 @@
-r"""Networks as chains of affine and scalar steps, and straight lines that enclose the scalar ones (theory §5).
+r"""Networks as chains of steps, with straight lines that enclose the steps that are not affine (theory §5).
 
 | step | enclosure on `[l, u]` |
 |---|---|
-| affine: Linear, Conv, BatchNorm in evaluation mode, average pooling, Flatten, ... | itself |
-| ReLU, LeakyReLU | itself on one side of the kink; else chord above, a line through 0 below |
+| affine: Linear, Conv, BatchNorm in evaluation mode, average pooling, Flatten, ... | the step itself |
+| ReLU, LeakyReLU | the step itself on one side of the kink; else chord above, a line through 0 below |
 | convex: Softplus, ELU | chord above, tangent in the middle below |
 | S-shaped: Tanh, Sigmoid | chord and tangent on one side of 0; else lines with the smallest slope of the interval |
 | bounded bend: GELU, SiLU | chord, shifted by `sup\|σ''\| (u - l)²/8` |
-| MaxPool2d | the window's best entry below; above, the same if it is always the largest, else its largest bound |
+| MaxPool2d | one entry of the window below; above, the same if it is always the largest, else the largest bound |
 
-Bounds hold in exact arithmetic; in floating point they hold up to its rounding.
+The bounds hold in exact arithmetic; in floating point they hold up to rounding.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NO_SPATIAL_MIX = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout
 _CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-#: sup |σ''|: 2 φ(0) for GELU, 1/2 for SiLU, both attained at 0.
+#: The supremum of |σ''|, which is the value at 0: 2 φ(0) for GELU, 1/2 for SiLU.
 _BENDS = {nn.GELU: 2 / math.sqrt(2 * math.pi), nn.SiLU: 0.5}
 _KINKED, _CONVEX, _S_SHAPED = (nn.ReLU, nn.LeakyReLU), (nn.Softplus, nn.ELU), (nn.Tanh, nn.Sigmoid)
 SUPPORTED = (
@@ -38,9 +38,9 @@ SUPPORTED = (
 
 @dataclass(frozen=True)
 class Lines:
-    """Two straight lines per entry: `lower_slope z + lower_offset <= σ(z) <= upper_slope z + upper_offset`.
+    """Two straight lines for each entry, `lower_slope z + lower_offset <= σ(z) <= upper_slope z + upper_offset`.
 
-    All fields are `(b, *shape)`. `loose` says where the lines differ from σ on the interval.
+    All fields are `(b, *shape)`. `loose` is True where the lines differ from σ on the interval.
     """
 
     lower_slope: Tensor
@@ -50,11 +50,14 @@ class Lines:
     loose: Tensor
 
     def pull(self, c: Tensor, slope: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Coefficients `(J, b, *shape)` behind the step to those before it and constants `(J, b)`, from below.
+        """Bound a linear function of the step's output from below by one of its input.
 
         Args:
-            c: coefficients of a linear function of the step's output.
-            slope: replaces `lower_slope` where the step is loose (lines through 0), `(J, b, *shape)`.
+            c: coefficients of the function of the output, `(J, b, *shape)`.
+            slope: slopes of lines through 0 that replace `lower_slope` where the step is loose, `(J, b, *shape)`.
+
+        Returns:
+            Coefficients of the function of the input, `(J, b, *shape)`, and constants `(J, b)`.
         """
         positive, negative = c.clamp(min=0), c.clamp(max=0)
         below = self.lower_slope if slope is None else torch.where(self.loose, slope, self.lower_slope)
@@ -63,13 +66,13 @@ class Lines:
 
 
 class Affine:
-    """An affine step `z -> A z + a`, sample by sample, known through its module."""
+    """An affine step `z -> A z + a` on each sample, given by its module."""
 
     def __init__(self, module: nn.Module):
         self.module = module
 
     def __call__(self, z: Tensor) -> Tensor:
-        """A z + a."""
+        """The output A z + a."""
         return self.module(z)
 
     def _weighted(self, r: Tensor, change) -> Tensor:
@@ -83,27 +86,27 @@ class Affine:
         return convolve(r, change(m.weight), None, m.stride, m.padding, m.dilation, m.groups)
 
     def spread(self, r: Tensor) -> Tensor:
-        """`|A| r` for half widths r ≥ 0."""
+        """The half widths `|A| r` of the output, for half widths r ≥ 0 of the input."""
         if isinstance(self.module, (*_NO_SPATIAL_MIX, *_AVERAGES)):
             return self.module(r)
         return self._weighted(r, torch.abs)
 
     def row_squares(self, r: Tensor) -> Tensor | None:
-        """`(A∘A) r`: squared row norms if r holds squares of independent parts; `None` for averages, unknown."""
+        """Squared row norms `(A∘A) r`, if r holds squares of independent parts; `None` for averages."""
         if isinstance(self.module, _NO_SPATIAL_MIX):
             return self.module(r)
         return None if isinstance(self.module, _AVERAGES) else self._weighted(r, torch.square)
 
     @property
     def mixes(self) -> bool:
-        """Whether an output may depend on several inputs."""
+        """True if an output may depend on several inputs."""
         return not isinstance(self.module, (*_NO_SPATIAL_MIX, *_NORMS))
 
     def pull(self, c: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """`cᵀA` and `c·a` for coefficients `(J, b, *out)`, by the module's own vjp.
+        """Write a linear function of the step's output as one of its input, with coefficients `cᵀA` and constant `c·a`.
 
         Args:
-            c: coefficients of a linear function of the step's output.
+            c: coefficients of the function of the output, `(J, b, *out)`.
             before: a tensor of the shape of the step's input, `(b, *in)`.
         """
         constant = (c * self.module(torch.zeros_like(before[:1]))).flatten(2).sum(2)
@@ -115,18 +118,18 @@ class Affine:
 
 
 class Scalar:
-    """An elementwise activation."""
+    """A step that applies an activation σ to each entry."""
 
     def __init__(self, module: nn.Module):
         self.module = module
 
     def __call__(self, z: Tensor) -> Tensor:
-        """σ(z)."""
+        """The output σ(z)."""
         return self.module(z)
 
     @property
     def kink_slope(self) -> float | None:
-        """Slope s of `max(z, s z)`; `None` if smooth."""
+        """The slope s of an activation `max(z, s z)`; `None` for a smooth activation."""
         if isinstance(self.module, nn.ReLU):
             return 0.0
         return float(self.module.negative_slope) if isinstance(self.module, nn.LeakyReLU) else None
@@ -137,16 +140,16 @@ class Scalar:
             return torch.autograd.grad(self(leaf).sum(), leaf)[0]
 
     def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
-        """Enclosure of σ on `[lo, hi]`."""
+        """An interval that contains the values of σ on `[lo, hi]`."""
         if type(self.module) in _BENDS:
             lines = self.lines(lo, hi)
             ends = [lines.lower_slope * z + lines.lower_offset for z in (lo, hi)]
             tops = [lines.upper_slope * z + lines.upper_offset for z in (lo, hi)]
             return torch.minimum(*ends), torch.maximum(*tops)
-        return self(lo), self(hi)  # all others increase
+        return self(lo), self(hi)  # all other activations increase
 
     def lines(self, lo: Tensor, hi: Tensor) -> Lines:
-        """Enclosing lines on `[lo, hi]`."""
+        """Lines that enclose σ on `[lo, hi]`."""
         if self.kink_slope is not None:
             return self._kinked(lo, hi, self.kink_slope)
         middle = (lo + hi) / 2
@@ -187,7 +190,7 @@ class Scalar:
 
 
 class MaxPool:
-    """Two-dimensional max pooling."""
+    """A step of two-dimensional max pooling."""
 
     kink_slope = None
 
@@ -198,21 +201,21 @@ class MaxPool:
         self._padding = pair(module.padding)
 
     def __call__(self, z: Tensor) -> Tensor:
-        """Maxima."""
+        """The maxima of the windows."""
         return self.module(z)
 
     def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
-        """Enclosure of the maxima."""
+        """An interval that contains the maxima."""
         return self(lo), self(hi)
 
     def _windows(self, z: Tensor) -> Tensor:
-        """Entries of every window, `(b, C, k, L)`; padding is -inf."""
+        """Entries of every window, `(b, C, k, L)`; padding is a very small number in place of -inf."""
         (top, left), floor = self._padding, -torch.finfo(z.dtype).max / 4
         padded = F.pad(z, (left, left, top, top), value=floor)
         return F.unfold(padded, self._kernel, stride=self._stride).unflatten(1, (z.shape[1], -1))
 
     def lines(self, lo: Tensor, hi: Tensor) -> WindowLines:
-        """Enclosing lines: a selected entry below, and above where it wins for certain; else a constant."""
+        """Lines that enclose the maxima: an entry of the window below; the same above if it always wins, or a constant."""
         below, above = self._windows(lo), self._windows(hi)
         best = below.argmax(2, keepdim=True)
         others = above.scatter(2, best, -torch.finfo(lo.dtype).max).amax(2, keepdim=True)
@@ -230,7 +233,15 @@ class MaxPool:
 
 @dataclass(frozen=True)
 class WindowLines:
-    """Lines of `MaxPool`: chosen entry per window, whether it wins for certain, and the constant above if not."""
+    """Lines that enclose the maxima of `MaxPool`.
+
+    Attributes:
+        pool: the step.
+        shape: shape of one input.
+        best: position of the chosen entry in each window.
+        wins: True if the chosen entry is always the largest one.
+        ceiling: upper bound of the maximum where the chosen entry may not be the largest one, else 0.
+    """
 
     pool: MaxPool
     shape: torch.Size
@@ -240,11 +251,19 @@ class WindowLines:
 
     @property
     def loose(self) -> Tensor:
-        """Windows without a certain winner."""
+        """True for windows in which several entries may be the largest one."""
         return ~self.wins
 
     def pull(self, c: Tensor, slope: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `Lines.pull`."""
+        """Bound a linear function of the maxima from below by one of the entries.
+
+        Args:
+            c: coefficients of the function of the maxima, `(J, b, *shape)`.
+            slope: not used; it is an argument of `Lines.pull`.
+
+        Returns:
+            Coefficients of the function of the entries and constants `(J, b)`.
+        """
         flat = c.flatten(3)
         positive, negative = flat.clamp(min=0), flat.clamp(max=0)
         chosen = positive + torch.where(self.wins, negative, torch.zeros_like(negative))
@@ -261,7 +280,7 @@ Step = Affine | Scalar | MaxPool
 
 
 def _leaves(module: nn.Module, name: str, layer: str) -> tuple[list[nn.Module], bool]:
-    """The modules behind the layer in order of calling, and whether the layer was met."""
+    """The modules behind the layer in the order in which they are called, and True if the layer was met."""
     if isinstance(module, nn.Sequential):
         kept, met = [], False
         for child, part in module.named_children():
@@ -295,33 +314,35 @@ def _step(module: nn.Module) -> Step:
         return MaxPool(module)
     name = type(module).__name__ if any(module.children()) else repr(module)
     raise ValueError(
-        f"certificate: {name} has no relaxation here; supported is an nn.Sequential, possibly nested, of {SUPPORTED}."
+        f"certificate: {name} has no relaxation here; use an nn.Sequential, possibly nested, of {SUPPORTED}."
     )
 
 
 def network_steps(model: nn.Module, layer: str = "", params: Mapping[str, Tensor] | None = None) -> list[Step]:
-    """The head behind a layer as a chain of steps.
+    """The part of a network behind a layer as a chain of steps.
 
     Args:
-        model: `nn.Sequential`, possibly nested, of the supported modules, in evaluation mode; or one such module.
-        layer: dotted name of the layer whose output is the input of the chain; `""` for all.
+        model: an `nn.Sequential`, possibly nested, of the supported modules, in evaluation mode; or one such module.
+        layer: dotted name of the layer whose output is the input of the chain; `""` for the whole network.
         params: parameters to use instead of the model's own, by name.
 
     Raises:
-        ValueError: for modules without a relaxation, training mode, and layers that are not met.
+        ValueError: for modules without a relaxation, modules in training mode, and unknown layers.
     """
     while hasattr(model, "_orig_mod"):
         model = model._orig_mod
     if not isinstance(model, nn.Module):
         raise ValueError(
-            f"certificate: expected an nn.Sequential (nested, if you like) of {SUPPORTED}; got {type(model).__name__}."
+            f"certificate: expected an nn.Sequential, possibly nested, of {SUPPORTED}; got {type(model).__name__}."
         )
     model = copy.deepcopy(model).requires_grad_(False)
     if params:
         model.load_state_dict({name: value.detach() for name, value in params.items()}, strict=False)
     leaves, met = _leaves(model, "", layer)
     if layer and not met:
-        raise ValueError(f"layer: {layer!r} is no member of the nn.Sequential; certificates need one.")
+        raise ValueError(
+            f"layer: {layer!r} is no member of the nn.Sequential; a certificate needs a layer that is one."
+        )
     for module in leaves:
         if module.training and isinstance(module, (*_NORMS, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)):
             raise ValueError(f"model: {type(module).__name__} is in training mode; call model.eval().")

@@ -133,7 +133,7 @@ def rescaled_moment(alpha: float, beta: float | None = None, *, order: int = 2) 
         raise ValueError(
             f"E[((1 - λ)/λ)^{order}] is infinite for Beta({a:g}, {b:g}): near λ = 0 the unmixed law has a density of "
             f"the order of λ^min(α, β), so min(α, β) > {order - 1} is needed. Use larger parameters, or the expansion "
-            "without rescaling by 1/λ, taylor_terms(...), whose moments E(1 - λ)^j always exist."
+            "without rescaling by 1/λ, nfm_theory.terms(problem), whose moments E(1 - λ)^j always exist."
         )
 
     def part(p: float, q: float) -> float:

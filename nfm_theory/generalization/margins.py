@@ -31,6 +31,7 @@ from torch import Tensor
 from ..calculus.engine import linearize
 from ..expansion.terms import terms
 from ..losses.loss import loss
+from ..setting.branches import as_problem
 from ..setting.options import progress_bar
 from ..setting.problem import Problem
 from ..setting.quadrature import Quadrature
@@ -127,7 +128,7 @@ def jacobian_norms(problem: Problem) -> JacobianNorms:
         >>> norms.spectral, norms.frobenius
         (tensor([4.]), tensor([5.]))
     """
-    features = problem.features
+    features = as_problem(problem).features
     blocks = _stream(problem.head, lambda index: features[index.to(features.device)], len(features))
     found = [norms for _, norms in blocks]
     return JacobianNorms(torch.cat([f.spectral for f in found]), torch.cat([f.frobenius for f in found]))
@@ -209,7 +210,7 @@ def segment_margins(problem: Problem, ends: Tensor, *, num_points: int = 33) -> 
         >>> round(float(found.bound), 4), round(float(found.crossing), 4)  # gap 2, ‖J‖ = √2; the scores meet at 0
         (1.0, 1.0)
     """
-    start, head, y = problem.features, problem.head, _classes(problem)
+    start, head, y = as_problem(problem).features, problem.head, _classes(problem)
     n = len(start)
     if num_points < 2:
         raise ValueError(f"num_points: expected >= 2, got {num_points}.")

@@ -358,6 +358,24 @@ class Branches(Problem):
         return super().head(h.flatten(0, 1)).unflatten(0, (len(h), -1)).flatten(1)
 
 
+def as_problem(problem: Problem) -> Problem:
+    """A single problem, refused if it is anything else.
+
+    Raises:
+        TypeError: for branches, lists of problems, and for a model in place of a problem.
+    """
+    if isinstance(problem, Branches):
+        raise TypeError(
+            "problem: expected a Problem, got Branches; `branches.clean` is the problem of their first one."
+        )
+    if not isinstance(problem, Problem):
+        raise TypeError(
+            f"problem: expected one nfm_theory.Problem, got {type(problem).__name__}; build it with "
+            "nfm_theory.Problem(model, x, y, layer=..., loss=...)."
+        )
+    return problem
+
+
 def _stacked_inputs(xs: Tensor | Sequence[Tensor]) -> Tensor:
     """The branches as one tensor `(m, n, *input)`."""
     if not isinstance(xs, Tensor):

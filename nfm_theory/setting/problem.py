@@ -78,9 +78,8 @@ class Problem:
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
-        >>> problem = Problem(model, torch.ones(5, 3), torch.tensor([0, 1, 0, 1, 1]), layer="1", law=Law(add_noise=0.4))
-        >>> problem.features.shape, problem.loss.name, str(problem.law)
-        (torch.Size([5, 4]), 'cross_entropy', 'alpha = 1, beta = 1, add_noise = 0.4, mult_noise = 0, normal noise')
+        >>> Problem(model, torch.ones(5, 3), torch.tensor([0, 1, 0, 1, 1]), layer="1", law=Law(add_noise=0.4))
+        Problem(layer '1': 5 samples, features (4,), 2 outputs, cross_entropy; alpha = 1, beta = 1, ... normal noise)
     """
 
     labels: Tensor

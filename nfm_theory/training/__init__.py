@@ -1,1 +1,1 @@
-"""Training with NFM: the mixing step, the regularizers as a penalty, the consistency loss."""
+"""Training with NFM: the step of mixing and noise, the regularizers as a penalty, and the consistency loss."""

@@ -13,18 +13,19 @@ from ..setting.divergence import checked_weights, jensen_shannon
 class JSDConsistency(nn.Module):
     r"""The stability term of a training loss, $\gamma$ times the mean Jensen-Shannon divergence.
 
-    NoisyMix adds it, over a clean and two augmented views of each image (m = 3, equal weights, γ = 12 in the released
-    code, which the defaults are), to the mixed-label cross entropy of the clean view alone. All views share λ, the
-    partners and the layer, and go through the model in one pass, so that batch statistics are shared as well.
+    NoisyMix takes it over a clean view and two augmented views of each image, and adds it to the mixed-label cross
+    entropy of the clean view. The defaults are those of the released code: equal weights and γ = 12. All views share λ,
+    the partners and the layer, and they go through the model in one pass, so that they also share batch statistics.
 
     Args:
-        weights: π, one number ≥ 0 for each branch, with sum 1; `None` means equal weights for any number of branches.
-        gamma: γ ≥ 0.
+        weights: weights π of the views, numbers ≥ 0 with sum 1; `None` means equal weights for any number of views.
+        gamma: factor γ ≥ 0 of the divergence.
 
     Raises:
-        ValueError: for weights that are no distribution, and a γ that is negative or not finite.
+        ValueError: for weights that are no distribution, and for a γ that is negative or not finite.
 
     Example:
+        >>> import torch
         >>> consistency = JSDConsistency()
         >>> clean, first, second = torch.zeros(3, 5, 10)
         >>> consistency(clean, first, second)
@@ -40,11 +41,15 @@ class JSDConsistency(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
 
     def forward(self, *logits: Tensor) -> Tensor:
-        """γ · mean JSD, 0-dim, of m tensors `(n, K)` or of one stacked tensor `(m, n, K)`."""
+        """The stability term of a batch, a 0-dim tensor.
+
+        Args:
+            *logits: outputs of the views, m tensors `(n, K)` or one stacked tensor `(m, n, K)`.
+        """
         stacked = logits[0] if len(logits) == 1 else logits
         return self.gamma * jensen_shannon(stacked, self.weights)
 
     def extra_repr(self) -> str:
-        """Options, for `print(model)`."""
+        """The options in one line, for `print(model)`."""
         weights = None if self.weights is None else self.weights.tolist()
         return f"weights={weights}, gamma={self.gamma}"

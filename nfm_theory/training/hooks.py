@@ -1,4 +1,4 @@
-"""Hooks that last as long as a training: on the right modules, seen by the compiler, and not copied."""
+"""Hooks for training: they sit on the right modules, the compiler respects them, and copies of a model lose them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..setting.network import Network, plain_name
 
 
 def uncompiled(function: Callable) -> Callable:
-    """Keep a function out of compiled graphs, without loading the compiler where nothing is compiled.
+    """Keep a function out of compiled graphs, without loading the compiler if nothing is compiled.
 
-    A compiled model leaves its graph at the function and comes back behind it.
+    A compiled model leaves its graph to call the function, and continues compiled after it.
 
     Args:
-        function: what runs eagerly.
+        function: function that shall run eagerly.
     """
 
     @functools.wraps(function)
@@ -33,20 +33,20 @@ def uncompiled(function: Callable) -> Callable:
 
 
 class Hook:
-    """A forward hook or pre-hook that calls `action(*output)`.
+    """A forward hook or forward pre-hook that calls a function.
 
-    It does not survive copying: a copy of the model (an average of its weights, say) must not act as the model.
+    A copy of the hook does nothing: a copy of the model, such as an average of its weights, must not be mixed.
 
     Args:
-        action: called with the output of the module, or without arguments as a pre-hook; `None` for no action.
+        action: function of the output of the module; a pre-hook calls it without arguments. `None` does nothing.
     """
 
     def __init__(self, action: Callable | None = None):
         self.action = action
 
-    @uncompiled  # draws and state are not for the compiler
+    @uncompiled  # random draws and state do not belong into a graph
     def __call__(self, module, args, *output):
-        """What PyTorch calls; see `nn.Module.register_forward_hook`."""
+        """Call the function; PyTorch passes the arguments, see `nn.Module.register_forward_hook`."""
         return None if self.action is None else self.action(*output)
 
     def __reduce__(self):
@@ -56,12 +56,15 @@ class Hook:
 def unwrap(model: nn.Module) -> nn.Module:
     """The network inside its wrapper for parallel training.
 
+    Args:
+        model: network, wrapped or not.
+
     Raises:
         ValueError: for `DataParallel`, whose replicas see parts of a batch.
     """
     if isinstance(model, nn.DataParallel):
         raise ValueError(
-            "model: DataParallel splits the batch after it was drawn; use DistributedDataParallel, or one device."
+            "model: DataParallel splits a batch after its partners are drawn; use DistributedDataParallel or one device."
         )
     while isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
@@ -69,10 +72,15 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def hooked_modules(model: nn.Module, layers: tuple[str, ...]) -> dict[str, nn.Module]:
-    """The modules of the layers by name, without the input `""`.
+    """The modules of the layers by name; the input `""` has none.
+
+    Args:
+        model: network, not wrapped for parallel training.
+        layers: dotted names of the layers.
 
     Raises:
-        ValueError: for no, repeated or unknown layers, and for those whose hooks a compiled model would ignore.
+        ValueError: if there is no layer, for repeated and unknown names, and for layers inside a compiled model, which
+            would ignore their hooks.
     """
     if not layers or len(set(layers)) != len(layers):
         raise ValueError(f"layers: expected one or more different names, got {list(layers)}.")
@@ -86,11 +94,12 @@ def hooked_modules(model: nn.Module, layers: tuple[str, ...]) -> dict[str, nn.Mo
             )
         if any(not part or f"{layer}.".startswith(f"{part}.") for part in compiled):
             raise ValueError(
-                f"model: it is compiled, so that a hook at layer {layer!r} set now would be ignored; build "
-                "NoisyFeatureMixup on the plain model first, then compile it."
+                f"model: it is compiled, and would ignore a new hook at layer {layer!r}; build NoisyFeatureMixup "
+                "on the plain model first, then compile it."
             )
     return found
 
 
 def _is_compiled(module: nn.Module) -> bool:
+    """True if the module is the result of `torch.compile`, or was compiled in place."""
     return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None

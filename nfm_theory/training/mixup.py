@@ -7,10 +7,10 @@ r"""Training with Noisy Feature Mixup: the step of the theory inside any trainin
 | $(1 + \sigma_{mult}\xi_{mult}) \odot (\lambda g_i + (1-\lambda) g_r) + \sigma_{add}\xi_{add}$ | `perturb` |
 | $\lambda y_i + (1-\lambda) y_r$ | the targets returned |
 
-As in the papers' code one batch has one λ, one permutation and one layer. λ is drawn from Beta(α, β) where the labels
-are mixed, and from the unmixed law where each sample keeps its own (`form="unmixed"`), which exists at any scale ε. The
-batch must be mixed where its features are, inside the forward pass, so a call with a hidden layer leaves the inputs as
-they are and arms a forward hook, which mixes in the next pass.
+As in the papers' code, all samples of a batch have the same λ, the same layer and partners from one permutation. With
+mixed labels λ is drawn from Beta(α, β). With `form="unmixed"` each sample keeps its label, λ is drawn from the unmixed
+law, and any scale ε is possible. Features of a hidden layer can only be mixed inside the forward pass: a call for such
+a layer returns the inputs unchanged and arms a forward hook, which mixes in the next pass.
 """
 
 from __future__ import annotations
@@ -18,28 +18,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..setting.checks import level, one_of
+from ..setting.checks import level
 from ..setting.draws import Draw, sample_draw
 from ..setting.law import Law
 from ..setting.network import kind
 from ..setting.perturbation import perturb
 from ..setting.pointwise import mixable_labels
 from .hooks import Hook, hooked_modules, unwrap
-from .layer_laws import laws_of
+from .options import Form, check_form, laws_of
 
 
 @dataclass(frozen=True)
 class LayerDraw:
-    """Everything random about one training step.
+    """The random numbers of one training step.
 
     Attributes:
         layer: dotted name of the layer that is mixed, `""` for the input.
-        draw: one row for each sample of the batch; λ in the dtype of the inputs, the noises in that of the features.
+        draw: one row for each sample of the batch. λ has the dtype of the inputs, the noises that of the features.
     """
 
     layer: str
@@ -52,38 +51,41 @@ class NoisyFeatureMixup:
     $$ \tilde g_i = (1 + \sigma_{mult}\,\xi_{mult}) \odot (\lambda g_i + (1-\lambda) g_r) + \sigma_{add}\,\xi_{add},
        \qquad \tilde y_i = \lambda y_i + (1-\lambda) y_r \qquad \text{(book: eq-perturbation at ε = 1)} $$
 
-    A law without noise gives Mixup at the input and Manifold Mixup at several layers. A law with noise gives noisy
-    mixup at the input and NFM at several layers. With `alpha=0` it only adds noise, and every sample stays at its
-    place. When the layer drawn is a hidden one, the next forward pass of the model in training mode is mixed at its
-    output, once; passes in evaluation mode are always plain and do not use it up.
+    A law without noise gives Mixup at the input, and Manifold Mixup at several layers. A law with noise gives noisy
+    Mixup at the input, and NFM at several layers. With `alpha=0` it only adds noise, and no sample changes its place.
+    If a hidden layer is drawn, its output is mixed in the next forward pass in training mode, and in no later one;
+    passes in evaluation mode are never mixed and do not count.
 
-    `form="unmixed"` is a step on the loss L(ε) of the theory (book: eq-nfm-loss): λ from the unmixed law, `1-λ` and
-    both levels times ε, every sample with its own label. At ε = 1 its expected loss is that of the mixed labels.
+    `form="unmixed"` is a step on the loss L(ε) of the theory (book: eq-nfm-loss): λ has the unmixed law, `1-λ` and both
+    levels are multiplied by ε, and each sample keeps its label. At ε = 1 its expected loss is that with mixed labels.
 
-    The model is referred to, not registered: it has the same parameters and the same state dict as before. Wrap it in
-    `DistributedDataParallel` before or after, compile it after. A copy of the model has no active hooks.
-    No check is made that the head behind a layer sees its output only; `split` and `layer_names` make it.
+    The model keeps its parameters and its state dict. Wrap it in `DistributedDataParallel` before or after this object
+    is built, but compile it after. A copy of the model is never mixed. Whether everything behind a layer depends on its
+    output alone, as the theory assumes, is not checked here; `split` and `layer_names` check it.
 
     Args:
-        model: network, whose forward pass has the batch first.
-        layers: dotted names of the eligible layers, drawn uniformly, `""` for the input (`layer_names(model)` lists
-            them); or a mapping from layers to laws, `{"": law, "layer1": weaker}`, with one law for each.
+        model: network whose inputs have the batch dimension first.
+        layers: dotted names of the eligible layers, `""` for the input; each step draws one of them with equal
+            probability (`layer_names(model)` lists all layers). A mapping from layers to laws,
+            `{"": law, "layer1": weaker}`, gives each layer its own law.
         law: law of mixing and noise at every layer; leave it out if `layers` is a mapping. `Law.released(...)` is the
             law of the papers' code.
-        num_classes: K, for labels that are class indices.
-        label_smoothing: s in [0, 1); targets become `(1 - s) y + s / K`.
-        view_noise: factors of σ_add, one for each of the `views`; (1, 2, 3) in the released NoisyMix code.
-        eps: ε ≥ 0, scale of mixing and noise; other than 1 for unmixed labels only.
-        form: `"mixed"` labels, as in the papers, or `"unmixed"`, as in the theory.
-        generator: random generator of everything; the global one if `None`. With features on another device it
-            seeds a generator there for every batch, so that one on the CPU is the right choice for any model.
+        num_classes: number K of classes, if the labels are class indices.
+        label_smoothing: s in [0, 1); the targets become `(1 - s) y + s / K`.
+        view_noise: factors of σ_add, one for each view of a call with `views`; (1, 2, 3) in the released NoisyMix code.
+        eps: scale ε ≥ 0 of mixing and noise; mixed labels allow 1 only.
+        form: form of the labels, `"mixed"` as in the papers, or `"unmixed"` as in the theory.
+        generator: random generator of all draws; the global one if `None`. For features on another device it seeds a
+            generator there at every step, so that a generator on the CPU serves any model.
 
     Attributes:
+        layers: names of the eligible layers.
+        laws: law of mixing and noise of each eligible layer, by name.
         last: `LayerDraw` of the last step, `None` before the first. `nfm(x, y, replay=nfm.last)` repeats it bit by bit.
-            Before the forward pass at a hidden layer it lacks the noise.
+            The noise at a hidden layer is missing until the forward pass.
 
     Raises:
-        TypeError: if `model` is no module, or layers and law are missing or of the wrong kind.
+        TypeError: if `model` is no module, and if layers or laws are missing or of the wrong kind.
         ValueError: for unknown or repeated layers, a compiled model, and options out of range.
 
     Example:
@@ -108,14 +110,14 @@ class NoisyFeatureMixup:
         label_smoothing: float = 0.0,
         view_noise: Sequence[float] | None = None,
         eps: float = 1.0,
-        form: Literal["mixed", "unmixed"] = "mixed",
+        form: Form = "mixed",
         generator: torch.Generator | None = None,
     ):
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")
         self.laws = laws_of(layers, law)
         self.layers = tuple(self.laws)
-        # λ and partners come first, the noise when the features are there
+        # λ and partners are drawn first, and the noise in the forward pass, when the shape of the features is known
         self._quiet = {name: replace(one, add_noise=0.0, mult_noise=0.0) for name, one in self.laws.items()}
         if num_classes is not None and num_classes < 2:
             raise ValueError(
@@ -142,30 +144,30 @@ class NoisyFeatureMixup:
     def __call__(
         self, x: Tensor, y: Tensor, *, views: int = 1, replay: LayerDraw | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw a step; mix the targets, and either the inputs or the features of the next forward pass.
+        """Draw a step: mix the targets, and either the inputs or the features in the next forward pass.
 
         Args:
             x: inputs, `(views * n, *input)`; floating point if the input is an eligible layer.
             y: class indices `(n,)`, distributions over the classes `(n, K)`, or floating-point targets `(n,)`.
-            views: number of versions of each sample, one batch after the other in `x`. They share λ and the partners,
-                each is mixed within itself, and each has its own noise, as in NoisyMix.
-            replay: use this step instead of a new one; draws nothing.
+            views: number of views of each sample; `x` holds the batch of the first view, then that of the second, and
+                so on. All views share λ and the partners, each is mixed within itself, and each has its own noise, as
+                in NoisyMix.
+            replay: step to repeat, instead of drawing a new one.
 
         Returns:
             Inputs `(views * n, *input)` for the model, `x` itself when a hidden layer is mixed, and mixed targets
             `(n, K)`, or `(n,)` for floating-point targets `(n,)`. Class indices become the dtype of `x`.
 
         Raises:
-            RuntimeError: if the forward pass of the previous call has not taken place, the hooks are removed or the
+            RuntimeError: if there was no forward pass since the previous call, if the hooks are removed, and if the
                 model is in evaluation mode.
             TypeError: for integer inputs that would be mixed.
-            ValueError: for labels that do not fit, and a replay that fits neither the batch nor the layers.
+            ValueError: for labels that do not fit, and for a replay that does not fit the batch or the layers.
         """
         self._check_ready()
         if views < 1 or len(x) != views * len(y):
             raise ValueError(
-                f"x and y: expected the same number of samples, in x `views` times; got {len(x)} and {len(y)} with "
-                f"views={views}."
+                f"x and y: expected views * n inputs and n labels, got {len(x)} and {len(y)} with views={views}."
             )
         if self.view_noise is not None and len(self.view_noise) != views:
             raise ValueError(f"views: expected {len(self.view_noise)}, one for each of view_noise, got {views}.")
@@ -192,11 +194,11 @@ class NoisyFeatureMixup:
         return self._perturb(x), targets
 
     def disarm(self) -> None:
-        """Drop a mixing that no forward pass has used, for example because the batch was skipped."""
+        """Cancel a mixing that no forward pass has used, for example because the batch was skipped."""
         self._armed = False
 
     def remove(self) -> None:
-        """Take the hooks off the model; also done at the end of a `with` block."""
+        """Remove the hooks from the model; the end of a `with` block does the same."""
         self.disarm()
         for handle in self._handles or ():
             handle.remove()
@@ -209,21 +211,27 @@ class NoisyFeatureMixup:
         self.remove()
 
     def __reduce__(self):
-        # A copy together with its model: hooks of its own on the copied model, a generator in the same state
+        # A copy together with its model has its own hooks on the copied model, and a generator in the same state
         device = None if self.generator is None else str(self.generator.device)
         names = ("num_classes", "label_smoothing", "view_noise", "eps", "form")
         options = {"layers": self.laws} | {name: getattr(self, name) for name in names}
         return _rebuild, (self._model, options, device, self.state_dict())
 
     def state_dict(self) -> dict[str, Tensor | None]:
-        """State of the generator between two steps, `None` for the global one, which is the caller's to save."""
+        """State of the generator between two steps; `None` without one, since the caller saves the global generator.
+
+        Layers and laws are not part of the state: give them again when the object is rebuilt.
+        """
         return {"generator": None if self.generator is None else self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
-        """Continue from `state_dict()`: the following steps are the same bit by bit.
+        """Continue from a saved state: the following steps are the same bit by bit.
+
+        Args:
+            state: what `state_dict()` returned.
 
         Raises:
-            ValueError: if only one of the state and this object has a generator.
+            ValueError: if the state was saved with a generator and this object has none, or the other way round.
         """
         saved = state["generator"]
         if (saved is None) != (self.generator is None):
@@ -238,12 +246,12 @@ class NoisyFeatureMixup:
 
     def _check_ready(self) -> None:
         if self._handles is None:
-            raise RuntimeError("NoisyFeatureMixup: its hooks have been removed; build another one.")
+            raise RuntimeError("NoisyFeatureMixup: its hooks have been removed; build a new one.")
         if self._armed:
             raise RuntimeError(
                 f"NoisyFeatureMixup: the previous call mixed its targets, but the features at layer "
-                f"{self.last.layer!r} were not, since no forward pass in training mode followed. Run model(inputs) "
-                "once after each call; call nfm.disarm() first if that batch was skipped on purpose."
+                f"{self.last.layer!r} were not mixed, since no forward pass in training mode followed. Run "
+                "model(inputs) once after each call, or call nfm.disarm() if you skipped that batch on purpose."
             )
         if not self._model.training:
             raise RuntimeError(
@@ -252,7 +260,7 @@ class NoisyFeatureMixup:
             )
 
     def _step(self, x: Tensor, views: int) -> LayerDraw:
-        """Layer, λ and partners. Single numbers are drawn where they are needed first, without waiting for a GPU."""
+        """Draw layer, λ and partners on the device of the generator, so that no GPU has to be waited for."""
         home = torch.device("cpu") if self.generator is None else self.generator.device
         layer = self.layers[int(torch.randint(len(self.layers), (), generator=self.generator, device=home))]
         draw = sample_draw(
@@ -262,12 +270,12 @@ class NoisyFeatureMixup:
         if views > 1:
             offsets = (len(draw) * torch.arange(views, device=home)).repeat_interleave(len(draw))
             draw = Draw(offsets + draw.anchor.repeat(views), draw.lam.repeat(views), offsets + draw.index.repeat(views))
-        ahead = home.type == "cpu"  # copies from a GPU must be waited for
+        ahead = home.type == "cpu"  # a copy from a GPU must be waited for
         parts = {name: getattr(draw, name).to(x.device, non_blocking=ahead) for name in ("anchor", "lam", "index")}
         return LayerDraw(layer, Draw(**parts))
 
     def _complete(self, step: LayerDraw, h: Tensor) -> LayerDraw:
-        """The step with the noise for features `h`, unless it is replayed."""
+        """Draw the noise of the step for features `h`; a replay has it already."""
         if self._replay:
             return step
         law, noises = self.laws[step.layer], {}
@@ -278,7 +286,7 @@ class NoisyFeatureMixup:
         return LayerDraw(step.layer, replace(step.draw, **noises))
 
     def _source(self, device: torch.device) -> torch.Generator | None:
-        """A generator on this device: noise is as large as the features, it must not travel."""
+        """A generator on the device of the features, where large noise should be drawn."""
         if self.generator is None or self.generator.device == device:
             return self.generator
         if self._fallback is None or self._fallback.device != device:
@@ -287,19 +295,20 @@ class NoisyFeatureMixup:
         return self._fallback.manual_seed(int(seed))
 
     def _perturb(self, h: Tensor) -> Tensor:
-        """The last step applied to `h`, in the dtype of `h`."""
+        """Apply the last step to the features `h`, in their dtype."""
         draw = self.last.draw
         parts = {name: getattr(draw, name) for name in ("lam", "add", "mult")}
         parts = {name: None if part is None else part.to(h) for name, part in parts.items()}
         if self.view_noise is not None and parts["add"] is not None:
             factors = torch.tensor(self.view_noise, dtype=h.dtype).repeat_interleave(len(h) // self._views)
             parts["add"] = parts["add"] * factors.to(h.device).reshape(-1, *[1] * (h.ndim - 1))
-        # Every sample in order is no gather and, above all, no scatter in the backward pass
+        # A slice avoids gathering all samples, and scattering them in the backward pass
         anchor = slice(None) if self._in_order else draw.anchor.to(h.device)
         rows = Draw(anchor=anchor, index=draw.index.to(h.device), **parts)
         return perturb(h, rows, self.laws[self.last.layer], eps=self.eps)
 
     def _check_replay(self, step: LayerDraw, x: Tensor) -> LayerDraw:
+        """The step to repeat, refused if it does not fit."""
         if step.layer not in self.layers:
             raise ValueError(f"replay: expected one of the layers {list(self.layers)}, got {step.layer!r}.")
         if len(step.draw) != len(x):
@@ -309,7 +318,7 @@ class NoisyFeatureMixup:
         if missing:
             raise ValueError(
                 f"replay: the draw has no noise {' and '.join(missing)}, though the level is positive; take nfm.last "
-                "after the forward pass, which draws the noise."
+                "after the forward pass, in which the noise is drawn."
             )
         return step
 
@@ -324,7 +333,7 @@ class NoisyFeatureMixup:
             self.disarm()
             raise RuntimeError(
                 f"layer {self.last.layer!r}: expected it to be called in the forward pass, but the pass has ended "
-                "without; remove it from `layers`."
+                "without a call; remove the layer from `layers`."
             )
 
     def _mix(self, layer: str, output):
@@ -332,12 +341,12 @@ class NoisyFeatureMixup:
             return None
         if torch._C._current_graph_task_id() != -1:
             raise RuntimeError(
-                f"layer {layer!r}: it is recomputed during the backward pass (activation checkpointing), where its "
-                "mixing is not known any more; put an nn.Identity behind the checkpointed part and name that one."
+                f"layer {layer!r}: it is recomputed in the backward pass (activation checkpointing), when its mixing "
+                "is no longer known; put an nn.Identity behind the checkpointed part and name that one."
             )
         if self._mixed == layer:
             raise ValueError(
-                f"layer {layer!r}: expected a module that is called once in a forward pass, this one is called again "
+                f"layer {layer!r}: expected a module that is called once in a forward pass, but it is called again "
                 "after it was mixed; name a layer around it or next to it."
             )
         if not self._armed or layer != self.last.layer:
@@ -360,18 +369,6 @@ class NoisyFeatureMixup:
                 f"shape {tuple(h.shape)}; run the model on the inputs that the call returned, all at once (use "
                 "DistributedDataParallel instead of DataParallel), and name layers whose output has the batch first."
             )
-
-
-def check_form(form: str, eps: float) -> str:
-    """The form of the labels, refused at scales at which there is none.
-
-    Raises:
-        ValueError: for another name, and mixed labels at ε ≠ 1.
-    """
-    one_of("form", form, ("mixed", "unmixed"))
-    if form == "mixed" and eps != 1:
-        raise ValueError(f"eps: expected 1 with mixed labels, got {eps!r}; use form='unmixed' for other scales.")
-    return form
 
 
 def _rebuild(model, options, device, state):

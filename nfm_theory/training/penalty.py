@@ -1,13 +1,13 @@
 r"""The second-order theory as a penalty in a training loss: `criterion(model(x), y) + penalty(model, x, y)`.
 
-For a batch the penalty is an unbiased estimate, by P random directions per example,
+For a batch of b samples the penalty is an unbiased estimate, with P random directions v for each sample,
 
 $$ \varepsilon R_1 + \varepsilon^2 \cdot \frac1{2bP}
    \sum_{i,p} \Big[ (J v)^\top F\,(J v) + (p_i - y_i)\cdot\nabla^2 f[v, v] \Big], $$
 
 $$ v = \sqrt{m_2}\,(g_r - g_i) + \sigma_{add}\,\xi + \sigma_{mult}\,\xi' \odot g_i, $$
 
-one direction carrying all sources at once: their cross terms vanish in expectation.
+Each direction is the sum over all sources, since their cross terms have expectation zero.
 """
 
 from __future__ import annotations
@@ -37,32 +37,33 @@ TERMS = ("R1", *SECOND_ORDER)
 class TaylorRegularizer(nn.Module):
     r"""The regularizers of NFM as a differentiable penalty, for any model, layer and training loop.
 
-    The model is passed at every call and runs in evaluation mode for the penalty (batch norm with its running
-    statistics, no dropout): its derivatives sample by sample are only defined there. Its mode is put back afterwards.
-    Gradients reach all parameters, those in front of the layer included.
+    For the penalty the model runs in evaluation mode, with the running statistics of batch norm and without dropout,
+    because only then does each output depend on one sample. Its mode is restored afterwards. The gradient of the penalty
+    reaches all parameters, including those in front of the layer.
 
-    Inside autocast the penalty is computed in full precision; a model or inputs in half precision are refused, since
-    second derivatives drown in rounding there. A compiled model runs uncompiled for the penalty, and a compiled
-    training step leaves its graph there.
+    Inside autocast the penalty is computed in full precision. A model or inputs in half precision are refused, since
+    rounding would hide second derivatives. A compiled model runs uncompiled for the penalty, and a compiled training
+    step leaves its graph for it.
 
     Args:
         layer: dotted name of the layer whose output is perturbed; `""` is the input.
-        law: law of mixing and noise, the one to train or measure with; noise enters by its second moment.
+        law: law of mixing and noise, such as the law of the training; noise enters through its second moment.
         loss: `"cross_entropy"`, `"logistic"`, `"square"` or a smooth callable `(outputs, labels) -> (batch,)`.
-        eps: ε, the scale; 1 is the strength at which NFM trains.
-        terms: names of the terms to penalise, a subset of `R1, R2, R3, R2_add, R3_add, R2_mult, R3_mult`; `None` takes
-            all that the law switches on. Without R3 terms no second derivatives are taken.
-        num_probes: P ≥ 1, random directions per example.
-        distribution: entries of the noise directions, `"rademacher"` or `"normal"`.
+        eps: scale ε; 1 is the scale of NFM training.
+        terms: names of the terms in the penalty, among `R1, R2, R3, R2_add, R3_add, R2_mult, R3_mult`; `None` takes
+            all terms that are not zero under the law. Without R3 terms no second derivatives are computed.
+        num_probes: number P ≥ 1 of random directions for each sample.
+        distribution: law of the entries of noise directions, `"rademacher"` or `"normal"`.
         generator: random generator of the directions; the global one if `None`.
 
     Attributes:
-        last: the values of R1 and of the Gauss-Newton (`"R2"`) and residual (`"R3"`) parts of the last call, all
-            sources together, detached and without ε.
-        engine: how second derivatives were taken in the last call.
+        last: values of the last call without ε: `"R1"`, and the sums over all sources of the Gauss-Newton terms,
+            `"R2"`, and of the residual terms, `"R3"`. They are detached.
+        engine: how the last call computed second derivatives.
 
     Raises:
-        ValueError: for options out of range or if nothing would be penalised.
+        TypeError: if `layer` is no name of a layer, or `law` is no `Law`.
+        ValueError: for options out of range, and if the penalty would have no terms.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
@@ -108,17 +109,17 @@ class TaylorRegularizer(nn.Module):
             raise ValueError(f"terms: expected names among {list(TERMS)}, got {unknown}{near(unknown[0], TERMS)}")
         if idle := [name for name in chosen if name not in known]:
             raise ValueError(
-                f"terms: {idle} are zero, their source is switched off; give the law alpha, add_noise or mult_noise."
+                f"terms: {idle} are zero, because the law lacks their source; set its alpha, add_noise or mult_noise."
             )
         if not chosen:
-            raise ValueError("terms: nothing to penalise; give the law a source of perturbation, and name a term.")
+            raise ValueError("terms: nothing to penalize; give the law a source of perturbation, and name a term.")
         if num_probes < 1:
             raise ValueError(f"num_probes: expected >= 1, got {num_probes}.")
         self.layer, self.eps, self.num_probes = layer, level("eps", eps), num_probes
         self.terms, self.distribution, self.generator = tuple(chosen), distribution, generator
         self.drift = mixing.moment(1) if "R1" in chosen else 0.0
         self.loss = pointwise_loss(loss)
-        # Sources of which the same parts are wanted share their directions
+        # Sources with the same parts, R2 or R3 or both, share their directions
         self._groups: dict[tuple[bool, bool], list[str]] = {}
         for source in self.scales:
             parts = tuple(f"{r}{SOURCES[source]}" in chosen for r in ("R2", "R3"))
@@ -133,21 +134,21 @@ class TaylorRegularizer(nn.Module):
         """The penalty of one batch, 0-dim, differentiable in the parameters.
 
         Args:
-            model: network; `DistributedDataParallel` and `torch.compile` wrappers are seen through.
+            model: network; it may be wrapped by `DistributedDataParallel` or `torch.compile`.
             x: inputs, `(b, *input)`.
-            y: labels, in the form that `loss` takes.
+            y: labels, in the form that `loss` expects.
 
         Raises:
             TypeError: for half precision.
-            ValueError: if the model cannot be cut at the layer, or the labels do not fit; checked at the first call
-                for each model.
+            ValueError: if the labels do not fit, or the model cannot be cut at the layer, which is checked at the first
+                call for each model.
         """
         model = unwrap(model)
         for name, tensor in (("x", x), *model.named_parameters()):
             if tensor.dtype in (torch.float16, torch.bfloat16):
                 raise TypeError(
-                    f"{name}: expected float32 or float64, got {tensor.dtype}, in which second derivatives drown in "
-                    "rounding; keep the parameters in float32 and use torch.autocast for the rest of the step."
+                    f"{name}: expected float32 or float64, got {tensor.dtype}, whose rounding hides second "
+                    "derivatives; keep the parameters in float32 and use torch.autocast for the rest of the step."
                 )
         modes = [(module, module.training) for module in model.modules()]
         try:
@@ -168,7 +169,7 @@ class TaylorRegularizer(nn.Module):
         slope, curvature = self.loss.gradient(at.outputs, labels), self.loss.hessian(at.outputs, labels)
         g = at.h
         parts = {name: g.new_zeros(()) for name in ("R1", "R2", "R3")}
-        if self.drift:  # first: its reverse sweep serves the second derivatives as well
+        if self.drift:  # comes first, because the second derivatives reuse its reverse sweep
             drift = at.enter((g.mean(0) - g).unsqueeze(0))[0]
             parts["R1"] = self.drift * (at.pullback(slope) * drift).sum(1).mean()
         for (gauss_newton, residual), sources in self._groups.items():
@@ -183,7 +184,7 @@ class TaylorRegularizer(nn.Module):
         return self.eps * parts["R1"] + self.eps**2 * (parts["R2"] + parts["R3"])
 
     def _directions(self, g: Tensor, sources: list[str]) -> Tensor:
-        """Directions `(P, b, *feature)` whose second moment is the sum of those of the sources."""
+        """Random directions, `(P, b, *feature)`, whose second moment is the sum of those of the sources."""
         total = None
         for source in sources:
             size = self.scales[source] ** 0.5
@@ -198,6 +199,6 @@ class TaylorRegularizer(nn.Module):
         return total
 
     def extra_repr(self) -> str:
-        """Options, for `print(model)`."""
+        """The options in one line, for `print(model)`."""
         parts = f"terms={list(self.terms)}, eps={self.eps}, num_probes={self.num_probes}"
         return f"layer={self.layer!r}, law={self.law}, {parts}"

@@ -9,7 +9,8 @@ from problems import generator, mlp, randn, small_cnn
 from torch import nn
 from torch.testing import assert_close
 
-from nfm_theory.adversarial.attacks import flip_radius, pgd_attack
+from nfm_theory import Problem
+from nfm_theory.adversarial import flip_radius, pgd_attack
 
 
 def lengths(delta, norm):
@@ -21,7 +22,7 @@ def lengths(delta, norm):
 def test_a_linear_model_is_attacked_exactly(norm, loss):
     w, x, y = randn(1, 5), randn(2, 6, 5), torch.arange(6) % 2
     radius = torch.linspace(0, 1, 6, dtype=torch.float64)
-    found = pgd_attack(lambda z: z @ w, x, y.double(), radius=radius, norm=norm, loss=loss)
+    found = pgd_attack(Problem(lambda z: z @ w, x, y.double(), loss=loss), radius, norm=norm)
     reach = radius * (w.norm() if norm == "l2" else w.abs().sum())
     f = x @ w
     if loss == "logistic":
@@ -38,9 +39,8 @@ def test_a_linear_model_is_attacked_exactly(norm, loss):
 def test_points_stay_where_they_must_and_never_lose(norm, box):
     model, x = small_cnn(3, activation="relu"), randn(4, 5, 1, 6, 6).clamp(-1, 1)
     radius = torch.tensor([0.0, 0.1, 0.3, 1.0, 3.0], dtype=torch.float64)
-    found = pgd_attack(
-        model, x, torch.arange(5) % 3, radius=radius, norm=norm, box=box, steps=15, restarts=2, generator=generator(0)
-    )
+    problem = Problem(model, x, torch.arange(5) % 3)
+    found = pgd_attack(problem, radius, norm=norm, box=box, steps=15, restarts=2, generator=generator(0))
     assert (lengths(found.features - x, norm) <= radius * (1 + 1e-12)).all()
     assert (found.losses >= found.clean_losses).all()
     assert_close(
@@ -57,13 +57,11 @@ def test_points_stay_where_they_must_and_never_lose(norm, box):
 
 def test_seeds_decide_and_restarts_help():
     model, x, y = mlp(1, [6, 12, 12, 3], "relu"), randn(2, 10, 6), torch.arange(10) % 3
-    options = {"radius": 1.5, "steps": 8}
-    first, again, other = (
-        pgd_attack(model, x, y, restarts=3, generator=generator(seed), **options) for seed in (0, 0, 1)
-    )
+    problem, options = Problem(model, x, y), {"radius": 1.5, "steps": 8}
+    first, again, other = (pgd_attack(problem, restarts=3, generator=generator(seed), **options) for seed in (0, 0, 1))
     assert torch.equal(first.features, again.features)
     assert not torch.equal(first.features, other.features)
-    one = pgd_attack(model, x, y, restarts=1, **options)
+    one = pgd_attack(problem, restarts=1, **options)
     assert (first.losses >= one.losses).all()
 
 
@@ -72,8 +70,9 @@ def test_flip_radius_of_a_linear_model_and_of_wrong_examples():
     f = x @ w
     y = f.argmax(1)
     y[0] = (y[0] + 1) % 3
+    problem = Problem(lambda z: z @ w, x, y)
     for norm, dual in (("l2", 2), ("linf", 1)):
-        found = flip_radius(lambda z: z @ w, x, y, max_radius=20.0, norm=norm)
+        found = flip_radius(problem, 20.0, norm=norm)
         ratios = torch.stack(
             [(f.gather(1, y[:, None])[:, 0] - f[:, j]) / (w.T[y] - w.T[j]).norm(p=dual, dim=1) for j in range(3)], 1
         )
@@ -81,7 +80,7 @@ def test_flip_radius_of_a_linear_model_and_of_wrong_examples():
         assert_close(found.radius, expected, rtol=1e-3, atol=1e-9)
         assert (found.radius >= expected * (1 - 1e-9)).all()
         assert ((found.features @ w).argmax(1)[1:] != y[1:]).all()
-    short = flip_radius(lambda z: z @ w, x, y, max_radius=1e-6)
+    short = flip_radius(problem, 1e-6)
     assert torch.isinf(short.radius[1:]).all()
     assert short.radius[0] == 0
 
@@ -100,7 +99,7 @@ ERRORS = [
 @pytest.mark.parametrize(("options", "match"), ERRORS)
 def test_unfit_options_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
-        pgd_attack(lambda z: z, torch.ones(2, 2), torch.tensor([0, 1]), **options)
+        pgd_attack(Problem(lambda z: z, torch.ones(2, 2), torch.tensor([0, 1])), **options)
 
 
 def optional_library(name):
@@ -137,7 +136,7 @@ def test_at_least_as_strong_as_foolbox(norm):
     _, theirs, _ = peer(wrapped, x, y, epsilons=radius)
     assert (lengths(theirs - x, norm) <= radius + 1e-5).all()
     loss = nn.functional.cross_entropy(model(theirs), y, reduction="none").detach()
-    ours = pgd_attack(model, x, y, radius=radius, norm=norm, box=(0.0, 1.0), restarts=2, generator=generator(0))
+    ours = pgd_attack(Problem(model, x, y), radius, norm=norm, box=(0.0, 1.0), restarts=2, generator=generator(0))
     assert (ours.losses >= loss * 0.999 - 1e-6).all()
     assert ours.losses.mean() <= 1.2 * loss.mean()
 
@@ -153,6 +152,6 @@ def test_at_least_as_strong_as_torchattacks(norm):
         peer = torchattacks.PGD(model, eps=radius, alpha=radius / 10, steps=40, random_start=False)
     theirs = peer(x, y)
     loss = nn.functional.cross_entropy(model(theirs), y, reduction="none").detach()
-    ours = pgd_attack(model, x, y, radius=radius, norm=norm, box=(0.0, 1.0), restarts=2, generator=generator(0))
+    ours = pgd_attack(Problem(model, x, y), radius, norm=norm, box=(0.0, 1.0), restarts=2, generator=generator(0))
     assert (ours.losses >= loss * 0.999 - 1e-6).all()
     assert ours.losses.mean() <= 1.2 * loss.mean()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,10 +11,10 @@ from problems import finish, mlp, randn
 from torch import nn
 from torch.testing import assert_close
 
-from nfm_theory.adversarial.bounds import adversarial_bound, validity_radius
+from nfm_theory import Law, Problem
+from nfm_theory.adversarial import Effort, bound, validity_radius
 from nfm_theory.adversarial.linear_bounds import region_distance
 from nfm_theory.adversarial.relaxations import network_steps
-from nfm_theory.setting.laws import MixingLaw
 
 
 def homogeneous(seed, sizes, scale=4.0):
@@ -57,11 +58,11 @@ SLACK = [(seed, alpha, beta, noise) for seed in range(4) for alpha, beta, noise 
 @pytest.mark.parametrize(("seed", "alpha", "beta", "noise"), SLACK)
 def test_slack_is_the_predicted_one(seed, alpha, beta, noise):
     data, loss = setting(seed, n=10)
-    options = {"alpha": alpha, "beta": beta, "loss": loss}
-    report = adversarial_bound(*data, eps=1e-4, **options)
+    law = Law(alpha, beta)
+    problem = Problem(*data, law=law, loss=loss)
+    report = bound(problem, 1e-4)
     f = data[0](data[1]).detach()[:, 0]
-    law = MixingLaw(alpha, beta)
-    variance = law.moment(2) - law.moment(1) ** 2
+    variance = law.mixing.moment(2) - law.mixing.moment(1) ** 2
     bernoulli = f.sigmoid() * (1 - f.sigmoid())
     expected = 1e-8 * variance / 2 * float((bernoulli * f**2).mean())
     assert_close(report.predicted_slack, expected, rtol=1e-4, atol=0)
@@ -71,10 +72,11 @@ def test_slack_is_the_predicted_one(seed, alpha, beta, noise):
     assert report.slack_ratio[1] == pytest.approx(1, abs=0.02)
     assert report.verdict == "certified"
     if noise:
-        noisy = adversarial_bound(
-            *data, eps=1e-3, method="monte_carlo", samples=40_000, add_noise=noise, mult_noise=noise, **options
+        noisy_law = replace(law, add_noise=noise, mult_noise=noise)
+        noisy = bound(
+            Problem(*data, law=noisy_law, loss=loss), 1e-3, method="monte_carlo", effort=Effort(samples=40_000)
         )
-        plain = adversarial_bound(*data, eps=1e-3, **options)
+        plain = bound(problem, 1e-3)
         rows = torch.autograd.functional.jacobian(lambda x: data[0](x)[:, 0].sum(), data[1])
         extra = noise**2 * ((rows**2).sum(1) + ((rows * data[1]) ** 2).sum(1))
         assert_close(noisy.regularizer - plain.regularizer, 5e-7 * float((bernoulli * extra).mean()), rtol=1e-8, atol=0)
@@ -85,7 +87,8 @@ def test_slack_is_the_predicted_one(seed, alpha, beta, noise):
 @pytest.mark.parametrize("layer", ["", "1"])
 def test_every_radius_has_its_predicted_slack(kind, classes, layer):
     data, loss = setting(1, classes, n=10)
-    report = adversarial_bound(*data, eps=1e-5, radius=kind, layer=layer, loss=loss, certificate="none", steps=60)
+    problem = Problem(*data, layer=layer, law=Law(), loss=loss)
+    report = bound(problem, 1e-5, radius=kind, certificate="none", effort=Effort(steps=60))
     if layer and kind != "mean":
         assert report.failed == ["centring"]
     elif not layer:
@@ -103,7 +106,7 @@ def test_radius_about_the_mean_needs_neither_homogeneity_nor_centring():
     x = torch.cat([randn(6, 6, 3) + 2, randn(7, 6, 3) - 1])
     jacobian = torch.autograd.functional.jacobian(lambda z: model(z)[:, 0].sum(), x)
     y = ((jacobian * (x - x.mean(0))).sum(1) > 0).long()
-    report = adversarial_bound(model, x, y, eps=1e-5, radius="mean", loss="logistic")
+    report = bound(Problem(model, x, y, law=Law(), loss="logistic"), 1e-5, radius="mean")
     assert report.failed == []
     assert {a.name for a in report.assumptions if not a.holds} == {"homogeneity", "centring"}
     assert report.slack_ratio == pytest.approx((1, 1), abs=0.02)
@@ -117,8 +120,9 @@ def test_the_bound_is_refuted_where_it_is_false():
         model.weight.copy_(torch.tensor([[3.0, 0.0]]))
     x = torch.tensor([[0.1, 0.0], [-0.1, 0.0], [3.0, 0.0], [-3.0, 0.0]], dtype=torch.float64)
     y = labelled(model, x)
-    small = adversarial_bound(model, x, y, eps=0.01, loss="logistic")
-    large = adversarial_bound(model, x, y, eps=1.0, loss="logistic")
+    problem = Problem(model, x, y, law=Law(), loss="logistic")
+    small = bound(problem, 0.01)
+    large = bound(problem, 1.0)
     assert small.verdict == "certified"
     assert large.verdict == "refuted"
     assert large.failed == []
@@ -131,7 +135,7 @@ def test_the_bound_is_refuted_where_it_is_false():
     right += (f.sigmoid() * (1 - f.sigmoid())).mean() * (f**2).mean() / 12
     assert_close(large.nfm_loss, float(left), rtol=1e-6, atol=0)
     assert_close(large.right_upper, float(right), rtol=1e-8, atol=0)
-    found = validity_radius(model, x, y, loss="logistic", scales=[0.01, 0.1, 1.0], bisections=6)
+    found = validity_radius(problem, [0.01, 0.1, 1.0], 6)
     assert 0.01 <= found.certified < found.refuted <= 1.0
     assert found.refuted / found.certified < 1.1
     assert f"up to eps = {found.certified:.4g}" in str(found)
@@ -142,7 +146,8 @@ def test_a_leaky_network_is_refuted_at_a_large_scale():
     verdicts = []
     for seed in range(6):
         data, loss = setting(seed, sizes=(2, 8), n=12)
-        found = validity_radius(*data, loss=loss, bisections=0, certificate="enumeration", scales=[1e-5, 1e-2, 0.3, 1])
+        problem = Problem(*data, law=Law(), loss=loss)
+        found = validity_radius(problem, [1e-5, 1e-2, 0.3, 1], 0, certificate="enumeration")
         assert found.verdicts[0] == "certified"
         verdicts += found.verdicts
     assert "refuted" in verdicts
@@ -150,10 +155,10 @@ def test_a_leaky_network_is_refuted_at_a_large_scale():
 
 def test_failed_assumptions_are_named():
     x, y = centred(2, 8, 3), torch.arange(8) % 2
-    biased = adversarial_bound(mlp(1, [3, 8, 1], "relu"), x + 1, y, loss="logistic")
+    biased = bound(Problem(mlp(1, [3, 8, 1], "relu"), x + 1, y, law=Law(), loss="logistic"))
     assert {"homogeneity", "centring", "Θ"} <= set(biased.failed)
     assert "fails: homogeneity" in biased.reason
-    smooth = adversarial_bound(mlp(1, [3, 8, 1], "tanh", bias=False), x, y, loss="logistic")
+    smooth = bound(Problem(mlp(1, [3, 8, 1], "tanh", bias=False), x, y, law=Law(), loss="logistic"))
     assert {"homogeneity", "Hessian"} <= set(smooth.failed)
     named = {a.name: a.value for a in smooth.assumptions}
     model = mlp(1, [3, 8, 1], "tanh", bias=False)
@@ -175,7 +180,8 @@ class Own(nn.Module):
 
 def test_report_without_a_certificate():
     (model, x, y), loss = setting()
-    report = adversarial_bound(Own(model), x, y, eps=1e-4, loss=loss)
+    problem = Problem(Own(model), x, y, law=Law(), loss=loss)
+    report = bound(problem, 1e-4)
     assert report.verdict == "undecided"
     assert "nn.Sequential" in report.reason
     assert math.isinf(report.right_upper)
@@ -183,29 +189,38 @@ def test_report_without_a_certificate():
     assert values["right_upper"] is None
     assert values["assumptions"]["Θ"]["holds"]
     with pytest.raises(ValueError, match="no relaxation"):
-        adversarial_bound(Own(model), x, y, eps=1e-4, loss=loss, certificate="crown")
+        bound(problem, 1e-4, certificate="crown")
 
 
 ERRORS = [
     ({"radius": "wide"}, "radius: expected one of"),
     ({"method": "grid"}, "method: expected"),
     ({"eps": 0.0}, "eps: expected"),
-    ({"alpha": 0.0}, "needs mixing"),
+    ({"law": Law(alpha=0.0)}, "needs mixing"),
+    ({"law": None}, "law: expected a law of mixing and noise"),
+    ({"partners": torch.full((4, 4), 0.25)}, "partners: the bound is about uniform partners"),
     ({"loss": "square"}, "'cross_entropy' and 'logistic'"),
-    ({"certificate": "magic"}, "method: expected one of"),
+    ({"certificate": "magic"}, "certificate: expected one of"),
 ]
+
+
+def unfit(model, x, y, loss, options):
+    """The problem of some options, which are taken out."""
+    names = ("law", "loss", "partners")
+    return [Problem(model, x, y, **{"law": Law(), "loss": loss, **{n: options.pop(n) for n in names if n in options}})]
 
 
 @pytest.mark.parametrize(("options", "match"), ERRORS)
 def test_unfit_options_are_refused(options, match):
     (model, x, y), loss = setting(n=4)
+    options = dict(options)
     with pytest.raises(ValueError, match=match):
-        adversarial_bound(model, x, y, **{"loss": loss, **options})
+        bound(*unfit(model, x, y, loss, options), **options)
 
 
 def test_soft_labels_and_unordered_scales_are_refused():
     (model, x, y), loss = setting(n=4)
     with pytest.raises(ValueError, match="no mixtures"):
-        adversarial_bound(model, x, torch.full((4,), 0.5), loss=loss)
+        bound(Problem(model, x, torch.full((4,), 0.5), law=Law(), loss=loss))
     with pytest.raises(ValueError, match="scales: expected increasing"):
-        validity_radius(model, x, y, loss=loss, scales=[0.1, 0.01])
+        validity_radius(Problem(model, x, y, law=Law(), loss=loss), [0.1, 0.01])

@@ -1,5 +1,6 @@
 """No false certificate: upper bounds against enumeration, long attacks and dense sampling; tightness is reported."""
 
+import copy
 import json
 
 import pytest
@@ -9,7 +10,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from benchmarks.certificates import METHODS, Tightness, extend
-from nfm_theory.adversarial.certificates import certify, worst_case
+from nfm_theory import Problem
+from nfm_theory.adversarial import certify, worst_case
 from nfm_theory.adversarial.linear_bounds import check_ball, region_distance, relaxed_minimum
 from nfm_theory.adversarial.regions import RegionLimitError
 from nfm_theory.adversarial.relaxations import Scalar, network_steps
@@ -34,7 +36,7 @@ def test_enumeration_is_the_maximum_on_a_grid(norm):
     for seed in range(6):
         d = 1 + seed % 2
         model, x, y = mlp(seed, [d, 6, 4, 1], "relu"), randn(seed, 1, d), torch.tensor([seed % 2])
-        found = certify(model, x, y, radius=1.5, norm=norm, loss="logistic", method="enumeration")
+        found = certify(Problem(model, x, y, loss="logistic"), 1.5, norm=norm, method="enumeration")
         line = torch.linspace(-1.5, 1.5, 1001, dtype=torch.float64)
         grid = torch.cartesian_prod(*[line] * d).reshape(-1, d)
         grid = grid[grid.norm(dim=1) <= 1.5] if norm == "l2" else grid
@@ -49,17 +51,17 @@ def test_enumeration_is_the_maximum_on_a_grid(norm):
 def test_closed_form_in_the_linear_region(norm, classes):
     model, x = mlp(2, [5, 10, 8, classes], "relu"), randn(3, 12, 5)
     y, loss = torch.arange(12) % 2, "logistic" if classes == 1 else "cross_entropy"
-    distance = region_distance(network_steps(model), x, norm=norm)
+    problem, distance = Problem(model, x, y, loss=loss), region_distance(network_steps(model), x, norm=norm)
     for part, inside in ((0.999, True), (1.001, False)):
-        options = {"radius": part * distance, "norm": norm, "loss": loss}
-        closed = certify(model, x, y, method="region", **options)
-        crown = certify(model, x, y, method="crown", **options)
-        exact = certify(model, x, y, method="enumeration", **options)
+        options = {"radius": part * distance, "norm": norm}
+        closed = certify(problem, method="region", **options)
+        crown = certify(problem, method="crown", **options)
+        exact = certify(problem, method="enumeration", **options)
         assert torch.equal(closed.inside, torch.full((12,), inside))
         assert torch.equal(crown.inside, closed.inside)
         assert torch.equal(exact.regions == 1, closed.inside)
         if inside:
-            found = worst_case(model, x, y, method="region", steps=60, **options)
+            found = worst_case(problem, method="region", steps=60, **options)
             assert_close(closed.margins, crown.margins, rtol=1e-10, atol=1e-12)
             assert_close(closed.margins, exact.margins, rtol=1e-9, atol=1e-10)
             assert_close(found.lower, found.upper, rtol=1e-6, atol=1e-8)
@@ -79,16 +81,17 @@ def ground(seed, activation, norm=nn.BatchNorm2d, pool=nn.MaxPool2d):
 def test_convolutional_networks(activation, pool, norm):
     model, x, y = ground(4, activation, pool=pool)
     radius = torch.linspace(0, 0.3 if norm == "l2" else 0.05, 6, dtype=torch.float64)
+    problem = Problem(model, x, y)
     uppers = []
     for method in METHODS:
-        found = worst_case(model, x, y, radius=radius, norm=norm, method=method, steps=15, restarts=2)
+        found = worst_case(problem, radius, norm=norm, method=method, steps=15, restarts=2)
         assert (found.gap >= -1e-10).all()
         assert_close(found.gap[0], torch.zeros_like(found.gap[0]), rtol=0, atol=1e-10)
         uppers.append(found.upper)
     assert (uppers[0] <= uppers[2] + 1e-10).all()
     assert (uppers[0] - found.lower).max() < 0.5 * (uppers[2] - found.lower).max()
     if activation == "relu":
-        raised = certify(model, x, y, radius=radius, norm=norm, method="crown", slope_steps=10)
+        raised = certify(problem, radius, norm=norm, method="crown", slope_steps=10)
         assert (raised.loss_upper <= uppers[0] + 1e-12).all()
         assert (raised.loss_upper >= found.lower - 1e-10).all()
         assert raised.method == "crown, 10 slope steps"
@@ -119,29 +122,34 @@ def test_lines_enclose_the_activation(module):
 
 def test_features_behind_a_layer_and_the_box():
     model = nn.Sequential(mlp(1, [4, 6, 5], "relu"), nn.ReLU(), mlp(2, [5, 6, 3], "relu")).double().eval()
-    x = randn(3, 8, 4)
+    x, y = randn(3, 8, 4), torch.arange(8) % 3
+    hidden = Problem(model, x, y, layer="1")
     h = model[:2](x).detach()
-    y = torch.arange(8) % 3
-    inner = certify(model, h, y, radius=0.4, layer="1", method="crown")
-    assert_close(inner.margins, certify(model[2], h, y, radius=0.4, method="crown").margins)
-    deep = certify(model, model[0][0](x).detach(), y, radius=0.4, layer="0.0", method="crown")
+    assert torch.equal(hidden.features, h)
+    inner = certify(hidden, 0.4, method="crown")
+    assert_close(inner.margins, certify(Problem(model[2], h, y), 0.4, method="crown").margins)
+    deep = certify(Problem(model, x, y, layer="0.0"), 0.4, method="crown")
     assert_close(deep.clean_losses, inner.clean_losses)
     top = float(h.max())
-    boxed = worst_case(model, h, y, radius=0.4, layer="1", box=(0.0, top), method="enumeration", steps=60)
+    boxed = worst_case(hidden, 0.4, box=(0.0, top), method="enumeration", steps=60)
     assert (boxed.gap >= -1e-10).all()
     assert (boxed.upper <= inner.loss_upper + 1e-10).all()
-    assert (boxed.upper <= certify(model, h, y, radius=0.4, layer="1", box=(0.0, top)).loss_upper + 1e-10).all()
+    assert (boxed.upper <= certify(hidden, 0.4, box=(0.0, top)).loss_upper + 1e-10).all()
     params = {name: 0.5 * value for name, value in model.named_parameters()}
-    half = certify(model, h, y, radius=0.0, layer="1", params=params)
+    half = certify(Problem(model, x, y, layer="1", params=params), 0.0)
     assert_close(half.clean_losses, half.loss_upper)
     assert not torch.equal(half.clean_losses, inner.clean_losses)
+    halved = copy.deepcopy(model)
+    halved.load_state_dict(params)
+    own = certify(Problem(halved, x, y, layer="1"), 0.3)
+    assert_close(certify(Problem(model, x, y, layer="1", params=params), 0.3).loss_upper, own.loss_upper)
 
 
 def test_verdicts_and_their_report():
     model, x = mlp(6, [3, 8, 1], "relu"), randn(4, 20, 3)
     y = (model(x).detach()[:, 0] > 0).long()
-    radius = torch.linspace(0, 4, 20, dtype=torch.float64)
-    found = worst_case(model, x, y, radius=radius, loss="logistic", method="interval", restarts=2)
+    problem, radius = Problem(model, x, y, loss="logistic"), torch.linspace(0, 4, 20, dtype=torch.float64)
+    found = worst_case(problem, radius, method="interval", restarts=2)
     counts = found.counts()
     assert sum(counts.values()) == 20
     assert min(counts.values()) > 0
@@ -149,7 +157,7 @@ def test_verdicts_and_their_report():
     assert found.counts(threshold=-1.0)["refuted"] == 20
     assert f"certified {counts['certified']}, refuted {counts['refuted']}" in str(found)
     assert json.loads(json.dumps(found.to_dict()))["label_kept"] == found.verdicts()
-    exact = worst_case(model, x, y, radius=radius, loss="logistic", method="enumeration")
+    exact = worst_case(problem, radius, method="enumeration")
     assert exact.counts()["undecided"] == 0
     for rough, sharp in zip(found.verdicts(), exact.verdicts(), strict=True):
         assert rough in (sharp, "undecided")
@@ -158,8 +166,8 @@ def test_verdicts_and_their_report():
 def test_float32_and_blocks():
     model, x = mlp(3, [3, 8, 2], "relu"), randn(4, 150, 3)
     y = torch.arange(150) % 2
-    double = certify(model, x, y, radius=0.2)
-    single = certify(model.float(), x.float(), y, radius=0.2)
+    double = certify(Problem(model, x, y), 0.2)
+    single = certify(Problem(model.float(), x.float(), y), 0.2)
     assert single.loss_upper.dtype == torch.float32
     assert_close(single.loss_upper.double(), double.loss_upper, rtol=1e-4, atol=1e-5)
 
@@ -169,13 +177,24 @@ class Own(nn.Module):
         return x
 
 
+class Nested(nn.Module):
+    """Has a layer, but is no sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Identity()
+
+    def forward(self, x):
+        return self.inner(x)
+
+
 ERRORS = [
     (Own(), {}, "no relaxation here"),
     (nn.Mish(), {}, "Mish"),
-    (nn.Sequential(nn.Linear(2, 2), nn.Dropout()).train(), {}, "training mode"),
+    (nn.Sequential(nn.Linear(2, 2), nn.Dropout()), {"train": True}, "training mode"),
     (nn.Identity(), {"method": "magic"}, "method: expected"),
     (nn.Identity(), {"loss": "square"}, "'cross_entropy' and 'logistic'"),
-    (nn.Identity(), {"layer": "3"}, "no member of the nn.Sequential"),
+    (Nested(), {"layer": "inner"}, "'inner' is no member of the nn.Sequential"),
     (nn.Tanh(), {"method": "enumeration"}, "ReLU and LeakyReLU"),
     (nn.Tanh(), {"method": "region"}, "ReLU and LeakyReLU"),
 ]
@@ -183,19 +202,25 @@ ERRORS = [
 
 @pytest.mark.parametrize(("model", "options", "match"), ERRORS)
 def test_unfit_arguments_are_refused(model, options, match):
+    options = dict(options)
+    parts = {name: options.pop(name) for name in ("loss", "layer") if name in options}
+    y = torch.eye(2) if parts.get("loss") == "square" else torch.tensor([0, 1])
+    problem = Problem(model.eval(), torch.ones(2, 2), y, **parts)
+    model.train(options.pop("train", False))
     with pytest.raises(ValueError, match=match):
-        certify(model, torch.ones(2, 2), torch.tensor([0, 1]), radius=1.0, **options)
+        certify(problem, 1.0, **options)
 
 
 def test_other_refusals():
+    soft = Problem(nn.Identity(), torch.ones(1, 2), torch.tensor([[0.5, 0.5]]))
     with pytest.raises(ValueError, match="no mixtures"):
-        certify(nn.Identity(), torch.ones(1, 2), torch.tensor([[0.5, 0.5]]), radius=1.0)
+        certify(soft, 1.0)
+    callable_only = Problem(lambda x: x, torch.ones(1, 2), torch.tensor([0]))
     with pytest.raises(ValueError, match=r"expected an nn\.Sequential"):
-        certify(lambda x: x, torch.ones(1, 2), torch.tensor([0]), radius=1.0)
+        certify(callable_only, 1.0)
+    wide = Problem(mlp(1, [3, 9, 2], "relu"), randn(1, 1, 3), torch.tensor([0]))
     with pytest.raises(RegionLimitError, match="max_cells = 3"):
-        certify(
-            mlp(1, [3, 9, 2], "relu"), randn(1, 1, 3), torch.tensor([0]), radius=9.0, method="enumeration", max_cells=3
-        )
+        certify(wide, 9.0, method="enumeration", max_cells=3)
     ball = check_ball(torch.ones(1, 2), 1.0, "l2", None)
     with pytest.raises(ValueError, match="method: expected one of"):
         relaxed_minimum([], ball, torch.ones(1, 1, 2), method="region")

@@ -62,7 +62,7 @@ def test_divergence_is_refused_and_real(a, b):
     with pytest.raises(ValueError, match="infinite") as caught:
         glm_regularizer(theta, x, alpha=a, beta=b)
     assert "min(α, β) > 1" in str(caught.value)
-    assert "taylor_terms" in str(caught.value)
+    assert "nfm_theory.terms(problem)" in str(caught.value)
     b = a if b is None else b
     integrand = lambda s: unmixed_density(s, a, b) * ((1 - s) / s) ** 2  # noqa: E731
     cuts = [1e-2, 1e-4, 1e-6, 1e-8]

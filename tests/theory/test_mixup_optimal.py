@@ -9,7 +9,7 @@ from problems import mlp, randn
 from scipy import integrate, special
 from torch.testing import assert_close
 
-from nfm_theory import nfm_loss
+from nfm_theory import Law, Problem, Quadrature, loss
 from nfm_theory.generalization.mixup_optimal import (
     alternating_line,
     empirical_report,
@@ -214,8 +214,9 @@ def test_the_minimal_loss_of_two_points_is_an_integral(alpha, beta):
 def test_no_network_goes_below_the_minimal_loss(seed, alpha):
     x, y = alternating_line(4)
     model = mlp(seed, [1, 8, 2])
-    loss = nfm_loss(model, x, y, alpha=alpha, form="mixed", num_lam=60).value.detach()
-    assert float(loss) > minimal_mixup_loss(x, y, alpha=alpha)
+    problem = Problem(model, x, y, law=Law(alpha))
+    value = loss(problem, 1.0, "exact", "mixed", quadrature=Quadrature(num_lam=60)).value.detach()
+    assert float(value) > minimal_mixup_loss(x, y, alpha=alpha)
 
 
 def test_coinciding_samples_share_an_atom():

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,11 +11,13 @@ import torch
 from problems import finish, mlp, randn
 from torch import nn
 
-from nfm_theory.adversarial import adversarial_bound, noisymix_bound
+from nfm_theory import Branches, Law, Problem
+from nfm_theory.adversarial import Effort, bound
 from nfm_theory.adversarial.linear_bounds import region_distance
 from nfm_theory.adversarial.relaxations import network_steps
 
 GAMMA = 3.0
+USUAL = 12.0  # of the released code
 WEIGHTS = [0.3, 0.7]
 
 
@@ -44,6 +47,11 @@ def setting(seed=0, classes=1, n=6, d=2, turn=0.2):
     f = model(x)
     y = (f[:, 0] > 0).long() if classes == 1 else f.argmax(1)
     return model, [x, augment(x)], y, "logistic" if classes == 1 else "cross_entropy"
+
+
+def noisymix(model, xs, y, loss, *, gamma=USUAL, law=None, **options):
+    """The branches with the NoisyMix loss, by default those of Mixup without noise."""
+    return Branches(model, xs, y, gamma=gamma, loss=loss, law=law or Law(), **options)
 
 
 def probabilities(u):
@@ -124,10 +132,9 @@ def naive_right(model, xs, y, eps, sigma):
 @pytest.mark.parametrize(("eps", "sigma"), [(0.05, 0.0), (0.05, 0.3), (0.5, 0.0), (1.0, 0.0)])
 def test_both_sides_are_those_of_loops(classes, eps, sigma):
     model, xs, y, loss = setting(classes=classes)
-    found = noisymix_bound(
-        model, xs, y, eps=eps, gamma=GAMMA, weights=WEIGHTS, loss=loss, add_noise=sigma, noise="rademacher",
-        certificate="enumeration", steps=80, restarts=3,
-    )  # fmt: skip
+    law = Law(add_noise=sigma, noise="rademacher")
+    branches = noisymix(model, xs, y, loss, gamma=GAMMA, weights=WEIGHTS, law=law)
+    found = bound(branches, eps, certificate="enumeration", effort=Effort(steps=80, restarts=3))
     left = naive_left(model, xs, y, eps, sigma, 100 if sigma else 400)
     assert found.left == pytest.approx(left, rel=2e-5)
     if eps == 1:
@@ -141,8 +148,8 @@ def test_both_sides_are_those_of_loops(classes, eps, sigma):
 
 def test_without_the_stability_loss_it_is_the_adversarial_bound():
     model, xs, y, loss = setting(n=8)
-    plain = adversarial_bound(model, xs[0], y, eps=0.2, loss=loss)
-    found = noisymix_bound(model, xs, y, eps=0.2, gamma=0.0, loss=loss)
+    plain = bound(Problem(model, xs[0], y, law=Law(), loss=loss), 0.2)
+    found = bound(noisymix(model, xs, y, loss, gamma=0.0), 0.2)
     assert found.left == pytest.approx(plain.nfm_loss, rel=1e-13)
     assert (found.right_lower, found.right_upper) == (plain.right_lower, plain.right_upper)
     assert (found.verdict, plain.verdict) == ("holds", "certified")
@@ -153,7 +160,7 @@ def test_without_the_stability_loss_it_is_the_adversarial_bound():
 @pytest.mark.parametrize("branches", [2, 3])
 def test_equal_branches_without_noise_leave_the_slack_of_the_adversarial_bound(branches):
     model, xs, y, loss = setting(1, n=8)
-    reports = [noisymix_bound(model, [xs[0]] * branches, y, eps=e, loss=loss) for e in (2e-3, 1e-3)]
+    reports = [bound(noisymix(model, [xs[0]] * branches, y, loss), e) for e in (2e-3, 1e-3)]
     for found in reports:
         assert abs(found.remainder) < 1e-13
         assert found.slack_ratio == pytest.approx((1, 1), abs=0.02)
@@ -164,7 +171,7 @@ def test_equal_branches_without_noise_leave_the_slack_of_the_adversarial_bound(b
 @pytest.mark.parametrize("classes", [1, 3])
 def test_augmented_branches_add_a_remainder_of_third_order(classes):
     model, xs, y, loss = setting(2, classes, n=8)
-    reports = [noisymix_bound(model, xs, y, eps=e, loss=loss) for e in (4e-3, 2e-3, 1e-3)]
+    reports = [bound(noisymix(model, xs, y, loss), e) for e in (4e-3, 2e-3, 1e-3)]
     for found in reports:
         clean = found.clean.slack
         assert found.slack == pytest.approx(tuple(s + found.remainder for s in clean), abs=1e-13)
@@ -173,15 +180,17 @@ def test_augmented_branches_add_a_remainder_of_third_order(classes):
     assert orders == pytest.approx([3, 3], abs=0.1)
     if classes == 1:  # one margin: what is left is of second order
         assert reports[-1].slack_ratio == pytest.approx((1, 1), abs=0.1)
-    without = noisymix_bound(model, xs, y, eps=1e-3, loss=loss, remainder=False)
+    without = replace(reports[-1], stability=replace(reports[-1].stability, C3=None))
     assert without.predicted_remainder is None
     assert without.slack == reports[-1].slack
+    assert "predicted, order 3" in str(reports[-1])
+    assert "predicted, order 3" not in str(without)
 
 
 def test_the_stability_loss_alone_can_refute_it():
     """At a large scale the expansion exceeds the stability loss; the adversarial bound holds there all the same."""
-    model, xs, y, loss = setting(2, n=8)
-    small, large = (noisymix_bound(model, xs, y, eps=e, loss=loss, certificate="enumeration") for e in (0.002, 1.0))
+    branches = noisymix(*setting(2, n=8))
+    small, large = (bound(branches, eps, certificate="enumeration") for eps in (0.002, 1.0))
     assert small.verdict == "holds"
     assert large.verdict == "refuted"
     assert large.failed == []
@@ -194,22 +203,22 @@ def test_the_stability_loss_alone_can_refute_it():
 
 def test_failed_assumptions_are_named():
     model, xs, y, loss = setting()
-    biased = noisymix_bound(mlp(1, [2, 8, 1], "relu"), xs, y, loss=loss)
+    biased = bound(noisymix(mlp(1, [2, 8, 1], "relu"), xs, y, loss))
     assert "homogeneity" in biased.failed
     assert "homogeneity" in biased.reason
     assert "homogeneity" in str(biased)
     assert "FAILS" in str(biased)
     kinked = xs[1].clone()
     kinked[3] = 0.0  # the tip of every cone: no linear region around it
-    assert noisymix_bound(model, [xs[0], kinked], y, loss=loss).failed == ["branches"]
-    fine = {a.name: a for a in noisymix_bound(model, xs, y, loss=loss).assumptions}["branches"]
+    assert bound(noisymix(model, [xs[0], kinked], y, loss)).failed == ["branches"]
+    fine = {a.name: a for a in bound(noisymix(model, xs, y, loss)).assumptions}["branches"]
     nearest = min(float(((model[0](x)).abs() / model[0].weight.norm(dim=1)).min()) for x in xs)
     assert fine.value == pytest.approx(nearest)
 
 
 def test_without_a_certificate_it_is_undecided():
     model, xs, y, loss = setting()
-    report = noisymix_bound(lambda z: model(z), xs, y, eps=1e-3, loss=loss)
+    report = bound(noisymix(lambda z: model(z), xs, y, loss), 1e-3)
     assert report.verdict == "undecided"
     assert "no certificate" in report.reason
     assert math.isinf(report.right_upper)
@@ -223,9 +232,10 @@ def test_without_a_certificate_it_is_undecided():
 
 def test_monte_carlo_agrees_with_quadrature():
     model, xs, y, loss = setting(3, n=4)
-    options = {"eps": 0.1, "loss": loss, "add_noise": 0.2, "mult_noise": 0.1, "noise": "rademacher", "steps": 5}
-    exact = noisymix_bound(model, xs, y, **options)
-    sampled = noisymix_bound(model, xs, y, method="monte_carlo", samples=20_000, **options)
+    law = Law(add_noise=0.2, mult_noise=0.1, noise="rademacher")
+    branches, effort = noisymix(model, xs, y, loss, law=law), Effort(steps=5, samples=20_000)
+    exact = bound(branches, 0.1, effort=effort)
+    sampled = bound(branches, 0.1, method="monte_carlo", effort=effort)
     assert exact.method.startswith("exact")
     assert 0 < sampled.left_error < 0.01
     assert abs(sampled.left - exact.left) <= 5 / 4 * sampled.left_error + exact.left_error
@@ -235,7 +245,8 @@ ERRORS = [
     ({"xs": 1}, "m >= 2 branches"),
     ({"gamma": -1.0}, "gamma: expected"),
     ({"eps": 0.0}, "eps: expected"),
-    ({"alpha": 0.0}, "needs mixing"),
+    ({"law": Law(alpha=0.0)}, "needs mixing"),
+    ({"gamma": None, "loss": None}, "give gamma="),
     ({"weights": [0.5, 0.6]}, "weights"),
     ({"radius": "largest"}, "radius: expected"),
     ({"method": "guess"}, "method: expected"),
@@ -249,5 +260,6 @@ def test_unfit_arguments_are_refused(wrong, match):
     model, xs, y, loss = setting()
     wrong = dict(wrong)
     xs, y = xs[: wrong.pop("xs", 2)], wrong.pop("y", y)
+    ways = {name: wrong.pop(name) for name in ("eps", "radius", "method") if name in wrong}
     with pytest.raises(ValueError, match=match):
-        noisymix_bound(model, xs, y, **{"loss": loss, "steps": 5, **wrong})
+        bound(noisymix(model, xs, y, **{"loss": loss, **wrong}), effort=Effort(steps=5), **ways)

@@ -15,10 +15,10 @@ from torch.testing import assert_close
 import nfm_theory as nt
 from experiments.recipes.recipe import Scheme
 from experiments.schemes import build_step
-from nfm_theory.setting.draws import Draw
-from nfm_theory.training.mixup import LayerDraw, NoisyFeatureMixup
+from nfm_theory import Draw, LayerDraw, NoisyFeatureMixup
 
-NOISY = {"add_noise": 0.4, "mult_noise": 0.2}
+LEVELS = {"add_noise": 0.4, "mult_noise": 0.2}
+MIXUP, NOISY = nt.Law(), nt.Law.released(**LEVELS)
 LAYERS = ("", "1", "3")
 EXACT = {"rtol": 1e-10, "atol": 1e-12}
 X, Y = randn(0, 6, 3), torch.tensor([0, 2, 1, 1, 0, 2])
@@ -28,9 +28,9 @@ def network(seed=0):
     return mlp(seed, [3, 5, 4, 3]).train()
 
 
-def build(model, layers=LAYERS, seed=0, **options):
+def build(model, layers=LAYERS, law=MIXUP, seed=0, **options):
     options = {"num_classes": 3, "generator": generator(seed), "form": "unmixed", **options}
-    return NoisyFeatureMixup(model, layers, **options)
+    return NoisyFeatureMixup(model, layers, law, **options)
 
 
 def outputs_from(model, layer, change, x):
@@ -46,7 +46,7 @@ def outputs_from(model, layer, change, x):
 @pytest.mark.parametrize("eps", [0.0, 0.3, 1.0, 1.5])
 def test_the_step_is_the_formula_row_by_row(layer, eps):
     model = network()
-    nfm = build(model, layer, eps=eps, label_smoothing=0.1, **NOISY)
+    nfm = build(model, layer, NOISY, eps=eps, label_smoothing=0.1)
     inputs, targets = nfm(X, Y)
     losses = F.cross_entropy(model(inputs), targets, reduction="none")
     draw = nfm.last.draw
@@ -67,14 +67,11 @@ def test_the_step_is_the_formula_row_by_row(layer, eps):
 
 
 def test_lambda_is_drawn_from_the_unmixed_law():
-    nfm = build(network(), "", alpha=0.7, eps=0.5)
+    nfm = build(network(), "", nt.Law(0.7), eps=0.5)
     source = generator(0)
     nfm(X, Y)
     torch.randint(1, (), generator=source)  # the layer
-    expected = nt.sample_draw(
-        6, (), mixing=nt.MixingLaw(0.7), as_trained=True, additive=False, multiplicative=False, generator=source,
-        dtype=torch.float64,
-    )  # fmt: skip
+    expected = nt.sample_draw(6, (), nt.Law(0.7), as_trained=True, generator=source, dtype=torch.float64)
     assert torch.equal(nfm.last.draw.lam, expected.lam)
     assert torch.equal(nfm.last.draw.index, expected.index)
     weights = torch.stack([nfm(X, Y) and nfm.last.draw.lam[0] for _ in range(3000)])
@@ -85,7 +82,7 @@ def test_lambda_is_drawn_from_the_unmixed_law():
 def mean_loss(nfm, model, x, y, layer, noise):
     """The expected loss of a step: every permutation of the batch, a quadrature rule for λ, one noise for all rows."""
     n = len(x)
-    nodes, weights = nfm.mixing.nodes(30, unmixed=nfm.form == "unmixed")
+    nodes, weights = nfm.laws[layer].mixing.nodes(30, unmixed=nfm.form == "unmixed")
     total = 0.0
     for order in itertools.permutations(range(n)):
         for lam, weight in zip(nodes, weights, strict=True):
@@ -108,29 +105,28 @@ def test_at_scale_one_the_expected_loss_is_that_of_the_usual_step(seed, layer, a
     levels, noise = {}, {}
     if noisy:
         width = {"": 3, "1": 5, "3": 4}[layer]
-        levels = NOISY
+        levels = LEVELS
         noise = {name: randn(seed + k, 1, width).expand(3, -1) for k, name in enumerate(("add", "mult"))}
-    means = [
-        mean_loss(build(model, alpha=alpha, beta=beta, form=form, **levels), model, x, y, layer, noise)
-        for form in ("mixed", "unmixed")
-    ]
+    law = nt.Law.released(alpha=alpha, beta=beta, **levels)
+    means = [mean_loss(build(model, law=law, form=form), model, x, y, layer, noise) for form in ("mixed", "unmixed")]
     assert_close(means[0], means[1], rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("eps", [0.25, 0.75, 1.0])
 def test_the_expected_loss_is_that_of_the_theory(layer, eps):
-    model, x, y = network(3), randn(4, 3, 3), torch.tensor([0, 2, 1])
-    value = mean_loss(build(model, alpha=0.7, eps=eps), model, x, y, layer, {})
-    exact = nt.nfm_loss(model.eval(), x, y, layer=layer, alpha=0.7, eps=eps, num_lam=30).value
+    model, x, y, law = network(3), randn(4, 3, 3), torch.tensor([0, 2, 1]), nt.Law(0.7)
+    value = mean_loss(build(model, law=law, eps=eps), model, x, y, layer, {})
+    problem = nt.Problem(model.eval(), x, y, layer=layer, law=law)
+    exact = nt.loss(problem, eps, "exact", quadrature=nt.Quadrature(num_lam=30)).value
     assert_close(value, exact, rtol=1e-9, atol=1e-11)
-    usual = mean_loss(build(model.train(), alpha=0.7, form="mixed"), model, x, y, layer, {})
+    usual = mean_loss(build(model.train(), law=law, form="mixed"), model, x, y, layer, {})
     assert (abs(float((value - usual).detach())) > 1e-4) == (eps != 1)
 
 
 def test_scale_zero_is_the_plain_step():
     model = network()
-    nfm = build(model, eps=0.0, noise="released", **NOISY)
+    nfm = build(model, law=NOISY, eps=0.0)
     for _ in range(5):
         inputs, targets = nfm(X, Y)
         assert_close(F.cross_entropy(model(inputs), targets), F.cross_entropy(model(X), Y), **EXACT)
@@ -138,14 +134,14 @@ def test_scale_zero_is_the_plain_step():
 
 def test_the_default_is_the_usual_step_bit_by_bit():
     model = network()
-    steps = [build(model, "", form="mixed"), NoisyFeatureMixup(model, "", num_classes=3, generator=generator(0))]
+    steps = [build(model, "", form="mixed"), NoisyFeatureMixup(model, "", MIXUP, num_classes=3, generator=generator(0))]
     (first, second) = ([part.clone() for part in nfm(X, Y)] for nfm in steps)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda nfm: pickle.loads(pickle.dumps(nfm))])
 def test_a_copy_has_the_same_scale_and_form(copied):
-    nfm = build(network(), "", eps=0.3, **NOISY)
+    nfm = build(network(), "", NOISY, eps=0.3)
     again = copied(nfm)
     assert (again.eps, again.form) == (0.3, "unmixed")
     for ours, theirs in zip(nfm(X, Y), again(X, Y), strict=True):
@@ -156,7 +152,7 @@ def test_a_copy_has_the_same_scale_and_form(copied):
     ("options", "match"),
     [
         ({"form": "mixed", "eps": 0.5}, "use form='unmixed'"),
-        ({"form": "half"}, "form: expected 'mixed' or 'unmixed'"),
+        ({"form": "half"}, r"form: expected one of \['mixed', 'unmixed'\]"),
         ({"eps": -0.1}, "eps: expected a finite number >= 0"),
         ({"eps": float("nan")}, "eps: expected"),
     ],
@@ -167,11 +163,11 @@ def test_scales_without_a_meaning_are_refused(options, match):
 
 
 def test_the_step_of_a_scheme_has_its_scale():
-    scheme = Scheme("nfm_eps_0_5", alpha=1.0, layers="eligible", **NOISY, eps=0.5, form="unmixed")
+    scheme = Scheme("nfm_eps_0_5", alpha=1.0, layers="eligible", **LEVELS, eps=0.5, form="unmixed")
     options = {"layers": LAYERS, "classes": 3, "mean": (), "std": ()}
     model, other = network(), network()
     step = build_step(scheme, model, **options, generator=generator(1))
-    twin = build(other, LAYERS, 1, eps=0.5, noise="released", **NOISY)
+    twin = build(other, LAYERS, NOISY, 1, eps=0.5)
     for _ in range(4):
         inputs, targets = twin(X, Y)
         assert_close(step.loss(X, Y), F.cross_entropy(other(inputs), targets), **EXACT)

@@ -11,7 +11,7 @@ from problems import randn
 from torch.testing import assert_close
 
 import nfm_theory.symbolic.divergence_proofs as sym
-from nfm_theory.expansion.branch_terms import stability_terms
+from nfm_theory import Branches, Law, terms
 from nfm_theory.symbolic.derivation import derive_expansion, parse, symbol
 
 FEATURES = [[0.3, -1.0, 0.7], [0.5, -0.8, 1.2]]
@@ -98,9 +98,11 @@ def head(z):
 def test_the_library_computes_what_sympy_derives(options, shared):
     exact = sym.evaluate_stability(head, FEATURES, shared_noise=shared, **options)
     xs = torch.tensor(FEATURES, dtype=torch.float64).unsqueeze(-1)
-    terms = stability_terms(lambda u: 2 * u.tanh() + u / 3, xs, shared_noise=shared, **options)
+    weights, law = options["weights"], Law(**{name: value for name, value in options.items() if name != "weights"})
+    branches = Branches(lambda u: 2 * u.tanh() + u / 3, xs, weights=weights, law=law, shared_noise=shared)
+    found = terms(branches)
     for name, value in exact.items():
-        assert_close(getattr(terms, NAMES[name]).item(), value, rtol=1e-11, atol=1e-15)
+        assert_close(getattr(found, NAMES[name]).item(), value, rtol=1e-11, atol=1e-15)
 
 
 def test_the_loss_itself_has_these_coefficients():
@@ -155,11 +157,11 @@ def test_a_random_scalar_network_with_three_branches():
     def layer(z):
         return sum(w * torch.tanh(u * z + v) for u, v, w in zip(a, b, c, strict=True))
 
-    options = {"weights": (0.5, 0.2, 0.3), "add_noise": 0.3, "mult_noise": 0.4}
-    exact = sym.evaluate_stability(net, features.tolist(), **options)
-    terms = stability_terms(layer, features.unsqueeze(-1), **options)
+    levels, weights = {"add_noise": 0.3, "mult_noise": 0.4}, (0.5, 0.2, 0.3)
+    exact = sym.evaluate_stability(net, features.tolist(), weights=weights, **levels)
+    found = terms(Branches(layer, features.unsqueeze(-1), weights=weights, law=Law(**levels)))
     for name, value in exact.items():
-        assert_close(getattr(terms, NAMES[name]).item(), value, rtol=1e-10, atol=1e-15)
+        assert_close(getattr(found, NAMES[name]).item(), value, rtol=1e-10, atol=1e-15)
 
 
 def test_symbols_name_their_branch():

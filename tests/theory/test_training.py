@@ -14,10 +14,10 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import nfm_theory as nt
-from nfm_theory.setting.divergence import JSDConsistency
-from nfm_theory.training.mixup import LayerDraw, NoisyFeatureMixup
+from nfm_theory import JSDConsistency, LayerDraw, NoisyFeatureMixup
 
-NOISY = {"add_noise": 0.4, "mult_noise": 0.2}
+NOISY = nt.Law.released(add_noise=0.4, mult_noise=0.2)
+MIXUP = nt.Law()
 X, Y = randn(0, 6, 3), torch.tensor([0, 2, 1, 1, 0, 2])
 
 
@@ -26,9 +26,9 @@ def network(seed=0):
     return mlp(seed, [3, 5, 4, 3]).train()
 
 
-def build(model, layers=("", "1", "3"), seed=0, **options):
+def build(model, layers=("", "1", "3"), law=MIXUP, seed=0, **options):
     options = {"num_classes": 3, "generator": generator(seed), **options}
-    return NoisyFeatureMixup(model, layers, **options)
+    return NoisyFeatureMixup(model, layers, law, **options)
 
 
 def output_of(model, layer, x):
@@ -59,9 +59,9 @@ def soft(lam, index, y=Y, classes=3):
 )
 def test_losses_are_the_mixed_label_losses_of_the_problem(seed, layer, alpha, beta, levels, noise):
     model = network(seed)
-    law = {"alpha": alpha, "beta": beta, "add_noise": levels[0], "mult_noise": levels[1], "noise": noise}
-    problem = nt.build_problem(model, X, Y, layer=layer, **law)
-    nfm = build(model, layer, seed, **law)
+    law = nt.Law(alpha, beta, *levels, noise)
+    problem = nt.Problem(model, X, Y, layer=layer, law=law)
+    nfm = build(model, layer, law, seed)
     inputs, targets = nfm(X, Y)
     losses = F.cross_entropy(model(inputs), targets, reduction="none")
     assert_close(losses, problem.mixed_label_losses(nfm.last.draw), rtol=1e-10, atol=1e-12)
@@ -71,7 +71,7 @@ def test_losses_are_the_mixed_label_losses_of_the_problem(seed, layer, alpha, be
 def test_features_are_perturbed_by_the_written_formula(layer):
     model = network()
     plain = output_of(model, layer, X)[0] if layer else X
-    nfm = build(model, layer, **NOISY)
+    nfm = build(model, layer, NOISY)
     inputs, targets = nfm(X, Y)
     mixed = output_of(model, layer, inputs)[0] if layer else inputs
     draw = nfm.last.draw
@@ -79,19 +79,19 @@ def test_features_are_perturbed_by_the_written_formula(layer):
     expected = (1 + 0.2 * draw.mult) * (lam * plain + (1 - lam) * plain[draw.index]) + 0.4 * draw.add
     assert_close(mixed, expected, rtol=1e-10, atol=1e-12)
     assert_close(targets, soft(lam, draw.index))
-    assert torch.equal(mixed, nt.perturb(plain, draw, **NOISY))
+    assert torch.equal(mixed, nt.perturb(plain, draw, NOISY))
 
 
 @pytest.mark.parametrize("layer", ["", "1"])
 def test_draws_are_those_of_sample_draw_as_trained(layer):
     model = network()
-    nfm = build(model, layer, seed=3, alpha=0.7, noise="released", **NOISY)
+    law = nt.Law.released(alpha=0.7, add_noise=0.4, mult_noise=0.2)
+    nfm = build(model, layer, law, seed=3)
     model(nfm(X, Y)[0])
     source = generator(3)
     torch.randint(1, (), generator=source)  # the layer
     shape = (5,) if layer else (3,)
-    law = {"mixing": nt.MixingLaw(0.7), "noise": "released", "dtype": torch.float64}
-    expected = nt.sample_draw(6, shape, unmixed=False, as_trained=True, generator=source, **law)
+    expected = nt.sample_draw(6, shape, law, unmixed=False, as_trained=True, generator=source, dtype=torch.float64)
     for name in ("anchor", "lam", "index", "add", "mult"):
         assert torch.equal(getattr(nfm.last.draw, name), getattr(expected, name))
 
@@ -100,7 +100,8 @@ def test_many_steps_have_the_moments_of_the_laws():
     """Mean of features and targets, second moment of the noise, layers and partners: 5 standard errors."""
     steps = 4000
     model = network()
-    nfm = build(model, ("", "1"), alpha=0.5, beta=1.5, **NOISY)
+    law = nt.Law.released(alpha=0.5, beta=1.5, add_noise=0.4, mult_noise=0.2)
+    nfm = build(model, ("", "1"), law)
     counts, inputs, targets, squares = 0, [], [], []
     for _ in range(steps):
         mixed, target = nfm(X, Y)
@@ -108,7 +109,7 @@ def test_many_steps_have_the_moments_of_the_laws():
         targets.append(target)
         if nfm.last.layer == "":
             inputs.append(mixed)
-            squares.append(((mixed - nt.perturb(X, nfm.last.draw)) ** 2).mean())
+            squares.append(((mixed - nt.perturb(X, nfm.last.draw, MIXUP)) ** 2).mean())
         else:
             counts += 1
     assert abs(counts - steps / 2) <= 5 * (steps / 4) ** 0.5
@@ -119,10 +120,9 @@ def test_many_steps_have_the_moments_of_the_laws():
         stderr = sample.std(0) / len(sample) ** 0.5
         assert ((sample.mean(0) - expected).abs() <= 5 * stderr).all()
     draws = nt.sample_draw(
-        6, (3,), mixing=nt.MixingLaw(0.5, 1.5), noise="released", replicates=2000, unmixed=False, as_trained=True,
-        generator=generator(1), dtype=torch.float64,
-    )  # fmt: skip
-    reference = (nt.perturb(X, draws, **NOISY) - nt.perturb(X, draws)).reshape(2000, -1).square().mean(1)
+        6, (3,), law, replicates=2000, unmixed=False, as_trained=True, generator=generator(1), dtype=torch.float64
+    )
+    reference = (nt.perturb(X, draws, law) - nt.perturb(X, draws, MIXUP)).reshape(2000, -1).square().mean(1)
     ours = torch.stack(squares)
     stderr = (ours.var() / len(ours) + reference.var() / 2000).sqrt()
     assert abs(ours.mean() - reference.mean()) <= 5 * stderr
@@ -130,7 +130,7 @@ def test_many_steps_have_the_moments_of_the_laws():
 
 def test_gradients_reach_the_layers_before_the_mixing():
     model = network()
-    nfm = build(model, "3", **NOISY)
+    nfm = build(model, "3", NOISY)
     inputs, targets = nfm(X, Y)
     F.cross_entropy(model(inputs), targets).backward()
     draw, (w0, b0, w2, b2, w4, b4) = nfm.last.draw, [p.detach().clone().requires_grad_() for p in model.parameters()]
@@ -149,7 +149,7 @@ def test_gradients_reach_the_layers_before_the_mixing():
 def test_one_training_pass_is_mixed_and_evaluation_does_not_count():
     model = network()
     plain = model(X)
-    nfm = build(model, "1", **NOISY)
+    nfm = build(model, "1", NOISY)
     inputs, _ = nfm(X, Y)
     assert inputs is X
     assert nfm.last.draw.add is None
@@ -199,7 +199,7 @@ def test_two_of_them_do_not_disturb_each_other():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_replay_is_bit_identical(layer, dtype):
     model, x = network().to(dtype), X.to(dtype)
-    nfm = build(model, layer, **NOISY)
+    nfm = build(model, layer, NOISY)
     inputs, targets = nfm(x, Y)
     outputs = model(inputs)
     assert outputs.dtype == targets.dtype == dtype
@@ -213,7 +213,7 @@ def test_replay_is_bit_identical(layer, dtype):
 
 def test_replay_takes_rows_in_any_order():
     model = network()
-    nfm = build(model, "1", **NOISY)
+    nfm = build(model, "1", NOISY)
     outputs = model(nfm(X, Y)[0])
     order = torch.tensor([3, 1, 0, 5, 4, 2])
     step = nfm.last
@@ -233,9 +233,9 @@ def train(model, nfm, steps):
 
 
 def test_training_resumes_bit_by_bit():
-    reference = train(model := network(), build(model, seed=5, **NOISY), 6)
+    reference = train(model := network(), build(model, law=NOISY, seed=5), 6)
     model = network()
-    nfm = build(model, seed=5, **NOISY)
+    nfm = build(model, law=NOISY, seed=5)
     train(model, nfm, 3)
     saved = io.BytesIO()
     torch.save({"model": model.state_dict(), "nfm": nfm.state_dict()}, saved)
@@ -243,7 +243,7 @@ def test_training_resumes_bit_by_bit():
     state = torch.load(saved)
     model = network(seed=9)
     model.load_state_dict(state["model"])
-    nfm = build(model, seed=77, **NOISY)
+    nfm = build(model, law=NOISY, seed=77)
     nfm.load_state_dict(state["nfm"])
     for ours, theirs in zip(train(model, nfm, 3), reference, strict=True):
         assert torch.equal(ours, theirs)
@@ -251,7 +251,7 @@ def test_training_resumes_bit_by_bit():
 
 def test_the_global_generator_serves_where_none_is_given():
     model = network()
-    nfm = build(model, generator=None, **NOISY)
+    nfm = build(model, law=NOISY, generator=None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         first = model(nfm(X, Y)[0])
@@ -267,7 +267,7 @@ def test_the_global_generator_serves_where_none_is_given():
 
 def test_a_copied_model_is_never_mixed():
     model = network()
-    nfm = build(model, "1", **NOISY)
+    nfm = build(model, "1", NOISY)
     nfm(X, Y)
     average = copy.deepcopy(model)
     saved = io.BytesIO()
@@ -286,7 +286,7 @@ class Trainer(nn.Module):
     def __init__(self):
         super().__init__()
         self.net = network()
-        self.nfm = build(self.net, "1", **NOISY)
+        self.nfm = build(self.net, "1", NOISY)
 
     def training_step(self, batch, batch_idx):
         inputs, targets = self.nfm(*batch)
@@ -332,7 +332,7 @@ def test_numbers_are_mixed_as_they_are():
 @pytest.mark.parametrize("layer", ["", "1"])
 def test_without_mixing_only_noise_is_left_and_no_sample_changes_its_place(layer):
     model = network()
-    nfm = build(model, layer, alpha=0.0, add_noise=0.3, noise="normal")
+    nfm = build(model, layer, nt.Law(alpha=0.0, add_noise=0.3))
     for _ in range(20):
         inputs, targets = nfm(X, Y)
         model(inputs)
@@ -369,10 +369,14 @@ BAD_OPTIONS = [
     ({"layers": ()}, ValueError, "one or more different names"),
     ({"layers": ("1", "1")}, ValueError, "one or more different names"),
     ({"layers": "11"}, ValueError, "no module '11'; did you mean '1'"),
-    ({"alpha": -1.0}, ValueError, "alpha"),
-    ({"add_noise": -1.0}, ValueError, "add_noise"),
-    ({"mult_noise": float("nan")}, ValueError, "mult_noise"),
-    ({"noise": "pink"}, ValueError, "noise law"),
+    ({"law": None}, TypeError, r"law: expected an nfm_theory\.Law, got NoneType.*Law\.released\(\.\.\.\)"),
+    ({"law": {"add_noise": 0.4}}, TypeError, r"law: expected an nfm_theory\.Law, got dict"),
+    ({"law": "released"}, TypeError, r"law: expected an nfm_theory\.Law, got str"),
+    ({"layers": {"1": MIXUP}}, ValueError, "law: expected none beside a mapping"),
+    ({"layers": {"1": 0.4}, "law": None}, TypeError, r"law: expected an nfm_theory\.Law, got float"),
+    ({"layers": {"1": MIXUP, "3": {"alpha": 1.0}}, "law": None}, TypeError, "got dict"),
+    ({"layers": {}, "law": None}, ValueError, "one or more different names"),
+    ({"layers": {"11": MIXUP}, "law": None}, ValueError, "no module '11'; did you mean '1'"),
     ({"num_classes": 1}, ValueError, r"pass y\.float\(\)"),
     ({"label_smoothing": 1.0}, ValueError, "label_smoothing"),
 ]
@@ -384,6 +388,20 @@ def test_unfit_options_are_refused(options, error, match):
     with pytest.raises(error, match=match):
         build(model, **options)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+BAD_LAWS = [
+    ({"alpha": -1.0}, "alpha"),
+    ({"add_noise": -1.0}, "add_noise"),
+    ({"mult_noise": float("nan")}, "mult_noise"),
+    ({"noise": "pink"}, "noise: expected one of"),
+]
+
+
+@pytest.mark.parametrize(("options", "match"), BAD_LAWS)
+def test_laws_out_of_range_are_refused_before_there_is_a_step(options, match):
+    with pytest.raises(ValueError, match=match):
+        build(network(), law=nt.Law(**options))
 
 
 def test_unfit_models_are_refused():
@@ -473,14 +491,14 @@ def test_recomputed_layers_are_refused_and_the_advice_works():
         outputs = model(X)
         with pytest.raises(RuntimeError, match=r"put an nn\.Identity behind"):
             outputs.sum().backward()
-    nfm = build(model, "mix", **NOISY)
+    nfm = build(model, "mix", NOISY)
     nfm(X, Y)
     model(X).sum().backward()
 
 
 def test_replays_that_do_not_fit_are_refused():
     model = network()
-    nfm = build(model, "1", **NOISY)
+    nfm = build(model, "1", NOISY)
     nfm(X, Y)
     before = nfm.last
     model(X)
@@ -499,7 +517,7 @@ def test_replays_that_do_not_fit_are_refused():
 def test_autocast_keeps_the_dtype_of_the_features(dtype):
     model = small_cnn(0).float().train()
     x = randn(1, 6, 1, 6, 6).float()
-    nfm = build(model, "4", **NOISY)
+    nfm = build(model, "4", NOISY)
     with torch.autocast("cpu", dtype=dtype):
         inputs, targets = nfm(x, Y)
         seen, outputs = output_of(model, "4", inputs)
@@ -524,7 +542,7 @@ def timm_style_epoch(model, loader, optimizer, loss_fn, mixup_fn):
 
 def test_timm_style_loop():
     model = preact_resnet18(0).train()
-    nfm = build(model, ("", "layer1", "layer2", "layer3"), **NOISY)
+    nfm = build(model, ("", "layer1", "layer2", "layer3"), NOISY)
     x = randn(0, 6, 3, 8, 8)
     losses = timm_style_epoch(
         model, [(x, Y)] * 8, torch.optim.SGD(model.parameters(), 0.05), nn.CrossEntropyLoss(), nfm
@@ -545,7 +563,7 @@ def test_lightning_style_step():
 def test_noisymix_step_with_three_views_in_one_pass(layer):
     """As the released code: one λ and one permutation within each view, noise and its scale for each view alone."""
     model, views = network(), torch.stack([X, X + 0.1, X - 0.1])
-    nfm = build(model, layer, **NOISY)
+    nfm = build(model, layer, NOISY)
     inputs, targets = nfm(views.flatten(0, 1), Y, views=3)
     logits = model(inputs).unflatten(0, (3, 6))
     loss = F.cross_entropy(logits[0], targets) + JSDConsistency()(*logits)
@@ -559,12 +577,12 @@ def test_noisymix_step_with_three_views_in_one_pass(layer):
         assert torch.equal(part.index, draw.index[:6] + 6 * k)
         outputs = nt.split(model.eval(), views[k], layer=layer)
         alone = nt.Draw(part.anchor - 6 * k, part.lam, part.index - 6 * k, part.add, part.mult)
-        assert_close(outputs.head(nt.perturb(outputs.encode(views[k]), alone, **NOISY)), logits[k])
+        assert_close(outputs.head(nt.perturb(outputs.encode(views[k]), alone, NOISY)), logits[k])
     model.train()
     source = generator(0)
     torch.randint(1, (), generator=source)
-    nt.sample_draw(6, (), as_trained=True, additive=False, multiplicative=False, generator=source, dtype=X.dtype)
-    law = nt.released_noise()[0]
+    nt.sample_draw(6, (), MIXUP, as_trained=True, generator=source, dtype=X.dtype)
+    law = NOISY.noises[0]
     assert torch.equal(draw.add, law.sample(draw.add.shape, shared=6, generator=source, dtype=X.dtype))
 
 
@@ -592,7 +610,7 @@ def test_a_model_compiled_afterwards_is_mixed_alike(backend):
     torch._dynamo.reset()
     model = preact_resnet18(0).train()
     x = randn(0, 6, 3, 8, 8)
-    nfm = build(model, ("", "layer1", "layer2"), seed=1, **NOISY)
+    nfm = build(model, ("", "layer1", "layer2"), NOISY, seed=1)
     compiled = torch.compile(model, backend=backend)
     layers = set()
     for _ in range(8):
@@ -636,9 +654,9 @@ def distributed_steps(rank, wrap_first):
     model = network()
     if wrap_first:
         parallel = nn.parallel.DistributedDataParallel(model)
-        nfm = build(parallel, LAYERS, seed=2, **NOISY)
+        nfm = build(parallel, LAYERS, NOISY, seed=2)
     else:
-        nfm = build(model, LAYERS, seed=2, **NOISY)
+        nfm = build(model, LAYERS, NOISY, seed=2)
         parallel = nn.parallel.DistributedDataParallel(model)
     x, y = rank_batch(rank)
     record = []
@@ -657,7 +675,7 @@ def test_two_processes_have_the_gradient_of_one_with_both_batches():
         torch.multiprocessing.spawn(distributed, (folder,), nprocs=2)
         records = [torch.load(os.path.join(folder, f"{rank}.pt")) for rank in range(2)]
     model = network()
-    nfm = build(model, LAYERS, **NOISY)
+    nfm = build(model, LAYERS, NOISY)
     (x0, y0), (x1, y1) = rank_batch(0), rank_batch(1)
     for (layer, one, grads), (other_layer, two, other_grads) in zip(*records, strict=True):
         assert layer == other_layer

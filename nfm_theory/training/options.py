@@ -1,0 +1,58 @@
+"""Options of the step of mixing and noise: the law of each layer, and the form of the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, get_args
+
+from ..setting.checks import one_of
+from ..setting.law import Law
+from ..setting.network import kind
+
+Form = Literal["mixed", "unmixed"]
+
+
+def laws_of(layers: str | Sequence[str] | Mapping[str, Law], law: Law | None) -> dict[str, Law]:
+    """The law of each eligible layer.
+
+    Args:
+        layers: names of the layers, or a mapping from names to laws.
+        law: law at every layer; `None` beside a mapping.
+
+    Raises:
+        TypeError: if layers or laws are missing or of the wrong kind.
+        ValueError: for a law beside a mapping of laws, and repeated layers.
+    """
+    names = [layers] if isinstance(layers, str) else list(layers) if isinstance(layers, Iterable) else None
+    if names is None or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"layers: expected names of layers such as ('', 'layer1'), got {kind(layers) if names is None else names}; "
+            "layer_names(model) lists them all, layer_names(model.eval(), x) those to which the theory applies."
+        )
+    if len(set(names)) != len(names):
+        raise ValueError(f"layers: expected one or more different names, got {names}.")
+    if isinstance(layers, Mapping) and law is not None:
+        raise ValueError("law: expected none beside a mapping of layers to laws; leave it out.")
+    laws = dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(names, law)
+    if wrong := [one for one in laws.values() if not isinstance(one, Law)]:
+        raise TypeError(
+            f"law: expected an nfm_theory.Law, got {type(wrong[0]).__name__}; for example Law(add_noise=0.4, "
+            "mult_noise=0.2), or Law.released(...) for the noise of the papers' code."
+        )
+    return laws
+
+
+def check_form(form: Form, eps: float) -> Form:
+    """The form of the labels, refused if it does not exist at the scale.
+
+    Args:
+        form: `"mixed"` or `"unmixed"`.
+        eps: scale ε.
+
+    Raises:
+        ValueError: for another name, and mixed labels at ε ≠ 1.
+    """
+    one_of("form", form, get_args(Form))
+    if form == "mixed" and eps != 1:
+        raise ValueError(f"eps: expected 1 with mixed labels, got {eps!r}; use form='unmixed' for other scales.")
+    return form
