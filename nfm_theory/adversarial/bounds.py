@@ -210,9 +210,8 @@ def bound(
         TypeError: for anything but one `Problem` or `Branches`.
 
     Example:
-        >>> from torch import nn
         >>> from nfm_theory import Law
-        >>> net = nn.Linear(1, 1, bias=False).double()
+        >>> net = torch.nn.Linear(1, 1, bias=False).double()
         >>> x, y = torch.tensor([[-1.0], [1.0]], dtype=torch.float64), torch.tensor([0, 1])
         >>> _ = net.requires_grad_(False).weight.fill_(2.0)
         >>> report = bound(Problem(net, x, y, law=Law(), loss="logistic"), eps=0.001)

@@ -280,8 +280,7 @@ def certify(
         TypeError: for anything but one `Problem`.
 
     Example:
-        >>> from torch import nn
-        >>> net = nn.Sequential(nn.Linear(2, 1, bias=False))
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False))
         >>> _ = net.requires_grad_(False)[0].weight.copy_(torch.tensor([[3.0, 4.0]]))
         >>> found = certify(Problem(net, torch.ones(1, 2), torch.tensor([1.0]), loss="logistic"), radius=1.0)
         >>> found.margins.tolist(), found.robust.tolist()  # 7 - ‖(3, 4)‖
@@ -336,8 +335,7 @@ def worst_case(
         TypeError: for anything but one `Problem`.
 
     Example:
-        >>> from torch import nn
-        >>> net = nn.Sequential(nn.Linear(2, 1, bias=False))
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False))
         >>> _ = net.requires_grad_(False)[0].weight.copy_(torch.tensor([[3.0, 4.0]]))
         >>> problem = Problem(net, torch.ones(1, 2), torch.tensor([1.0]), loss="logistic")
         >>> found = worst_case(problem, radius=1.0)

@@ -215,7 +215,7 @@ class MaxPool:
         return F.unfold(padded, self._kernel, stride=self._stride).unflatten(1, (z.shape[1], -1))
 
     def lines(self, lo: Tensor, hi: Tensor) -> WindowLines:
-        """Lines that enclose the maxima: an entry of the window below; the same above if it always wins, or a constant."""
+        """Lines that enclose the maxima: an entry of the window below; above it, too, if it always wins."""
         below, above = self._windows(lo), self._windows(hi)
         best = below.argmax(2, keepdim=True)
         others = above.scatter(2, best, -torch.finfo(lo.dtype).max).amax(2, keepdim=True)

@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
 import nfm_theory as nt
 from nfm_theory.adversarial import BoundReport, Effort, bound
 
+from ..setting.problem import Loss
 from .errors import UsageError
 from .subject import Subject
 
+Method = Literal["auto", "exact", "monte_carlo"]
 #: The scale at which the bound is checked unless the user names others.
 BOUND_EPS = 0.05
 
@@ -34,8 +37,8 @@ class Setting:
     """
 
     law: nt.Law
-    loss: str
-    method: str
+    loss: Loss
+    method: Method
     samples: int | None
     seed: int
 

@@ -1,15 +1,15 @@
-r"""What Mixup does to generalisation, margins, and its relatives.
+r"""Generalization bounds for Mixup, margins, relatives of Mixup, and the Mixup-optimal classifier.
 
 | statement | function |
 |---|---|
-| regularizer of a generalised linear model (book: eq-glm) | `glm_regularizer`, `glm_mixup_loss` |
+| regularizer of a generalized linear model (book: eq-glm) | `glm_regularizer`, `glm_mixup_loss` |
 | Rademacher bounds (book: eq-rademacher-glm, eq-rademacher-two-layer) | `glm_bound`, `two_layer_bound` |
-| the complexity itself (book: eq-empirical-rademacher) | `ellipsoid_rademacher` |
-| retentiveness ρ | `retentiveness` |
-| bound of the loss | `generalization_bound` |
+| the Rademacher complexity (book: eq-empirical-rademacher) | `ellipsoid_rademacher` |
+| the ρ-retentive property of data | `retentiveness` |
+| upper bound of the expected loss | `generalization_bound` |
 | margins and Jacobian norms (book: eq-margin) | `segment_margins`, `jacobian_norms` |
 | Mixup loss against its quadratic approximation along a training run | `quadratic_gap_along` |
-| other laws of the partner: k-mixup, DP-Mix self | `k_mixup_weights`, `self_weights` |
+| other laws of the partner: k-mixup and DP-Mix self | `k_mixup_weights`, `self_weights` |
 | the Mixup-optimal classifier (book: eq-mixup-optimal) | `mixup_optimal`, `line_optimal` |
 """
 
@@ -22,9 +22,9 @@ from .rademacher import (
     compare_two_layer_bound,
     ellipsoid_rademacher,
     glm_bound,
-    retentiveness,
     two_layer_bound,
 )
+from .retention import retentiveness
 
 __all__ = [
     "alternating_line",

@@ -1,7 +1,7 @@
-r"""What Mixup regularizes in a generalised linear model, the class of models it leads to, and a bound of their loss.
+r"""How Mixup regularizes a generalized linear model, and a bound of the loss of the models that it leads to.
 
-With $\ell = A(\theta\cdot x) - y\,\theta\cdot x$, centred data and the mixed point rescaled by 1/λ, Mixup costs to
-second order (book: eq-glm)
+For $\ell = A(\theta\cdot x) - y\,\theta\cdot x$, centered data and mixed points that are rescaled by 1/λ, Mixup adds to
+the loss, to second order (book: eq-glm),
 
 $$ L_{mix} - L_{std} \approx \frac{1}{2n} \sum_i A''(\theta\cdot x_i)\;
    \mathbb E_{\tilde D}\Big[\frac{(1-\lambda)^2}{\lambda^2}\Big]\; \theta^\top \hat\Sigma\, \theta. $$
@@ -10,7 +10,7 @@ $$ L_{mix} - L_{std} \approx \frac{1}{2n} \sum_i A''(\theta\cdot x_i)\;
 |---|---|
 | $A,\ A',\ A'',\ A'''$ | `GLMFamily.potential`, `.mean`, `.variance`, `.skewness` |
 | $w = (1-\lambda)/\lambda,\ \mathbb E_{\tilde D} w^j$ | `rescaled_moment(alpha, beta, order=j)` |
-| $x_i + t\,w\,x_r$ | the rescaled mixed point at `scale` t; t = 1 is $\tilde x/\lambda$ |
+| $x_i + t\,w\,x_r$ | the rescaled mixed point at the scale t, which is $\tilde x/\lambda$ for t = 1 |
 
 Source: L. Zhang, Z. Deng, K. Kawaguchi, A. Ghorbani, J. Zou, *How does Mixup help with robustness and generalization?*,
 arXiv 2010.04819.
@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,23 +29,26 @@ import torch.nn.functional as F
 from scipy import special
 from torch import Tensor
 
-#: Largest |mean of the data| relative to its spread that still counts as centred.
+from ..setting.checks import one_of
+
+#: Data count as centered if the absolute value of their mean is at most this fraction of their spread.
 CENTRING = 1e-6
-#: Largest ρ of the statement about W_γ.
+Family = Literal["logistic", "square", "poisson"]
+#: Largest ρ for which the statement about W_γ is made.
 MAX_RHO = 0.5
 
 
 @dataclass(frozen=True)
 class GLMFamily:
-    """A generalised linear model `A(θ·x) - y θ·x`.
+    """A generalized linear model with the loss `A(θ·x) - y θ·x`.
 
     Attributes:
-        name: for messages.
-        potential: A, elementwise.
-        mean: A'.
-        variance: A''.
-        skewness: A'''.
-        growth: A(u) grows like |u|^growth; infinite where it grows faster than every power.
+        name: name of the family, for messages.
+        potential: function A of a tensor, entry by entry.
+        mean: first derivative A'.
+        variance: second derivative A''.
+        skewness: third derivative A'''.
+        growth: power with which A(u) grows in |u|; infinite if A grows faster than every power.
     """
 
     name: str
@@ -72,11 +76,11 @@ POISSON_FAMILY = GLMFamily("poisson", torch.exp, torch.exp, torch.exp, torch.exp
 _FAMILIES = {family.name: family for family in (LOGISTIC_FAMILY, SQUARE_FAMILY, POISSON_FAMILY)}
 
 
-def glm_family(family: str | GLMFamily) -> GLMFamily:
-    """The `family=` option as a `GLMFamily`.
+def glm_family(family: Family | GLMFamily) -> GLMFamily:
+    """The family of a name; a `GLMFamily` is returned as it is.
 
     Args:
-        family: `"logistic"`, `"square"`, `"poisson"`, or a family.
+        family: `"logistic"`, `"square"`, `"poisson"`, or a `GLMFamily`.
 
     Raises:
         ValueError: for an unknown name.
@@ -87,40 +91,50 @@ def glm_family(family: str | GLMFamily) -> GLMFamily:
     """
     if isinstance(family, GLMFamily):
         return family
-    if family not in _FAMILIES:
-        raise ValueError(f"family: expected one of {sorted(_FAMILIES)} or a GLMFamily, got {family!r}.")
-    return _FAMILIES[family]
+    return _FAMILIES[one_of("family", family, _FAMILIES)]
 
 
 def check_positive(**values: float) -> None:
-    """Refuse what is not a finite number > 0."""
+    """Refuse values that are not finite numbers > 0.
+
+    Args:
+        **values: the values by name.
+    """
     for name, value in values.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name}: expected a finite number > 0, got {value!r}.")
 
 
+def check_features(features: Tensor) -> None:
+    """Refuse features that are no floating-point matrix.
+
+    Args:
+        features: data or hidden features, `(n, d)`.
+    """
+    if features.ndim != 2 or not features.is_floating_point() or len(features) < 1:
+        raise ValueError(f"features: expected floating-point (n, d), got {tuple(features.shape)}; flatten them first.")
+
+
 def _check_laws(alpha: float, beta: float | None) -> tuple[float, float]:
     beta = alpha if beta is None else beta
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name}: expected a finite number > 0, got {value!r}.")
+    check_positive(alpha=alpha, beta=beta)
     return float(alpha), float(beta)
 
 
 def rescaled_moment(alpha: float, beta: float | None = None, *, order: int = 2) -> float:
-    r"""`E w^order` of `w = (1 - λ)/λ` under the unmixed law, in closed form (book: eq-glm).
+    r"""The moment `E w^order` of `w = (1 - λ)/λ` under the unmixed law, in closed form (book: eq-glm).
 
     $$ \mathbb E_{\tilde D} w^2 = \frac{1}{\alpha+\beta}
        \Big[\frac{\beta(\beta+1)}{\alpha-1} + \frac{\alpha(\alpha+1)}{\beta-1}\Big] $$
 
     Args:
-        alpha: first Beta parameter, > 0.
-        beta: second Beta parameter; `None` means `alpha`.
+        alpha: first parameter of the Beta law of λ, > 0.
+        beta: second parameter; `None` means the same number as `alpha`.
         order: power of w, ≥ 1.
 
     Raises:
-        ValueError: if the moment is infinite: the density of λ near 0 is of the order of λ^min(α, β), so that it is
-            finite for min(α, β) > order - 1 only.
+        ValueError: if the moment is infinite. Near 0 the density of λ is of the order of λ^min(α, β), so that the
+            moment is finite only for min(α, β) > order - 1.
 
     Example:
         >>> rescaled_moment(3.0)  # (α + 1)/(α - 1)
@@ -149,7 +163,7 @@ def _check_data(theta: Tensor, x: Tensor) -> None:
         raise ValueError("theta, x: expected finite numbers.")
     spread = float(x.detach().abs().max())
     if float(x.detach().mean(0).abs().max()) > CENTRING * spread:
-        raise ValueError("x: expected centred data (the statement needs mean 0); pass x - x.mean(0).")
+        raise ValueError("x: expected centered data, since the statement assumes mean 0; pass x - x.mean(0).")
 
 
 def glm_regularizer(
@@ -158,25 +172,25 @@ def glm_regularizer(
     *,
     alpha: float,
     beta: float | None = None,
-    family: str | GLMFamily = "logistic",
+    family: Family | GLMFamily = "logistic",
 ) -> Tensor:
-    r"""What Mixup adds to the loss of a generalised linear model, to second order (book: eq-glm).
+    r"""What Mixup adds to the loss of a generalized linear model, to second order (book: eq-glm).
 
-    Differentiable in `theta`. Theorem of arXiv 2010.04819, as stated in the notation of this package.
+    This is the theorem of arXiv 2010.04819, in the notation of this package. The value is differentiable in `theta`.
 
     Args:
         theta: parameters θ, `(d,)`.
-        x: centred data, `(n, d)`.
-        alpha: first Beta parameter.
-        beta: second Beta parameter; `None` means `alpha`.
+        x: centered data, `(n, d)`.
+        alpha: first parameter of the Beta law of λ.
+        beta: second parameter; `None` means the same number as `alpha`.
         family: `"logistic"`, `"square"`, `"poisson"` or a `GLMFamily`.
 
     Returns:
-        `()`.
+        The regularizer, a 0-dim tensor.
 
     Raises:
-        ValueError: for data that are not centred, shapes that do not fit, an unknown family, and for
-            min(α, β) <= 1, where the expectation is infinite (Beta(1, 1) included).
+        ValueError: for data that are not centered, shapes that do not fit and an unknown family; and for
+            min(α, β) <= 1, such as Beta(1, 1), for which the expectation is infinite.
 
     Example:
         >>> x = torch.tensor([[1.0], [-1.0]])
@@ -190,20 +204,23 @@ def glm_regularizer(
 
 
 def glm_cubic(
-    theta: Tensor, x: Tensor, *, alpha: float, beta: float | None = None, family: str | GLMFamily = "logistic"
+    theta: Tensor, x: Tensor, *, alpha: float, beta: float | None = None, family: Family | GLMFamily = "logistic"
 ) -> Tensor:
-    """The coefficient of t³ of `glm_mixup_loss` in its scale t, `()`: what the second-order statement leaves out.
+    """The coefficient of t³ of `glm_mixup_loss` in its scale t, which the second-order statement leaves out.
 
     Args:
         theta: parameters θ, `(d,)`.
-        x: centred data, `(n, d)`.
-        alpha: first Beta parameter.
-        beta: second Beta parameter; `None` means `alpha`.
-        family: as `glm_regularizer`.
+        x: centered data, `(n, d)`.
+        alpha: first parameter of the Beta law of λ.
+        beta: second parameter; `None` means the same number as `alpha`.
+        family: `"logistic"`, `"square"`, `"poisson"` or a `GLMFamily`.
+
+    Returns:
+        The coefficient, a 0-dim tensor.
 
     Raises:
-        ValueError: as `glm_regularizer`, and for min(α, β) <= 2: there the remainder of the logistic loss is of the
-            order of t^(1 + min(α, β)), not t³.
+        ValueError: for everything that `glm_regularizer` refuses, and for min(α, β) <= 2, for which the remainder of
+            the logistic loss is of the order t^(1 + min(α, β)) and not t³.
 
     Example:
         >>> x = torch.tensor([[1.0], [-1.0]])
@@ -217,7 +234,7 @@ def glm_cubic(
 
 
 def _rescaled_nodes(a: float, b: float, growth: float, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes λ and weights for `E_D̃ f(λ)` where `λ^growth f` is smooth: the pole goes into the Jacobi weight."""
+    """Nodes λ and weights for `E_D̃ f(λ)`, if `λ^growth f` is smooth: the Jacobi weight contains the pole."""
     lams, weights = [], []
     for share, p, q in ((a / (a + b), a + 1, b), (b / (a + b), b + 1, a)):
         z, w = special.roots_jacobi(num, q - 1, p - growth - 1)
@@ -235,34 +252,36 @@ def glm_mixup_loss(
     *,
     alpha: float,
     beta: float | None = None,
-    family: str | GLMFamily = "logistic",
+    family: Family | GLMFamily = "logistic",
     scale: float | Tensor = 1.0,
     num_lam: int = 64,
 ) -> Tensor:
-    r"""The Mixup loss of a generalised linear model with the mixed point rescaled by 1/λ, without sampling.
+    r"""The Mixup loss of a generalized linear model with the mixed point rescaled by 1/λ, without sampling.
 
     $$ L_{mix}(t) = \frac1{n^2} \sum_{i,r} \mathbb E_{\tilde D}
        \big[A(\theta\cdot\tilde x) - y_i\,\theta\cdot\tilde x\big],\quad
        \tilde x = x_i + t\,\tfrac{1-\lambda}{\lambda}\,x_r \qquad \text{(book: eq-glm)} $$
 
-    All n² pairs times Gauss-Jacobi nodes of λ whose weight carries the pole of 1/λ. The loss of the logistic family is
-    finite for all α, β > 0, that of the square family for min(α, β) > 1, that of the Poisson family never.
+    The loss is summed over all n² pairs, with a Gauss-Jacobi rule in λ whose weight contains the pole of 1/λ. It is
+    finite for the logistic family for all α, β > 0, for the square family for min(α, β) > 1, and never for the Poisson
+    family.
 
     Args:
         theta: parameters θ, `(d,)`.
-        x: centred data, `(n, d)`.
+        x: centered data, `(n, d)`.
         y: targets, `(n,)`.
-        alpha: first Beta parameter.
-        beta: second Beta parameter; `None` means `alpha`.
-        family: as `glm_regularizer`.
-        scale: t, a number or `(t,)`; 1 is the loss itself, 0 the standard one.
-        num_lam: nodes per Beta part; more for small t, where λ of the order of t matters.
+        alpha: first parameter of the Beta law of λ.
+        beta: second parameter; `None` means the same number as `alpha`.
+        family: `"logistic"`, `"square"`, `"poisson"` or a `GLMFamily`.
+        scale: scale t, a number or a vector of them; 1 gives the Mixup loss, and 0 the standard loss.
+        num_lam: number of nodes λ for each of the two Beta laws. A small t needs more of them, because values of λ of
+            the order of t matter.
 
     Returns:
-        In the shape of `scale`.
+        The losses, in the shape of `scale`.
 
     Raises:
-        ValueError: as `glm_regularizer`, and where the loss is infinite.
+        ValueError: for data, parameters and families that do not fit, and if the loss is infinite.
 
     Example:
         >>> x, y = torch.tensor([[1.0], [-1.0]]), torch.tensor([1.0, 0.0])
@@ -285,24 +304,24 @@ def glm_mixup_loss(
     values = []
     for t in scales.reshape(-1):
         mixed = scores[:, None, None] + t * ((1 - lam) / lam) * scores[:, None]
-        # The difference to the standard loss has no constant part for the quadrature to get wrong
+        # The difference from the standard loss has no constant part, which the quadrature would compute with an error
         values.append(((family.potential(mixed) - family.potential(scores)[:, None, None]) @ weight).mean())
     # E_r of the label term is y_i θ·x_i, as the data are centred
     return standard + torch.stack(values).reshape(scales.shape)
 
 
-def class_constraint(theta: Tensor, x: Tensor, *, family: str | GLMFamily = "logistic") -> Tensor:
-    r"""`E A''(θ·x) · θᵀΣθ` over the data: at most γ for the members of W_γ (book: eq-rademacher-glm).
+def class_constraint(theta: Tensor, x: Tensor, *, family: Family | GLMFamily = "logistic") -> Tensor:
+    r"""The number `E A''(θ·x) · θᵀΣθ` over the data, which is at most γ for θ in W_γ (book: eq-rademacher-glm).
 
-    Up to the moment of λ it is twice `glm_regularizer`.
+    Up to the factor that contains λ it is twice `glm_regularizer`.
 
     Args:
-        theta: `(*batch, d)`.
-        x: centred data, `(n, d)`.
-        family: generalised linear model.
+        theta: parameters θ, `(*batch, d)`.
+        x: centered data, `(n, d)`.
+        family: `"logistic"`, `"square"`, `"poisson"` or a `GLMFamily`.
 
     Returns:
-        `(*batch)`.
+        One number for each θ, `(*batch)`.
 
     Example:
         >>> class_constraint(torch.tensor([3.0]), torch.tensor([[1.0], [-1.0]]), family="square")
@@ -313,15 +332,15 @@ def class_constraint(theta: Tensor, x: Tensor, *, family: str | GLMFamily = "log
 
 
 def glm_radius(gamma: float, rho: float, *, sharp: bool = False) -> float:
-    r"""Q such that W_γ lies in the ellipsoid `θᵀΣθ ≤ q` when x is ρ-retentive.
+    r"""The number q such that W_γ lies in the ellipsoid `θᵀΣθ ≤ q`, if x is ρ-retentive.
 
-    The statement gives `max{(γ/ρ)^{1/2}, γ/ρ}`. Its assumption says more, `E A'' ≥ √ρ min{1, √(θᵀΣθ)}`, and so
-    `sharp` gives `max{(γ/√ρ)^{2/3}, γ/√ρ}`, which is never larger.
+    The paper has `max{(γ/ρ)^{1/2}, γ/ρ}`. Its assumption is stronger than this needs, `E A'' ≥ √ρ min{1, √(θᵀΣθ)}`, and
+    implies `max{(γ/√ρ)^{2/3}, γ/√ρ}`, which is never larger.
 
     Args:
-        gamma: γ > 0.
-        rho: ρ in (0, 1/2].
-        sharp: use the sharper radius.
+        gamma: bound γ > 0 that defines W_γ.
+        rho: retentiveness ρ in (0, 1/2].
+        sharp: True for the smaller number, False for that of the paper.
 
     Raises:
         ValueError: for γ ≤ 0 or ρ outside (0, 1/2].
@@ -333,7 +352,7 @@ def glm_radius(gamma: float, rho: float, *, sharp: bool = False) -> float:
     check_positive(gamma=gamma)
     if not 0 < rho <= MAX_RHO:
         raise ValueError(
-            f"rho: expected 0 < rho <= {MAX_RHO}, got {rho!r}; a proved value is `retentiveness(..).lower`."
+            f"rho: expected 0 < rho <= {MAX_RHO}, got {rho!r}; `retentiveness(...).lower` is a proved value."
         )
     if sharp:
         return max((gamma / rho**0.5) ** (2 / 3), gamma / rho**0.5)
@@ -349,20 +368,19 @@ def generalization_bound(
     num_samples: int,
     delta: float = 0.05,
 ) -> float:
-    r"""Upper bound of the expected loss that holds with probability 1 - δ (book: eq-rademacher-glm).
+    r"""An upper bound of the expected loss that holds with probability 1 - δ (book: eq-rademacher-glm).
 
     $$ L \le L_{std} + 2\,\mathrm{Lip}\cdot\mathrm{Rad} + B \sqrt{\log(1/\delta) / (2n)} $$
 
-    The contraction of a Lipschitz loss and McDiarmid's inequality, as used in arXiv 2010.04819. `rademacher` must be an
-    upper bound of the (expected) complexity of the class that θ was chosen from.
+    The bound follows from the contraction of a Lipschitz loss and from McDiarmid's inequality, as in arXiv 2010.04819.
 
     Args:
-        standard: L_std, the mean loss on the data.
-        rademacher: complexity of the class.
-        lipschitz: Lipschitz constant of the loss in the score.
-        loss_range: B, length of an interval that contains every loss.
-        num_samples: n.
-        delta: δ, in (0, 1).
+        standard: mean loss L_std on the data.
+        rademacher: upper bound of the expected Rademacher complexity of the class from which θ was chosen.
+        lipschitz: Lipschitz constant of the loss as a function of the score.
+        loss_range: length B of an interval that contains every loss.
+        num_samples: number n of samples.
+        delta: probability δ in (0, 1) with which the bound may fail.
 
     Raises:
         ValueError: for negative constants, n < 1 or δ outside (0, 1).

@@ -1,22 +1,22 @@
-r"""Classification margins from Jacobian norms, and how close the quadratic model of Mixup stays along a training run.
+r"""Classification margins from Jacobian norms, and the accuracy of the expansion of Mixup along a training run.
 
-A score gap has the gradient $J^\top(e_y - e_k)$, whose norm is at most $\sqrt2\,\lVert J\rVert$. Along a segment from
-x the decision therefore cannot change before the distance (book: eq-margin)
+The difference of two scores has the gradient $J^\top(e_y - e_k)$, whose norm is at most $\sqrt2\,\lVert J\rVert$. Along
+a segment that starts at x the decision therefore cannot change before the distance (book: eq-margin)
 
 $$ \text{margin} \ge \frac{\min_{k \ne y}\,(f_y(x) - f_k(x))}{\sqrt2\;\sup_z \lVert J(z)\rVert_2},
    \qquad z \text{ on the segment}, $$
 
-and what makes $\lVert J\rVert$ small makes it large: R2 of Mixup and of noise is a penalty of J (book: eq-expansion).
+so that a small $\lVert J\rVert$ makes the margin large. R2 of Mixup and noise is a penalty of J (book: eq-expansion).
 
 | symbol | here |
 |---|---|
-| $\min_{k \ne y} (f_y - f_k)$; one output f counts as the scores 0 and f | `score_gap` |
+| $\min_{k \ne y} (f_y - f_k)$; a single output f stands for the scores 0 and f | `score_gap` |
 | $\lVert J\rVert_2,\ \lVert J\rVert_F$ at every example | `jacobian_norms` |
 | $\sup_z \lVert J(z)\rVert_2$, the bound, the first change of decision | `segment_margins` |
 | $L_{NFM}(\varepsilon)$, $Q = L_{std} + \varepsilon R_1 + \varepsilon^2 (R_2 + R_3 + \dots)$ | `quadratic_gap_along` |
 
 Source: L. Zhang, Z. Deng, K. Kawaguchi, A. Ghorbani, J. Zou, *How does Mixup help with robustness and generalization?*,
-arXiv 2010.04819; the margin as stated in the notation of this package.
+arXiv 2010.04819; the margin is in the notation of this package.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from ..setting.problem import Problem
 from ..setting.quadrature import Quadrature
 from ..setting.results import Record
 
-#: Bytes that the Jacobians of a block of examples may take.
+#: Memory that the Jacobians of a block of examples may take, in bytes.
 BLOCK_BYTES = 2**25
 
 
 def score_gap(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Score of the right class minus the best of the others: positive where the decision is right (book: eq-margin).
+    """Score of the right class minus the best other score; positive if the decision is right (book: eq-margin).
 
-    Differentiable in `outputs` (up to ties).
+    The gap is differentiable in `outputs`, except at ties.
 
     Args:
-        outputs: scores `(n, K)`; with a single output f, `(n, 1)` or `(n,)`, those of the two classes are 0 and f.
+        outputs: scores `(n, K)`; a single output f, `(n, 1)` or `(n,)`, stands for the scores 0 and f of two classes.
         labels: class indices, `(n,)`; 0 or 1 for a single output.
 
     Returns:
-        `(n,)`.
+        The gap of each example, `(n,)`.
 
     Raises:
-        ValueError: for outputs of another shape, or labels that are no class indices.
+        ValueError: for outputs of another shape, and labels that are no class indices.
 
     Example:
         >>> score_gap(torch.tensor([[3.0, 1.0, 2.5], [0.0, 1.0, 4.0]]), torch.tensor([0, 1]))
@@ -79,8 +79,8 @@ class JacobianNorms(Record):
     """Norms of the Jacobian of the outputs at every example.
 
     Attributes:
-        spectral: largest singular value, `(n,)`.
-        frobenius: root of the sum of squares, `(n,)`.
+        spectral: spectral norm, the largest singular value, `(n,)`.
+        frobenius: Frobenius norm, the root of the sum of squares, `(n,)`.
     """
 
     spectral: Tensor
@@ -88,20 +88,20 @@ class JacobianNorms(Record):
 
 
 def _at(head: Callable[[Tensor], Tensor], h: Tensor) -> tuple[Tensor, JacobianNorms]:
-    """Outputs and norms at features that fit into one block."""
+    """Outputs and Jacobian norms at a block of features."""
     at = linearize(head, h, differentiable=False)
-    if at.width != h[0].numel():  # the rows would be those behind the first linear operations
+    if at.width != h[0].numel():  # these rows would be those behind the first linear operations
         at = linearize(head, h, engine="nested", differentiable=False)
     rows = at.rows()
     frobenius = torch.linalg.vector_norm(rows, dim=(1, 2))
-    # Of unit rows the largest eigenvalue lies in [1/K, 1], so that its root loses no digits
+    # For a Jacobian of norm 1 the largest eigenvalue lies in [1/K, 1], so that its root loses no digits
     unit = rows / frobenius.clamp_min(torch.finfo(rows.dtype).tiny)[:, None, None]
     share = torch.linalg.eigvalsh(unit @ unit.mT)[:, -1].clamp(0, 1)
     return at.outputs, JacobianNorms(frobenius * share.sqrt(), frobenius)
 
 
 def _stream(head: Callable, points: Callable[[Tensor], Tensor], count: int) -> Iterator[tuple[Tensor, JacobianNorms]]:
-    """`_at` for the features `points(index)`, block by block."""
+    """Outputs and Jacobian norms at the features `points(index)`, block by block."""
     with torch.no_grad():
         probe = points(torch.zeros(1, dtype=torch.long))
         each = head(probe).numel() * probe.nbytes
@@ -114,13 +114,17 @@ def _stream(head: Callable, points: Callable[[Tensor], Tensor], count: int) -> I
 def jacobian_norms(problem: Problem) -> JacobianNorms:
     """Spectral and Frobenius norm of the Jacobian of the outputs at every example (book: eq-margin).
 
-    Exact, from the K rows of every Jacobian: one vector-Jacobian product per output. Without gradients.
+    The norms are exact: they are computed from the K rows of each Jacobian, with one vector-Jacobian product for each
+    output. They are not differentiable.
 
     Args:
-        problem: network, layer and data; it needs no law.
+        problem: network, layer and data; no law is needed. The Jacobian is that in the features of the layer.
 
     Returns:
         `JacobianNorms`, two tensors `(n,)`.
+
+    Raises:
+        TypeError: for anything but one `Problem`.
 
     Example:
         >>> head = lambda u: u * torch.tensor([3.0, 4.0])
@@ -136,17 +140,19 @@ def jacobian_norms(problem: Problem) -> JacobianNorms:
 
 @dataclass(frozen=True)
 class SegmentMargins(Record):
-    """Outcome of `segment_margins`; distances are in the features of the layer.
+    """Margins along segments, from `segment_margins`; distances are measured in the features of the layer.
 
     Attributes:
-        gap: score gap at the start, `(n,)`; negative where the decision is wrong.
-        jacobian: largest spectral norm of the Jacobian found on the segment, `(n,)`: at most the supremum.
-        length: of the segment, `(n,)`.
-        bound: `gap / (√2 jacobian)`, `(n,)`; 0 where the decision is wrong at the start. Where it exceeds `length` it
-            says that the segment holds no change, and nothing beyond. An estimate as far as `jacobian` is one.
-        crossing: distance at which the decision changes, `(n,)`: 0 where it is wrong at the start, infinite where no
-            point is decided otherwise. The first change is not farther; between two points it may hide.
-        points: number of points on the segment, its ends included, behind `jacobian` and `crossing`.
+        gap: score gap at the start of the segment, `(n,)`; negative if the decision is wrong there.
+        jacobian: largest spectral norm of the Jacobian at the points of the segment, `(n,)`; the supremum over the
+            segment may be larger.
+        length: length of the segment, `(n,)`.
+        bound: lower bound `gap / (√2 jacobian)` of the margin, `(n,)`; 0 if the decision is wrong at the start. A bound
+            larger than `length` says that the decision does not change on the segment, and no more. The bound is an
+            estimate if `jacobian` is smaller than the supremum.
+        crossing: distance at which the decision changes, `(n,)`; 0 if it is wrong at the start, infinite if it is the
+            same at all points. An earlier change between two points may be missed.
+        points: number of points on the segment, including its ends.
     """
 
     gap: Tensor
@@ -158,17 +164,20 @@ class SegmentMargins(Record):
 
     @property
     def consistent(self) -> Tensor:
-        """Whether `bound ≤ crossing` up to rounding, `(n,)`; where not, `points` were too few for the supremum."""
+        """True if `bound ≤ crossing` up to rounding, `(n,)`; otherwise the points are too few for the supremum."""
         return self.bound * (1 - torch.finfo(self.bound.dtype).eps ** 0.5) <= self.crossing
 
 
 def _first_change(gap_at: Callable[[Tensor], Tensor], times: Tensor, gaps: Tensor) -> Tensor:
-    """The time in [0, 1] of the first change seen at `times`, refined by bisection, `(n,)`; infinite without one.
+    """The time in [0, 1] at which the decision first changes, `(n,)`: seen at `times`, refined by bisection.
 
     Args:
-        gap_at: times `(n,)` to score gaps `(n,)`.
-        times: increasing, `(points,)`.
-        gaps: score gaps there, `(points, n)`.
+        gap_at: function from times `(n,)` to score gaps `(n,)`.
+        times: increasing times, `(points,)`.
+        gaps: score gaps at these times, `(points, n)`.
+
+    Returns:
+        The times, `(n,)`; infinite if the decision does not change.
     """
     changed = ~(gaps > 0)
     found, first = changed.any(0), changed.int().argmax(0)
@@ -182,26 +191,28 @@ def _first_change(gap_at: Callable[[Tensor], Tensor], times: Tensor, gaps: Tenso
 
 @torch.no_grad()
 def segment_margins(problem: Problem, ends: Tensor, *, num_points: int = 33) -> SegmentMargins:
-    r"""Lower bound of the margin of every example along the segment from its input to `ends` (book: eq-margin).
+    r"""A lower bound of the margin of every example along the segment from its input to `ends` (book: eq-margin).
 
     $$ \text{margin}_i \ge \frac{\text{gap}_i}{\sqrt2\;\sup_{0 \le t \le 1} \lVert J(g_i + t (g'_i - g_i))\rVert_2} $$
 
-    The supremum is taken over `num_points` equidistant points. It is exact where the Jacobian is constant (a linear
-    model); otherwise it may be too small, and **the bound is then an estimate, not a certificate**. The record keeps
-    the number of points, and the first change of decision that was seen, which refutes a bound that is too large.
-    Certificates are in `nfm_theory.adversarial`. With a single output $\sqrt2$ could be left out.
+    The supremum is taken over `num_points` equidistant points. It is exact if the Jacobian is constant, as for a linear
+    model. Otherwise it may be too small, and **the bound is then an estimate, not a certificate**. The result also has
+    the first change of the decision that was seen, which refutes a bound that is too large. Certificates are in
+    `nfm_theory.adversarial`. For a single output the factor $\sqrt2$ is not needed, and the bound is that much smaller.
 
     Args:
-        problem: network, layer and data with class indices or hard labels; it needs no law. The segment is straight in
-            the features of the layer, from g = g_k(x) to g' = g_k(ends), and distances are measured there.
-        ends: where the segments end, inputs of the same shape as `x`, for example other samples.
-        num_points: points on every segment, ≥ 2.
+        problem: network, layer and data; each label is one class, and no law is needed. The segment is straight in the
+            features of the layer, from g = g_k(x) to g' = g_k(ends), and distances are measured there.
+        ends: inputs at which the segments end, in the shape of `x`; for example other samples.
+        num_points: number of points on every segment, ≥ 2.
 
     Returns:
         `SegmentMargins`.
 
     Raises:
-        ValueError: for ends of another shape or not finite, fewer than two points, and labels that are no classes.
+        ValueError: for ends that have another shape or are not finite, for fewer than two points, and for labels that
+            are no single class.
+        TypeError: for anything but one `Problem`.
 
     Example:
         >>> weight = torch.tensor([[1.0, -1.0]])
@@ -220,7 +231,7 @@ def segment_margins(problem: Problem, ends: Tensor, *, num_points: int = 33) -> 
     reach = reach - start
     if not reach.isfinite().all():
         raise ValueError("ends: expected finite inputs and features.")
-    # A quotient of whole numbers: the points of a finer division contain those of a coarser one bit by bit
+    # As quotients of integers the points of a coarse division are, bit by bit, among those of a finer one
     times = torch.arange(num_points, dtype=start.dtype, device=start.device) / (num_points - 1)
 
     def at(t: Tensor, i: Tensor | slice) -> Tensor:
@@ -230,7 +241,7 @@ def segment_margins(problem: Problem, ends: Tensor, *, num_points: int = 33) -> 
         index = index.to(start.device)
         return at(times[index // n], index % n)
 
-    score_gap(head(start), y)  # refuses unfit labels before the work
+    score_gap(head(start), y)  # labels that do not fit are refused before the work
     found = list(_stream(head, points, num_points * n))
     outputs = torch.cat([f[0] for f in found])
     gaps = score_gap(outputs, y.repeat(num_points)).reshape(num_points, n)
@@ -255,15 +266,15 @@ def _ratio(gap: float, base: float) -> float:
 
 @dataclass(frozen=True)
 class QuadraticGap:
-    """One snapshot of `quadratic_gap_along`.
+    """The exact loss and its expansion at one snapshot, from `quadratic_gap_along`.
 
     Attributes:
-        step: position in the sequence of snapshots.
-        standard: L_std, the loss without mixing and noise.
-        exact: L_NFM(ε).
-        quadratic: its expansion to second order at the same ε.
-        R3: the residual curvature, as in `TaylorTerms`; 0 for a model that is linear or piecewise linear, where the
-            quadratic knows nothing of the kinks.
+        step: position of the snapshot in the sequence.
+        standard: loss L_std without mixing and noise.
+        exact: loss L_NFM(ε).
+        quadratic: expansion of L_NFM(ε) to second order.
+        R3: residual term of `TaylorTerms`; it is 0 for a linear or piecewise linear model, whose kinks the expansion
+            does not see.
     """
 
     step: int
@@ -274,25 +285,25 @@ class QuadraticGap:
 
     @property
     def relative(self) -> float:
-        """The gap |exact - quadratic| relative to the loss |exact|."""
+        """The gap |exact - quadratic| as a fraction of the loss |exact|."""
         return _ratio(abs(self.exact - self.quadratic), self.exact)
 
     @property
     def of_regularization(self) -> float:
-        """The gap as a share of what Mixup adds, |exact - standard|; NaN where nothing is added and nothing missed."""
+        """The gap as a fraction of what Mixup adds, |exact - standard|; NaN if both are 0."""
         return _ratio(abs(self.exact - self.quadratic), self.exact - self.standard)
 
     def to_dict(self) -> dict[str, float | None]:
-        """The numbers with both ratios, for JSON: `None` where a ratio is not finite."""
+        """The numbers and both fractions, for JSON; `None` for fractions that are not finite."""
         values = asdict(self) | {"relative": self.relative, "of_regularization": self.of_regularization}
         return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _classes(problem: Problem) -> Tensor:
-    """Class indices of hard labels, `(n,)`.
+    """The class indices of labels that are one class each, `(n,)`.
 
     Raises:
-        ValueError: for soft labels and other losses.
+        ValueError: for other labels and other losses.
     """
     labels = problem.labels
     if problem.loss.name not in ("cross_entropy", "logistic") or not ((labels == 0) | (labels == 1)).all():
@@ -310,20 +321,20 @@ def quadratic_gap_along(
        \text{of regularization} = \frac{|L(\varepsilon) - Q(\varepsilon)|}{|L(\varepsilon) - L_{std}|}, \qquad
        Q = L_{std} + \varepsilon R_1 + \varepsilon^2 (R_2 + R_3 + \dots) $$
 
-    A small relative gap may still miss most of what Mixup adds, which the second share shows. The loss is summed over
-    all pairs, without sampling.
+    With a small relative gap the expansion may still miss most of what Mixup adds; the second fraction shows this. The
+    loss is summed over all pairs, without sampling.
 
     Args:
-        snapshots: one problem for each snapshot, in order; a generator may load them one by one, as
+        snapshots: one problem for each snapshot, in order. A generator can load them one by one, such as
             `(Problem(model, x, y, law=law, params=state) for state in states)`.
-        eps: ε, a number; 1 is the loss that is trained.
-        quadrature: rule and nodes of the exact loss.
+        eps: scale ε; the loss of training is that at 1.
+        quadrature: rule and nodes of the exact loss; `None` means `Quadrature()`.
 
     Returns:
         A `QuadraticGap` for each snapshot.
 
     Raises:
-        ValueError: without snapshots, and where the deterministic rule would explode.
+        ValueError: if there is no snapshot, and if the exact loss would need too many evaluations.
 
     Example:
         >>> from nfm_theory import Law

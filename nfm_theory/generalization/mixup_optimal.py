@@ -1,24 +1,25 @@
-r"""What Mixup training would converge to if the classifier could be any function: the Mixup-optimal classifier.
+r"""The Mixup-optimal classifier: the limit of Mixup training if the classifier can be any function.
 
-Every pair (i, r) spreads the law of λ along its segment, with the label `λ y_i + (1 - λ) y_r` there. The loss with
-mixed labels is minimised, point by point, by the mean label of what falls there (book: eq-mixup-optimal):
+Every pair (i, r) gives mixed points on its segment, with labels `λ y_i + (1 - λ) y_r` and with the law of λ. At each
+point the loss with mixed labels is smallest if the classifier gives the mean label of all mixed points near it (book:
+eq-mixup-optimal):
 
 $$ p(z) = \frac{\sum_{i,r} E[(\lambda y_i + (1-\lambda) y_r)\, 1\{\lVert \lambda x_i + (1-\lambda) x_r - z \rVert
    \le \rho\}]}{\sum_{i,r} P(\lVert \lambda x_i + (1-\lambda) x_r - z \rVert \le \rho)} $$
 
-| resolution | what it is | here |
+| resolution | the function p | here |
 |---|---|---|
-| ρ > 0 | best function that is constant on the ball about z; in any dimension | `mixup_optimal` |
-| ρ → 0, off the data, on a line | best function almost everywhere, densities of the segments | `line_optimal` |
+| ρ > 0 | the best function that is constant on the ball around z; any dimension | `mixup_optimal` |
+| ρ → 0, on a line | the best function between the data, from the densities of the segments | `line_optimal` |
 
-Both are finite sums of incomplete Beta functions or Beta densities, and hold for cross entropy and square loss alike.
-The pairs (i, i) put an atom of mass 1/n² on every sample, which alone keeps the optimum right there: at ρ = 0 it has
-the label, while any finite resolution also sees the segments that pass. In general position none does and the optimum
-interpolates the labels linearly; on a line of alternating classes (`alternating_line`) those that pass can outweigh
-it: for the three points 0, 1, 2 the middle one is misclassified once α is large.
+Both are finite sums, of incomplete Beta functions or of Beta densities, and they are the same for cross entropy and
+square loss. Each pair (i, i) puts an atom of mass 1/n² on its sample. At ρ = 0 this atom alone decides, and the sample
+gets its label; with ρ > 0 the segments that pass near the sample count as well. In general position no segment passes
+near another sample, and p interpolates the labels linearly. On a line of alternating classes (`alternating_line`) the
+passing segments can outweigh the atom: of the three points 0, 1, 2 the middle one is misclassified if α is large.
 
 Source: M. Chidambaram, X. Wang, Y. Hu, C. Wu, R. Ge, *Towards understanding the data dependency of Mixup-style
-training*, arXiv 2110.07647; statements as derived here.
+training*, arXiv 2110.07647; the formulas are derived here.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ import torch
 from scipy import special
 from torch import Tensor
 
-#: Gauss-Legendre nodes on each half of an interval between neighbouring data.
+#: Number of Gauss-Legendre nodes on each half of an interval between neighboring data.
 LINE_NODES = 80
 
 
 def alternating_line(num_points: int = 3) -> tuple[Tensor, Tensor]:
-    """Points 0, 1, 2, .. on a line with the classes 0, 1, 0, ..: `(n, 1)` and `(n,)` (book: eq-mixup-optimal).
+    """Points 0, 1, 2, ... on a line with the classes 0, 1, 0, ...: `(n, 1)` and `(n,)` (book: eq-mixup-optimal).
 
     Args:
-        num_points: n ≥ 3.
+        num_points: number n ≥ 3 of points.
 
     Raises:
         ValueError: for fewer than three points.
@@ -56,7 +57,7 @@ def alternating_line(num_points: int = 3) -> tuple[Tensor, Tensor]:
 
 
 def _check(x: Tensor, y: Tensor, alpha: float, beta: float | None, *, infinite: bool) -> tuple:
-    """Data as `(n, d)`, labels as `(n, K)`, both numpy, and the parameters."""
+    """Data `(n, d)` and labels `(n, K)` as NumPy arrays, and both parameters of the Beta law."""
     if x.ndim > 2 or len(x) != len(y) or len(x) < 2:
         raise ValueError(f"x, y: expected (n, d) and n labels with n >= 2, got {tuple(x.shape)} and {tuple(y.shape)}.")
     beta = alpha if beta is None else beta
@@ -70,11 +71,11 @@ def _check(x: Tensor, y: Tensor, alpha: float, beta: float | None, *, infinite: 
 
 @dataclass(frozen=True)
 class MixupOptimal:
-    """Outcome of `mixup_optimal`.
+    """The Mixup-optimal classifier at some points.
 
     Attributes:
-        probabilities: p(z), `(q, K)`; NaN where nothing is mixed.
-        mass: probability that a mixed point falls into the ball about z, `(q,)`.
+        probabilities: probabilities p(z) of the classes, `(q, K)`; NaN if no mixed point falls near z.
+        mass: probability that a mixed point falls into the ball around z, `(q,)`.
     """
 
     probabilities: Tensor
@@ -82,13 +83,13 @@ class MixupOptimal:
 
     @property
     def decision(self) -> Tensor:
-        """The class with the largest probability, `(q,)`; -1 where nothing is mixed."""
+        """The class with the largest probability, `(q,)`; -1 if no mixed point falls near z."""
         known = self.mass > 0
         return torch.where(known, self.probabilities.nan_to_num().argmax(1), -1)
 
 
 def _shares(low: np.ndarray, high: np.ndarray, a: float, b: float) -> tuple[np.ndarray, np.ndarray]:
-    """`P(low ≤ λ ≤ high)` and `E[λ; low ≤ λ ≤ high]` for λ ~ Beta(a, b)."""
+    """The probability `P(low ≤ λ ≤ high)` and the mean `E[λ; low ≤ λ ≤ high]` for λ ~ Beta(a, b)."""
     if math.isinf(a):
         inside = ((low <= 0.5) & (high >= 0.5)).astype(float)
         return inside, inside / 2
@@ -110,26 +111,26 @@ def mixup_optimal(
     """The Mixup-optimal classifier at resolution `radius`, in closed form (book: eq-mixup-optimal).
 
     Args:
-        points: where, `(q, d)` (or `(q,)` on a line).
+        points: points z at which it is evaluated, `(q, d)`, or `(q,)` on a line.
         x: data, `(n, d)` or `(n,)`.
         y: class indices `(n,)` or distributions `(n, K)`.
-        radius: ρ > 0 of the ball on which the function is constant.
-        alpha: first Beta parameter; infinite for midpoint Mixup, λ = 1/2.
-        beta: second Beta parameter; `None` means `alpha`.
-        self_pairs: whether a sample can be its own partner, as in the theory.
+        radius: radius ρ > 0 of the ball on which the function is constant.
+        alpha: first parameter of the Beta law of λ; infinite for midpoint Mixup, λ = 1/2.
+        beta: second parameter; `None` means the same number as `alpha`.
+        self_pairs: True if a sample can be its own partner, as in the theory.
 
     Raises:
-        ValueError: for unfit data or parameters, or ρ ≤ 0.
+        ValueError: for data and parameters that do not fit, and for ρ ≤ 0.
 
     Example:
         >>> x, y = alternating_line()
-        >>> found = mixup_optimal(x, x, y, radius=0.1, alpha=math.inf)  # λ = 1/2: (0, 2) falls on 1 twice, (1, 1) once
+        >>> found = mixup_optimal(x, x, y, radius=0.1, alpha=math.inf)  # λ = 1/2: (0, 2), (2, 0) and (1, 1) fall on 1
         >>> [round(p, 4) for p in found.probabilities[1].tolist()], found.decision.tolist()
         ([0.6667, 0.3333], [0, 0, 0])
     """
     data, labels, a, b = _check(x, y, alpha, beta, infinite=True)
     if not 0 < radius < math.inf:
-        raise ValueError(f"radius: expected a finite number > 0, got {radius!r}; line_optimal(...) is the limit 0.")
+        raise ValueError(f"radius: expected a finite number > 0, got {radius!r}; line_optimal(...) is the limit ρ → 0.")
     at = points.detach().double().cpu().numpy().reshape(len(points), -1)
     if at.shape[1] != data.shape[1]:
         raise ValueError(f"points: expected dimension {data.shape[1]}, got {at.shape[1]}.")
@@ -161,7 +162,7 @@ def mixup_optimal(
 def _line_density(data, labels, base, offset, a: float, b: float) -> tuple[np.ndarray, np.ndarray]:
     """Density of the mixed points and of their labels at `base + offset`, `(q,)` and `(q, K)`.
 
-    `base` is a datum and `offset` small or not: λ and 1 - λ are both formed without cancellation next to `base`.
+    `base` is a data point. Near it both λ and 1 - λ are computed without cancellation, however small `offset` is.
     """
     n = len(data)
     mass, label = np.zeros(len(offset)), np.zeros((len(offset), labels.shape[1]))
@@ -190,22 +191,22 @@ def _line_data(x: Tensor, y: Tensor, alpha: float, beta: float | None) -> tuple:
 def line_optimal(
     points: Tensor, x: Tensor, y: Tensor, *, alpha: float = 1.0, beta: float | None = None
 ) -> MixupOptimal:
-    """The Mixup-optimal classifier on a line, off the data: the limit of resolution 0 (book: eq-mixup-optimal).
+    """The Mixup-optimal classifier between data on a line, in the limit of resolution 0 (book: eq-mixup-optimal).
 
-    At the data themselves the atoms of the pairs (i, i) decide; next to them this is what a continuous function sees.
+    At the data the atoms of the pairs (i, i) decide; a continuous function has the limit of the values beside them.
 
     Args:
-        points: where, `(q,)` or `(q, 1)`, none of them a datum.
+        points: points at which it is evaluated, `(q,)` or `(q, 1)`; none of them is a data point.
         x: data, `(n,)` or `(n, 1)`.
         y: class indices `(n,)` or distributions `(n, K)`.
-        alpha: first Beta parameter.
-        beta: second Beta parameter; `None` means `alpha`.
+        alpha: first parameter of the Beta law of λ.
+        beta: second parameter; `None` means the same number as `alpha`.
 
     Returns:
-        `MixupOptimal`, `mass` holding the density of the mixed points.
+        `MixupOptimal`, with the density of the mixed points as `mass`.
 
     Raises:
-        ValueError: for unfit data or parameters, or a point that is a datum.
+        ValueError: for data and parameters that do not fit, and for points that are data points.
 
     Example:
         >>> x, y = torch.tensor([0.0, 1.0]), torch.tensor([0, 1])
@@ -215,7 +216,9 @@ def line_optimal(
     data, labels, a, b = _line_data(x, y, alpha, beta)
     at = points.detach().double().cpu().numpy().reshape(-1)
     if np.isin(at, data).any():
-        raise ValueError("points: expected none of the data, where atoms decide; see mixup_optimal(...).")
+        raise ValueError(
+            "points: expected none of the data, where the atoms decide; mixup_optimal(...) takes any point."
+        )
     mass, label = _line_density(data, labels, 0.0, at, a, b)
     with np.errstate(invalid="ignore", divide="ignore"):
         found = label / mass[:, None]
@@ -227,19 +230,19 @@ def _entropy(p: np.ndarray) -> np.ndarray:
 
 
 def minimal_mixup_loss(x: Tensor, y: Tensor, *, alpha: float = 1.0, beta: float | None = None) -> float:
-    r"""The smallest cross entropy with mixed labels that any function reaches on a line (book: eq-mixup-optimal).
+    r"""The smallest cross entropy with mixed labels of any function, for data on a line (book: eq-mixup-optimal).
 
-    The mean entropy of `line_optimal` over the segments, plus that of the atoms at the data: below it no network can
-    train, whatever its size.
+    It is the mean entropy of `line_optimal` over the segments plus that of the atoms at the data. No network can train
+    below it, whatever its size.
 
     Args:
         x: data, `(n,)` or `(n, 1)`.
         y: class indices `(n,)` or distributions `(n, K)`.
-        alpha: first Beta parameter.
-        beta: second Beta parameter; `None` means `alpha`.
+        alpha: first parameter of the Beta law of λ.
+        beta: second parameter; `None` means the same number as `alpha`.
 
     Raises:
-        ValueError: for unfit data or parameters.
+        ValueError: for data and parameters that do not fit.
 
     Example:
         >>> round(minimal_mixup_loss(torch.tensor([0.0, 1.0]), torch.tensor([0, 1])), 6)  # half of ∫ H(λ) dλ = 1/4
@@ -247,7 +250,7 @@ def minimal_mixup_loss(x: Tensor, y: Tensor, *, alpha: float = 1.0, beta: float 
     """
     data, labels, a, b = _line_data(x, y, alpha, beta)
     knots, n, total = np.unique(data), len(data), 0.0
-    for knot in knots:  # atoms: all pairs of samples that coincide there, with their mean label
+    for knot in knots:  # the atom: all pairs of samples that coincide here, with their mean label
         here = labels[data == knot]
         total += len(here) ** 2 / n**2 * float(_entropy(here.mean(0)))
     nodes, weights = special.roots_legendre(LINE_NODES)
@@ -264,12 +267,12 @@ def minimal_mixup_loss(x: Tensor, y: Tensor, *, alpha: float = 1.0, beta: float 
 
 @dataclass(frozen=True)
 class EmpiricalReport:
-    """What the Mixup-optimal classifier does on the data themselves.
+    """The Mixup-optimal classifier on its own data.
 
     Attributes:
-        probabilities: p at the data, `(n, K)`.
-        wrong: which samples it gets wrong, `(n,)`.
-        loss: its empirical cross entropy; the smallest possible is 0 for distinct samples with hard labels.
+        probabilities: probabilities p of the classes at the data, `(n, K)`.
+        wrong: True for samples that are misclassified, `(n,)`.
+        loss: mean cross entropy on the data; other functions reach 0 if all samples are different.
     """
 
     probabilities: Tensor
@@ -278,21 +281,21 @@ class EmpiricalReport:
 
     @property
     def error(self) -> float:
-        """Share of samples it gets wrong."""
+        """Fraction of the samples that are misclassified."""
         return float(self.wrong.double().mean())
 
 
 def empirical_report(x: Tensor, y: Tensor, *, radius: float, **options) -> EmpiricalReport:
-    """Whether minimising the Mixup loss minimises the empirical loss, on this very data set (book: eq-mixup-optimal).
+    """Test if the minimum of the Mixup loss also minimizes the loss on the data (book: eq-mixup-optimal).
 
     Args:
         x: data, `(n, d)` or `(n,)`.
         y: class indices, `(n,)`.
         radius: resolution ρ > 0.
-        **options: `alpha`, `beta`, `self_pairs` of `mixup_optimal`.
+        **options: `alpha`, `beta` and `self_pairs` of `mixup_optimal`.
 
     Raises:
-        ValueError: as `mixup_optimal`.
+        ValueError: for everything that `mixup_optimal` refuses, and for labels that are no class indices.
 
     Example:
         >>> empirical_report(*alternating_line(), radius=0.1, alpha=1.0).wrong.tolist()

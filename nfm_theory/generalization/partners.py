@@ -1,6 +1,7 @@
-r"""Relatives of Mixup as laws of the partner or of λ in the same expansion (book: eq-expansion).
+r"""Relatives of Mixup: other laws of the partner or of λ in the same expansion (book: eq-expansion).
 
-The partner r of sample i is drawn with probability `P(r|i)`, an `(n, n)` matrix with rows that sum to 1; Mixup is 1/n.
+The partner r of sample i is drawn with probability `P(r|i)`, an `(n, n)` matrix with rows that sum to 1. For Mixup all
+its entries are 1/n.
 
 | relative | what changes | here |
 |---|---|---|
@@ -9,9 +10,9 @@ The partner r of sample i is drawn with probability `P(r|i)`, an `(n, n)` matrix
 | midpoint Mixup | λ = 1/2 | `Law(lam=0.5)` |
 
 With v = g_r - g_i the terms are those of Mixup with `E_r` over P: `R1 = m1 E a·J v`, `R2 = ½ m2 E (J v)ᵀF(J v)`,
-`R3 = ½ m2 E a·∇²f[v, v]`, `C3 = m3/6 E D³ℓ[v, v, v]`. They depend on P through the moments of v alone. The loss with
-mixed labels is the unmixed one (book: eq-unmixing) for every P that is symmetric, as those above are. Terms, losses and
-verdicts are those of the library: `terms`, `loss`, `verify`.
+`R3 = ½ m2 E a·∇²f[v, v]`, `C3 = m3/6 E D³ℓ[v, v, v]`. They depend on P through the moments of v alone. If P is
+symmetric, as those above are, the loss with mixed labels equals the unmixed loss (book: eq-unmixing). `terms`, `loss`
+and `verify` take such problems like all others.
 
 Sources: K. Greenewald et al., *k-Mixup regularization for deep learning via optimal transport*; W. Bao et al., *DP-Mix:
 Mixup-based data augmentation for differentially private learning*; M. Chidambaram et al., *Provably learning diverse
@@ -32,15 +33,17 @@ from torch import Tensor
 from ..setting.checks import one_of
 from ..setting.results import Estimate
 
-#: Pairs of batches that k-mixup enumerates at most.
+#: Largest number of pairs of batches that k-mixup enumerates.
 MAX_BATCH_PAIRS = 40_000
 
 
 def self_weights(groups: Tensor) -> Tensor:
-    """DP-Mix self: the partner is uniform among the views of the same image, itself included, `(n, n)`.
+    """The law of the partner in DP-Mix self: uniform among the views of the same image, `(n, n)`.
+
+    A view can be its own partner.
 
     Args:
-        groups: for every view the number of its image, `(n,)`; the samples of the problem are the views.
+        groups: number of the image of each view, `(n,)`; the samples of the problem are the views.
 
     Raises:
         ValueError: if `groups` is not a vector.
@@ -58,7 +61,7 @@ def self_weights(groups: Tensor) -> Tensor:
 
 
 def _matched(cost: np.ndarray, first: Sequence[int], second: Sequence[int]) -> np.ndarray:
-    """The partners of `first` in `second` by optimal transport."""
+    """The partners in `second` of the samples `first`, by optimal transport."""
     from scipy.optimize import linear_sum_assignment
 
     _, columns = linear_sum_assignment(cost[np.ix_(first, second)])
@@ -73,24 +76,25 @@ def k_mixup_weights(
     sweeps: int = 2000,
     generator: torch.Generator | None = None,
 ) -> Estimate:
-    """k-mixup: `P(r|i)` when two random batches of k are matched by optimal transport in squared distance, `(n, n)`.
+    """The law `P(r|i)` of the partner in k-mixup, `(n, n)`: two random batches of k samples are matched.
 
-    k = 1 is Mixup. The batches are independent, each without repetition; k = n matches every sample with itself. P is
-    symmetric and doubly stochastic (equal costs, where the matching is not unique, are shared by swapping the batches).
+    The batches are matched by optimal transport in squared distance. They are independent, and each has k different
+    samples. So k = 1 is Mixup, and k = n matches every sample with itself. P is symmetric and doubly stochastic; if the
+    matching is not unique, the two orders of the batches share the probability.
 
     Args:
-        points: where distances are measured, inputs or features, `(n, *feature)`.
+        points: inputs or features between which distances are measured, `(n, *feature)`.
         k: size of the batches, 1 ≤ k ≤ n.
-        method: `"exact"` enumerates all pairs of batches, `"monte_carlo"` cuts pairs of random permutations into
-            batches (k must divide n), `"auto"` enumerates up to 40,000 pairs.
-        sweeps: permutation pairs for Monte Carlo.
+        method: `"exact"` enumerates all pairs of batches. `"monte_carlo"` cuts pairs of random permutations into
+            batches, and k must divide n. `"auto"` enumerates up to 40,000 pairs.
+        sweeps: number of pairs of permutations for Monte Carlo.
         generator: random generator of Monte Carlo; the global one if `None`.
 
     Returns:
-        `Estimate` of shape `(n, n)`; `stderr` is zero when enumerated.
+        `Estimate` of shape `(n, n)`; `stderr` is zero if all pairs are enumerated.
 
     Raises:
-        ValueError: for k outside 1..n, an unknown method, or a k that does not divide n.
+        ValueError: for k outside 1..n and an unknown method; for Monte Carlo also for a k that does not divide n.
 
     Example:
         >>> k_mixup_weights(torch.tensor([[0.0], [1.0]]), 1).value
@@ -113,7 +117,9 @@ def k_mixup_weights(
         value = torch.from_numpy((law + law.T) / 2).to(points.device)
         return Estimate(value, torch.zeros_like(value), len(batches) ** 2, "all pairs of batches")
     if n % k or sweeps < 2:
-        raise ValueError(f"Expected k to divide n and sweeps >= 2 for Monte Carlo, got k = {k}, n = {n}, {sweeps}.")
+        raise ValueError(
+            f"k and sweeps: expected k to divide n and sweeps >= 2 for Monte Carlo, got k = {k}, n = {n} and {sweeps}."
+        )
     source = generator.device if generator is not None else "cpu"
     mean, square = np.zeros((n, n)), np.zeros((n, n))
     for _ in range(sweeps):
@@ -132,11 +138,11 @@ def direction_moments(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor
     """Mean `Σ_r P(r|i) v` and second moment `Σ_r P(r|i) v vᵀ` of the directions v = g_r - g_i of every sample.
 
     Args:
-        features: g, `(n, *feature)`.
-        weights: `P(r|i)`, `(n, n)`.
+        features: features g, `(n, *feature)`.
+        weights: law `P(r|i)` of the partner, `(n, n)`.
 
     Returns:
-        `(n, d)` and `(n, d, d)`, for flattened features.
+        Means `(n, d)` and second moments `(n, d, d)` of the flattened directions.
 
     Example:
         >>> g = torch.tensor([[0.0], [2.0]])

@@ -87,7 +87,8 @@ def loss(
         _refuse(f"method={method!r}", batch_size=batch_size, quadrature=quadrature)
     else:
         _refuse(f"method={method!r}", batch_size=batch_size)
-    form = one_of("form", form or ("mixed" if method == "as_trained" else "unmixed"), ("unmixed", "mixed"))
+    form = form or ("mixed" if method == "as_trained" else "unmixed")
+    one_of("form", form, ("unmixed", "mixed"))
     scales = torch.as_tensor(eps, dtype=problems[0].features.dtype, device=problems[0].features.device)
     if not (scales.isfinite() & (scales >= 0)).all():
         raise ValueError(f"eps: expected finite numbers >= 0, got {eps!r}.")
@@ -122,7 +123,7 @@ def _refuse(choice: str, **options) -> None:
         raise ValueError(f"{given[0]}: does not belong to {choice}; leave it out, or make another choice.")
 
 
-def _variate(problem: Problem, control_variate: str | None) -> str:
+def _variate(problem: Problem, control_variate: ControlVariate | None) -> ControlVariate:
     """The control variate; shared noise allows none, since it needs independent elements."""
     if not (isinstance(problem, Branches) and problem.shared_noise):
         return control_variate or "auto"

@@ -7,7 +7,7 @@ every formula.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,8 +39,8 @@ class Draw:
 
     def __getitem__(self, rows) -> Draw:
         """The rows selected by a slice or an index tensor."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Draw(**{name: None if part is None else part[rows] for name, part in parts.items()})
+        add, mult = (None if part is None else part[rows] for part in (self.add, self.mult))
+        return Draw(self.anchor[rows], self.lam[rows], self.index[rows], add, mult)
 
 
 def sample_draw(

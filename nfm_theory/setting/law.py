@@ -116,7 +116,9 @@ class Law:
 
     def to_dict(self) -> dict:
         """The law in numbers and words, for JSON."""
-        facts = {"lam": self.lam} if self.lam is not None else {"alpha": self.mixing.alpha, "beta": self.mixing.beta}
+        facts: dict = {"lam": self.lam}
+        if isinstance(self.mixing, MixingLaw):
+            facts = dict(zip(("alpha", "beta"), self.mixing.parameters, strict=True))
         levels = {"add_noise": self.add_noise, "mult_noise": self.mult_noise}
         return {**facts, **levels, "noise": [str(noise) for noise in self.noises]}
 

@@ -63,13 +63,18 @@ class MixingLaw:
                 raise ValueError(f"{name}: expected a finite number >= 0 (0: no mixing), got {value!r}.")
 
     @property
+    def parameters(self) -> tuple[float, float]:
+        """α and β."""
+        return self.alpha, self.alpha if self.beta is None else self.beta
+
+    @property
     def mixes(self) -> bool:
         """True if two different samples are ever combined."""
-        return self.alpha > 0 and self.beta > 0
+        return min(self.parameters) > 0
 
     def _parts(self, unmixed: bool) -> list[tuple[float, float, float]]:
         """The mixture of Beta laws, as (weight, a, b)."""
-        a, b = self.alpha, self.beta
+        a, b = self.parameters
         if not unmixed:
             return [(1.0, a, b)]
         if a == b:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from .checks import near
 
 #: Which part of what the model returns are its outputs: a name or a position in it, or a function of it.
-Output = str | int | Callable | None
+Output = str | int | Callable[[Any], Tensor] | None
 
 
 class Stop(Exception):

@@ -1,16 +1,16 @@
-r"""The theory of Noisy Feature Mixup in SymPy: everything symbolic under one name, as numbers and as LaTeX.
+r"""The theory of Noisy Feature Mixup derived with SymPy, as formulas, as numbers and in LaTeX.
 
 | formula | function |
 |---|---|
-| $\lambda\,(p(\lambda) + p(1-\lambda))$, the law of lambda once labels are unmixed | `unmixed_density` |
-| $m_j = \mathbb{E}(1-\lambda)^j$ under it | `unmixed_moment` |
-| mixed-label loss = unmixed loss | `prove_label_unmixing` |
+| $\lambda\,(p(\lambda) + p(1-\lambda))$, the density of lambda after label unmixing | `unmixed_density` |
+| $m_j = \mathbb{E}(1-\lambda)^j$, a moment of this law | `unmixed_moment` |
+| the loss with mixed labels equals the unmixed loss | `prove_label_unmixing` |
 | $\mathbb{E}\xi^2, \mathbb{E}\xi^4, \mathbb{E}\xi_j^2\xi_k^2$ | `noise_moments` |
-| coefficients of the expected loss, generic h and f | `derive_expansion`, `table_terms`, `prove_expansion` |
-| the same for a concrete head and data | `evaluate_terms` |
-| the same on a page | `latex_terms`, `latex_expansion` |
+| coefficients of the expected loss, for generic h and f | `derive_expansion`, `table_terms`, `prove_expansion` |
+| the terms as numbers, for a given head and data | `evaluate_terms` |
+| the terms in LaTeX | `latex_terms`, `latex_expansion` |
 
-`derivation` has a table of the symbols. The stability loss of NoisyMix has its proofs in `divergence_proofs`.
+The module `derivation` has a table of the symbols; `divergence_proofs` is about the stability loss of NoisyMix.
 """
 
 from . import divergence_proofs

@@ -5,17 +5,17 @@ $$ \ell(\varepsilon) = h(f(g + e(\varepsilon))) - y \cdot f(g + e(\varepsilon)),
    + \sigma_{\mathrm{add}}\, \xi_{\mathrm{add}}] + \varepsilon^2 (1-\lambda)\, \sigma_{\mathrm{mult}}\,
    \xi_{\mathrm{mult}} \odot v, \quad v = g_r - g_i $$
 
-`derive_expansion` differentiates in the scale and takes expectations monomial by monomial; the independent
-witness is `symbolic_table`.
+`derive_expansion` differentiates in the scale and takes the expectation of each monomial. `table_terms` has the same
+terms written by hand, which `prove_expansion` compares with them.
 
-Every quantity is a plain symbol whose name carries its indices (counted from 1):
+Every quantity is a plain symbol, whose name contains its indices, counted from 1:
 
 | symbol | meaning |
 |---|---|
-| `h`, `h_1`, `h_1_2` | h and its partial derivatives at the logits f(g) |
+| `h`, `h_1`, `h_1_2` | h and its partial derivatives, at the logits f(g) |
 | `f_1`, `f_1_2`, `f_1_2_2` | first logit, its derivative in g_2, its second derivative in g_2 |
-| `g_j`, `v_j`, `y_k` | features, partner minus features, label |
-| `sigma_add`, `sigma_mult` | noise levels |
+| `g_j`, `v_j`, `y_k` | a feature, its difference from the partner, a label |
+| `sigma_add`, `sigma_mult` | levels of the noises |
 | `m_j` | E (1 - lambda)^j under the unmixed law |
 | `add_2`, `add_2_2`, `mult_2` | E xi_j^2, E xi_j^2 xi_k^2 (j != k) of the additive, multiplicative noise |
 """
@@ -36,20 +36,21 @@ NAMES = (
     *("standard", "R1", "R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult"),
     *("C3_data", "C3_add", "C3_mult", "C3_cross", "C3"),
 )
-"""The named terms up to order 3, in the order in which they are listed."""
+"""Names of the terms up to order 3, in the order of the tables."""
 
 
 @dataclass(frozen=True, eq=False)
 class Expansion:
-    r"""Expected loss of one example against its partner, as a polynomial in the scale (book: eq-expansion).
+    r"""The expected loss of one example and its partner as a polynomial in the scale (book: eq-expansion).
 
     Attributes:
-        order: highest power of the scale kept.
+        order: highest power of the scale.
         dim: number of features.
         outputs: number of logits.
-        coefficients: `order + 1` SymPy expressions, expectation over lambda and the noise of the coefficient
-            of each power; the averages over partners (in `v_j`) and over examples are left to do.
-        terms: name -> expression: `standard`, `R1`, .., `C3` and its four parts, then `C4`, .. whole.
+        coefficients: `order + 1` SymPy expressions, one for each power: its coefficient in expectation over lambda and
+            the noise. They are not yet averaged over partners, which occur in `v_j`, and examples.
+        terms: dict from names to expressions: `standard`, `R1`, ..., `C3` and its four parts; then `C4`, ... without
+            parts.
     """
 
     order: int
@@ -64,14 +65,14 @@ class Expansion:
 
 
 def symbol(kind, *index):
-    """Return the symbol for one quantity of the module's table: `symbol("f", 1, 2)` is `f_1_2`.
+    """Return the symbol of a quantity in the module's table: `symbol("f", 1, 2)` is `f_1_2`.
 
     Args:
         kind: `h`, `f`, `g`, `v`, `y`, `m`, `add`, `mult` or `sigma`.
-        index: indices from 1, or `"add"`, `"mult"` for sigma; those of derivatives get sorted.
+        index: indices, counted from 1, or `"add"` or `"mult"` for sigma; indices of derivatives are sorted.
 
     Returns:
-        A SymPy Symbol; `parse` inverts.
+        A SymPy Symbol; `parse` is the inverse function.
     """
     if kind == "h":
         index = sorted(index)
@@ -81,13 +82,13 @@ def symbol(kind, *index):
 
 
 def parse(name):
-    """Return `(kind, index)` of a symbol made by `symbol`.
+    """Return the kind and the indices of a symbol made by `symbol`.
 
     Args:
-        name: the symbol.
+        name: the symbol, or its name.
 
     Returns:
-        Pair of the kind and a tuple of integers (of one string for `sigma`).
+        The kind, and a tuple of integers, or of one string for `sigma`.
     """
     kind, *index = str(name).split("_")
     return kind, tuple(index) if kind == "sigma" else tuple(map(int, index))
@@ -95,7 +96,12 @@ def parse(name):
 
 @cache
 def generic(kind, index):
-    """Make the SymPy Function class of a generic function's partial derivative; `fdiff` is the next."""
+    """Make the SymPy Function class of a partial derivative of a generic function.
+
+    Args:
+        kind: `h` or `f`.
+        index: indices of the derivative.
+    """
 
     def fdiff(self, argindex=1):
         return generic(kind, parse(symbol(kind, *index, argindex))[1])(*self.args)
@@ -105,7 +111,7 @@ def generic(kind, index):
 
 @cache
 def _raw_coefficients(order, dim, outputs):
-    """Differentiate generic functions: coefficients of eps^0..eps^order for e = eps a + eps^2 b."""
+    """Differentiate generic functions: coefficients of eps^0, ..., eps^order for e = eps a + eps^2 b."""
     a, b = sp.symbols(f"a_1:{dim + 1}"), sp.symbols(f"b_1:{dim + 1}")
     features = [symbol("g", j + 1) + EPS * a[j] + EPS**2 * b[j] for j in range(dim)]
     logits = [generic("f", (k,))(*features) for k in range(1, outputs + 1)]
@@ -120,14 +126,20 @@ def _raw_coefficients(order, dim, outputs):
 
 
 def check_sizes(order, dim, outputs):
-    """Refuse what is not an integer in range."""
+    """Refuse sizes that are not integers in their range.
+
+    Args:
+        order: highest power of the scale, >= 0.
+        dim: number of features, >= 1.
+        outputs: number of logits, >= 1.
+    """
     for name, value, least in (("order", order, 0), ("dim", dim, 1), ("outputs", outputs, 1)):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}.")
 
 
 def _term_name(n, feature_order, second_h, add, mult):
-    """Sort a monomial of the coefficient of eps^n by the derivatives and the noise that occur in it."""
+    """Name the term of a monomial of the coefficient of eps^n, by its derivatives and its noise."""
     if n < 2:
         return ("standard", "R1")[n]
     if n == 2:
@@ -146,13 +158,13 @@ def derive_expansion(order=3, dim=1, outputs=1):
        \quad c_2 = R_2 + R_3 + R_2^{\mathrm{add}} + R_3^{\mathrm{add}}
        + R_2^{\mathrm{mult}} + R_3^{\mathrm{mult}}, \quad c_3 = C_3 \qquad \text{(book: eq-expansion)} $$
 
-    The loss is differentiated in the scale at 0 for generic SymPy functions, the coefficients are split into
-    monomials in (1 - lambda) and the noise, and each monomial is replaced by its expectation. Assumed:
-    lambda, additive and multiplicative noise are independent; the coordinates of a noise are exchangeable,
-    with a law even in each, so odd moments vanish. They may depend on each other: E xi_1^2 xi_2^2 is a symbol
-    of its own. Parts with a second derivative of h are Gauss-Newton (R2), the others residual (R3).
+    The function differentiates the loss in the scale at 0, for generic SymPy functions. It splits the coefficients into
+    monomials in (1 - lambda) and the noise, and replaces each monomial by its expectation. It assumes that lambda and
+    both noises are independent, and that the coordinates of a noise are exchangeable with a law that is even in each
+    coordinate, so that odd moments vanish. Coordinates may depend on each other: E xi_1^2 xi_2^2 has its own symbol.
+    Parts with a second derivative of h are Gauss-Newton terms (R2), all others are residual terms (R3).
 
-    Source: second order, NFM Theorem 1, as stated in `notation`; order 3 and above, this project.
+    Source: NFM Theorem 1 for the second order, as the book's page on notation states it; the rest is derived here.
 
     Args:
         order: highest power of the scale, >= 0.
@@ -160,7 +172,7 @@ def derive_expansion(order=3, dim=1, outputs=1):
         outputs: number of logits, >= 1.
 
     Returns:
-        Expansion; `expansion["R2"]` is a term, `expansion.coefficients[n]` a coefficient. Cached.
+        `Expansion`; `expansion["R2"]` is a term, `expansion.coefficients[n]` a coefficient. The result is cached.
 
     Raises:
         ValueError: if an argument is not an integer in its range.
@@ -209,13 +221,13 @@ def derive_expansion(order=3, dim=1, outputs=1):
 
 
 def substitute_moments(expr, *, alpha=None, beta=None, noise=None, sparsity=0):
-    r"""Replace the symbols of moments by values: `m_j` of the Beta law, `add_2`, `mult_2_2`, .. of the noise.
+    r"""Replace the symbols of moments by values: `m_j` of the Beta law, and `add_2`, `mult_2_2`, ... of the noise.
 
     Args:
         expr: SymPy expression in the symbols of `derive_expansion`.
-        alpha: first parameter of the Beta law; `None` leaves the `m_j`.
-        beta: second parameter; `None` means `alpha`.
-        noise: `normal`, `uniform`, `rademacher` or `released`; `None` leaves the noise moments.
+        alpha: first parameter of the Beta law; `None` keeps the symbols `m_j`.
+        beta: second parameter; `None` means the same number as `alpha`.
+        noise: `normal`, `uniform`, `rademacher` or `released`; `None` keeps the symbols of the noise moments.
         sparsity: probability that a coordinate of the noise is zeroed.
 
     Returns:

@@ -1,15 +1,15 @@
-r"""The stability expansion in SymPy: the chain rule of several branches, the divergence, and a scalar example.
+r"""The expansion of the stability loss in SymPy: the chain rule of several branches, the divergence, and an example.
 
 | statement | function |
 |---|---|
-| Proposition 1 of NoisyMix, the chain rule of two branches, here of any number | `prove_chain_rule` |
+| Proposition 1 of NoisyMix, the chain rule, here for any number of branches | `prove_chain_rule` |
 | gradient and Hessian of the Jensen-Shannon divergence (book: eq-jsd-second) | `prove_divergence` |
-| its Hessian `(π_j δ_jl - π_j π_l) F` where all branches agree (book: eq-jsd-equal) | `prove_equal_branches` |
-| S0, S1, S2, C3 of a scalar head (book: eq-jsd-expansion) | `derive_stability`, `prove_stability` |
-| the same for a concrete head and data | `evaluate_stability` |
+| the Hessian `(π_j δ_jl - π_j π_l) F` if all branches are equal (book: eq-jsd-equal) | `prove_equal_branches` |
+| S0, S1, S2 and C3 for a scalar head (book: eq-jsd-expansion) | `derive_stability`, `prove_stability` |
+| these terms as numbers, for a given head and data | `evaluate_stability` |
 
-Symbols are those of `symbolic_expansion`, where `h` stands for Φ, the function of all logits, and a suffix names the
-branch: `h_1_2` is ∂²Φ/∂u_1∂u_2, `f_1_1__2` the derivative of the first logit at the features of branch 2.
+The symbols are those of `derivation`. Here `h` stands for Φ, the function of all logits, and a suffix names the branch:
+`h_1_2` is ∂²Φ/∂u_1∂u_2, and `f_1_1__2` is the derivative of the first logit at the features of branch 2.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from sympy.polys.rings import ring
 
 from .derivation import EPS, generic, substitute_moments, symbol
 
-#: Parts of the coefficients up to order 3.
+#: Names of the parts of the coefficients up to order 3.
 PARTS = ("S0", "S1", *(f"S2_{s}_{c}" for s in ("data", "add", "mult") for c in ("curvature", "residual")), "C3")
 
 
@@ -32,7 +32,7 @@ def _at(kind, j, *index):
 
 
 def _check(**values):
-    """Refuse what is not an integer in range."""
+    """Refuse values that are not integers in their range."""
     for name, (value, least) in values.items():
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}.")
@@ -40,7 +40,7 @@ def _check(**values):
 
 @cache
 def _raw_coefficients(order, branches, dim, outputs):
-    """Differentiate Φ(f(g^1 + e^1), ..) for generic Φ and f and `e^j = eps a^j + eps^2 b^j`; coefficients by power."""
+    """Coefficients of powers of eps in Φ(f(g^1 + e^1), ...), for generic Φ and f and `e^j = eps a^j + eps^2 b^j`."""
     where, logits = {}, []
     for j in range(1, branches + 1):
         start = [_at("g", j, i + 1) for i in range(dim)]
@@ -65,15 +65,15 @@ def prove_chain_rule(branches=2, dim=2, outputs=2):
        \frac12 \frac{d^2}{d\varepsilon^2} = \frac12 \sum_{j,l} (J_j a^j)^\top \partial^2_{jl}\Phi\, (J_l a^l)
        + \frac12 \sum_j \partial_j\Phi \cdot \nabla^2 f(g^j)[a^j, a^j] + \sum_j \partial_j\Phi \cdot J_j b^j $$
 
-    at ε = 0 of `Φ(f(g^1 + e^1), .., f(g^m + e^m))` with `e^j = ε a^j + ε² b^j` (book: eq-jsd-second). The left sides
-    are SymPy's derivatives of generic functions, the right sides are written by hand.
+    The derivatives are those of `Φ(f(g^1 + e^1), ..., f(g^m + e^m))` at ε = 0, with `e^j = ε a^j + ε² b^j` (book:
+    eq-jsd-second). On the left SymPy differentiates generic functions; the right sides are written by hand.
 
-    Source: NoisyMix, Proposition 1 (m = 2), as stated in `notation`.
+    Source: NoisyMix, Proposition 1 for m = 2, as the book's page on notation states it.
 
     Args:
-        branches: m >= 1.
-        dim: features of a branch.
-        outputs: logits of a branch.
+        branches: number m >= 1 of branches.
+        dim: number of features of a branch.
+        outputs: number of logits of a branch.
 
     Returns:
         True if both sides agree identically.
@@ -101,10 +101,10 @@ def prove_chain_rule(branches=2, dim=2, outputs=2):
 
 @dataclass(frozen=True, eq=False)
 class _Divergence:
-    """The divergence `sum pi_j p_jk L_jk`, `L_jk = log(p_jk / M_k)`, with its derivatives in the logits.
+    """The divergence `sum pi_j p_jk L_jk`, with `L_jk = log(p_jk / M_k)`, and its derivatives in the logits.
 
-    Probabilities p, mixture M, logarithms L and weights pi are symbols, tied together by the chain rule that `slope`
-    applies, and in `vanishes` by `M = sum_j pi_j p_j`, `sum_k p_jk = 1` and `sum_j pi_j = 1`.
+    Probabilities p, mixture M, logarithms L and weights pi are symbols. `slope` relates them by the chain rule;
+    `vanishes` uses `M = sum_j pi_j p_j`, `sum_k p_jk = 1` and `sum_j pi_j = 1`.
     """
 
     p: list
@@ -128,14 +128,14 @@ class _Divergence:
         return sp.expand(total)
 
     def derivatives(self):
-        """Return gradient and Hessian, logits flat."""
+        """Return gradient and Hessian in all logits, in one list."""
         at = list(product(range(len(self.p)), range(len(self.mixture))))
         value = sum(self.pi[j] * self.p[j][k] * self.logs[j][k] for j, k in at)
         gradient = sp.Matrix([self.slope(value, *where) for where in at])
         return gradient, sp.Matrix(len(at), len(at), lambda r, s: self.slope(gradient[r], *at[s]))
 
     def vanishes(self, matrix):
-        """Tell whether every entry is zero, as a polynomial in the free probabilities and weights."""
+        """Return True if every entry is 0 as a polynomial in the free probabilities and weights."""
         symbols = [*chain(*self.p), *self.mixture, *chain(*self.logs), *self.pi]
         free = [*(q for row in self.p for q in row[:-1]), *chain(*self.logs), *self.pi[:-1]]
         elements = dict(zip(free, ring(free, sp.QQ)[1:], strict=True))
@@ -168,11 +168,11 @@ def prove_divergence(branches=2, outputs=2):
 
     with `c_jk = log(p_jk / p̄_k) - Σ_k p_jk log(p_jk / p̄_k)`, for symbolic weights and probabilities.
 
-    Source: this project, for `branches.jsd_gradient` and `branches.jsd_hessian`.
+    The library computes with these forms in `jsd_gradient` and `jsd_hessian` of `setting.branches`.
 
     Args:
-        branches: m >= 2.
-        outputs: classes, >= 2.
+        branches: number m >= 2 of branches.
+        outputs: number of classes, >= 2.
 
     Returns:
         True if both sides agree identically.
@@ -201,14 +201,14 @@ def prove_divergence(branches=2, outputs=2):
 def prove_equal_branches(branches=2, outputs=2):
     r"""Prove that the divergence of equal branches has gradient 0 and the Hessian `(π_j δ_jl - π_j π_l) F`.
 
-    So directions that all branches share cost nothing, and independent noise costs
-    `½ Σ_j π_j (1 - π_j) tr(JᵀFJ) σ²`, π1 π2 tr(JᵀFJ) σ² for two branches (book: eq-jsd-equal).
+    So a perturbation that all branches share does not change the divergence to second order. Independent noise adds
+    `½ Σ_j π_j (1 - π_j) tr(JᵀFJ) σ²`, which is `π1 π2 tr(JᵀFJ) σ²` for two branches (book: eq-jsd-equal).
 
-    Source: as stated in `notation` for m = 2; the rest, this project.
+    Source: the book's page on notation for m = 2; larger m are derived here.
 
     Args:
-        branches: m >= 2.
-        outputs: classes, >= 2.
+        branches: number m >= 2 of branches.
+        outputs: number of classes, >= 2.
 
     Returns:
         True if the Hessian has these blocks identically.
@@ -231,7 +231,7 @@ def prove_equal_branches(branches=2, outputs=2):
 
 
 def _name(power, generators, second_phi):
-    """Sort a monomial of the coefficient of a power of the scale by its noise and the derivatives in it."""
+    """Name the part of a monomial of the coefficient of a power of the scale, by its noise and its derivatives."""
     if power != 2:
         return {0: "S0", 1: "S1", 3: "C3"}[power]
     source = "add" if "A" in generators else "mult" if "X" in generators else "data"
@@ -242,17 +242,19 @@ def _name(power, generators, second_phi):
 def derive_stability(branches=2, shared_noise=False):
     r"""Expand the expected loss of several branches with a scalar head in the scale, up to order 3.
 
-    `e^j = ε [(1-λ) v^j + σ_mult X^j g^j + σ_add A^j] + ε² (1-λ) σ_mult X^j v^j` is put into the derivatives of generic
-    functions, and expectations are taken monomial by monomial. Branches share λ; the noise is independent, or the same.
+    The function inserts `e^j = ε [(1-λ) v^j + σ_mult X^j g^j + σ_add A^j] + ε² (1-λ) σ_mult X^j v^j` into the
+    derivatives of generic functions, and takes the expectation of each monomial. All branches have the same λ; their
+    noises are independent, or the same.
 
-    Source: NoisyMix Theorem 2 to second order, as stated in `notation` (book: eq-jsd-expansion); C3, this project.
+    Source: NoisyMix Theorem 2 to second order, as the book's page on notation states it (book: eq-jsd-expansion); C3 is
+    derived here.
 
     Args:
-        branches: m >= 1.
-        shared_noise: whether A^j and X^j are the same for all branches.
+        branches: number m >= 1 of branches.
+        shared_noise: True if A^j and X^j are the same for all branches.
 
     Returns:
-        dict, part (`PARTS`) -> SymPy expression; the averages over partners and examples are left to do.
+        dict from the names in `PARTS` to SymPy expressions, which are not averaged over partners and examples.
 
     Raises:
         ValueError: if `branches` is not an integer >= 1.
@@ -286,22 +288,22 @@ def derive_stability(branches=2, shared_noise=False):
 
 
 def prove_stability(branches=2, shared_noise=False):
-    r"""Prove S0, S1 and S2 as one writes them, for a scalar head (book: eq-jsd-second).
+    r"""Prove the formulas of S0, S1 and S2 for a scalar head, which are written by hand (book: eq-jsd-second).
 
     $$ S_2 = \tfrac12 \sum_{j,l} \partial^2_{jl}\Phi\, f'_j f'_l\, C_{jl}
        + \tfrac12 \sum_j \partial_j\Phi\, f''_j C_{jj}, \qquad
        C_{jl} = m_2 v^j v^l + [j = l \text{ or shared}]\, (\sigma_{add}^2 + \sigma_{mult}^2 g^j g^l) $$
 
-    with the second moments of the noise understood; the blocks j ≠ l see the noise only if it is shared.
+    The formula leaves out the second moments of the noises. The blocks j ≠ l contain the noise only if it is shared.
 
-    Source: as stated in `notation`.
+    Source: the book's page on notation.
 
     Args:
-        branches: m >= 1.
-        shared_noise: whether all branches get the same noise.
+        branches: number m >= 1 of branches.
+        shared_noise: True if all branches have the same noise.
 
     Returns:
-        True if every part equals the one derived.
+        True if every part equals the part that `derive_stability` finds.
 
     Raises:
         ValueError: if `branches` is not an integer >= 1.
@@ -328,7 +330,7 @@ def prove_stability(branches=2, shared_noise=False):
 
 @cache
 def _divergence_jet(weights):
-    """Compile all derivatives up to order 3 of the divergence of sigmoids; return their symbols and the function."""
+    """Compile all derivatives of the divergence of sigmoids up to order 3; return their symbols and the function."""
     m = len(weights)
     u = sp.symbols(f"u_1:{m + 1}")
     p = [(1 / (1 + sp.exp(x)), 1 / (1 + sp.exp(-x))) for x in u]
@@ -343,29 +345,27 @@ def _divergence_jet(weights):
 def evaluate_stability(
     head, features, *, weights, alpha=1, beta=None, add_noise=0.0, mult_noise=0.0, noise="normal", shared_noise=False
 ):
-    r"""Evaluate S0, the parts of S2, and C3 of the stability loss for a concrete scalar head, exactly over all pairs.
+    r"""Evaluate the parts of the expansion of the stability loss for a given scalar head, exactly over all pairs.
 
-    Derivatives of the head and of the divergence of sigmoids are SymPy's: a witness that shares no line with
-    `stability_expansion` (book: eq-jsd-expansion).
-
-    Source: `derive_stability`.
+    SymPy differentiates the head and the divergence of sigmoids, and `derive_stability` gives the parts. So the values
+    test the terms of `Branches` without sharing any code with them (book: eq-jsd-expansion).
 
     Args:
-        head: called with one SymPy symbol, returns the logit.
-        features: the scalar features of every branch, `(m, n)`, nested sequences.
-        weights: π.
+        head: function of one SymPy symbol that returns the logit.
+        features: scalar features of all branches, `(m, n)`, as nested sequences.
+        weights: weights π of the branches.
         alpha: first parameter of the Beta law, positive.
-        beta: second parameter; `None` means `alpha`.
-        add_noise: level sigma_add.
-        mult_noise: level sigma_mult.
-        noise: `normal`, `uniform`, `rademacher` or `released`.
-        shared_noise: whether all branches get the same noise.
+        beta: second parameter; `None` means the same number as `alpha`.
+        add_noise: level sigma_add of the additive noise.
+        mult_noise: level sigma_mult of the multiplicative noise.
+        noise: law of both noises, `normal`, `uniform`, `rademacher` or `released`.
+        shared_noise: True if all branches have the same noise.
 
     Returns:
-        dict, part (`PARTS`) -> float.
+        dict from the names in `PARTS` to floats.
 
     Raises:
-        ValueError: if features and weights do not fit.
+        ValueError: if features and weights do not fit together.
 
     Example:
         >>> values = evaluate_stability(lambda g: 2 * g, [[0.0], [0.0]], weights=[0.5, 0.5], add_noise=1.0)

@@ -1,4 +1,4 @@
-"""The terms of the expansion for a concrete head and data, as numbers, from the symbolic derivation."""
+"""The terms of the expansion as numbers, for a given head and data, from the symbolic derivation."""
 
 from functools import cache
 from itertools import combinations_with_replacement
@@ -11,14 +11,14 @@ from .derivation import derive_expansion, parse, substitute_moments, symbol
 
 @cache
 def _compiled_terms(order, dim, outputs):
-    """Compile all terms into one function of numbers; return it, the symbols it takes and the names."""
+    """Compile all terms into one function of numbers; return it, the symbols of its arguments, and the names."""
     terms = derive_expansion(order, dim, outputs).terms
     symbols = sorted(set().union(*(expr.free_symbols for expr in terms.values())), key=str)
     return sp.lambdify(symbols, list(terms.values()), modules="math"), symbols, list(terms)
 
 
 def _jet(values, kind, variables, order):
-    """Compile all partial derivatives of concrete functions; return the function and the symbols."""
+    """Compile all partial derivatives of given functions; return that function and the symbols of its values."""
     found = {}
     for k, expr in enumerate(values, 1):
         prefix = (k,) if kind == "f" else ()
@@ -33,7 +33,7 @@ def _jet(values, kind, variables, order):
 
 
 def _rows(values, name, width=None):
-    """Read an n x width table from nested sequences, arrays or tensors; plain numbers are rows of one."""
+    """Read a table of n rows from nested sequences, arrays or tensors; a plain number is a row of length 1."""
     values = values.tolist() if hasattr(values, "tolist") else values
     rows = [[float(v) for v in row] if hasattr(row, "__len__") else [float(row)] for row in values]
     width = len(rows[0]) if rows and width is None else width
@@ -57,34 +57,34 @@ def evaluate_terms(
     order=3,
     reduction="mean",
 ):
-    r"""Evaluate every term of the expansion for a concrete head, loss and data set, in exact averages.
+    r"""Evaluate every term of the expansion for a given head, loss and data set, averaged exactly.
 
     $$ \frac{1}{n^2} \sum_{i=1}^n \sum_{r=1}^n \text{term}(g_i, \, v = g_r - g_i, \, y_i) $$
 
-    The derivatives of head and loss are SymPy's, the terms those of `derive_expansion`, the moments exact: a
-    witness that shares no line with automatic differentiation. Cost grows as n^2; meant for a few points.
+    SymPy differentiates the head and the loss, `derive_expansion` gives the terms, and the moments are exact. So the
+    values test automatic differentiation without sharing any code with it. The cost grows with n^2: use few points.
 
-    Source: NFM Theorem 1 and its extension, as stated in `notation` (book: eq-expansion).
+    Source: NFM Theorem 1 and its extension, as the book's page on notation states them (book: eq-expansion).
 
     Args:
-        head: called with d SymPy symbols, returns one SymPy expression or a sequence of K logits.
-        h: called with K SymPy symbols, returns the convex part of the loss `h(u) - y.u`.
-        features: the g_i, `(n, d)`, or `(n,)` for d = 1; nested sequences, arrays or tensors.
-        labels: `(n, K)`, or `(n,)` for K = 1.
+        head: function of d SymPy symbols that returns a SymPy expression, or a sequence of K of them, the logits.
+        h: function of K SymPy symbols that returns the convex part h of the loss `h(u) - y.u`.
+        features: features g_i, `(n, d)`, or `(n,)` for d = 1, as nested sequences, an array or a tensor.
+        labels: labels y_i, `(n, K)`, or `(n,)` for K = 1.
         alpha: first parameter of the Beta law, positive.
-        beta: second parameter; `None` means `alpha`.
-        add_noise: level sigma_add.
-        mult_noise: level sigma_mult.
-        noise: `normal`, `uniform`, `rademacher` or `released`, of both noises.
-        sparsity: probability that a coordinate of the noise is zeroed.
+        beta: second parameter; `None` means the same number as `alpha`.
+        add_noise: level sigma_add of the additive noise.
+        mult_noise: level sigma_mult of the multiplicative noise.
+        noise: law of both noises, `normal`, `uniform`, `rademacher` or `released`.
+        sparsity: probability that a coordinate of the noise is set to 0.
         order: highest power of the scale.
-        reduction: `mean` over the examples, or `none` for one value per example, averaged over partners.
+        reduction: `mean` averages over the examples; `none` returns one value for each, averaged over its partners.
 
     Returns:
-        dict, term name (`standard`, `R1`, .., `C3`, `C4`, ..) -> float, or list of n floats.
+        dict from the names of the terms (`standard`, `R1`, ..., `C3`, `C4`, ...) to floats, or to lists of n floats.
 
     Raises:
-        ValueError: if shapes do not agree or an option is unknown.
+        ValueError: if shapes do not agree, and for unknown options.
 
     Example:
         >>> values = evaluate_terms(lambda g: 2 * g, lambda u: u**2 / 2, [0.0, 3.0], [0.0, 1.0])

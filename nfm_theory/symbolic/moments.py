@@ -1,10 +1,10 @@
-r"""Exact laws behind Noisy Feature Mixup, derived with SymPy: lambda with unmixed labels, noise moments.
+r"""The laws of Noisy Feature Mixup, derived exactly with SymPy: the unmixed law of lambda, and moments of the noise.
 
 | formula | function |
 |---|---|
-| $\lambda\,(p(\lambda) + p(1-\lambda))$, the law of lambda once labels are unmixed | `unmixed_density` |
-| $m_j = \mathbb{E}(1-\lambda)^j$ under it | `unmixed_moment` |
-| mixed-label loss = unmixed loss | `prove_label_unmixing` |
+| $\lambda\,(p(\lambda) + p(1-\lambda))$, the density of lambda after label unmixing | `unmixed_density` |
+| $m_j = \mathbb{E}(1-\lambda)^j$, a moment of this law | `unmixed_moment` |
+| the loss with mixed labels equals the unmixed loss | `prove_label_unmixing` |
 | $\mathbb{E}\xi^2, \mathbb{E}\xi^4, \mathbb{E}\xi_j^2\xi_k^2$ | `noise_moments` |
 """
 
@@ -19,7 +19,7 @@ LAWS = ("normal", "uniform", "rademacher", "released")
 
 
 def _positive(**values):
-    """Sympify the parameters of a Beta law, refusing those that are not positive."""
+    """Turn the parameters of a Beta law into SymPy expressions; those that are not positive are refused."""
     out = []
     for name, value in values.items():
         expr = sp.sympify(value)
@@ -30,9 +30,10 @@ def _positive(**values):
 
 
 def _unmix(p, lam):
-    """Relabel: a loss affine in the label puts weight lambda on y_i, 1 - lambda on y_r.
+    """The density of lambda after label unmixing, for a density p before it.
 
-    In the second part exchange the names i and r, then lambda and 1 - lambda: the features are unchanged.
+    A loss that is affine in the label gives y_i the weight lambda, and y_r the weight 1 - lambda. In the second part we
+    exchange i and r, and lambda and 1 - lambda, which leaves the features unchanged.
     """
     own = lam * p(lam)
     partner = ((1 - lam) * p(lam)).subs(lam, 1 - lam)
@@ -40,23 +41,24 @@ def _unmix(p, lam):
 
 
 def unmixed_density(alpha, beta):
-    r"""Density of the law of lambda under which the loss carries the label of the first example only.
+    r"""The density of lambda under which the loss has the label of the first example only.
 
     $$ \tilde p(\lambda) = \lambda\,(p(\lambda) + p(1-\lambda))
        = \tfrac{\alpha}{\alpha+\beta}\,\mathrm{Beta}(\alpha+1, \beta)
        + \tfrac{\beta}{\alpha+\beta}\,\mathrm{Beta}(\beta+1, \alpha) \qquad \text{(book: eq-unmixing)} $$
 
-    The first form comes from relabelling the mixed-label loss, the second is `prove_beta_mixture`. The two
-    weights are E lambda and E (1 - lambda): lambda p(lambda) integrates to alpha/(alpha+beta).
+    The first form follows from exchanging labels in the loss with mixed labels; `prove_beta_mixture` proves the second.
+    The weights of the two Beta laws are E lambda and E (1 - lambda), since lambda p(lambda) integrates to
+    alpha / (alpha + beta).
 
-    Source: Mixup theory and NFM, as stated in `notation`.
+    Source: the theory of Mixup and NFM, as the book's page on notation states it.
 
     Args:
-        alpha: first parameter of the Beta law, positive number or SymPy expression.
-        beta: second parameter, likewise.
+        alpha: first parameter of the Beta law, a positive number or a SymPy expression.
+        beta: second parameter, a positive number or a SymPy expression.
 
     Returns:
-        SymPy expression in the positive symbol `lambda`, on 0 < lambda < 1.
+        SymPy expression in the positive symbol `lambda`; it holds for 0 < lambda < 1.
 
     Raises:
         ValueError: if a parameter is known not to be positive.
@@ -77,7 +79,7 @@ def _beta(a, b):
 def prove_beta_mixture():
     r"""Prove that the unmixed law is the mixture of two Beta laws, for symbolic positive parameters.
 
-    Source: as stated in `notation` (book: eq-unmixing).
+    Source: the book's page on notation (book: eq-unmixing).
 
     Returns:
         True if the difference of the two densities simplifies to 0.
@@ -109,23 +111,23 @@ def _symbolic_moment(j):
 
 
 def unmixed_moment(j, alpha, beta):
-    r"""Moment of 1 - lambda under the unmixed law, in closed form.
+    r"""A moment of 1 - lambda under the unmixed law, in closed form.
 
     $$ m_j = \mathbb{E}(1-\lambda)^j
        = \frac{\alpha\,(\beta)_j + \beta\,(\alpha)_j}{(\alpha+\beta)\,(\alpha+\beta+1)_j}, \qquad
        (x)_j = x (x+1) \cdots (x+j-1) \qquad \text{(book: eq-moments)} $$
 
-    Note m_2 = m_1 / 2 = E lambda (1 - lambda) under the Beta law, for all parameters.
+    For all parameters m_2 = m_1 / 2, which is E lambda (1 - lambda) under the Beta law.
 
-    Source: as stated in `notation`; obtained here by integrating `unmixed_density`.
+    Source: the book's page on notation; the function integrates `unmixed_density`.
 
     Args:
-        j: order, integer >= 0.
-        alpha: first parameter of the Beta law, positive number or SymPy expression.
-        beta: second parameter, likewise.
+        j: order of the moment, an integer >= 0.
+        alpha: first parameter of the Beta law, a positive number or a SymPy expression.
+        beta: second parameter, a positive number or a SymPy expression.
 
     Returns:
-        SymPy expression, rational in the parameters.
+        SymPy expression, a rational function of the parameters.
 
     Raises:
         ValueError: if `j` is not an integer >= 0 or a parameter is known not to be positive.
@@ -142,22 +144,22 @@ def unmixed_moment(j, alpha, beta):
 
 
 def prove_label_unmixing(points=2, *, reweight=_unmix):
-    r"""Prove the label-unmixing lemma for any loss affine in the label, any law of lambda and any noise.
+    r"""Prove the label-unmixing lemma for any loss that is affine in the label, any law of lambda and any noise.
 
     $$ \int p(\lambda) \sum_{i,r} \ell(z_{ir}(\lambda), \lambda y_i + (1-\lambda) y_r)\, d\lambda
        = \int \lambda\,(p(\lambda) + p(1-\lambda)) \sum_{i,r} \ell(z_{ir}(\lambda), y_i)\, d\lambda
        \qquad \text{(book: eq-unmixing)} $$
 
-    with $\ell(z, y) = a(z) - y\,b(z)$, $a$, $b$, $p$ generic functions and
+    Here $\ell(z, y) = a(z) - y\,b(z)$ with generic functions $a$, $b$ and $p$, and
     $z_{ir} = (1 + \sigma_{\mathrm{mult}}\xi_{\mathrm{mult}})(\lambda g_i + (1-\lambda) g_r)
-    + \sigma_{\mathrm{add}}\xi_{\mathrm{add}}$ at fixed noise. The difference of the integrands is shown to
-    change sign under lambda -> 1 - lambda, so it integrates to 0 over (0, 1).
+    + \sigma_{\mathrm{add}}\xi_{\mathrm{add}}$ with fixed noise. The proof shows that the
+    difference of the integrands changes its sign under lambda -> 1 - lambda, so that its integral over (0, 1) is 0.
 
-    Source: Mixup theory and NFM, as stated in `notation`.
+    Source: the theory of Mixup and NFM, as the book's page on notation states it.
 
     Args:
-        points: number n of examples; pairs run over all n^2, self-pairs included.
-        reweight: `reweight(p, lam)` is the weight of the unmixed loss; replace it to see a wrong one refused.
+        points: number n of examples; the sum has all n^2 pairs, including those of an example with itself.
+        reweight: function `reweight(p, lam)`, the weight of the unmixed loss; with a wrong one the proof fails.
 
     Returns:
         True if the identity holds.
@@ -181,15 +183,16 @@ def prove_label_unmixing(points=2, *, reweight=_unmix):
 
 @dataclass(frozen=True)
 class NoiseMoments:
-    r"""Exact moments of one coordinate, and of two different ones, of additive and multiplicative noise.
+    r"""Exact moments of the coordinates of additive and multiplicative noise of level 1.
 
     Attributes:
-        M2_add: E xi^2 of the additive noise, at level 1.
-        M4_add: E xi^4.
-        M22_add: E xi_j^2 xi_k^2, j != k; differs from `M2_add**2` where coordinates depend on each other.
-        M2_mult: the same for the multiplicative noise.
-        M4_mult: likewise.
-        M22_mult: likewise.
+        M2_add: second moment E xi^2 of the additive noise.
+        M4_add: fourth moment E xi^4 of the additive noise.
+        M22_add: mixed moment E xi_j^2 xi_k^2 of the additive noise, j != k; it differs from `M2_add**2` if the
+            coordinates depend on each other.
+        M2_mult: second moment of the multiplicative noise.
+        M4_mult: fourth moment of the multiplicative noise.
+        M22_mult: mixed moment of the multiplicative noise.
     """
 
     M2_add: sp.Expr
@@ -202,7 +205,7 @@ class NoiseMoments:
 
 @cache
 def _base_moment(law, q):
-    """Moment of order q of one scalar law, by integration or summation."""
+    """The moment of order q of a scalar law, by integration or summation."""
     x = sp.Symbol("x", real=True)
     if law == "normal":
         return sp.integrate(x**q * sp.exp(-(x**2) / 2) / sp.sqrt(2 * sp.pi), (x, -sp.oo, sp.oo))
@@ -215,23 +218,23 @@ def _base_moment(law, q):
 
 
 def noise_moment(law, exponents, *, kind="add", sparsity=0):
-    r"""Mixed moment of different coordinates of the noise, $\mathbb{E}\,\xi_1^{q_1} \cdots \xi_k^{q_k}$.
+    r"""The mixed moment $\mathbb{E}\,\xi_1^{q_1} \cdots \xi_k^{q_k}$ of different coordinates of the noise.
 
-    Laws, at level 1: `normal` N(0, 1); `uniform` on (-1, 1), variance 1/3; `rademacher`, signs; `released`,
-    what the published code draws: one Beta(2, 5) scalar per call times normal (additive) or uniform on
-    (-1, 1) (multiplicative) coordinates, which are thus uncorrelated but dependent. With `sparsity` s, each
-    is set to zero independently with probability s.
+    The laws of level 1 are `normal`, N(0, 1); `uniform` on (-1, 1), with variance 1/3; `rademacher`, random signs; and
+    `released`, the law of the published code: one Beta(2, 5) number for each call times coordinates that are normal
+    (additive noise) or uniform on (-1, 1) (multiplicative noise). These coordinates are uncorrelated, but they depend
+    on each other. With `sparsity` s each coordinate is set to 0 independently with probability s.
 
-    Source: the released code, as stated in `notation` (book: eq-noise-moments).
+    Source: the released code, as the book's page on notation describes it (book: eq-noise-moments).
 
     Args:
-        law: `normal`, `uniform`, `rademacher` or `released`.
-        exponents: the positive integers q_1..q_k; empty gives 1.
-        kind: `add` or `mult`; matters for `released` only.
-        sparsity: probability of a zero, in [0, 1], or a SymPy expression.
+        law: law of the noise, `normal`, `uniform`, `rademacher` or `released`.
+        exponents: positive integers q_1, ..., q_k; without any the moment is 1.
+        kind: `add` for the additive noise or `mult` for the multiplicative one; they differ only for `released`.
+        sparsity: probability in [0, 1] that a coordinate is set to 0, a number or a SymPy expression.
 
     Returns:
-        Exact SymPy number, or expression in `sparsity`.
+        An exact SymPy number, or an expression in `sparsity`.
 
     Raises:
         ValueError: if an argument is outside its range.
@@ -259,16 +262,16 @@ def noise_moment(law, exponents, *, kind="add", sparsity=0):
 
 
 def noise_moments(law, *, sparsity=0):
-    r"""Collect the second, fourth and mixed fourth moments of a noise law, exactly.
+    r"""Return the exact second, fourth and mixed fourth moments of a law of the noise.
 
-    Source: see `noise_moment` (book: eq-noise-moments).
+    Source: the same as for `noise_moment` (book: eq-noise-moments).
 
     Args:
-        law: `normal`, `uniform`, `rademacher` or `released`; see `noise_moment`.
-        sparsity: probability that a coordinate is zeroed, in [0, 1], or a SymPy expression.
+        law: law of the noise, `normal`, `uniform`, `rademacher` or `released`; see `noise_moment`.
+        sparsity: probability in [0, 1] that a coordinate is set to 0, a number or a SymPy expression.
 
     Returns:
-        NoiseMoments, of SymPy numbers.
+        `NoiseMoments` with SymPy numbers.
 
     Raises:
         ValueError: if an argument is outside its range.

@@ -1,4 +1,4 @@
-r"""The terms of the expansion as one writes them: by hand, proved equal to the derived ones, and in LaTeX."""
+r"""The terms of the expansion written by hand, a proof that they are the derived ones, and the terms in LaTeX."""
 
 from collections import defaultdict
 
@@ -9,7 +9,7 @@ from .derivation import NAMES, check_sizes, derive_expansion, parse, substitute_
 
 
 def table_terms(dim=1, outputs=1):
-    r"""Write the thirteen terms up to order 3 by hand, from Jacobians, Hessians and sums over coordinates.
+    r"""Return the thirteen terms up to order 3, written by hand with Jacobians, Hessians and sums over coordinates.
 
     $$ R_2 = \tfrac12 m_2 (Jv)^\top F (Jv), \quad R_3 = \tfrac12 m_2 (p - y) \cdot \nabla^2 f[v, v], \quad
        C_3 = \tfrac16 m_3 D^3\ell[v,v,v] + \tfrac12 m_1 \big(\sigma_{\mathrm{add}}^2
@@ -17,17 +17,18 @@ def table_terms(dim=1, outputs=1):
        \mathbb{E} D^3\ell[v, \xi \odot g, \xi \odot g]\big)
        + m_1 \sigma_{\mathrm{mult}}^2 \mathbb{E} D^2\ell[\xi \odot v, \xi \odot g] $$
 
-    with `J` the Jacobian and `p`, `F` the gradient and Hessian of h; noise terms replace `m_2 v v'` by
-    `sigma^2 E xi xi'`, with uncorrelated coordinates. Shares only symbols' names with `derive_expansion`.
+    Here `J` is the Jacobian of f, `p` and `F` are gradient and Hessian of h. The terms of a noise have
+    `sigma^2 E xi xi'` in place of `m_2 v v'`, with uncorrelated coordinates. The code shares only the names of symbols
+    with `derive_expansion`.
 
-    Source: as stated in `notation` (the multi-class form of NFM Theorem 1; C3 is this project's).
+    Source: the multi-class form of NFM Theorem 1, as the book's page on notation states it; C3 is derived here.
 
     Args:
         dim: number of features, >= 1.
         outputs: number of logits, >= 1.
 
     Returns:
-        dict, term name -> SymPy expression, not expanded; the averages over i and r are left to do.
+        dict from names to SymPy expressions, which are not expanded, and not averaged over i and r.
 
     Raises:
         ValueError: if an argument is not an integer >= 1.
@@ -86,27 +87,27 @@ def table_terms(dim=1, outputs=1):
 
 
 def _vanishes(expr):
-    """Decide in exact arithmetic whether a polynomial with rational coefficients is identically 0."""
+    """Decide in exact arithmetic if a polynomial with rational coefficients is identically 0."""
     expr = sp.sympify(expr)
     gens = sorted(expr.free_symbols, key=str)
     return expr == 0 if not gens else not ring(gens, sp.QQ)[0].from_expr(expr)
 
 
 def prove_expansion(*, dim=1, outputs=1, table=None):
-    """Prove that every derived term equals the term of the table, as polynomials (book: eq-expansion).
+    """Prove that every derived term equals the term of the table, as a polynomial (book: eq-expansion).
 
     Args:
         dim: number of features, >= 1.
         outputs: number of logits, >= 1.
-        table: dict, name -> expression to test instead of `table_terms(dim, outputs)`.
+        table: dict from names to expressions; `None` means `table_terms(dim, outputs)`.
 
     Returns:
-        dict, name -> True, for all thirteen terms.
+        dict from the names of all thirteen terms to True.
 
     Raises:
         ValueError: if an argument is out of range.
         KeyError: if `table` lacks a term.
-        ArithmeticError: if terms differ; the message names them.
+        ArithmeticError: if some terms differ; the message names them.
 
     Example:
         >>> all(prove_expansion(dim=2, outputs=2).values())
@@ -127,7 +128,7 @@ _RANK = {kind: i for i, kind in enumerate(("m", "sigma", "add", "mult", "y", "h"
 
 
 def _latex_symbol(sym, scalar):
-    """Write one symbol; derivatives of functions of one variable are primes, rho is the residual h' - y."""
+    """Write one symbol; primes are derivatives of functions of one variable, and rho is the residual h' - y."""
     kind, index = parse(sym)
     wide = any(len(str(i)) > 1 for i in index)
     digits = ("," if wide else "").join(map(str, index))
@@ -162,7 +163,7 @@ def _latex_product(number, factors, scalar):
 
 
 def _latex_group(expr, scalar):
-    """Write a polynomial as number and common factors times the rest, high derivatives of h first."""
+    """Write a polynomial as a number times common factors times the rest, with high derivatives of h first."""
     if expr.is_number:
         return sp.latex(expr)
     gens = sorted(expr.free_symbols, key=str)
@@ -182,7 +183,7 @@ def _latex_group(expr, scalar):
 
 
 def _latex_polynomial(expr, scalar):
-    """Write a sum of groups, one for each product of moments, levels and data, with h' - y kept together."""
+    """Write a sum with one group for each product of moments, levels and data; h' - y stays one factor."""
     firsts = [s for s in expr.free_symbols if parse(s)[0] == "h" and len(parse(s)[1]) == 1]
     expr = sp.expand(expr.xreplace({s: sp.Symbol("rho" + s.name[1:]) + sp.Symbol("y" + s.name[1:]) for s in firsts}))
     outer = {"m", "sigma", "add", "mult", *("gv" if scalar else ())}
@@ -195,19 +196,20 @@ def _latex_polynomial(expr, scalar):
 
 
 def latex_terms(order=3, dim=1, outputs=1, *, alpha=None, beta=None, noise=None, sparsity=0):
-    r"""Write every named term in LaTeX: primes for one feature and one logit, partial derivatives otherwise.
+    r"""Write every term in LaTeX: with primes for one feature and one logit, otherwise with partial derivatives.
 
     Args:
         order: highest power of the scale, >= 0.
         dim: number of features, >= 1.
         outputs: number of logits, >= 1.
-        alpha: rational parameter of the Beta law whose moments to insert; `None` leaves `m_1`, ..
-        beta: likewise; `None` means `alpha`.
-        noise: `normal`, `uniform`, `rademacher` or `released`, whose moments to insert; `None` leaves them.
-        sparsity: probability that a coordinate of the noise is zeroed, rational.
+        alpha: first parameter of the Beta law, rational, whose moments are inserted; `None` keeps `m_1`, ...
+        beta: second parameter; `None` means the same number as `alpha`.
+        noise: law of both noises whose moments are inserted, `normal`, `uniform`, `rademacher` or `released`; `None`
+            keeps their symbols.
+        sparsity: probability that a coordinate of the noise is set to 0, rational.
 
     Returns:
-        dict, term name -> LaTeX without delimiters; to be averaged over i and r, with v = g_r - g_i.
+        dict from names to LaTeX without delimiters. The terms are not averaged over i and r; v is g_r - g_i.
 
     Raises:
         ValueError: if an argument is outside its range.
@@ -225,16 +227,16 @@ def latex_terms(order=3, dim=1, outputs=1, *, alpha=None, beta=None, noise=None,
 
 
 def latex_expansion(order=3, dim=1, outputs=1, **options):
-    r"""Write the whole expansion as an `aligned` environment, one named term a line (book: eq-expansion).
+    r"""Write the whole expansion as an `aligned` environment, with one term on each line (book: eq-expansion).
 
     Args:
         order: highest power of the scale, >= 0.
         dim: number of features, >= 1.
         outputs: number of logits, >= 1.
-        **options: those of `latex_terms`.
+        **options: `alpha`, `beta`, `noise` and `sparsity` of `latex_terms`.
 
     Returns:
-        LaTeX string without delimiters; each term stands above its name.
+        LaTeX without delimiters; each term stands above its name.
 
     Raises:
         ValueError: if an argument is outside its range.

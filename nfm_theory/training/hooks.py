@@ -64,7 +64,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, nn.DataParallel):
         raise ValueError(
-            "model: DataParallel splits a batch after its partners are drawn; use DistributedDataParallel or one device."
+            "model: DataParallel splits a batch whose partners are drawn; use DistributedDataParallel or one device."
         )
     while isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module

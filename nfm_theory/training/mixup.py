@@ -60,8 +60,8 @@ class NoisyFeatureMixup:
     levels are multiplied by ε, and each sample keeps its label. At ε = 1 its expected loss is that with mixed labels.
 
     The model keeps its parameters and its state dict. Wrap it in `DistributedDataParallel` before or after this object
-    is built, but compile it after. A copy of the model is never mixed. Whether everything behind a layer depends on its
-    output alone, as the theory assumes, is not checked here; `split` and `layer_names` check it.
+    is built, but compile it after. A copy of the model is never mixed. This class does not check that all that
+    follows a layer depends on its output alone, as the theory assumes; `split` and `layer_names` check it.
 
     Args:
         model: network whose inputs have the batch dimension first.

@@ -13,7 +13,7 @@ Each direction is the sum over all sources, since their cross terms have expecta
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, get_args
 from weakref import WeakSet
 
 import torch
@@ -23,23 +23,23 @@ from ..calculus.derivatives import gauss_newton_forms
 from ..calculus.engine import linearize_layer
 from ..estimators.probes import random_signs
 from ..expansion.second_order import SOURCES
-from ..setting.checks import level, near
+from ..setting.checks import level, one_of
 from ..setting.law import Law
 from ..setting.layers import split
 from ..setting.pointwise import pointwise_loss
 from ..setting.problem import Loss
-from ..setting.results import SECOND_ORDER
 from .hooks import uncompiled, unwrap
 
-TERMS = ("R1", *SECOND_ORDER)
+Term = Literal["R1", "R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult"]
+TERMS = get_args(Term)
 
 
 class TaylorRegularizer(nn.Module):
     r"""The regularizers of NFM as a differentiable penalty, for any model, layer and training loop.
 
     For the penalty the model runs in evaluation mode, with the running statistics of batch norm and without dropout,
-    because only then does each output depend on one sample. Its mode is restored afterwards. The gradient of the penalty
-    reaches all parameters, including those in front of the layer.
+    because only then does each output depend on one sample. Its mode is restored afterwards. The gradient of the
+    penalty reaches all parameters, including those in front of the layer.
 
     Inside autocast the penalty is computed in full precision. A model or inputs in half precision are refused, since
     rounding would hide second derivatives. A compiled model runs uncompiled for the penalty, and a compiled training
@@ -83,7 +83,7 @@ class TaylorRegularizer(nn.Module):
         *,
         loss: Loss = "cross_entropy",
         eps: float = 1.0,
-        terms: Collection[str] | None = None,
+        terms: Collection[Term] | None = None,
         num_probes: int = 1,
         distribution: Literal["rademacher", "normal"] = "rademacher",
         generator: torch.Generator | None = None,
@@ -105,8 +105,8 @@ class TaylorRegularizer(nn.Module):
         self.scales = {source: scale for source, scale in scales.items() if scale}
         known = ["R1"] * bool(scales["data"]) + [f"{r}{SOURCES[s]}" for s in self.scales for r in ("R2", "R3")]
         chosen = known if terms is None else list(terms)
-        if unknown := [name for name in chosen if name not in TERMS]:
-            raise ValueError(f"terms: expected names among {list(TERMS)}, got {unknown}{near(unknown[0], TERMS)}")
+        for name in chosen:
+            one_of("terms", name, TERMS)
         if idle := [name for name in chosen if name not in known]:
             raise ValueError(
                 f"terms: {idle} are zero, because the law lacks their source; set its alpha, add_noise or mult_noise."

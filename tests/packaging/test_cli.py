@@ -191,7 +191,7 @@ def test_the_help_documents_the_bound():
 
 BAD = [
     (("--model", "mine.py:bias_free", *BOUND, "--radius", "round"), "radius: expected one of"),
-    (("--model", "mine.py:bias_free", *BOUND, "--certificate", "oracle"), "method: expected one of"),
+    (("--model", "mine.py:bias_free", *BOUND, "--certificate", "oracle"), "certificate: expected one of"),
     (("--model", "mine.py:bias_free", *BOUND, "--alpha", "0"), "the bound needs mixing"),
     (("--model", "mine.py:bias_free", "--bound", "--loss", "square"), "'cross_entropy' and 'logistic'"),
     (("--model", "mine.py:bias_free", *BOUND, "--order", "3"), "--order: does not go with --bound"),

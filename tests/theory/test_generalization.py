@@ -186,7 +186,7 @@ def test_gradient_of_the_regularizer():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": lambda x: x + 1}, "centred"),
+        ({"x": lambda x: x + 1}, "centered"),
         ({"theta": lambda t: t[:1]}, "expected \\(d,\\) and \\(n, d\\)"),
         ({"x": lambda x: x * math.nan}, "finite"),
     ],

@@ -158,7 +158,7 @@ def test_half_precision_is_refused(dtype):
 ERRORS = {
     "nothing": ({"law": Law(alpha=0)}, "nothing to penalize"),
     "no terms": ({"terms": []}, "nothing to penalize"),
-    "unknown": ({"terms": ["R9"]}, "expected names among"),
+    "unknown": ({"terms": ["R9"]}, "terms: expected one of"),
     "idle": ({"terms": ["R2_add"]}, r"\['R2_add'\] are zero"),
     "probes": ({"num_probes": 0}, "num_probes: expected >= 1"),
     "eps": ({"eps": float("nan")}, "eps: expected a finite number"),
