@@ -26,7 +26,7 @@ INDEX = BUILD / "html" / "index.html"
 TIMEOUT = 600  # seconds for a cell, as in _config.yml
 
 SOURCES = ("nfm_theory", "experiments", "figures", "benchmarks/results")
-SUFFIXES = {".py", ".json", ".jsonl", ".csv", ".npz", ".pt"}
+SUFFIXES = {".py", ".pyi", ".json", ".jsonl", ".csv", ".npz", ".pt"}
 DISTRIBUTIONS = (
     "torch", "numpy", "scipy", "sympy", "scikit-learn", "matplotlib", "ipython", "ipykernel", "myst-nb",
 )  # fmt: skip

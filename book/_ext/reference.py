@@ -4,7 +4,7 @@ In an `eval-rst` block of a page:
 
     .. reference:: nfm_theory.adversarial
 
-       adversarial_bound
+       bound
        validity_radius
 
 documents these names of a module by autodoc, `.. statements:: nfm_theory nfm_theory.adversarial` prints the tables of
@@ -36,7 +36,7 @@ BOOK = Path(__file__).resolve().parents[1]
 ROOT = BOOK.parent
 #: What users import from.
 PUBLIC = (
-    "nfm_theory", "nfm_theory.adversarial", "nfm_theory.stability", "nfm_theory.generalization",
+    "nfm_theory", "nfm_theory.adversarial", "nfm_theory.generalization",
     "nfm_theory.symbolic", "nfm_theory.symbolic.divergence_proofs", "nfm_theory.calculus.engine",
 )  # fmt: skip
 
@@ -112,7 +112,7 @@ def find_link(name: str, home: str) -> str | None:
     """The full name under which something mentioned in a docstring is documented.
 
     Args:
-        name: as written, such as `nfm_loss`, `nt.nfm_loss` or `adversarial.worst_case`.
+        name: as written, such as `terms`, `nt.terms` or `adversarial.worst_case`.
         home: the module of the docstring; the packages around it are searched from the inside out.
     """
     known, parts = documented_as(), home.split(".")

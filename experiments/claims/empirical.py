@@ -145,14 +145,14 @@ MORE = (
         _ordering("mixup", ("baseline",), levels("fgsm_linf")),
     ),
     _studied(
-        "mixup-generalises", "claim", "abstract", "Mixup improves accuracy on clean test data.",
+        "mixup-generalizes", "claim", "abstract", "Mixup improves accuracy on clean test data.",
         _ordering("mixup", ("baseline",), measured("clean")),
     ),
     Statement(
         "mixup-figure-approximation", "mixup", "figure", _UNKNOWN,
         "Along training, the Mixup loss and its second-order approximation stay close (logistic regression, two "
         "moons).",
-        "generalisation", "", ("tests/theory/test_generalization.py",),
+        "generalization", "", ("tests/theory/test_generalization.py",),
         f"{_COMMAND} claims mixup-figure-approximation", verdicts.checked("approximation", REPRODUCED),
     ),
 )  # fmt: skip

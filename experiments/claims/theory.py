@@ -71,7 +71,7 @@ NFM = _statements(
         "nfm-margin", "proposition", AS_STATED,
         r"The margin along a segment is at least the score gap over $\sqrt2\,\sup\lVert J\rVert_2$: small Jacobians "
         r"mean large margins.",
-        "generalisation#prop-margin", _tests("margins"), verdicts.checked("margin"),
+        "generalization#prop-margin", _tests("margins"), verdicts.checked("margin"),
     ),
 )  # fmt: skip
 NOISYMIX = _statements(
@@ -143,28 +143,28 @@ MIXUP = _statements(
     ),
     (
         "mixup-glm", "lemma", AS_STATED,
-        r"For a generalised linear model Mixup adds $\frac1{2n}\sum_iA''(\theta\cdot x_i)\,\mathbb "
+        r"For a generalized linear model Mixup adds $\frac1{2n}\sum_iA''(\theta\cdot x_i)\,\mathbb "
         r"E[(1-\lambda)^2/\lambda^2]\;\theta^\top\hat\Sigma\theta$ to second order.",
-        "generalisation#prop-glm", _tests("generalization"), verdicts.checked("glm-regularizer"),
+        "generalization#prop-glm", _tests("generalization"), verdicts.checked("glm-regularizer"),
     ),
     (
         "mixup-rademacher-glm", "theorem", AS_STATED,
         r""
         r"$\mathrm{Rad}(W_\gamma)\le\max\{(\gamma/\rho)^{1/4},(\gamma/\rho)^{1/2}\}\sqrt{\operatorname{rank}\Sigma/n}$ "
         r"for $\rho$-retentive data.",
-        "generalisation#thm-rademacher-glm", _tests("rademacher"), verdicts.checked("rademacher-glm"),
+        "generalization#thm-rademacher-glm", _tests("rademacher"), verdicts.checked("rademacher-glm"),
     ),
     (
         "mixup-generalization", "corollary", AS_STATED,
         r"With probability $1-\delta$ the expected loss is at most "
         r"$L_{\mathrm{std}}+2\,\mathrm{Lip}\,\mathrm{Rad}+B\sqrt{\log(1/\delta)/(2n)}$.",
-        "generalisation#eq-rademacher-glm", _tests("generalization"), verdicts.checked("generalization-gap"),
+        "generalization#eq-rademacher-glm", _tests("generalization"), verdicts.checked("generalization-gap"),
     ),
     (
         "mixup-rademacher-two-layer", "theorem", AS_STATED,
         r"For two-layer ReLU networks with Mixup in the hidden layer "
         r"$\mathrm{Rad}\le2\sqrt{\gamma(\operatorname{rank}\Sigma_\sigma+\lVert\Sigma_\sigma^{\dagger/2}\mu_\sigma\rVert^2)/n}$.",
-        "generalisation#eq-rademacher-two-layer", _tests("rademacher"), verdicts.checked("rademacher-two-layer"),
+        "generalization#eq-rademacher-two-layer", _tests("rademacher"), verdicts.checked("rademacher-two-layer"),
     ),
 )  # fmt: skip
 HERE = _statements(

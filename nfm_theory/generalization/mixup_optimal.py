@@ -285,14 +285,18 @@ class EmpiricalReport:
         return float(self.wrong.double().mean())
 
 
-def empirical_report(x: Tensor, y: Tensor, *, radius: float, **options) -> EmpiricalReport:
+def empirical_report(
+    x: Tensor, y: Tensor, *, radius: float, alpha: float = 1.0, beta: float | None = None, self_pairs: bool = True
+) -> EmpiricalReport:
     """Test if the minimum of the Mixup loss also minimizes the loss on the data (book: eq-mixup-optimal).
 
     Args:
         x: data, `(n, d)` or `(n,)`.
         y: class indices, `(n,)`.
         radius: resolution ρ > 0.
-        **options: `alpha`, `beta` and `self_pairs` of `mixup_optimal`.
+        alpha: first Beta parameter of λ, > 0.
+        beta: second Beta parameter; `None` means the same number as `alpha`.
+        self_pairs: True if a sample may be its own partner.
 
     Raises:
         ValueError: for everything that `mixup_optimal` refuses, and for labels that are no class indices.
@@ -305,6 +309,6 @@ def empirical_report(x: Tensor, y: Tensor, *, radius: float, **options) -> Empir
     """
     if y.ndim != 1:
         raise ValueError(f"y: expected class indices (n,), got {tuple(y.shape)}.")
-    found = mixup_optimal(x, x, y, radius=radius, **options)
+    found = mixup_optimal(x, x, y, radius=radius, alpha=alpha, beta=beta, self_pairs=self_pairs)
     right = found.probabilities.gather(1, y.long().unsqueeze(1))[:, 0]
     return EmpiricalReport(found.probabilities, found.decision != y, float(-right.log().mean()))

@@ -234,7 +234,16 @@ class RademacherComparison:
         return float(self.empirical.value) <= self.jensen + slack and self.jensen <= self.bound + 1e-6 * self.bound
 
 
-def compare_glm_bound(x: Tensor, gamma: float, rho: float, *, sharp: bool = False, **options) -> RademacherComparison:
+def compare_glm_bound(
+    x: Tensor,
+    gamma: float,
+    rho: float,
+    *,
+    sharp: bool = False,
+    method: Method = "auto",
+    samples: int = 20_000,
+    generator: torch.Generator | None = None,
+) -> RademacherComparison:
     """Compare `glm_bound` with the complexity of the ellipsoid that contains W_γ (book: eq-rademacher-glm).
 
     Args:
@@ -242,7 +251,9 @@ def compare_glm_bound(x: Tensor, gamma: float, rho: float, *, sharp: bool = Fals
         gamma: bound γ > 0 that defines W_γ.
         rho: retentiveness ρ in (0, 1/2].
         sharp: True for the smaller ellipsoid of `glm_radius`, False for that of the paper.
-        **options: `method`, `samples` and `generator` of `ellipsoid_rademacher`.
+        method: how the complexity is computed, see `ellipsoid_rademacher`.
+        samples: sign vectors of Monte Carlo.
+        generator: random generator of Monte Carlo; the global one if `None`.
 
     Raises:
         ValueError: for everything that `glm_radius` or `ellipsoid_rademacher` refuses.
@@ -250,25 +261,34 @@ def compare_glm_bound(x: Tensor, gamma: float, rho: float, *, sharp: bool = Fals
     centred, radius = x - x.mean(0), glm_radius(gamma, rho, sharp=sharp)
     rank = whitening(covariance(x)).shape[1]
     return RademacherComparison(
-        empirical=ellipsoid_rademacher(centred, radius, **options),
+        empirical=ellipsoid_rademacher(centred, radius, method=method, samples=samples, generator=generator),
         jensen=ellipsoid_bound(centred, radius),
         bound=glm_bound(gamma, rho, rank=rank, num_samples=len(x), sharp=sharp),
     )
 
 
-def compare_two_layer_bound(features: Tensor, gamma: float, **options) -> RademacherComparison:
+def compare_two_layer_bound(
+    features: Tensor,
+    gamma: float,
+    *,
+    method: Method = "auto",
+    samples: int = 20_000,
+    generator: torch.Generator | None = None,
+) -> RademacherComparison:
     """Compare `two_layer_bound` with the complexity of its class (book: eq-rademacher-two-layer).
 
     Args:
         features: hidden features, `(n, d)`.
         gamma: bound γ > 0 that defines the class.
-        **options: `method`, `samples` and `generator` of `ellipsoid_rademacher`.
+        method: how the complexity is computed, see `ellipsoid_rademacher`.
+        samples: sign vectors of Monte Carlo.
+        generator: random generator of Monte Carlo; the global one if `None`.
 
     Raises:
         ValueError: for everything that `ellipsoid_rademacher` refuses.
     """
     return RademacherComparison(
-        empirical=ellipsoid_rademacher(features, gamma, **options),
+        empirical=ellipsoid_rademacher(features, gamma, method=method, samples=samples, generator=generator),
         jensen=ellipsoid_bound(features, gamma),
         bound=two_layer_bound(features, gamma),
     )

@@ -21,6 +21,7 @@ import sympy as sp
 from sympy.polys.rings import ring
 
 from .derivation import EPS, generic, substitute_moments, symbol
+from .moments import law_options
 
 #: Names of the parts of the coefficients up to order 3.
 PARTS = ("S0", "S1", *(f"S2_{s}_{c}" for s in ("data", "add", "mult") for c in ("curvature", "residual")), "C3")
@@ -342,9 +343,7 @@ def _divergence_jet(weights):
     return [symbol("h", *index) for index in found], sp.lambdify(u, list(found.values()), modules="math", cse=True)
 
 
-def evaluate_stability(
-    head, features, *, weights, alpha=1, beta=None, add_noise=0.0, mult_noise=0.0, noise="normal", shared_noise=False
-):
+def evaluate_stability(head, features, law, *, weights, shared_noise=False):
     r"""Evaluate the parts of the expansion of the stability loss for a given scalar head, exactly over all pairs.
 
     SymPy differentiates the head and the divergence of sigmoids, and `derive_stability` gives the parts. So the values
@@ -353,12 +352,8 @@ def evaluate_stability(
     Args:
         head: function of one SymPy symbol that returns the logit.
         features: scalar features of all branches, `(m, n)`, as nested sequences.
+        law: law of mixing and noise, an `nfm_theory.Law`.
         weights: weights π of the branches.
-        alpha: first parameter of the Beta law, positive.
-        beta: second parameter; `None` means the same number as `alpha`.
-        add_noise: level sigma_add of the additive noise.
-        mult_noise: level sigma_mult of the multiplicative noise.
-        noise: law of both noises, `normal`, `uniform`, `rademacher` or `released`.
         shared_noise: True if all branches have the same noise.
 
     Returns:
@@ -368,7 +363,8 @@ def evaluate_stability(
         ValueError: if features and weights do not fit together.
 
     Example:
-        >>> values = evaluate_stability(lambda g: 2 * g, [[0.0], [0.0]], weights=[0.5, 0.5], add_noise=1.0)
+        >>> from nfm_theory import Law
+        >>> values = evaluate_stability(lambda g: 2 * g, [[0.0], [0.0]], Law(add_noise=1.0), weights=[0.5, 0.5])
         >>> round(values["S2_add_curvature"], 12)
         0.25
     """
@@ -377,10 +373,10 @@ def evaluate_stability(
         raise ValueError(f"features: expected {len(weights)} branches of the same n >= 1 numbers, got {features!r}.")
     terms = derive_stability(m, shared_noise)
     needed = sorted(set().union(*(sp.sympify(expr).free_symbols for expr in terms.values())), key=str)
-    known = {symbol("sigma", "add"): float(add_noise), symbol("sigma", "mult"): float(mult_noise)}
+    known = {symbol("sigma", "add"): float(law.add_noise), symbol("sigma", "mult"): float(law.mult_noise)}
     for sym in needed:
         if str(sym).startswith(("m_", "add_", "mult_")):
-            known[sym] = float(substitute_moments(sym, alpha=alpha, beta=beta, noise=noise, sparsity=0))
+            known[sym] = float(substitute_moments(sym, **law_options(law)))
     jet, outer = _divergence_jet(tuple(weights))
     z = sp.Symbol("z")
     inner = sp.lambdify(z, [sp.diff(sp.sympify(head(z)), z, n) for n in range(4)], modules="math", cse=True)

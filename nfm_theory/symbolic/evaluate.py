@@ -7,6 +7,7 @@ from math import fsum
 import sympy as sp
 
 from .derivation import derive_expansion, parse, substitute_moments, symbol
+from .moments import law_options
 
 
 @cache
@@ -42,21 +43,7 @@ def _rows(values, name, width=None):
     return rows
 
 
-def evaluate_terms(
-    head,
-    h,
-    features,
-    labels,
-    *,
-    alpha=1,
-    beta=None,
-    add_noise=0.0,
-    mult_noise=0.0,
-    noise="normal",
-    sparsity=0,
-    order=3,
-    reduction="mean",
-):
+def evaluate_terms(head, h, features, labels, law, *, order=3, reduction="mean"):
     r"""Evaluate every term of the expansion for a given head, loss and data set, averaged exactly.
 
     $$ \frac{1}{n^2} \sum_{i=1}^n \sum_{r=1}^n \text{term}(g_i, \, v = g_r - g_i, \, y_i) $$
@@ -71,12 +58,7 @@ def evaluate_terms(
         h: function of K SymPy symbols that returns the convex part h of the loss `h(u) - y.u`.
         features: features g_i, `(n, d)`, or `(n,)` for d = 1, as nested sequences, an array or a tensor.
         labels: labels y_i, `(n, K)`, or `(n,)` for K = 1.
-        alpha: first parameter of the Beta law, positive.
-        beta: second parameter; `None` means the same number as `alpha`.
-        add_noise: level sigma_add of the additive noise.
-        mult_noise: level sigma_mult of the multiplicative noise.
-        noise: law of both noises, `normal`, `uniform`, `rademacher` or `released`.
-        sparsity: probability that a coordinate of the noise is set to 0.
+        law: law of mixing and noise, an `nfm_theory.Law`.
         order: highest power of the scale.
         reduction: `mean` averages over the examples; `none` returns one value for each, averaged over its partners.
 
@@ -87,7 +69,8 @@ def evaluate_terms(
         ValueError: if shapes do not agree, and for unknown options.
 
     Example:
-        >>> values = evaluate_terms(lambda g: 2 * g, lambda u: u**2 / 2, [0.0, 3.0], [0.0, 1.0])
+        >>> from nfm_theory import Law
+        >>> values = evaluate_terms(lambda g: 2 * g, lambda u: u**2 / 2, [0.0, 3.0], [0.0, 1.0], Law())
         >>> values["R2"]
         1.5
     """
@@ -104,11 +87,10 @@ def evaluate_terms(
         raise ValueError(f"labels: expected {n} rows, one per feature vector, got {len(targets)}.")
 
     terms, needed, names = _compiled_terms(order, dim, len(logits))
-    fixed = {symbol("sigma", "add"): float(add_noise), symbol("sigma", "mult"): float(mult_noise)}
+    fixed = {symbol("sigma", "add"): float(law.add_noise), symbol("sigma", "mult"): float(law.mult_noise)}
     for sym in needed:
         if parse(sym)[0] in ("m", "add", "mult"):
-            value = substitute_moments(sym, alpha=alpha, beta=beta, noise=noise, sparsity=sparsity)
-            fixed[sym] = float(value)
+            fixed[sym] = float(substitute_moments(sym, **law_options(law)))
     head_jet, head_symbols = _jet(logits, "f", g, order)
     loss_jet, loss_symbols = _jet([h(*u)], "h", u, order)
 

@@ -203,6 +203,24 @@ class NoiseMoments:
     M22_mult: sp.Expr
 
 
+def law_options(law):
+    """Read alpha, beta, noise and sparsity from an `nfm_theory.Law`, for `substitute_moments`.
+
+    Args:
+        law: law with attributes `alpha`, `beta`, `lam` and `noises`.
+
+    Raises:
+        ValueError: for a fixed weight, and a pair of noises that has no name here.
+    """
+    add, mult = law.noises
+    bases = ("normal", "uniform") if add.beta_scaled else (add.base, add.base)
+    same = (add.beta_scaled, add.sparsity) == (mult.beta_scaled, mult.sparsity)
+    if law.lam is not None or not same or (add.base, mult.base) != bases:
+        raise ValueError(f"law: expected a Beta law of the weight and one of the noises {LAWS}, got {law!r}.")
+    noise = "released" if add.beta_scaled else add.base
+    return {"alpha": law.alpha, "beta": law.beta, "noise": noise, "sparsity": add.sparsity}
+
+
 @cache
 def _base_moment(law, q):
     """The moment of order q of a scalar law, by integration or summation."""

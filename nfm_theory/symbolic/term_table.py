@@ -226,14 +226,17 @@ def latex_terms(order=3, dim=1, outputs=1, *, alpha=None, beta=None, noise=None,
     return {name: _latex_polynomial(substitute_moments(expr, **options), scalar) for name, expr in terms.items()}
 
 
-def latex_expansion(order=3, dim=1, outputs=1, **options):
+def latex_expansion(order=3, dim=1, outputs=1, *, alpha=None, beta=None, noise=None, sparsity=0):
     r"""Write the whole expansion as an `aligned` environment, with one term on each line (book: eq-expansion).
 
     Args:
         order: highest power of the scale, >= 0.
         dim: number of features, >= 1.
         outputs: number of logits, >= 1.
-        **options: `alpha`, `beta`, `noise` and `sparsity` of `latex_terms`.
+        alpha: first parameter of the Beta law whose moments are inserted; `None` keeps their symbols.
+        beta: second parameter; `None` means the same number as `alpha`.
+        noise: law of the noises whose moments are inserted; `None` keeps their symbols.
+        sparsity: probability that a coordinate of the noise is set to 0.
 
     Returns:
         LaTeX without delimiters; each term stands above its name.
@@ -242,7 +245,8 @@ def latex_expansion(order=3, dim=1, outputs=1, **options):
         ValueError: if an argument is outside its range.
     """
     lines = []
-    for name, text in latex_terms(order, dim, outputs, **options).items():
+    texts = latex_terms(order, dim, outputs, alpha=alpha, beta=beta, noise=noise, sparsity=sparsity)
+    for name, text in texts.items():
         if name == "C3":
             continue
         label, _, part = name.partition("_")

@@ -70,10 +70,10 @@ def test_a_name_is_documented_once():
 
 
 def test_a_missing_name_would_be_seen(monkeypatch):
-    names = {name: page for name, page in reference.declared().items() if name != "nfm_theory.nfm_loss"}
+    names = {name: page for name, page in reference.declared().items() if name != "nfm_theory.loss"}
     monkeypatch.setattr(reference, "declared", lambda: names)
-    assert "nfm_theory.nfm_loss" not in reference.documented_as.__wrapped__()
-    assert "nfm_theory.taylor_terms" in reference.documented_as.__wrapped__()
+    assert "nfm_theory.loss" not in reference.documented_as.__wrapped__()
+    assert "nfm_theory.terms" in reference.documented_as.__wrapped__()
 
 
 @pytest.mark.parametrize("name", list(reference.declared()))
@@ -98,12 +98,12 @@ def test_statements_lead_to_functions():
 @pytest.mark.parametrize(
     ("name", "home", "target"),
     [
-        ("nfm_loss", "nfm_theory.adversarial.bounds", "nfm_theory.nfm_loss"),
-        ("nt.nfm_loss", "nfm_theory", "nfm_theory.nfm_loss"),
-        ("adversarial.worst_case", "nfm_theory.stability", "nfm_theory.adversarial.worst_case"),
-        ("symbolic", "nfm_theory.stability", "nfm_theory.symbolic.divergence_proofs"),
+        ("loss", "nfm_theory.adversarial.bounds", "nfm_theory.loss"),
+        ("nt.loss", "nfm_theory", "nfm_theory.loss"),
+        ("adversarial.worst_case", "nfm_theory.generalization.margins", "nfm_theory.adversarial.worst_case"),
+        ("divergence_proofs", "nfm_theory.symbolic.moments", "nfm_theory.symbolic.divergence_proofs"),
         ("symbolic", "nfm_theory.expansion.terms", "nfm_theory.symbolic"),
-        ("jensen_shannon", "nfm_theory.losses.noisymix_loss", "nfm_theory.jensen_shannon"),
+        ("jensen_shannon", "nfm_theory.setting.branches", "nfm_theory.jensen_shannon"),
         ("NoisyFeatureMixup.last", "nfm_theory.training.mixup", None),
         ("NoisyFeatureMixup.remove", "nfm_theory.training.mixup", "nfm_theory.NoisyFeatureMixup"),
         ("alpha", "nfm_theory", None),
@@ -126,7 +126,7 @@ def test_commands_and_options_come_from_the_parser():
     text = "\n".join(reference.Commands.lines(None))
     for command in ("nfm verify", "python -m experiments ledger merge"):
         assert f".. rubric:: {command}" in text
-    for option in ("``--state-dict``", "``200000``"):
+    for option in ("``--state-dict``", "``float64``"):
         assert option in text
 
 

@@ -79,7 +79,7 @@ def test_citations_are_in_the_bibliography(page):
 def test_equations_named_in_docstrings_stand_in_the_book():
     labels = [label for page in PAGES for label in LABEL.findall(page.read_text(encoding="utf-8"))]
     assert sorted(set(labels)) == sorted(labels)
-    text = "\n".join(path.read_text(encoding="utf-8") for path in LIBRARY.glob("*.py"))
+    text = "\n".join(path.read_text(encoding="utf-8") for path in LIBRARY.rglob("*.py"))
     named = {label for group in re.findall(r"book: ((?:eq-[a-z0-9-]+(?:, )?)+)", text) for label in group.split(", ")}
     assert named - {""} <= set(labels)
 

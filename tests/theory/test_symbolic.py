@@ -8,6 +8,7 @@ differentiates a network and nothing is sampled.
 import ast
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import mpmath
@@ -18,6 +19,8 @@ import torch
 from scipy import integrate, special, stats
 
 import nfm_theory.symbolic as sym
+from nfm_theory import Law, NoiseLaw
+from nfm_theory.setting.noise import noise_pair
 from nfm_theory.symbolic.derivation import NAMES, parse
 
 BETA_LAWS = [(1, 1), (0.5, 0.5), (2, 0.7), (0.3, 4), (8, 8)]
@@ -376,7 +379,12 @@ CASES = [
 
 def evaluated(problem, **options):
     head, h, features, labels = PROBLEMS[problem]
-    return sym.evaluate_terms(head(sp), h(sp), features, labels, **options)
+    order = options.pop("order", 3)
+    noise, sparsity = options.pop("noise", "normal"), options.pop("sparsity", 0.0)
+    if sparsity:
+        laws = noise_pair(noise)
+        noise = tuple(replace(one, sparsity=sparsity) for one in laws)
+    return sym.evaluate_terms(head(sp), h(sp), features, labels, Law(noise=noise, **options), order=order)
 
 
 @pytest.mark.parametrize(("problem", "noise", "alpha", "beta", "add_noise", "mult_noise", "sparsity"), CASES)
@@ -443,13 +451,17 @@ def test_each_second_order_term_against_the_exact_loss(name):
 
 def test_terms_that_must_vanish():
     linear = sym.evaluate_terms(
-        lambda a, b: 2 * a - b, lambda u: sp.log(1 + sp.exp(u)), [[1, 2], [0, 1]], [0, 1], add_noise=1, mult_noise=1
+        lambda a, b: 2 * a - b,
+        lambda u: sp.log(1 + sp.exp(u)),
+        [[1, 2], [0, 1]],
+        [0, 1],
+        Law(add_noise=1, mult_noise=1),
     )
     assert all(linear[name] == 0 for name in ("R3", "R3_add", "R3_mult"))
     assert all(linear[name] > 0 for name in ("R2", "R2_add", "R2_mult"))
-    flat = sym.evaluate_terms(lambda a: a**3, lambda u: u, [1.0, 2.0], [0, 0], add_noise=1, mult_noise=1)
+    flat = sym.evaluate_terms(lambda a: a**3, lambda u: u, [1.0, 2.0], [0, 0], Law(add_noise=1, mult_noise=1))
     assert all(flat[name] == 0 for name in ("R2", "R2_add", "R2_mult"))
-    single = sym.evaluate_terms(lambda a: a**3, lambda u: u**2, [1.5], [0.2])
+    single = sym.evaluate_terms(lambda a: a**3, lambda u: u**2, [1.5], [0.2], Law())
     assert all(value == 0 for name, value in single.items() if name != "standard")
 
 
@@ -457,7 +469,7 @@ def test_quadratic_loss_by_hand():
     """h = u^2/2, f = w g: R1 = m1 (w g - y) w (mean - g), R2 = m2 w^2 v^2 / 2, noise w^2 sigma^2 M2 / 2."""
     w, g, y = 3.0, np.array([0.0, 1.0, 5.0]), np.array([1.0, 0.0, 2.0])
     values = sym.evaluate_terms(
-        lambda x: 3 * x, lambda u: u**2 / 2, g, y, alpha=2, add_noise=0.5, mult_noise=0.2, noise="released"
+        lambda x: 3 * x, lambda u: u**2 / 2, g, y, Law.released(alpha=2.0, add_noise=0.5, mult_noise=0.2)
     )
     m1 = 2 * 2 * 2 / (4 * 5)
     truth = {
@@ -476,10 +488,10 @@ def test_quadratic_loss_by_hand():
 def test_evaluate_terms_reads_arrays_tensors_and_reduces():
     head, h = lambda a, b: sp.Matrix([a * b, sp.sin(a)]), lambda u, v: u**2 + sp.exp(v)
     features, labels = [[1.0, 2.0], [0.5, -1.0], [0.0, 0.3]], [[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
-    plain = sym.evaluate_terms(head, h, features, labels, add_noise=0.3)
+    plain = sym.evaluate_terms(head, h, features, labels, Law(add_noise=0.3))
     for convert in (np.array, lambda x: torch.tensor(x, dtype=torch.float64), tuple):
-        assert sym.evaluate_terms(head, h, convert(features), convert(labels), add_noise=0.3) == plain
-    each = sym.evaluate_terms(head, h, features, labels, add_noise=0.3, reduction="none")
+        assert sym.evaluate_terms(head, h, convert(features), convert(labels), Law(add_noise=0.3)) == plain
+    each = sym.evaluate_terms(head, h, features, labels, Law(add_noise=0.3), reduction="none")
     for name, column in each.items():
         assert len(column) == 3
         assert math.isclose(math.fsum(column) / 3, plain[name], rel_tol=1e-14, abs_tol=1e-16)
@@ -488,18 +500,20 @@ def test_evaluate_terms_reads_arrays_tensors_and_reduces():
 def test_evaluate_terms_refuses():
     head, h = lambda a, b: a * b, lambda u: u**2
     with pytest.raises(ValueError, match="reduction"):
-        sym.evaluate_terms(head, h, [[1, 2]], [0], reduction="sum")
+        sym.evaluate_terms(head, h, [[1, 2]], [0], Law(), reduction="sum")
     with pytest.raises(ValueError, match="features: expected n >= 1 rows of 2"):
-        sym.evaluate_terms(head, h, [[1, 2], [1]], [0, 0])
+        sym.evaluate_terms(head, h, [[1, 2], [1]], [0, 0], Law())
     for empty in ([], [[]]):
         with pytest.raises(ValueError, match="features"):
-            sym.evaluate_terms(head, h, empty, [])
+            sym.evaluate_terms(head, h, empty, [], Law())
     with pytest.raises(ValueError, match="labels: expected n >= 1 rows of 1"):
-        sym.evaluate_terms(head, h, [[1, 2]], [[0, 1]])
+        sym.evaluate_terms(head, h, [[1, 2]], [[0, 1]], Law())
     with pytest.raises(ValueError, match="labels: expected 1 rows"):
-        sym.evaluate_terms(head, h, [[1, 2]], [0, 1])
-    with pytest.raises(ValueError, match="law: expected one of"):
-        sym.evaluate_terms(head, h, [[1, 2]], [0], noise="laplace")
+        sym.evaluate_terms(head, h, [[1, 2]], [0, 1], Law())
+    odd = (NoiseLaw("normal"), NoiseLaw("uniform"))
+    for law in (Law(lam=0.5), Law(noise=odd)):
+        with pytest.raises(ValueError, match="law: expected a Beta law"):
+            sym.evaluate_terms(head, h, [[1, 2]], [0], law)
 
 
 # --- LaTeX, and manners ------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def test_derived_terms_are_the_terms_of_the_code(name, noise):
         y = torch.tensor([[0.0], [1.0], [1.0], [0.0]], dtype=torch.float64)
         labels = y.tolist()
     laws = {"alpha": 0.7, "beta": 2.0, "add_noise": 0.4, "mult_noise": 0.3, "noise": noise}
-    derived = nt.symbolic.evaluate_terms(symbolic_head, potential, x.tolist(), labels, **laws)
+    derived = nt.symbolic.evaluate_terms(symbolic_head, potential, x.tolist(), labels, nt.Law(**laws))
     terms = nt.terms(build_problem(head, x, y, loss=loss, **laws)).to_dict()
     for term in NAMES:
         assert terms[term] == pytest.approx(derived[term], rel=1e-10, abs=1e-12), term

@@ -96,9 +96,9 @@ def head(z):
     ids=["uniform", "released"],
 )
 def test_the_library_computes_what_sympy_derives(options, shared):
-    exact = sym.evaluate_stability(head, FEATURES, shared_noise=shared, **options)
     xs = torch.tensor(FEATURES, dtype=torch.float64).unsqueeze(-1)
     weights, law = options["weights"], Law(**{name: value for name, value in options.items() if name != "weights"})
+    exact = sym.evaluate_stability(head, FEATURES, law, weights=weights, shared_noise=shared)
     branches = Branches(lambda u: 2 * u.tanh() + u / 3, xs, weights=weights, law=law, shared_noise=shared)
     found = terms(branches)
     for name, value in exact.items():
@@ -109,9 +109,8 @@ def test_the_loss_itself_has_these_coefficients():
     """E Φ at scale ε as a finite sum (Gauss nodes for λ, two signs for each noise), differentiated by mpmath."""
     weights, levels = (0.3, 0.7), (0.5, 0.4)
     exact = sym.evaluate_stability(
-        head, [row[:2] for row in FEATURES], weights=weights, add_noise=levels[0], mult_noise=levels[1],
-        noise="rademacher",
-    )  # fmt: skip
+        head, [row[:2] for row in FEATURES], Law(1.0, None, *levels, noise="rademacher"), weights=weights
+    )
     # Under Beta(1, 1) the unmixed law has density 2 λ: its two Gauss nodes, exact to degree 3 in λ
     nodes = [(6 - mpmath.sqrt(6)) / 10, (6 + mpmath.sqrt(6)) / 10]
     share = [mpmath.mpf(1) / 2 - mpmath.sqrt(6) / 18, mpmath.mpf(1) / 2 + mpmath.sqrt(6) / 18]
@@ -158,7 +157,7 @@ def test_a_random_scalar_network_with_three_branches():
         return sum(w * torch.tanh(u * z + v) for u, v, w in zip(a, b, c, strict=True))
 
     levels, weights = {"add_noise": 0.3, "mult_noise": 0.4}, (0.5, 0.2, 0.3)
-    exact = sym.evaluate_stability(net, features.tolist(), weights=weights, **levels)
+    exact = sym.evaluate_stability(net, features.tolist(), Law(**levels), weights=weights)
     found = terms(Branches(layer, features.unsqueeze(-1), weights=weights, law=Law(**levels)))
     for name, value in exact.items():
         assert_close(getattr(found, NAMES[name]).item(), value, rtol=1e-10, atol=1e-15)
@@ -176,8 +175,8 @@ BAD = [
     (lambda: sym.prove_divergence(1), "branches: expected an integer >= 2"),
     (lambda: sym.prove_equal_branches(2, 1), "outputs: expected an integer >= 2"),
     (lambda: sym.derive_stability(1.5), "branches: expected an integer"),
-    (lambda: sym.evaluate_stability(head, FEATURES, weights=[1.0]), "expected 1 branches"),
-    (lambda: sym.evaluate_stability(head, [[], []], weights=[0.5, 0.5]), "n >= 1"),
+    (lambda: sym.evaluate_stability(head, FEATURES, Law(), weights=[1.0]), "expected 1 branches"),
+    (lambda: sym.evaluate_stability(head, [[], []], Law(), weights=[0.5, 0.5]), "n >= 1"),
 ]
 
 
