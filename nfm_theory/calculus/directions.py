@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def coordinate_basis(h: Tensor) -> Tensor:
-    """The unit vectors of the feature space of `h` `(n, *feature)`, as `(d, *feature)`."""
+    """The unit vectors of the feature space of `h` `(n, *feature)`; shape `(d, *feature)`."""
     d = h[0].numel()
     return torch.eye(d, dtype=h.dtype, device=h.device).reshape(d, *h.shape[1:])
 

@@ -171,7 +171,7 @@ def residual_terms(
         )
         for name, weight in weights.items():
             residual[name] = residual[name] + (weight * hessian_forms).sum(0)
-        if curvature is not None:
+        if curvature is not None and tangents is not None:
             forms = gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).T
             for name, weight in weights.items():
                 gauss_newton[name] = gauss_newton[name] + (weight * forms).sum(0)

@@ -207,7 +207,7 @@ def test_a_part_that_is_not_there_is_refused_with_the_way_out(wrap, output):
 
 
 def test_a_model_that_returns_more_than_outputs_is_told_of_output():
-    with pytest.raises(TypeError, match=r"got dict; say which part .*output='logits'"):
+    with pytest.raises(TypeError, match=r"got dict; name the part .*output='logits'"):
         nt.Problem(Answer(lambda u: {"logits": u}), X, Y)
 
 
