@@ -51,9 +51,6 @@ def sample_draw(
 
     Returns:
         The draw.
-
-    Raises:
-        ValueError: if an option is out of range.
     """
     if width < 1 or not (depth is None or depth >= 1):
         raise ValueError(f"expected width >= 1 and depth >= 1 (or None), got width = {width}, depth = {depth}.")

@@ -165,9 +165,6 @@ def apply_step(picture: Image.Image, name: str, value: float) -> Image.Image:
 
     Returns:
         The changed image.
-
-    Raises:
-        ValueError: if the operation is unknown.
     """
     matrices = {
         "shear_x": (1, value, 0, 0, 1, 0),
@@ -200,9 +197,6 @@ def sample_steps(rng: np.random.Generator, policy: str = "cifar") -> tuple[tuple
 
     Returns:
         None, one or two of `(name, index, sign)`, in the order they are applied.
-
-    Raises:
-        ValueError: for another policy.
     """
     if policy not in POLICIES:
         raise ValueError(f"policy: expected one of {tuple(POLICIES)}, got {policy!r}.")

@@ -46,9 +46,6 @@ def soft_labels(y: Tensor, num_classes: int, *, dtype: torch.dtype = torch.float
 
     Returns:
         `(n, num_classes)`.
-
-    Raises:
-        ValueError: if `y` is neither.
     """
     if y.ndim == 1 and not y.is_floating_point():
         return F.one_hot(y.long(), num_classes).to(dtype)
@@ -106,9 +103,6 @@ def draw_cutmix(
 
     Returns:
         The draw.
-
-    Raises:
-        ValueError: if `probability` is no probability or `alpha` is negative.
     """
     if not (0 <= probability <= 1 and alpha >= 0):
         raise ValueError(

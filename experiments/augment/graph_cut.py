@@ -114,9 +114,6 @@ def swap_cut(unary: np.ndarray, down: np.ndarray, right: np.ndarray) -> np.ndarr
 
     Returns:
         Labels, `(n, g, h)`, int64.
-
-    Raises:
-        ValueError: if a weight is negative or a cost is not finite.
     """
     if not (np.isfinite(unary).all() and (down >= 0).all() and (right >= 0).all()):
         raise ValueError("expected finite costs and weights >= 0: a cut needs capacities that are not negative.")

@@ -128,9 +128,6 @@ def apply_operation(image: np.ndarray, operation: Operation) -> np.ndarray:
 
     Returns:
         Bytes, `(H, W, C)`.
-
-    Raises:
-        ValueError: if the operation is unknown.
     """
     name, level, sign = operation
     part = level / LEVELS

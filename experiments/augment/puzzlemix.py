@@ -287,9 +287,6 @@ def apply_puzzlemix(
 
     Returns:
         Mixed images and mixed targets.
-
-    Raises:
-        ValueError: if the grid or the patches do not divide the images.
     """
     options, side = options or PuzzleOptions(), x.shape[-1]
     cell = max(side // draw.grid, 1)

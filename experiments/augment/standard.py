@@ -15,11 +15,7 @@ TRIES = 10
 
 
 def as_picture(image: np.ndarray) -> Image.Image:
-    """Bytes `(H, W, C)` with one or three channels as a Pillow image.
-
-    Raises:
-        ValueError: if the array is something else.
-    """
+    """Bytes `(H, W, C)` with one or three channels as a Pillow image."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
         raise ValueError(
             f"image: expected bytes (H, W, C) with 1 or 3 channels, got {image.dtype} of shape {image.shape}."
@@ -129,9 +125,6 @@ def centre_view(image: Image.Image, *, resize: int = 256, crop: int = 224) -> Im
 
     Returns:
         Picture, `(crop, crop)`.
-
-    Raises:
-        ValueError: if the crop is larger than the image.
     """
     if not 0 < crop <= resize:
         raise ValueError(f"crop: expected 1 to resize = {resize} pixels, got {crop}.")
@@ -153,8 +146,5 @@ def center_crop_resize(image: np.ndarray, size: int = 224, *, resize: int = 256)
 
     Returns:
         Bytes, `(size, size, C)`.
-
-    Raises:
-        ValueError: if `size` is larger than `resize`.
     """
     return as_array(centre_view(as_picture(image), resize=resize, crop=size))

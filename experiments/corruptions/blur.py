@@ -60,9 +60,6 @@ def glass_blur(images: np.ndarray, constants: tuple[float, int, int], draws: Str
     colour of a neighbour at offset (dy, dx), both uniform in {-reach, ..., reach - 1}. It runs from the last pixel to
     the first, so with reach 1 (all CIFAR constants) the sources are untouched and one gather does the whole pass.
     Rows and columns 0 and 1 keep their pixels.
-
-    Raises:
-        ValueError: for a reach other than 1.
     """
     sigma, reach, repeats = constants
     if reach != 1:

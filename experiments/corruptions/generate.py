@@ -20,11 +20,7 @@ METHOD = 1
 
 
 def source_settings(images: np.ndarray, labels: np.ndarray) -> dict:
-    """What a manifest says about the images that a set is made from.
-
-    Raises:
-        ValueError: if images and labels do not fit.
-    """
+    """What a manifest says about the images that a set is made from."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(
             f"images: expected bytes (n, H, W, 1 or 3), got {images.dtype} of shape {tuple(images.shape)}."

@@ -182,11 +182,7 @@ PERTURBATIONS: dict[str, tuple[Callable, int]] = {
 
 
 def frame_count(name: str, frames: int | None = None) -> int:
-    """Frames of a perturbation: those asked for, or the published number.
-
-    Raises:
-        ValueError: for an unknown name or fewer than two frames.
-    """
+    """Frames of a perturbation: those asked for, or the published number."""
     if name not in PERTURBATIONS:
         raise ValueError(f"name: expected one of {tuple(PERTURBATIONS)}, got {name!r}.")
     frames = PERTURBATIONS[name][1] if frames is None else frames
@@ -211,9 +207,6 @@ def perturbation_sequences(
 
     Returns:
         `(n, frames, H, W, C)`, uint8.
-
-    Raises:
-        ValueError: for other images or names, or fewer than two frames.
     """
     frames = frame_count(name, frames)
     function = PERTURBATIONS[name][0]

@@ -67,11 +67,7 @@ def file_digest(path: Path) -> str:
 
 
 def read_manifest(folder: str | Path) -> dict | None:
-    """The manifest of a folder, or None where there is none.
-
-    Raises:
-        ValueError: if it is no manifest.
-    """
+    """The manifest of a folder, or None where there is none."""
     path = Path(folder) / MANIFEST
     if not path.exists():
         return None

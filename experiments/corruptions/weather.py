@@ -112,9 +112,6 @@ def frost(
         constants: weight of the image, weight of the texture.
         draws: one stream for each image.
         textures: bytes `(H', W', 3)` already at the scale of the images.
-
-    Raises:
-        ValueError: if a texture is not larger than the images.
     """
     height, width = images.shape[1:3]
     for texture in textures:

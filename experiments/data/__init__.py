@@ -23,9 +23,6 @@ def load_data(name: str, **options) -> ImageData | ImageNet | ToyData:
     Returns:
         Images in memory; for `"imagenet"` images on disk; for toys points.
 
-    Raises:
-        ValueError: for another name; `DataError`, which is one, if files are missing or damaged.
-
     Example:
         >>> load_data("digits").train.images.shape
         torch.Size([1347, 1, 8, 8])

@@ -157,9 +157,6 @@ def release(classes: int) -> Release:
 
     Args:
         classes: 10 or 100.
-
-    Raises:
-        ValueError: for another number.
     """
     if classes not in RELEASES:
         raise ValueError(f"classes: expected 10 or 100, got {classes!r}.")

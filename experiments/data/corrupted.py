@@ -213,9 +213,6 @@ class PerturbedSet(_ArrayFolder):
         Args:
             name: one of `names`.
             size: sequences in a batch.
-
-        Raises:
-            ValueError: for a size below 1.
         """
         if size < 1:
             raise ValueError(f"size: expected at least 1, got {size}.")

@@ -60,9 +60,6 @@ def load_digits(classes: int = 10, *, images: bool = True, test_share: float = 0
         images: samples as `(1, 8, 8)` images, otherwise as vectors of 64.
         test_share: share of every class that is held out.
         seed: of the split.
-
-    Raises:
-        ValueError: for another number of classes or a share outside (0, 1).
     """
     if classes not in CLASSES:
         raise ValueError(f"classes: expected one of {CLASSES}, got {classes!r}.")
@@ -91,9 +88,6 @@ def verification_subset(data: Digits, n: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         `(x, y)` with `n` samples.
-
-    Raises:
-        ValueError: if there are not that many.
     """
     members = [torch.nonzero(data.y == label).flatten() for label in range(data.classes)]
     largest = data.classes * min(map(len, members))

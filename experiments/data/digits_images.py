@@ -21,9 +21,6 @@ def digits_images(*, test_share: float = 0.25, seed: int = 0) -> ImageData:
     Returns:
         Pixels 0..16 scaled to 0..255 and rounded (half to even); mean and standard deviation are those of all
         training pixels.
-
-    Raises:
-        ValueError: for a share outside (0, 1).
     """
     if not 0 < test_share < 1:
         raise ValueError(f"test_share: expected a share between 0 and 1, got {test_share!r}.")

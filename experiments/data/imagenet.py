@@ -191,9 +191,6 @@ def restrict_to_classes(logits: Tensor, indices: Sequence[int]) -> Tensor:
 
     Returns:
         `(..., len(indices))`.
-
-    Raises:
-        ValueError: if an index is outside 0..K-1 or comes twice.
     """
     count = logits.shape[-1]
     wrong = [k for k in indices if not 0 <= k < count]
@@ -259,9 +256,6 @@ class ImageNet:
 
         Args:
             training: its `samples` says how many; `None` for all.
-
-        Raises:
-            ValueError: if there are fewer.
         """
         total, count = len(self.train), training.samples
         chosen = np.arange(total)

@@ -15,9 +15,6 @@ class ImageSet:
     Attributes:
         images: `(n, C, H, W)`, uint8.
         labels: class indices, `(n,)`, int64.
-
-    Raises:
-        ValueError: if kinds or shapes do not fit.
     """
 
     images: Tensor

@@ -66,9 +66,6 @@ class SizedData(ImageData):
 
         Args:
             images: bytes `(n, C, H, W)`.
-
-        Raises:
-            ValueError: for floats, which an attack would need gradients of.
         """
         if images.is_floating_point():
             raise ValueError(

@@ -123,11 +123,7 @@ def calibration(subject: Subject) -> Measured:
 
 
 def renditions(subject: Subject) -> Measured:
-    """Accuracy on ImageNet-R, for networks that were trained on ImageNet only.
-
-    Raises:
-        ValueError: always, for images in memory.
-    """
+    """Accuracy on ImageNet-R, for networks that were trained on ImageNet only."""
     raise ValueError(
         "suite: 'renditions' needs a network for the classes of ImageNet and images on disk, got "
         f"{subject.data.name!r}; leave it out of the recipe's suites."

@@ -13,11 +13,7 @@ Predict = Callable[[Tensor], Tensor]
 
 
 def check_evaluating(model: Predict) -> None:
-    """Refuse a network that is training, in whole or in part: BatchNorm would couple the images of a batch.
-
-    Raises:
-        ValueError: if a module of it is in training mode.
-    """
+    """Refuse a network that is training, in whole or in part: BatchNorm would couple the images of a batch."""
     if not isinstance(model, nn.Module):
         return
     training = [name or "the model" for name, module in model.named_modules() if module.training]
@@ -58,10 +54,6 @@ def logits_of(
 
     Returns:
         Logits `(n, K)`, float32, on the CPU.
-
-    Raises:
-        ValueError: for a model in training mode, images that are no bytes or none at all, an impossible batch size,
-            or outputs that are no logits.
     """
     check_evaluating(model)
     pixels = images.images if isinstance(images, ImageSet) else images
@@ -93,9 +85,6 @@ def predictions(model: Predict, images: ImageSet | Tensor, data: ImageData, **op
         images: as `logits_of`.
         data: as `logits_of`.
         **options: as `logits_of`.
-
-    Raises:
-        ValueError: as `logits_of`.
     """
     return logits_of(model, images, data, **options).argmax(1)
 
@@ -109,9 +98,6 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
     Returns:
         A share in [0, 1].
-
-    Raises:
-        ValueError: for shapes that do not fit, no images, or logits that are no numbers (a network that diverged).
 
     Example:
         >>> accuracy(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 3.0], [1.0, 0.0]]), torch.tensor([0, 1, 0, 1]))

@@ -80,9 +80,6 @@ def ascend(
         steps: ≥ 1.
         step_size: s, a part of the radius; `None` for 2.5 / steps.
         start: first displacement in parts of the radius, `(b, C, H, W)`; `None` for the image itself.
-
-    Raises:
-        ValueError: for radii, norms, steps or pixels that do not fit.
     """
     check_steps(steps, step_size)
     part = REACH / steps if step_size is None else step_size
@@ -98,11 +95,7 @@ def ascend(
 
 
 def check_steps(steps: int, step_size: float | None) -> None:
-    """Refuse impossible numbers and lengths of steps.
-
-    Raises:
-        ValueError: if there is no step, or its length is not positive.
-    """
+    """Refuse impossible numbers and lengths of steps."""
     if steps < 1:
         raise ValueError(f"steps: expected >= 1, got {steps}.")
     if step_size is not None and not 0 < step_size < math.inf:
@@ -140,9 +133,6 @@ def attack_curve(
         limit: only the first images; `None` for all.
         batch_size: images of one pass.
         device: where the model lives; `None` for the device of its parameters.
-
-    Raises:
-        ValueError: as `ascend` and `logits_of`.
     """
     check_evaluating(model)
     check_steps(steps, step_size)
@@ -190,8 +180,5 @@ def fgsm_curve(model: Predict, data: ImageData, radii: Sequence[float], **option
         data: as `attack_curve`.
         radii: as `attack_curve`.
         **options: `norm`, `limit`, `batch_size`, `device` of `attack_curve`.
-
-    Raises:
-        ValueError: as `attack_curve`.
     """
     return attack_curve(model, data, radii, steps=1, step_size=1.0, random_start=False, **options)

@@ -25,9 +25,6 @@ def confidences_of(logits: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarr
 
     Returns:
         Two arrays `(n,)`, float64 and bool.
-
-    Raises:
-        ValueError: if there is not one label for each image.
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"logits: expected (n, K) and n labels, got {tuple(logits.shape)} and {tuple(labels.shape)}.")
@@ -71,9 +68,6 @@ def rms_calibration_error(
 
     Returns:
         The error, a share in [0, 1].
-
-    Raises:
-        ValueError: for arrays that do not fit, or if no bin is left.
     """
     confidence, correct = _ranked(confidence, correct)
     if bin_size < 1:
@@ -103,9 +97,6 @@ def ece(confidence: ArrayLike, correct: ArrayLike, *, bins: int = ECE_BINS) -> f
     Returns:
         The error, a share in [0, 1].
 
-    Raises:
-        ValueError: for arrays that do not fit or no bins.
-
     Example:
         >>> round(ece([0.9, 0.9, 0.6], [True, False, True]), 6)  # (2 * 0.4 + 0.4) / 3
         0.4
@@ -129,9 +120,6 @@ def aurra(confidence: ArrayLike, correct: ArrayLike) -> float:
     Returns:
         A share in [0, 1], higher is better.
 
-    Raises:
-        ValueError: for arrays that do not fit.
-
     Example:
         >>> round(aurra([0.9, 0.8, 0.7], [True, False, True]), 6)  # (1 + 1/2 + 2/3) / 3
         0.722222
@@ -150,9 +138,6 @@ def calibration_summary(logits: Tensor, labels: Tensor) -> dict[str, float]:
     Returns:
         `"rms_calibration_error"`, `"rms_calibration_error_released"` (if there are at least two bins, 200 images),
         `"ece"` and `"aurra"`.
-
-    Raises:
-        ValueError: for shapes that do not fit or logits that are no numbers.
     """
     confidence, correct = confidences_of(logits, labels)
     found = {"rms_calibration_error": rms_calibration_error(confidence, correct)}

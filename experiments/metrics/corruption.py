@@ -30,9 +30,6 @@ def category_of(corruption: str) -> str:
 
     Args:
         corruption: its name in the benchmark.
-
-    Raises:
-        ValueError: for unknown names.
     """
     for category, names in CATEGORIES.items():
         if corruption in names or corruption == EXTRA[category]:
@@ -65,9 +62,6 @@ def mean_corruption_error(errors: Mapping[str, float], reference: Mapping[str, f
 
     Returns:
         1 for the reference, lower is better; the benchmark prints 100 times that.
-
-    Raises:
-        ValueError: if there are no errors, or the reference lacks a corruption or makes no errors there.
     """
     if not errors or (missing := [name for name in errors if not reference.get(name, 0) > 0]):
         lacks = f"has none for {missing}" if errors else "and errors to compare, got none"
@@ -92,9 +86,6 @@ def corruption_summary(
         `"corrupted/<name>/<severity>"`, and of what `corruptions` names: `"corrupted/<name>"` (mean of 5),
         `"corrupted/mean"`, `"corrupted/mean_without_noise"`, `"corrupted/severity/<severity>"`,
         `"corrupted/category/<category>"`, and with a reference `"mce"`. All means are unweighted means over cells.
-
-    Raises:
-        ValueError: if a cell is missing, no share, or of an unknown corruption or severity.
     """
     for (name, severity), share in accuracies.items():
         category_of(name)

@@ -36,9 +36,6 @@ def flip_probability(predictions: Tensor, *, noise: bool) -> float:
     Returns:
         A share in [0, 1]: the mean over sequences of the mean over frames 2..m.
 
-    Raises:
-        ValueError: if the predictions are no sequences of classes.
-
     Example:
         >>> import torch
         >>> sequence = torch.tensor([[3, 5, 5, 3]])
@@ -76,9 +73,6 @@ def flip_summary(
     Returns:
         `"flip_probability/<name>"`, `"flip_probability/mean"`, `"flip_probability/mean_without_noise"`, and the same
         with `"flip_rate"`, where 1 is the reference; `"flip_rate/mean"` is the mFR.
-
-    Raises:
-        ValueError: if nothing is given, or the reference lacks a perturbation or has 0 there.
     """
     if not probabilities:
         raise ValueError("probabilities: expected at least one perturbation, got none.")

@@ -31,9 +31,6 @@ def white_noise(x: Tensor, level: float, generator: torch.Generator) -> Tensor:
         x: normalised images, `(b, C, H, W)`.
         level: σ ≥ 0 in normalised units.
         generator: of the draws.
-
-    Raises:
-        ValueError: if the level is negative or not finite.
     """
     if not 0 <= level < math.inf:
         raise ValueError(f"level: expected a standard deviation >= 0, got {level}.")
@@ -57,9 +54,6 @@ def salt_pepper_released(x: Tensor, level: float, generator: np.random.RandomSta
         x: normalised images, `(b, C, H, W)`.
         level: γ in [0, 1].
         generator: of the places; two permutations for each image, in order.
-
-    Raises:
-        ValueError: if the level is no share.
     """
     _check_share(level)
     size = x.shape[2] * x.shape[3]
@@ -86,9 +80,6 @@ def salt_pepper(
         generator: of the places, one permutation for each image.
         mean: of each channel, pixels in [0, 1].
         std: of each channel.
-
-    Raises:
-        ValueError: if the level is no share.
     """
     _check_share(level)
     size = x.shape[2] * x.shape[3]
@@ -152,9 +143,6 @@ def noise_curve(
         batch_size: as `logits_of`.
         device: as `logits_of`.
         channels_last: as `logits_of`.
-
-    Raises:
-        ValueError: for unknown kinds, variants and impossible levels; otherwise as `logits_of`.
     """
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {list(KINDS)}, got {kind!r}.")

@@ -23,9 +23,6 @@ def chunk_generator(seed: int, *key: str | float) -> torch.Generator:
     Args:
         seed: of the evaluation, ≥ 0.
         key: what is drawn: such as the kind of noise, its level, the number of the chunk.
-
-    Raises:
-        ValueError: if the seed is negative.
     """
     if seed < 0:
         raise ValueError(f"seed: expected a whole number >= 0, got {seed}.")

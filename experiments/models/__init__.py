@@ -66,9 +66,6 @@ def eligible_layers(name: str) -> tuple[str, ...]:
     Args:
         name: of a network, see `MODELS`.
 
-    Raises:
-        ValueError: for an unknown name.
-
     Example:
         >>> eligible_layers("preactresnet18")
         ('', 'layer1', 'layer2', 'layer3')
@@ -86,9 +83,6 @@ def build_model(name: str, num_classes: int, *, seed: int = 0, **options) -> nn.
         num_classes: K, the number of outputs.
         seed: of the weights.
         **options: of the network, see its constructor.
-
-    Raises:
-        ValueError: for unknown names and options, and options out of range.
 
     Example:
         >>> model = build_model("nfm_toy", 2, seed=1, width=8)

@@ -8,9 +8,6 @@ def check_sizes(**sizes: int) -> None:
 
     Args:
         **sizes: by the name of the option.
-
-    Raises:
-        ValueError: for a size that is no whole number of at least 1.
     """
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
@@ -22,9 +19,6 @@ def check_dropout(rate: float) -> None:
 
     Args:
         rate: share of elements that are dropped.
-
-    Raises:
-        ValueError: for a rate outside [0, 1).
     """
     if not 0 <= rate < 1:
         raise ValueError(f"dropout: expected a rate in [0, 1), got {rate!r}.")

@@ -36,9 +36,6 @@ class PreActBlock(nn.Module):
         stride: of the first convolution.
         shortcut: what an identity shortcut carries, one of `SHORTCUTS`.
         activation: a name of `ACTIVATIONS`.
-
-    Raises:
-        ValueError: for another shortcut or activation.
     """
 
     def __init__(
@@ -77,9 +74,6 @@ class PreActResNet(nn.Module):
         shortcut: see the head of this module.
         in_channels: of the images.
         activation: a name of `ACTIVATIONS`.
-
-    Raises:
-        ValueError: for sizes below 1 and an unknown shortcut or activation.
     """
 
     def __init__(
@@ -123,9 +117,6 @@ class PreActResNet18(PreActResNet):
         width: channels of the first stage; the others have 2, 4 and 8 times as many.
         shortcut: `"released"` or `"standard"`, see the head of this module.
         in_channels: of the images.
-
-    Raises:
-        ValueError: for sizes below 1 and an unknown shortcut.
     """
 
     def __init__(self, num_classes: int, *, width: int = 64, shortcut: str = "released", in_channels: int = 3):
@@ -142,9 +133,6 @@ class DigitsResNet(PreActResNet):
         width: channels of the first stage; the others have 2 and 4 times as many.
         shortcut: as for `PreActResNet18`.
         activation: `"relu"`, or a smooth one, `"silu"` or `"gelu"`.
-
-    Raises:
-        ValueError: for sizes below 1 and an unknown shortcut or activation.
     """
 
     def __init__(self, num_classes: int, *, width: int = 8, shortcut: str = "released", activation: str = "relu"):

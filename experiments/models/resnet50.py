@@ -53,9 +53,6 @@ class ResNet50(nn.Module):
         num_classes: K.
         width: channels of the first convolution; 64 is ResNet-50.
         in_channels: of the images.
-
-    Raises:
-        ValueError: for sizes below 1.
     """
 
     def __init__(self, num_classes: int = 1000, *, width: int = 64, in_channels: int = 3):

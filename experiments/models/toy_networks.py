@@ -34,9 +34,6 @@ def noisymix_toy(num_classes: int = 2, *, width: int = 128, in_features: int = 2
         num_classes: number of outputs.
         width: of the hidden layer, our choice.
         in_features: dimension of the data.
-
-    Raises:
-        ValueError: for sizes below 1.
     """
     return _fully_connected(num_classes, 1, width, 0.0, in_features)
 
@@ -50,8 +47,5 @@ def nfm_toy(num_classes: int = 2, *, width: int = 64, dropout: float = 0.0, in_f
         dropout: rate behind each ReLU, for the baseline with dropout (0.2 there, recalled); in training mode it draws
             from PyTorch's global generator.
         in_features: dimension of the data.
-
-    Raises:
-        ValueError: for sizes below 1 and a rate outside [0, 1).
     """
     return _fully_connected(num_classes, 3, width, dropout, in_features)

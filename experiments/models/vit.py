@@ -75,9 +75,6 @@ class ViT(nn.Module):
         patch: side of a patch, in pixels, a divisor of `image_size`.
         image_size: side of the images, in pixels.
         in_channels: of the images.
-
-    Raises:
-        ValueError: for sizes below 1 or that do not divide each other, and a rate outside [0, 1).
     """
 
     def __init__(
@@ -113,11 +110,7 @@ class ViT(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images `(n, in_channels, image_size, image_size)` to logits `(n, K)`.
-
-        Raises:
-            ValueError: for images of another shape, which have other positions.
-        """
+        """Images `(n, in_channels, image_size, image_size)` to logits `(n, K)`."""
         if tuple(x.shape[1:]) != self.image_shape:
             raise ValueError(
                 f"x: expected images (n, {', '.join(map(str, self.image_shape))}), got {tuple(x.shape)}; "

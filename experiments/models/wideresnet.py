@@ -66,9 +66,6 @@ class WideResNet28(nn.Module):
         dropout: rate; in training mode it draws from PyTorch's global generator.
         released: see the head of this module.
         in_channels: of the images.
-
-    Raises:
-        ValueError: for sizes below 1 and a rate outside [0, 1).
     """
 
     def __init__(

@@ -28,11 +28,7 @@ def all_recipes() -> dict[str, Recipe]:
 
 
 def get_recipe(name: str) -> Recipe:
-    """A recipe by name.
-
-    Raises:
-        ValueError: if there is none, with the nearest name.
-    """
+    """A recipe by name."""
     known = all_recipes()
     if name not in known:
         raise ValueError(
@@ -47,9 +43,6 @@ def select_recipes(*patterns: str, size: str | None = None) -> list[Recipe]:
     Args:
         *patterns: names or patterns; none for all.
         size: only of this size.
-
-    Raises:
-        ValueError: for a pattern that nothing matches, and an unknown size.
     """
     if size is not None and size not in SIZES:
         raise ValueError(f"size: expected one of {SIZES}, got {size!r}.")

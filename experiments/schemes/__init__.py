@@ -32,9 +32,6 @@ def build_step(
         mean: of each channel, pixels in [0, 1]; empty for samples that are no images.
         std: of each channel.
         generator: source of everything random.
-
-    Raises:
-        ValueError: if the settings contradict each other.
     """
     mixes = scheme.alpha > 0 or scheme.add_noise > 0 or scheme.mult_noise > 0
     kinds = [bool(scheme.patch), bool(scheme.radius), bool(scheme.terms)]

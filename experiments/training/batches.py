@@ -82,9 +82,6 @@ class Views(Dataset):
         training: settings.
         seed: of the training.
         epoch: number of the epoch.
-
-    Raises:
-        ValueError: for an unknown augmentation or way to make views.
     """
 
     def __init__(self, source: Source, training: Training, seed: int, epoch: int):

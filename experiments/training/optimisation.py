@@ -11,11 +11,7 @@ from ..recipes.recipe import Training
 
 
 def build_optimiser(training: Training, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD or Adam on all parameters.
-
-    Raises:
-        ValueError: for another optimiser.
-    """
+    """SGD or Adam on all parameters."""
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimiser == "sgd":
         return torch.optim.SGD(
@@ -38,9 +34,6 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
     Returns:
         With `"steps"`, a tenth after each milestone has *finished* (protocol: after epoch index 100, 150, 180); with
         `"cosine"`, for each batch anew, from `learning_rate` down to `final_rate`.
-
-    Raises:
-        ValueError: for another schedule.
     """
     start, total = training.learning_rate, training.epochs * steps_per_epoch
     step = min(step * training.scheme.replays, total)

@@ -14,9 +14,6 @@ def classifier_name(model: nn.Module) -> str:
 
     Args:
         model: network.
-
-    Raises:
-        ValueError: if it has none.
     """
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not names:
