@@ -1,4 +1,4 @@
-"""Training: batches, steps, checkpoints; on one device, or several under `torchrun`."""
+"""Training: batches, steps and checkpoints, on one device or on several under `torchrun`."""
 
 from .along import networks_along
 from .batches import MemorySource, Source

@@ -89,7 +89,7 @@ def test_a_model_that_trains_in_part_is_refused():
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda d: logits_of(Recorder(), d.test.images.float(), d), "images: expected at least one, as bytes"),
+        (lambda d: logits_of(Recorder(), d.test.images.float(), d), "images: expected at least one image, as bytes"),
         (lambda d: logits_of(Recorder(), d.test.images[:0], d), "images: expected at least one"),
         (lambda d: logits_of(Recorder(), d.test, d, batch_size=0), "batch_size: expected >= 1"),
         (lambda d: logits_of(lambda x: x, d.test, d), "model: expected logits"),
