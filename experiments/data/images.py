@@ -1,4 +1,4 @@
-"""Images in memory: bytes and labels, with the normalisation that a network sees them through."""
+"""Images in memory: bytes, labels, and the normalisation before the network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class ImageSet:
     """Images as bytes, and their labels.
 
     Attributes:
-        images: `(n, C, H, W)`, uint8.
+        images: bytes `(n, C, H, W)`.
         labels: class indices, `(n,)`, int64.
     """
 
@@ -21,7 +21,7 @@ class ImageSet:
     labels: Tensor
 
     def __post_init__(self):
-        """Refuse what is no set of images."""
+        """Check types and shapes."""
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             raise ValueError(
                 f"images: expected bytes (n, C, H, W), got {self.images.dtype} of shape {tuple(self.images.shape)}."
@@ -37,20 +37,17 @@ class ImageSet:
         return len(self.images)
 
     def first(self, count: int | None) -> ImageSet:
-        """The first `count` images, or all."""
+        """The first `count` images, or all for `None`."""
         return self if count is None else ImageSet(self.images[:count], self.labels[:count])
 
 
 def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """What a network sees.
+    """Normalised images, float32 or the given floating dtype.
 
     Args:
-        images: `(..., C, H, W)`; bytes, or floating point in [0, 1].
-        mean: of each channel, pixels in [0, 1].
-        std: of each channel.
-
-    Returns:
-        float32 (or the given floating dtype), `(pixel - mean) / std` by channel.
+        images: bytes, or floats in [0, 1], `(..., C, H, W)`.
+        mean: mean of each channel, for pixels in [0, 1].
+        std: standard deviation of each channel.
     """
     pixels = images if images.is_floating_point() else images.float() / 255
     shift, scale = (torch.tensor(v, dtype=pixels.dtype, device=pixels.device)[:, None, None] for v in (mean, std))
@@ -62,12 +59,12 @@ class ImageData:
     """A data set for training and testing.
 
     Attributes:
-        name: for records, such as `"cifar10"`.
+        name: name for records, such as `"cifar10"`.
         train: training images.
         test: test images.
-        classes: K.
-        mean: of each channel, pixels in [0, 1].
-        std: of each channel.
+        classes: K, the number of classes.
+        mean: mean of each channel, for pixels in [0, 1].
+        std: standard deviation of each channel.
     """
 
     name: str
@@ -78,12 +75,5 @@ class ImageData:
     std: tuple[float, ...]
 
     def normalise(self, images: Tensor) -> Tensor:
-        """What a network sees.
-
-        Args:
-            images: `(..., C, H, W)`; bytes, or floating point in [0, 1].
-
-        Returns:
-            float32 (or the given floating dtype), `(pixel - mean) / std` by channel.
-        """
+        """Normalise bytes, or floats in [0, 1], `(..., C, H, W)`."""
         return normalised(images, self.mean, self.std)

@@ -318,7 +318,10 @@ def test_mean_corruption_error_by_hand():
         (lambda: aurra([0.5], [0.5]), "0 and 1"),
         (lambda: ece([0.5], [1], bins=0), "bins: expected"),
         (lambda: rms_calibration_error([0.5], [1], bin_size=0), "bin_size: expected"),
-        (lambda: rms_calibration_error([0.5] * 199, [1] * 199, omit_last=True), "omit_last: expected at least two bins"),
+        (
+            lambda: rms_calibration_error([0.5] * 199, [1] * 199, omit_last=True),
+            "omit_last: expected at least two bins",
+        ),
         (lambda: flip_probability(torch.zeros(3, 1).long(), noise=True), "at least two frames"),
         (lambda: flip_probability(torch.zeros(3, 4), noise=True), "argmax"),
         (lambda: flip_summary({}), "at least one"),
