@@ -16,11 +16,11 @@ _COMMON = (
     ),
     (
         "model_options.shortcut",
-        "released, as in the released code: the identity shortcut carries the activated features",
+        "as in the released code: the identity shortcut carries the activated features",
     ),
     (
         "noise",
-        "released, as in the released code: each call rescales the levels by a Beta(2, 5) draw; the text has fixed levels",
+        "as in the released code: each call rescales the levels by a Beta(2, 5) draw; the text has fixed levels",
     ),
 )
 _CIFAR = Training(

@@ -23,11 +23,11 @@ _IMAGENET = replace(
 )  # fmt: skip
 _FAMILY = ("baseline", "mixup", "manifold_mixup", "nfm", "cutmix", "puzzlemix", "augmix", "noisymix")
 _TRAINED_ELSEWHERE = {
-    "baseline": "the trained network of the library",
+    "baseline": "the trained network that comes with the library",
     "adversarial": "a network by Salman et al.",
     "stylized_imagenet": "a network that Geirhos et al. trained on stylized and natural ImageNet",
     "autoaugment": "a network by the authors of Fast AutoAugment",
-    "mixup": "probably a network by the CutMix authors",
+    "mixup": "what seems to be a network by the CutMix authors",
     "manifold_mixup": "NFM's own network with α = 0.2, to judge by the equal numbers",
     "cutmix": "a network by the CutMix authors, trained for 300 epochs",
     "puzzlemix": "a network by the PuzzleMix authors, trained for 300 epochs",

@@ -41,7 +41,7 @@ _NOISE = (
     ),
 )
 _OPTIONS = {
-    "shortcut": "standard, as in the network that the text names; in the released code the shortcut carries the activated features",
+    "shortcut": "standard, as in the network that the text names; the released code carries the activated features",
     "widen": "2, as in the text; every version of the code has 4",
     "released": "no: strides, biases, shortcuts and the last BatchNorm as in the paper on wide residual networks",
 }
@@ -98,7 +98,7 @@ def _one_at_a_time(known: dict[str, Recipe]) -> Iterable[Recipe]:
 
 
 def recipes(released: Iterable[Recipe]) -> list[Recipe]:
-    """The text's version of every row of `SOURCES` that differs from the `released` recipes, and the recipes on digits."""
+    """The text's version of every row of `SOURCES` that differs from its `released` recipe, and those on digits."""
     known = {recipe.name: recipe for recipe in released}
     found = []
     for recipe in known.values():

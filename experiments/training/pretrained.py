@@ -21,7 +21,9 @@ def _remedy(hash: str, seed: int) -> str:
     from ..recipes import all_recipes
 
     names = [name for name, recipe in all_recipes().items() if recipe.hash == hash]
-    what = f"{' or '.join(names)} (the same training, {hash})" if names else f"the training {hash} (of no recipe)"
+    what = (
+        f"{' or '.join(names)} (the same training, {hash})" if names else f"the training {hash}, which no recipe has,"
+    )
     return f"run {what} with seed {seed} first, with the same folder of runs"
 
 
