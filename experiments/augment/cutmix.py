@@ -99,13 +99,7 @@ def apply_cutmix(x: Tensor, targets: Tensor, draw: CutMixDraw) -> tuple[Tensor, 
 
 
 def cutmix(
-    x: Tensor,
-    y: Tensor,
-    *,
-    generator: torch.Generator,
-    num_classes: int,
-    alpha: float = 1.0,
-    probability: float = 1.0,
+    x: Tensor, y: Tensor, *, generator: torch.Generator, num_classes: int, **options: float
 ) -> tuple[Tensor, Tensor]:
     """CutMix of a batch. Returns mixed images and soft labels `(n, num_classes)`.
 
@@ -114,8 +108,7 @@ def cutmix(
         y: class indices `(n,)` or weights `(n, num_classes)`.
         generator: source of randomness.
         num_classes: K, the number of classes.
-        alpha: parameter of Beta(alpha, alpha).
-        probability: probability that the batch is mixed.
+        **options: `alpha` and `probability` of `draw_cutmix`.
     """
-    draw = draw_cutmix(len(x), tuple(x.shape[2:]), generator=generator, alpha=alpha, probability=probability)
+    draw = draw_cutmix(len(x), tuple(x.shape[2:]), generator=generator, **options)
     return apply_cutmix(x, soft_labels(y, num_classes), draw)

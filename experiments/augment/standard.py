@@ -81,24 +81,12 @@ def resized_crop_box(
     return _central_box(height, width, *ratio)
 
 
-def random_resized_crop(
-    image: np.ndarray,
-    rng: np.random.Generator,
-    size: int = 224,
-    *,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> np.ndarray:
-    """A random part of the image, resized to a square (bilinear, with Pillow's anti-aliasing), bytes `(size, size, C)`.
+def random_resized_crop(image: np.ndarray, rng: np.random.Generator, size: int = 224, **options) -> np.ndarray:
+    """A random part of an image `(H, W, C)`, resized to bytes `(size, size, C)` (bilinear, with anti-aliasing).
 
-    Args:
-        image: bytes, `(H, W, C)`.
-        rng: source of randomness.
-        size: side of the result in pixels.
-        scale: smallest and largest share of the image's area.
-        ratio: smallest and largest width / height.
+    The options are those of `resized_crop_box`.
     """
-    top, left, h, w = resized_crop_box(*image.shape[:2], rng, scale=scale, ratio=ratio)
+    top, left, h, w = resized_crop_box(*image.shape[:2], rng, **options)
     part = as_picture(np.ascontiguousarray(image[top : top + h, left : left + w]))
     return as_array(part.resize((size, size), Image.Resampling.BILINEAR))
 

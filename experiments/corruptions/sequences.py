@@ -1,25 +1,25 @@
 """Frame sequences under small growing perturbations, in the manner of CIFAR-10-P and ImageNet-P.
 
-Source of the steps: the generator of CIFAR-10-P that Hendrycks & Dietterich released (`make_cifar_p.py` in
-hendrycks/robustness); frame i = 0, 1, ...
+The steps are those of the generator of CIFAR-10-P that Hendrycks & Dietterich released (`make_cifar_p.py` in
+hendrycks/robustness). Frame i = 0, 1, ... is as follows.
 
 | name | frame i | published frames |
 |---|---|---|
-| gaussian_noise, _2, _3 | 0: the image; then image + 0.02, 0.04, 0.06 Z, fresh Z each | 31 |
-| shot_noise, _2, _3 | 0: the image; then Poisson with 700, 400, 200 photons | 31 |
+| gaussian_noise, _2, _3 | first the image, then image + 0.02, 0.04, 0.06 Z with independent Z | 31 |
+| shot_noise, _2, _3 | first the image, then Poisson noise with 700, 400, 200 photons | 31 |
 | motion_blur | radius 6, sigma 1.8, angle 9 (i - 20) degrees | 21 |
 | zoom_blur | mean of the image and of its enlargements by 1.004, ..., 1 + 0.004 i | 31 |
-| snow | flakes (0.05, 0.3, zoom 2, threshold 0.5) blurred (10, 2) at 4 i - 150 degrees, image share 0.85 | 31 |
-| spatter | water (0.6, 0.265, blur 1.75, threshold 0.7, strength 0.6); each frame moves 0.8 of it down a pixel | 31 |
+| snow | flakes (0.05, 0.3, zoom 2, threshold 0.5) blurred (10, 2) at 4 i - 150 degrees, weight of image 0.85 | 31 |
+| spatter | water (0.6, 0.265, blur 1.75, threshold 0.7, strength 0.6); each frame moves 0.8 of it down one pixel | 31 |
 | brightness | value of HSV + 0.015 (i - 15) | 31 |
 | translate | i - 7 pixels to the right | 16 |
 | rotate | i - 15 degrees about the centre | 31 |
-| tilt | 0.75 (i - 15) degrees about both axes, seen from the length of the diagonal | 31 |
-| scale | by 0.7 + 0.02 i about the centre | 31 |
+| tilt | 0.75 (i - 15) degrees about both axes, seen from the distance of the diagonal | 31 |
+| scale | scaled by 0.7 + 0.02 i about the centre | 31 |
 
-What is outside the image is black. Our choices, where that source does not decide: the centre of rotation and scale is
-the middle of the image (the released code leaned on a library whose centre was half a pixel off at the time); frames
-asked for beyond the published number continue with the same step; images below 32 pixels are enlarged as in `corrupt`.
+The space outside the image is black. Three points are our choice. The centre of rotation and scaling is the middle of
+the image (in the released code it depends on a library whose centre was half a pixel off at the time). More frames than
+the published number continue with the same step. Images below 32 pixels are enlarged as in `corrupt`.
 """
 
 from __future__ import annotations

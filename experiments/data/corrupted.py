@@ -210,30 +210,6 @@ class CorruptedFolders:
         return ImageFolder(place, wnids=self.wnids, transform=self.transform, remedy=_FOLDERS)
 
 
-def read_video(path: Path | str) -> np.ndarray:
-    """All frames of a video, `(frames, H, W, 3)`, RGB bytes.
-
-    Raises:
-        DataError: if no frame can be decoded.
-    """
-    import cv2
-
-    check_file(path, what="a video", remedy=_FOLDERS)
-    video = cv2.VideoCapture(str(path))
-    frames = []
-    try:
-        while True:
-            more, frame = video.read()
-            if not more:
-                break
-            frames.append(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
-    finally:
-        video.release()
-    if not frames:
-        raise DataError(f"{path}: expected a video, got no frame that can be decoded. {_FOLDERS}")
-    return np.stack(frames)
-
-
 class VideoFolder(FolderDataset):
     """Videos in class folders, as ImageNet-P has for each perturbation: `<wnid>/*.mp4`.
 
@@ -251,10 +227,18 @@ class VideoFolder(FolderDataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         """Decode a video."""
-        video = read_video(self.path(index))
-        if self.frames is not None and len(video) < self.frames:
+        import cv2
+
+        path = self.path(index)
+        check_file(path, what="a video", remedy=_FOLDERS)
+        video, frames = cv2.VideoCapture(str(path)), []
+        while (read := video.read())[0]:
+            frames.append(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
+        video.release()
+        if not frames:
+            raise DataError(f"{path}: expected a video, got no frame that can be decoded. {_FOLDERS}")
+        if self.frames is not None and len(frames) < self.frames:
             raise DataError(
-                f"{self.path(index)}: expected at least {self.frames} frames, got {len(video)}: it may be incomplete. "
-                f"{_FOLDERS}"
+                f"{path}: expected at least {self.frames} frames, got {len(frames)}: it may be incomplete. {_FOLDERS}"
             )
-        return video, int(self.labels[index])
+        return np.stack(frames), int(self.labels[index])

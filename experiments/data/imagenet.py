@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..augment.standard import centre_view
 from .cifar import DATA_VARIABLE, NORMALISATION
-from .images import normalised
+from .images import NormalisedData
 from .integrity import DataError
 
 PAGE = "https://www.image-net.org/download.php"
@@ -31,21 +31,6 @@ _REMEDY = (
     f"train/<wnid>/*.JPEG, sort the validation images into val/<wnid>/*.JPEG, and set {VARIABLE} to the folder that "
     f"holds train and val (or {DATA_VARIABLE} to a folder with a folder imagenet)."
 )
-
-
-def class_folders(folder: Path | str, *, remedy: str = _REMEDY) -> tuple[str, ...]:
-    """The sorted names of the class folders, without hidden ones. The error ends with the sentence `remedy`.
-
-    Raises:
-        DataError: if the folder does not exist or contains no folder.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder of class folders, but there is none. {remedy}")
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise DataError(f"{folder}: expected one folder per class, got none (images must be in them). {remedy}")
-    return tuple(names)
 
 
 def read_image(path: Path | str):
@@ -96,7 +81,12 @@ class FolderDataset:
         remedy: str = _REMEDY,
     ):
         self.folder = Path(folder)
-        found = class_folders(folder, remedy=remedy)
+        if not self.folder.is_dir():
+            raise DataError(f"{folder}: expected a folder of class folders, but there is none. {remedy}")
+        entries = os.scandir(self.folder)
+        found = tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))  # none hidden
+        if not found:
+            raise DataError(f"{folder}: expected one folder per class, got none (images must be in them). {remedy}")
         if classes is not None and len(found) != classes:
             raise DataError(f"{folder}: expected {classes} class folders, got {len(found)}. {remedy}")
         self.wnids = found if wnids is None else tuple(wnids)
@@ -210,28 +200,11 @@ class FolderSource:
 
 
 @dataclass(frozen=True)
-class ImageNet:
-    """ImageNet on disk, the counterpart of `ImageData` in memory.
+class ImageNet(NormalisedData):
+    """ImageNet on disk, the counterpart of `ImageData` in memory."""
 
-    Attributes:
-        name: `"imagenet"`.
-        train: training images.
-        test: validation images.
-        classes: K, the number of classes.
-        mean: mean of each channel, for pixels in [0, 1].
-        std: standard deviation of each channel.
-    """
-
-    name: str
     train: ImageFolder
     test: ImageFolder
-    classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """Normalise bytes, or floats in [0, 1], `(..., C, H, W)`."""
-        return normalised(images, self.mean, self.std)
 
     def source(self, training) -> FolderSource:
         """The samples of a training: all images, or as many as `training.samples` says.

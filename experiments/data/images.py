@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,22 +42,9 @@ class ImageSet:
         return self if count is None else ImageSet(self.images[:count], self.labels[:count])
 
 
-def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Normalised images, float32 or the given floating dtype.
-
-    Args:
-        images: bytes, or floats in [0, 1], `(..., C, H, W)`.
-        mean: mean of each channel, for pixels in [0, 1].
-        std: standard deviation of each channel.
-    """
-    pixels = images if images.is_floating_point() else images.float() / 255
-    shift, scale = (torch.tensor(v, dtype=pixels.dtype, device=pixels.device)[:, None, None] for v in (mean, std))
-    return (pixels - shift) / scale
-
-
 @dataclass(frozen=True)
-class ImageData:
-    """A data set for training and testing.
+class NormalisedData:
+    """Training and test images, and their normalisation.
 
     Attributes:
         name: name for records, such as `"cifar10"`.
@@ -68,12 +56,22 @@ class ImageData:
     """
 
     name: str
-    train: ImageSet
-    test: ImageSet
+    train: Sequence
+    test: Sequence
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Normalise bytes, or floats in [0, 1], `(..., C, H, W)`."""
-        return normalised(images, self.mean, self.std)
+        """Normalise bytes, or floats in [0, 1], `(..., C, H, W)`. The result is float32, or has the floats' dtype."""
+        pixels = images if images.is_floating_point() else images.float() / 255
+        mean, std = (torch.tensor(v, dtype=pixels.dtype, device=pixels.device) for v in (self.mean, self.std))
+        return (pixels - mean[:, None, None]) / std[:, None, None]
+
+
+@dataclass(frozen=True)
+class ImageData(NormalisedData):
+    """A data set in memory."""
+
+    train: ImageSet
+    test: ImageSet

@@ -75,11 +75,6 @@ def logits_of(
     return torch.cat(found).clone()  # a tensor made in inference mode could not be used with autograd later
 
 
-def predictions(model: Predict, images: ImageSet | Tensor, data: ImageData, **options) -> Tensor:
-    """Predicted classes, `(n,)`, int64. Arguments as in `logits_of`."""
-    return logits_of(model, images, data, **options).argmax(1)
-
-
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Share of images whose largest logit is at the label, in [0, 1]. Of several largest logits, the first one counts.
 

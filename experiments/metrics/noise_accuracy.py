@@ -108,9 +108,7 @@ def noise_curve(
     seed: int,
     variant: str = "released",
     limit: int | None = None,
-    batch_size: int = 256,
-    device: str | torch.device | None = None,
-    channels_last: bool = False,
+    **options,
 ) -> dict[float, float]:
     """Accuracy on noisy test images at each level (NFM Tables 1-3). Noise is added once to every image.
 
@@ -126,15 +124,12 @@ def noise_curve(
         variant: `"released"` for salt and pepper noise as in the paper's tables, or `"standard"`. White noise is the
             same in both.
         limit: number of test images, counted from the first; `None` for all.
-        batch_size: number of images in a forward pass.
-        device: device of the model; `None` for the device of its parameters.
-        channels_last: True to pass the images to the model in this memory format.
+        **options: `batch_size`, `device` and `channels_last` of `logits_of`.
     """
     for option, value, known in (("kind", kind, KINDS), ("variant", variant, VARIANTS)):
         if value not in known:
             raise ValueError(f"{option}: expected one of {list(known)}, got {value!r}.")
     test, curve = data.test.first(limit), {}
-    options = {"batch_size": batch_size, "device": device, "channels_last": channels_last}
     for level in levels:
         logits = [
             logits_of(model, images, data, transform=noise_of_chunk(kind, variant, data, level, seed, chunk), **options)

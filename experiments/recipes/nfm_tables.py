@@ -59,17 +59,14 @@ def _cifar_rows(table: str, data: str):
             continue
         training = _cifar(data, SCHEMES[name])
         choices = (*_COMMON, *_S_P, *CHOICES.get(name, ()))
-        if name != "puzzlemix":
-            yield Recipe(f"{table}/{name}", "paper", training, _NOISE, choices=choices)
-        elif data == "cifar10":
-            yield Recipe(f"{table}/{name}", "paper", _puzzle(training, 200), _NOISE, choices=(
-                *choices, ("epochs", "200: nowhere stated for CIFAR-10"),
-            ))  # fmt: skip
-        else:
-            for epochs in (200, 1200):
-                yield Recipe(
-                    f"{table}/{name}-epochs{epochs}", "paper", _puzzle(training, epochs), _NOISE, choices=choices
-                )
+        rows = {name: training}
+        if name == "puzzlemix" and data == "cifar10":
+            rows = {name: _puzzle(training, 200)}
+            choices = (*choices, ("epochs", "200: nowhere stated for CIFAR-10"))
+        elif name == "puzzlemix":
+            rows = {f"{name}-epochs{epochs}": _puzzle(training, epochs) for epochs in (200, 1200)}
+        for row, training in rows.items():
+            yield Recipe(f"{table}/{row}", "paper", training, _NOISE, choices=choices)
 
 
 def _imagenet_rows():

@@ -6,14 +6,6 @@ from .checkpoint import BusyError, CheckpointError
 from .loop import DivergedError, Execution, Trained, run_folder, train
 
 __all__ = [
-    "BusyError",
-    "CheckpointError",
-    "DivergedError",
-    "Execution",
-    "MemorySource",
-    "Source",
-    "Trained",
-    "networks_along",
-    "run_folder",
-    "train",
-]
+    "BusyError", "CheckpointError", "DivergedError", "Execution", "MemorySource", "Source", "Trained", "networks_along",
+    "run_folder", "train",
+]  # fmt: skip

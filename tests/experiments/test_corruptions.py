@@ -417,7 +417,11 @@ def test_what_is_missing_or_damaged_is_made_again_and_what_is_whole_is_kept(tmp_
 
 def test_foreign_files_and_other_settings_are_refused(tmp_path):
     generate(tmp_path)
-    for options, match in (({"seed": 2}, "seed: expected 2, got 1"), ({"count": 19}, "source"), ({"severities": (1,)}, "sev")):
+    for options, match in (
+        ({"seed": 2}, "seed: expected 2, got 1"),
+        ({"count": 19}, "source"),
+        ({"severities": (1,)}, "sev"),
+    ):
         with pytest.raises(ValueError, match=rf"manifest\.json.*{match}"):
             generate(tmp_path, **options)
     (tmp_path / "snow.npy").write_bytes(b"someone else's")
