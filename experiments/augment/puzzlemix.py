@@ -292,16 +292,9 @@ def apply_puzzlemix(
 
 
 def puzzlemix(
-    x: Tensor,
-    y: Tensor,
-    saliency: Tensor,
-    *,
-    generator: torch.Generator,
-    num_classes: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    options: PuzzleOptions | None = None,
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, y: Tensor, saliency: Tensor, *, generator: torch.Generator, num_classes: int,
+    options: PuzzleOptions | None = None, **normalisation: tuple[float, ...],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """PuzzleMix of a batch. Returns mixed images and soft labels `(n, num_classes)`.
 
     Args:
@@ -310,10 +303,8 @@ def puzzlemix(
         saliency: result of the function `saliency`, `(n, H, H)`.
         generator: source of randomness.
         num_classes: K, the number of classes.
-        mean: mean of each channel in the normalisation.
-        std: standard deviation of each channel.
         options: settings; `None` means the released ones.
+        **normalisation: `mean` and `std` of `apply_puzzlemix`.
     """
     draw = sample_draw(len(x), generator=generator, options=options)
-    targets = soft_labels(y, num_classes)
-    return apply_puzzlemix(x, targets, saliency, draw, mean=mean, std=std, options=options)
+    return apply_puzzlemix(x, soft_labels(y, num_classes), saliency, draw, options=options, **normalisation)

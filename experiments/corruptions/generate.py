@@ -83,7 +83,7 @@ def generate_corrupted(
         raise ValueError(f"corruptions: expected some of {NAMES}, got {tuple(corruptions)}.")
     severities = tuple(severities)
     if not severities or any(s not in SEVERITIES for s in severities) or len(set(severities)) < len(severities):
-        raise ValueError(f"severities: expected different ones of {SEVERITIES}, got {severities}.")
+        raise ValueError(f"severities: expected some of {SEVERITIES}, each once, got {severities}.")
     options, notes = {}, {}
     if "frost" in corruptions:
         load_frost(frost, frost_textures)  # fails now, not after an hour

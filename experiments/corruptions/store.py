@@ -68,7 +68,7 @@ def read_manifest(folder: str | Path) -> dict | None:
         if not {"settings", "files"} <= manifest.keys():
             raise KeyError("settings, files")
     except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: not the manifest of a generated set ({error}); delete the folder.") from error
+        raise ValueError(f"{path}: expected the manifest of a generated set ({error}); delete the folder.") from error
     return manifest
 
 

@@ -64,7 +64,8 @@ class _ArrayFolder:
     def __init__(self, folder: Path | str, *, check: bool = True):
         self.folder = Path(folder)
         self._checked: set[str] = set()
-        digests, self._severities = _read_manifest(self.folder)
+        #: The severities in the order of the rows: 1 to 5, or those of the manifest.
+        digests, self.severities = _read_manifest(self.folder)
         self._digests = digests if check else None
         present = {path.stem for path in self.folder.glob("*.npy")}
         #: Names of the corruptions, sorted.
@@ -116,8 +117,7 @@ class CorruptedSet(_ArrayFolder):
 
     def __init__(self, folder: Path | str, *, check: bool = True):
         super().__init__(folder, check=check)
-        #: The severities in the order of the rows: 1 to 5, or those of the manifest.
-        self.severities, severities = self._severities, len(self._severities)
+        severities = len(self.severities)
         labels = self._map(Path(LABELS).stem)
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             raise DataError(f"{self.folder / LABELS}: expected integers (n,), got {labels.dtype} {labels.shape}.")
@@ -187,7 +187,10 @@ class CorruptedFolders:
         self._places: dict[str, Path] = {}
         for place in sorted({path.parent for depth in ("*/1", "*/*/1") for path in self.folder.glob(depth)}):
             if place.name in self._places:
-                raise DataError(f"{place}: a second folder {place.name}, after {self._places[place.name]}.")
+                first = self._places[place.name]
+                raise DataError(
+                    f"{place}: expected each corruption once, got a second folder {place.name} after {first}."
+                )
             self._places[place.name] = place
         if not self._places:
             raise DataError(f"{self.folder}: expected <name>/<severity>/<wnid>/*.JPEG, got no such folders. {_FOLDERS}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -32,11 +33,7 @@ class ToyData:
     y: Tensor
     x_test: Tensor
     y_test: Tensor
-
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return 2
+    classes: ClassVar[int] = 2
 
 
 def _split(points: np.ndarray, labels: np.ndarray, train: int) -> ToyData:

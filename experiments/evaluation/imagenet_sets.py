@@ -140,7 +140,7 @@ def corrupted(subject: Subject) -> Measured:
     folder = sets.published_folder("ImageNet-C")
     images = CorruptedFolders(folder, wnids=subject.data.test.wnids, transform=view)
     if missing := sorted(set(STANDARD) - set(images.names)):
-        raise DataError(f"{folder}: expected the 15 corruptions of ImageNet-C, but {', '.join(missing)} are missing.")
+        raise DataError(f"{folder}: expected the 15 corruptions of ImageNet-C; missing: {', '.join(missing)}.")
     if images.severities != SEVERITIES:
         raise DataError(f"{folder}: expected severities 1 to 5 of each corruption, got {images.severities}.")
     cells = {(name, severity): images.read(name, severity) for name in STANDARD for severity in SEVERITIES}

@@ -32,9 +32,9 @@ def _ranked(confidence: ArrayLike, correct: ArrayLike) -> tuple[np.ndarray, np.n
             f"confidence and correct: expected two arrays (n,) with n >= 1, got {confidence.shape}, {correct.shape}."
         )
     if not ((confidence >= 0) & (confidence <= 1)).all():  # NaN is refused, too
-        raise ValueError("confidence: expected probabilities in [0, 1].")
+        raise ValueError(f"confidence: expected probabilities in [0, 1], got {confidence.min()} to {confidence.max()}.")
     if not np.isin(correct, (0, 1)).all():
-        raise ValueError("correct: expected 0 and 1, or booleans.")
+        raise ValueError(f"correct: expected 0 and 1, or booleans, got {np.unique(correct)}.")
     order = np.argsort(confidence, kind="stable")
     confidence, correct = confidence[order], correct[order]
     _, group, sizes = np.unique(confidence, return_inverse=True, return_counts=True)

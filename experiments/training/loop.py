@@ -150,7 +150,7 @@ class _Run:
             before, loss = loss, self.one_batch(number, x, y, size)
             if not math.isfinite(loss):
                 where = f"epoch {state.epoch}, batch {number}"
-                raise DivergedError(f"loss {loss} in {where}, after {before:.3g}; lower the learning rate.")
+                raise DivergedError(f"loss {loss} in {where}, after a loss of {before:.3g}; lower the learning rate.")
             state.loss_sum, state.samples = state.loss_sum + loss * size, state.samples + size
             state.batch, state.seconds = number + 1, state.seconds + time.perf_counter() - start
             if (state.epoch * self.batches + state.batch) % self.execution.checkpoint_steps == 0:

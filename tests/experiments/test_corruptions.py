@@ -432,7 +432,7 @@ def test_foreign_files_and_other_settings_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"frost\.npy: made with .*procedural"):
         generate(tmp_path, frost="textures", frost_textures=tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"manifest\.json: not the manifest"):
+    with pytest.raises(ValueError, match=r"manifest\.json: expected the manifest"):
         generate(tmp_path)
     for options in ({"corruptions": ("rain",)}, {"severities": (0,)}, {"severities": (1, 1)}, {"workers": 0}):
         with pytest.raises(ValueError, match="expected"):
