@@ -1,5 +1,6 @@
 """Augmentation of images: crop and flip, AugMix, AutoAugment, CutMix, PuzzleMix.
 
-Single images are bytes `(H, W, C)` in numpy with a numpy `Generator`; batches are tensors `(n, C, H, W)` with a
-`torch.Generator`. Wherever randomness is more than one number it is drawn first, into a record, and applied after.
+A single image is bytes `(H, W, C)` in NumPy and has a NumPy `Generator`. A batch is a tensor `(n, C, H, W)` and has a
+`torch.Generator`. If a method needs more than one random number, a record with all of them is drawn first and then
+applied.
 """

@@ -1,12 +1,12 @@
-r"""AugMix: mix an image with a few short chains of operations on it.
+r"""AugMix: mix an image with the results of a few short chains of operations.
 
 $$ \tilde x = (1 - m)\, x + m \sum_{i=1}^{w} w_i\, T_i(x), \qquad
    m \sim \mathrm{Beta}(\alpha, \alpha), \quad w \sim \mathrm{Dirichlet}(\alpha, \dots, \alpha) $$
 
-Each chain $T_i$ applies 1, 2 or 3 operations, each uniform over the nine of `operations` with its own level and
-direction. Source: Hendrycks et al. (2020), as run by NoisyMix: width 3, severity 3, alpha 1, operations on bytes and
-the mixture on normalised pixels (protocol, section 2.4). Normalisation is affine by channel and the weights sum to one,
-so pixels are mixed here and normalised once: the same numbers up to rounding.
+Each chain $T_i$ applies 1, 2 or 3 of the nine `operations`, drawn uniformly, each with its own level and direction.
+Source: Hendrycks et al. (2020), with the settings of NoisyMix: width 3, severity 3, alpha 1, operations on bytes, and
+the mixture of normalised pixels (protocol, section 2.4). Here pixels are mixed first and normalised once. Up to
+rounding this is the same, since normalisation is affine in each channel and the weights sum to one.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import numpy as np
 
 from experiments.augment.operations import LEVELS, LOWEST_LEVEL, NAMES, Operation, apply_operation
 
-#: Longest chain when the depth is drawn.
+#: Longest chain if the depth is random.
 MAX_DEPTH = 3
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The randomness of one augmented view.
+    """The random numbers of one augmented view.
 
     Attributes:
-        share: m, weight of the augmented part.
-        weights: of the chains, `(width,)`, sum 1.
-        chains: operations of each chain, in the order they are applied.
+        share: m, the weight of the augmented part.
+        weights: weights of the chains, `(width,)`, with sum 1.
+        chains: operations of each chain, in the order in which they are applied.
     """
 
     share: float
@@ -43,17 +43,11 @@ def sample_draw(
     """Draw one view.
 
     Args:
-        rng: source of the draws.
+        rng: source of randomness.
         width: number of chains.
-        depth: operations in each chain; `None` draws it, uniform on 1, 2, 3, for each chain.
-        severity: largest level, at most 10; levels are uniform on 0.1 to this.
+        depth: number of operations in each chain; `None` draws 1, 2 or 3 uniformly for each chain.
+        severity: largest level, at most 10. Levels are uniform from 0.1 to the severity.
         alpha: parameter of the Beta and of the Dirichlet law.
-
-    Returns:
-        The draw.
-
-    Raises:
-        ValueError: if an option is out of range.
     """
     if width < 1 or not (depth is None or depth >= 1):
         raise ValueError(f"expected width >= 1 and depth >= 1 (or None), got width = {width}, depth = {depth}.")
@@ -64,32 +58,22 @@ def sample_draw(
         )
     lengths = rng.integers(1, MAX_DEPTH + 1, size=width).tolist() if depth is None else [depth] * width
     size = sum(lengths)
-    # One integer for the name and the direction, one uniform for the level: calls cost more than numbers here.
+    # One integer for both name and direction, and one uniform number for the level, since calls are expensive here.
     kinds = rng.integers(0, 2 * len(NAMES), size=size).tolist()
     levels = rng.random(size).tolist()
     span = severity - LOWEST_LEVEL
-    drawn = iter(
-        [
-            Operation(NAMES[kind >> 1], LOWEST_LEVEL + span * u, 1 - 2 * (kind & 1))
-            for kind, u in zip(kinds, levels, strict=True)
-        ]
+    drawn = (
+        Operation(NAMES[kind >> 1], LOWEST_LEVEL + span * u, 1 - 2 * (kind & 1))
+        for kind, u in zip(kinds, levels, strict=True)
     )
     chains = tuple(tuple(islice(drawn, length)) for length in lengths)
-    # Dirichlet by its Gamma variables: the same law, at a fraction of the cost of Generator.dirichlet.
+    # Dirichlet weights from Gamma variables, which is faster than Generator.dirichlet.
     gamma = rng.standard_gamma(alpha, size=width)
     return Draw(share=float(rng.beta(alpha, alpha)), weights=gamma / gamma.sum(), chains=chains)
 
 
 def apply_draw(image: np.ndarray, draw: Draw) -> np.ndarray:
-    """The view of a draw, before normalisation.
-
-    Args:
-        image: bytes, `(H, W, C)`.
-        draw: weights and operations.
-
-    Returns:
-        float32 pixels in [0, 1], `(C, H, W)`.
-    """
+    """The view of an image `(H, W, C)` before normalisation: float32 pixels in [0, 1], `(C, H, W)`."""
     parts = np.empty((len(draw.chains) + 1, image.size), dtype=np.float32)
     parts[0] = image.reshape(-1)
     for row, chain in zip(parts[1:], draw.chains, strict=True):
@@ -101,19 +85,13 @@ def apply_draw(image: np.ndarray, draw: Draw) -> np.ndarray:
     weights[0], weights[1:] = 1 - draw.share, draw.share * draw.weights
     weights /= 255
     mixed = (weights @ parts).reshape(image.shape)
-    # Rounding of the weights may exceed 1 by an ulp.
+    # Rounded weights may sum to slightly more than 1.
     return np.minimum(mixed, 1, out=mixed).transpose(2, 0, 1)
 
 
 def augmix_pixels(image: np.ndarray, rng: np.random.Generator, **options) -> np.ndarray:
-    """One AugMix view before normalisation: float32 pixels in [0, 1], `(C, H, W)`; options as in `sample_draw`.
+    """One AugMix view of an image `(H, W, C)` before normalisation: float32 pixels in [0, 1], `(C, H, W)`.
 
-    Args:
-        image: bytes, `(H, W, C)`.
-        rng: source of the draw.
-        **options: `width`, `depth`, `severity`, `alpha`.
-
-    Returns:
-        The view.
+    The options are those of `sample_draw`.
     """
     return apply_draw(image, sample_draw(rng, **options))

@@ -1,23 +1,23 @@
 """AutoAugment: one of 25 learned pairs of operations for each image.
 
-The tables are those of Cubuk et al. (2019), "AutoAugment: Learning Augmentation Strategies from Data", appendix:
-CIFAR-10 (also used for CIFAR-100) and ImageNet. A pair is drawn uniformly; each of its two operations is applied with
-its own probability, at the strength of its index 0 to 9. Strengths are ten equal steps over the paper's ranges:
+The tables for CIFAR-10 (also used for CIFAR-100) and ImageNet are those of Cubuk et al. (2019), "AutoAugment: Learning
+Augmentation Strategies from Data", appendix. A pair is drawn uniformly. Each of its two operations is applied with its
+own probability. Its strength is given by an index from 0 to 9, which divides the paper's ranges into equal steps:
 
-| operation | index 0 to index 9 |
+| operation | strength from index 0 to index 9 |
 |---|---|
-| shear_x, shear_y | 0 to 0.3, either way |
-| translate_x, translate_y | 0 to 150/331 of the side, either way |
-| rotate | 0 to 30 degrees, either way |
-| color, contrast, brightness, sharpness | factor 1 to 1 + 0.9 or 1 - 0.9, either way |
+| shear_x, shear_y | 0 to 0.3, in both directions |
+| translate_x, translate_y | 0 to 150/331 of the side, in both directions |
+| rotate | 0 to 30 degrees, in both directions |
+| color, contrast, brightness, sharpness | factor from 1 to 1 + 0.9 or 1 - 0.9 |
 | posterize | 8 to 4 bits |
 | solarize | threshold 256 to 0 |
 | autocontrast, equalize, invert | none |
 
-Our reading, as common re-implementations have it: the paper gives the factors' range 0.1 to 1.9 without saying how
-an index maps to it; its authors' CIFAR code takes 0.1 + 0.18 index, without a sign, translates by `index` pixels, and
-posterizes to 4 bits and fewer. Places that come into view are grey (128), and geometric operations take the nearest
-pixel.
+The details follow common re-implementations. The paper gives the range 0.1 to 1.9 of the factors, but not the factor of
+an index. The CIFAR code of its authors takes 0.1 + 0.18 index without a sign, translates by `index` pixels, and
+posterizes to 4 bits and fewer. Here the pixels outside the image are grey (128), and geometric operations take the
+nearest pixel.
 """
 
 from __future__ import annotations
@@ -31,28 +31,23 @@ from experiments.augment.standard import as_array, as_picture
 
 STEPS = 10
 GREY = 128
-#: Largest strength, at index 9, of the operations that have a direction.
-LARGEST = {
-    "shear_x": 0.3,
-    "shear_y": 0.3,
-    "translate_x": 150 / 331,
-    "translate_y": 150 / 331,
-    "rotate": 30.0,
-    "color": 0.9,
-    "contrast": 0.9,
-    "brightness": 0.9,
-    "sharpness": 0.9,
-}
 _ENHANCERS = {
     "color": ImageEnhance.Color,
     "contrast": ImageEnhance.Contrast,
     "brightness": ImageEnhance.Brightness,
     "sharpness": ImageEnhance.Sharpness,
 }
+#: Largest strength, at index 9, of the operations that have a direction.
+LARGEST = {
+    **dict.fromkeys(("shear_x", "shear_y"), 0.3),
+    **dict.fromkeys(("translate_x", "translate_y"), 150 / 331),
+    "rotate": 30.0,
+    **dict.fromkeys(_ENHANCERS, 0.9),
+}
 
 
 class Step(NamedTuple):
-    """One operation of a policy: its name, probability and index of strength (0 where it has none)."""
+    """One operation of a policy: its name, its probability, and its index of strength (0 if it has no strength)."""
 
     name: str
     probability: float
@@ -60,7 +55,7 @@ class Step(NamedTuple):
 
 
 def _policy(table: str) -> tuple[tuple[Step, Step], ...]:
-    """Read lines of `name probability index, name probability index`."""
+    """Read lines of the form `name probability index, name probability index`."""
 
     def step(text: str) -> Step:
         name, probability, index = text.split()
@@ -134,16 +129,13 @@ POLICIES = {"cifar": CIFAR, "imagenet": IMAGENET}
 
 
 def strength(name: str, index: int, sign: int, size: tuple[int, int]) -> float:
-    """What an index means for an operation.
+    """The strength of an operation: shear, whole pixels, degrees, factor, bits or threshold; 0 if it has none.
 
     Args:
-        name: of the operation.
+        name: name of the operation.
         index: 0 to 9.
-        sign: +1 or -1; ignored where there is no direction.
-        size: width and height of the image, in pixels.
-
-    Returns:
-        Shear, whole pixels, degrees, factor, bits or threshold; 0 where there is no strength.
+        sign: +1 or -1; ignored by operations without a direction.
+        size: width and height of the image in pixels.
     """
     part = index / (STEPS - 1)
     if name in _ENHANCERS:
@@ -156,19 +148,7 @@ def strength(name: str, index: int, sign: int, size: tuple[int, int]) -> float:
 
 
 def apply_step(picture: Image.Image, name: str, value: float) -> Image.Image:
-    """One operation on a Pillow image.
-
-    Args:
-        picture: mode RGB or L.
-        name: of the operation.
-        value: its strength, see `strength`.
-
-    Returns:
-        The changed image.
-
-    Raises:
-        ValueError: if the operation is unknown.
-    """
+    """Apply one operation to a Pillow image of mode RGB or L; `value` is a result of `strength`."""
     matrices = {
         "shear_x": (1, value, 0, 0, 1, 0),
         "shear_y": (1, 0, 0, value, 1, 0),
@@ -192,18 +172,7 @@ def apply_step(picture: Image.Image, name: str, value: float) -> Image.Image:
 
 
 def sample_steps(rng: np.random.Generator, policy: str = "cifar") -> tuple[tuple[str, int, int], ...]:
-    """Draw what happens to one image.
-
-    Args:
-        rng: source of the draws.
-        policy: `"cifar"` or `"imagenet"`.
-
-    Returns:
-        None, one or two of `(name, index, sign)`, in the order they are applied.
-
-    Raises:
-        ValueError: for another policy.
-    """
+    """Draw the operations for one image: zero, one or two of `(name, index, sign)`, in the order of application."""
     if policy not in POLICIES:
         raise ValueError(f"policy: expected one of {tuple(POLICIES)}, got {policy!r}.")
     table = POLICIES[policy]
@@ -221,11 +190,8 @@ def autoaugment(image: np.ndarray, rng: np.random.Generator, *, policy: str = "c
 
     Args:
         image: bytes, `(H, W, C)`, one or three channels.
-        rng: source of the draws.
+        rng: source of randomness.
         policy: `"cifar"` (for CIFAR-10 and CIFAR-100) or `"imagenet"`.
-
-    Returns:
-        Bytes, `(H, W, C)`.
     """
     picture = as_picture(np.ascontiguousarray(image))
     for name, index, sign in sample_steps(rng, policy):

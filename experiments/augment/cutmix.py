@@ -1,9 +1,9 @@
-"""CutMix: a rectangle of every image is replaced by that of its partner; labels are mixed by area.
+"""CutMix: replace a rectangle of every image by that of its partner, and mix the labels by area.
 
-Source: Yun et al. (2019); protocol, section 2.1: one lambda, one box and one pairing for a batch, lambda ~ Beta(alpha,
-alpha), box of sides sqrt(1 - lambda) H and sqrt(1 - lambda) W cut to whole pixels, centre uniform over the pixels,
-clipped at the border; the label weight is the area that was kept, after clipping. Applied to a batch with probability
-1/2 on CIFAR and 1 on ImageNet in the reference code.
+Source: Yun et al. (2019); protocol, section 2.1. A batch has one lambda ~ Beta(alpha, alpha), one box and one pairing.
+The sides of the box are sqrt(1 - lambda) H and sqrt(1 - lambda) W, truncated to whole pixels. Its centre is uniform
+over the pixels, and it is clipped at the border. The weight of an image's own label is the area outside the clipped
+box. The reference code applies CutMix to a batch with probability 1/2 on CIFAR and 1 on ImageNet.
 """
 
 from __future__ import annotations
@@ -20,36 +20,24 @@ from nfm_theory.setting.mixing import MixingLaw
 
 @dataclass(frozen=True)
 class CutMixDraw:
-    """The randomness of one batch.
+    """The random numbers of one batch.
 
     Attributes:
         index: partner of each image, a permutation, `(n,)`.
-        box: `(top, bottom, left, right)`, half open; empty if the batch is left alone.
+        box: `(top, bottom, left, right)`, half open; empty if the batch is not changed.
     """
 
     index: Tensor
     box: tuple[int, int, int, int]
 
     def kept(self, size: tuple[int, int]) -> float:
-        """Share of an image of this `(H, W)` that stays its own."""
+        """Share of an image of size `(H, W)` outside the box."""
         top, bottom, left, right = self.box
         return 1 - (bottom - top) * (right - left) / (size[0] * size[1])
 
 
 def soft_labels(y: Tensor, num_classes: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Labels as one row of weights for each sample.
-
-    Args:
-        y: class indices `(n,)`, or weights `(n, num_classes)`.
-        num_classes: K.
-        dtype: of the result.
-
-    Returns:
-        `(n, num_classes)`.
-
-    Raises:
-        ValueError: if `y` is neither.
-    """
+    """Rows of label weights `(n, num_classes)`, from class indices `(n,)` or from such rows."""
     if y.ndim == 1 and not y.is_floating_point():
         return F.one_hot(y.long(), num_classes).to(dtype)
     if y.ndim == 2 and y.shape[1] == num_classes:
@@ -60,34 +48,19 @@ def soft_labels(y: Tensor, num_classes: int, *, dtype: torch.dtype = torch.float
 
 
 def mix_labels(targets: Tensor, index: Tensor, weight: Tensor | float) -> Tensor:
-    """`weight` of the own label and the rest of the partner's.
-
-    Args:
-        targets: `(n, K)`.
-        index: partner of each sample, `(n,)`.
-        weight: one number, or `(n, 1)`.
-
-    Returns:
-        `(n, K)`.
-    """
+    """Mix labels `(n, K)` with those of the partners. `weight`, a number or `(n, 1)`, belongs to the own label."""
     return weight * targets + (1 - weight) * targets[index]
 
 
 def sample_box(size: tuple[int, int], lam: float, generator: torch.Generator) -> tuple[int, int, int, int]:
-    """Draw a box of about the area 1 - lam.
+    """Draw a box `(top, bottom, left, right)` of about the share 1 - lam of the area.
 
-    Args:
-        size: height and width of the image.
-        lam: share to be kept, before clipping.
-        generator: source of the centre.
-
-    Returns:
-        `(top, bottom, left, right)`, half open, inside the image.
+    It is half open, and clipped to the image of size `(height, width)`.
     """
-    device, edges = generator.device, []
+    edges = []
     for side in size:
         half = int(side * sqrt(1 - lam)) // 2
-        centre = int(torch.randint(side, (), generator=generator, device=device))
+        centre = int(torch.randint(side, (), generator=generator, device=generator.device))
         edges += [max(centre - half, 0), min(centre + half, side)]
     return tuple(edges)
 
@@ -99,16 +72,10 @@ def draw_cutmix(
 
     Args:
         n: number of images.
-        size: height and width.
-        generator: source of the draws.
-        alpha: parameter of Beta(alpha, alpha); 0 leaves every batch alone.
-        probability: that the batch is mixed at all.
-
-    Returns:
-        The draw.
-
-    Raises:
-        ValueError: if `probability` is no probability or `alpha` is negative.
+        size: height and width of the images.
+        generator: source of randomness.
+        alpha: parameter of Beta(alpha, alpha); 0 never mixes.
+        probability: probability that the batch is mixed.
     """
     if not (0 <= probability <= 1 and alpha >= 0):
         raise ValueError(
@@ -123,16 +90,7 @@ def draw_cutmix(
 
 
 def apply_cutmix(x: Tensor, targets: Tensor, draw: CutMixDraw) -> tuple[Tensor, Tensor]:
-    """Mix a batch as a draw says.
-
-    Args:
-        x: images, `(n, C, H, W)`; not changed.
-        targets: rows of label weights, `(n, K)`.
-        draw: pairing and box.
-
-    Returns:
-        Mixed images and mixed targets, new tensors.
-    """
+    """Mix images `(n, C, H, W)` and rows of label weights `(n, K)` as drawn. Returns new tensors."""
     top, bottom, left, right = draw.box
     index = draw.index.to(x.device)
     mixed = x.clone()
@@ -141,26 +99,16 @@ def apply_cutmix(x: Tensor, targets: Tensor, draw: CutMixDraw) -> tuple[Tensor, 
 
 
 def cutmix(
-    x: Tensor,
-    y: Tensor,
-    *,
-    generator: torch.Generator,
-    num_classes: int,
-    alpha: float = 1.0,
-    probability: float = 1.0,
+    x: Tensor, y: Tensor, *, generator: torch.Generator, num_classes: int, **options: float
 ) -> tuple[Tensor, Tensor]:
-    """CutMix of a batch.
+    """CutMix of a batch. Returns mixed images and soft labels `(n, num_classes)`.
 
     Args:
         x: images, `(n, C, H, W)`.
         y: class indices `(n,)` or weights `(n, num_classes)`.
-        generator: source of the draws.
-        num_classes: K.
-        alpha: parameter of Beta(alpha, alpha).
-        probability: that the batch is mixed at all.
-
-    Returns:
-        Mixed images and soft targets `(n, num_classes)`.
+        generator: source of randomness.
+        num_classes: K, the number of classes.
+        **options: `alpha` and `probability` of `draw_cutmix`.
     """
-    draw = draw_cutmix(len(x), tuple(x.shape[2:]), generator=generator, alpha=alpha, probability=probability)
+    draw = draw_cutmix(len(x), tuple(x.shape[2:]), generator=generator, **options)
     return apply_cutmix(x, soft_labels(y, num_classes), draw)

@@ -1,12 +1,16 @@
-r"""Labels on grids by graph cuts: the alpha-beta swap, on a whole batch of grids at once.
+r"""Labels on grids by graph cuts: the alpha-beta swap, for a whole batch of grids at once.
 
 $$ E(\ell) = \sum_i U_{i}(\ell_i) + \sum_{i \sim j} w_{ij} \left( \frac{\ell_i - \ell_j}{L - 1} \right)^2, \qquad
    \ell_i \in \{0, \dots, L - 1\}, \; w_{ij} \ge 0 $$
 
-over the four nearest neighbours. A swap move for two labels lets every place that has one of them choose again, and
-finds the best such choice exactly, as a minimum cut (Boykov, Veksler and Zabih 2001). Moves are repeated until none
-lowers the energy; for two labels the first move is the global optimum. The grids of a batch do not touch, so they form
-one graph and one maximum flow. Costs are rounded to integers: 2^-29 of an upper bound of the batch's energy.
+where the second sum is over pairs of nearest neighbours. A swap move for two labels lets every place with one of them
+choose between the two. A minimum cut finds the best such choice exactly (Boykov, Veksler and Zabih 2001). Moves are
+repeated until none lowers the energy. For two labels the first move is the global optimum. The grids of a batch are
+not connected, so they form one graph with one maximum flow. Costs are rounded to integers, multiples of 2^-29 of an
+upper bound of the batch's energy.
+
+The functions have these arguments: `labels` `(n, g, h)`, integers; `unary` U, `(n, L, g, h)`; `down`, weights between a
+place and the one below it, `(n, g - 1, h)`; `right`, weights between a place and the one on its right, `(n, g, h - 1)`.
 """
 
 from __future__ import annotations
@@ -17,23 +21,13 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
-#: Rounding: a grid's costs are scaled so that the sum over the batch stays inside 32 bits.
+#: Costs are scaled and rounded so that their sum over the batch fits into 32 bits.
 _CAPACITY = 2**29
 MAX_SWEEPS = 50
 
 
 def energy(labels: np.ndarray, unary: np.ndarray, down: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """E of every grid.
-
-    Args:
-        labels: `(n, g, h)`, integers.
-        unary: U, `(n, L, g, h)`.
-        down: weights between a place and the one below it, `(n, g - 1, h)`.
-        right: weights between a place and the one to its right, `(n, g, h - 1)`.
-
-    Returns:
-        `(n,)`.
-    """
+    """Energy E of every grid, `(n,)`."""
     steps = max(unary.shape[1] - 1, 1)
     data = np.take_along_axis(unary, labels[:, None], axis=1).sum((1, 2, 3))
     rows = (down * (np.diff(labels, axis=1) / steps) ** 2).sum((1, 2))
@@ -42,7 +36,7 @@ def energy(labels: np.ndarray, unary: np.ndarray, down: np.ndarray, right: np.nd
 
 
 def _minimum_cut(gain: np.ndarray, i: np.ndarray, j: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Minimise `sum gain_i s_i + sum weight_ij [s_i != s_j]` over s in {0, 1}: which places get 1."""
+    """Minimise `sum gain_i s_i + sum weight_ij [s_i != s_j]` over s in {0, 1}. Returns True where s is 1."""
     n = len(gain)
     source, sink = n, n + 1
     keep = weight > 0
@@ -64,38 +58,27 @@ def _minimum_cut(gain: np.ndarray, i: np.ndarray, j: np.ndarray, weight: np.ndar
 def swap(
     labels: np.ndarray, unary: np.ndarray, down: np.ndarray, right: np.ndarray, pair: tuple[int, int]
 ) -> np.ndarray:
-    """The best swap move between two labels.
-
-    Args:
-        labels: `(n, g, h)`, integers.
-        unary: U as integers, `(n, L, g, h)`.
-        down: integer weights, `(n, g - 1, h)`.
-        right: integer weights, `(n, g, h - 1)`.
-        pair: the two labels, a and b.
-
-    Returns:
-        New labels: places with neither label are unchanged.
-    """
+    """Labels after the best swap move between a pair of labels, for integer costs and weights."""
     a, b = pair
     steps = max(unary.shape[1] - 1, 1)
-    taking_part = (labels == a) | (labels == b)
+    member = (labels == a) | (labels == b)
     gain = (unary[:, b] - unary[:, a]).astype(np.float64)
     place = np.arange(labels.size).reshape(labels.shape)
     edges = []
     for axis, weight in ((1, down), (2, right)):
         first, second = (np.delete(place, k, axis=axis).ravel() for k in (-1, 0))
         weight = weight.ravel()
-        here, there = (taking_part.ravel()[k] for k in (first, second))
+        here, there = (member.ravel()[k] for k in (first, second))
         both = here & there
         edges.append((first[both], second[both], weight[both] * ((a - b) / steps) ** 2))
-        # A neighbour that takes no part pulls towards the nearer of the two labels.
+        # A neighbour with another label favours the nearer one of the two labels.
         for mine, other, lone in ((first, second, here & ~there), (second, first, there & ~here)):
             fixed = labels.ravel()[other[lone]]
             pull = weight[lone] * ((b - fixed) ** 2 - (a - fixed) ** 2) / steps**2
             np.add.at(gain.reshape(-1), mine[lone], pull)
     i, j, weight = (np.concatenate(part) for part in zip(*edges, strict=True))
-    # Only the places that take part are vertices.
-    members = np.flatnonzero(taking_part)
+    # Only these places are vertices of the graph.
+    members = np.flatnonzero(member)
     number = np.full(labels.size, -1)
     number[members] = np.arange(len(members))
     cut = _minimum_cut(np.rint(gain.ravel()[members]), number[i], number[j], np.rint(weight))
@@ -105,21 +88,12 @@ def swap(
 
 
 def swap_cut(unary: np.ndarray, down: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Labels that no swap move improves, starting from the best label of each place by itself.
+    """Labels that no swap move improves, int64, starting from the best label of each place alone.
 
-    Args:
-        unary: U, `(n, L, g, h)`, finite.
-        down: weights between a place and the one below it, `(n, g - 1, h)`, not negative.
-        right: weights between a place and the one to its right, `(n, g, h - 1)`, not negative.
-
-    Returns:
-        Labels, `(n, g, h)`, int64.
-
-    Raises:
-        ValueError: if a weight is negative or a cost is not finite.
+    Costs must be finite, and weights not negative.
     """
     if not (np.isfinite(unary).all() and (down >= 0).all() and (right >= 0).all()):
-        raise ValueError("expected finite costs and weights >= 0: a cut needs capacities that are not negative.")
+        raise ValueError("expected finite costs, and weights >= 0, since a cut needs capacities that are not negative.")
     shifted = unary - unary.min(axis=1, keepdims=True)
     total = shifted.max(axis=1).sum() + 4 * (down.sum() + right.sum())
     scale = _CAPACITY / total if total > 0 else 1.0

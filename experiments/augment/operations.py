@@ -1,17 +1,17 @@
-"""The nine operations of AugMix on one image, with its parametrisation.
+"""The nine operations of AugMix on one image, with AugMix's levels.
 
 | operation | strength at level v (v ~ Uniform(0.1, severity)) |
 |---|---|
 | autocontrast, equalize | none |
 | posterize | keep `4 - int(4 v / 10)` bits |
-| solarize | invert bytes from `256 - int(256 v / 10)` on |
-| rotate | `int(30 v / 10)` degrees, either way |
-| shear_x, shear_y | `0.3 v / 10`, either way |
-| translate_x, translate_y | `int((side / 3) v / 10)` pixels, either way |
+| solarize | invert bytes of at least `256 - int(256 v / 10)` |
+| rotate | `int(30 v / 10)` degrees, in both directions |
+| shear_x, shear_y | `0.3 v / 10`, in both directions |
+| translate_x, translate_y | `int((side / 3) v / 10)` pixels, in both directions |
 
-Colour, contrast, brightness and sharpness are left out: they overlap with the corruptions of the test sets. Source:
-AugMix (Hendrycks et al. 2020); protocol, section 2.4. Rotation and shear are Pillow's, bilinear, filled with black;
-the others give the same bytes as Pillow at a fraction of its cost for small images.
+Colour, contrast, brightness and sharpness are left out, since they overlap with the corruptions of the test sets.
+Source: AugMix (Hendrycks et al. 2020); protocol, section 2.4. Rotation and shear use Pillow, bilinear, with black
+outside the image. The other operations give the same bytes as Pillow but are much faster for small images.
 """
 
 from __future__ import annotations
@@ -25,17 +25,9 @@ from PIL import Image
 from experiments.augment.standard import as_array, as_picture
 
 NAMES = (
-    "autocontrast",
-    "equalize",
-    "posterize",
-    "rotate",
-    "solarize",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-)
-#: Levels are parts of ten.
+    "autocontrast", "equalize", "posterize", "rotate", "solarize", "shear_x", "shear_y", "translate_x", "translate_y",
+)  # fmt: skip
+#: Largest level.
 LEVELS = 10
 LOWEST_LEVEL = 0.1
 BITS, DEGREES, BYTES, SHEAR, SIDE_SHARE = 4, 30, 256, 0.3, 1 / 3
@@ -47,7 +39,7 @@ class Operation(NamedTuple):
 
     Attributes:
         name: one of `NAMES`.
-        level: strength, in parts of ten.
+        level: level of strength, up to 10.
         sign: +1 or -1, the direction of a geometric operation.
     """
 
@@ -57,14 +49,14 @@ class Operation(NamedTuple):
 
 
 def _look_up(image: np.ndarray, tables: np.ndarray) -> np.ndarray:
-    """Replace bytes by table: `(256,)` for all channels, or `(256, C)`."""
-    # Two dimensions suffice for one table; OpenCV drops a single channel, hence the reshape.
+    """Replace bytes by means of a table: `(256,)` for all channels, or `(256, C)`."""
+    # OpenCV drops a single channel; the last reshape restores it.
     table = tables.astype(np.uint8).reshape(1, BYTES, -1)
     return cv2.LUT(np.ascontiguousarray(image), table).reshape(image.shape)
 
 
 def autocontrast(image: np.ndarray) -> np.ndarray:
-    """Stretch every channel to the full range of bytes; a constant channel stays."""
+    """Stretch every channel to the full range of bytes. A constant channel is not changed."""
     tables = np.empty((BYTES, image.shape[2]))
     for c, plane in enumerate(cv2.split(image)):
         low, high = int(plane.min()), int(plane.max())
@@ -77,12 +69,12 @@ def autocontrast(image: np.ndarray) -> np.ndarray:
 
 
 def equalize(image: np.ndarray) -> np.ndarray:
-    """Make the histogram of every channel as flat as a table of bytes can; see `PIL.ImageOps.equalize`."""
+    """Flatten the histogram of every channel by a table of bytes; see `PIL.ImageOps.equalize`."""
     tables = np.empty((BYTES, image.shape[2]), dtype=np.int64)
     for c in range(image.shape[2]):
         counts = cv2.calcHist([image], [c], None, [BYTES], [0, BYTES]).ravel().astype(np.int64)
         below = np.cumsum(counts) - counts
-        # Pixels below the brightest value that occurs, shared out over the steps between bytes.
+        # Number of pixels below the brightest value that occurs, divided by the number of steps between bytes.
         step = int(below[counts.nonzero()[0][-1]]) // (BYTES - 1)
         tables[:, c] = (step // 2 + below) // step if step else _RAMP
     return _look_up(image, np.minimum(tables, BYTES - 1))
@@ -94,7 +86,7 @@ def posterize(image: np.ndarray, bits: int) -> np.ndarray:
 
 
 def solarize(image: np.ndarray, threshold: int) -> np.ndarray:
-    """Invert the bytes that reach the threshold."""
+    """Invert the bytes that are at least the threshold."""
     return _look_up(image, np.where(threshold > _RAMP, _RAMP, BYTES - 1 - _RAMP))
 
 
@@ -104,14 +96,13 @@ def rotate(image: np.ndarray, degrees: float) -> np.ndarray:
 
 
 def affine(image: np.ndarray, matrix: tuple[float, ...]) -> np.ndarray:
-    """Read the byte at `(a x + b y + c, d x + e y + f)` for each place `(x, y)` of the result."""
+    """Put the byte at `(a x + b y + c, d x + e y + f)` at each place `(x, y)` of the result."""
     picture = as_picture(image)
-    moved = picture.transform(picture.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BILINEAR)
-    return as_array(moved)
+    return as_array(picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))
 
 
 def translate(image: np.ndarray, right: int, down: int) -> np.ndarray:
-    """Move by whole pixels; what enters is black."""
+    """Move by whole pixels. Pixels from outside the image are black."""
     height, width = image.shape[:2]
     moved = np.zeros_like(image)
     top, bottom, left, end = max(down, 0), height + min(down, 0), max(right, 0), width + min(right, 0)
@@ -120,18 +111,7 @@ def translate(image: np.ndarray, right: int, down: int) -> np.ndarray:
 
 
 def apply_operation(image: np.ndarray, operation: Operation) -> np.ndarray:
-    """One operation at its level.
-
-    Args:
-        image: bytes, `(H, W, C)`, one or three channels.
-        operation: name, level and sign.
-
-    Returns:
-        Bytes, `(H, W, C)`.
-
-    Raises:
-        ValueError: if the operation is unknown.
-    """
+    """Apply one operation to bytes `(H, W, C)` with one or three channels."""
     name, level, sign = operation
     part = level / LEVELS
     if name == "autocontrast":

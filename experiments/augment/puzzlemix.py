@@ -1,19 +1,20 @@
-r"""PuzzleMix: cut two images along a mask that keeps what is salient, and move salient patches into the mask.
+r"""PuzzleMix: cut two images along a mask that keeps salient parts, and move salient patches into the mask.
 
-From the paper (Kim, Choo and Song, ICML 2020): the mixture $z \odot \Pi_a a + (1 - z) \odot \Pi_b b$; the mask, on a
-coarse grid with L levels between 0 and 1, minimises lost saliency + smoothness of the mask (beta) + smoothness of the
-mixed picture (gamma) + a binomial prior towards lambda (eta), by alpha-beta swaps; each image is then rearranged by a
-permutation that trades displacement (weight t_eps) against saliency brought into its part of the mask, found by
-letting patches choose in turn; the label weight is the mean of the mask.
+The paper (Kim, Choo and Song, ICML 2020) states the following. The mixture is $z \odot \Pi_a a + (1 - z) \odot \Pi_b
+b$. The mask z lives on a coarse grid and has L levels between 0 and 1. It minimises lost saliency + smoothness of the
+mask (beta) + smoothness of the mixed picture (gamma) + a binomial prior with mean lambda (eta), by alpha-beta swaps.
+Then a permutation rearranges each image: it balances displacement (weight t_eps) and saliency inside the image's part
+of the mask, and is found by letting the patches choose in turn. The weight of the label is the mean of the mask.
 
-From the released settings (protocol, section 2.3): lambda ~ Beta(1, 1) and one grid out of 2, 4, 8, 16 for a batch, a
+The released settings (protocol, section 2.3) are lambda ~ Beta(1, 1) and one of the grids 2, 4, 8, 16 for a batch, a
 permutation for partners, L = 3, beta 1.2 (divided by 16 times the grid), gamma 0.5, eta 0.2 (divided by the number of
-cells), edges compared on pictures averaged over 4 x 4 pixels, t_eps 0.8, patches of 4 x 4 pixels or a cell if smaller.
+cells), edges compared on pictures averaged over 4 x 4 pixels, t_eps 0.8, and patches of 4 x 4 pixels or a cell, if
+that is smaller.
 
-Our reading: for levels between 0 and 1 the smoothness of the mixed picture, given for binary masks, is continued by
-its expansion in $z_i$, $z_j$ and $(z_i - z_j)^2$; a patch that is beaten in its choice never asks for that place
-again, until every place has one patch (the released code stops after one round, and leaves places that nobody wants
-black; they have weight zero); costs are rounded only in the cut.
+The following is our interpretation. The paper gives the smoothness of the mixed picture for binary masks; for other
+levels we continue it by its expansion in $z_i$, $z_j$ and $(z_i - z_j)^2$. A patch that loses its choice never asks for
+that place again, and the choice goes on until every place has one patch. (The released code stops after one round.
+Places that no patch wants stay black there; they have weight zero.) Costs are rounded only in the cut.
 """
 
 from __future__ import annotations
@@ -30,25 +31,26 @@ from experiments.augment.cutmix import mix_labels, soft_labels
 from experiments.augment.graph_cut import swap_cut
 from nfm_theory.setting.mixing import MixingLaw
 
-#: Largest number of entries of the transport costs that are held at once.
+#: Largest number of transport costs in memory at the same time.
 _ENTRIES = 2**25
 
 
 @dataclass(frozen=True)
 class PuzzleOptions:
-    """Settings; the defaults are the released ones.
+    """Settings. The defaults are the released ones.
 
     Attributes:
-        alpha: of lambda ~ Beta(alpha, alpha).
-        grids: cells along a side, one is drawn for a batch; each must divide the side of the images.
-        n_labels: L, levels of the mask.
-        beta: weight of the mask's smoothness.
-        gamma: share of it for the mixed picture's smoothness, 0 to 1.
+        alpha: parameter of the law Beta(alpha, alpha) of lambda.
+        grids: numbers of cells along a side; one is drawn for a batch. Each must divide the side of the images.
+        n_labels: L, the number of levels of the mask.
+        beta: weight of the smoothness.
+        gamma: share of the smoothness that belongs to the mixed picture, 0 to 1.
         eta: weight of the prior.
-        neighbourhood: pixels over which pictures are averaged before edges are compared.
-        transport: whether patches are moved.
-        t_eps: weight of displacement.
-        t_size: side of a moved patch, in pixels; for large images choose it larger (cost: patches squared).
+        neighbourhood: side of the boxes over which pictures are averaged before edges are compared.
+        transport: True to move patches.
+        t_eps: weight of the displacement.
+        t_size: side of a moved patch in pixels. Choose it larger for large images, since the cost grows with the square
+            of the number of patches.
     """
 
     alpha: float = 1.0
@@ -63,14 +65,14 @@ class PuzzleOptions:
     t_size: int = 4
 
     def __post_init__(self):
-        """Refuse what has no minimum cut."""
+        """Refuse settings for which there is no minimum cut."""
         if not (self.n_labels >= 2 and self.beta >= 0 and 0 <= self.gamma <= 1 and self.alpha > 0):
             raise ValueError(f"expected n_labels >= 2, beta >= 0, gamma in [0, 1] and alpha > 0, got {self}.")
 
 
 @dataclass(frozen=True)
 class PuzzleDraw:
-    """The randomness of one batch: weight of the first image, partners `(n,)`, cells along a side."""
+    """The random numbers of one batch: weight of the first image, partners `(n,)`, number of cells along a side."""
 
     lam: float
     index: Tensor
@@ -88,17 +90,14 @@ def sample_draw(n: int, *, generator: torch.Generator, options: PuzzleOptions | 
 
 
 def saliency(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """How strongly the loss reacts to each pixel: the root mean square over channels of the input's gradient.
+    """How strongly the loss reacts to each pixel: root mean square over channels of the input's gradient, `(n, H, W)`.
 
-    The model is in evaluation mode meanwhile, and then as before; no gradient of a parameter is touched.
+    The model runs in evaluation mode, and its mode is restored. Gradients of the parameters are not changed.
 
     Args:
         model: maps images to logits `(n, K)`.
         x: images, `(n, C, H, W)`.
         y: class indices `(n,)` or weights `(n, K)`.
-
-    Returns:
-        `(n, H, W)`, detached.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -114,22 +113,19 @@ def saliency(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def cell_shares(saliency_map: Tensor, cell: int) -> Tensor:
-    """Saliency by cells of `cell` x `cell` pixels, sum 1 for each image (equal shares if there is none at all)."""
+    """Saliency of cells of `cell` x `cell` pixels, with sum 1 for each image; equal shares if the saliency is zero."""
     pooled = F.avg_pool2d(saliency_map[:, None], cell)[:, 0]
     total = pooled.sum((1, 2), keepdim=True)
     return torch.where(total > 0, pooled / total.clamp_min(torch.finfo(pooled.dtype).tiny), 1 / pooled[0].numel())
 
 
 def edge_distance(upper: Tensor, lower: Tensor, grid: int) -> Tensor:
-    """Mean absolute difference across the edge between each cell of one picture and the cell below in another.
+    """Mean absolute difference between each cell of a picture and the cell below it in another, `(n, grid - 1, grid)`.
 
     Args:
-        upper: picture whose cells lie above, averaged by neighbourhood, `(n, C, s, s)`.
-        lower: picture whose cells lie below.
-        grid: cells along a side; divides s.
-
-    Returns:
-        `(n, grid - 1, grid)`.
+        upper: picture with the upper cells, averaged over neighbourhoods, `(n, C, s, s)`.
+        lower: picture with the lower cells.
+        grid: number of cells along a side; divides s.
     """
     k = upper.shape[-1] // grid
     last, first = upper[:, :, k - 1 : -1 : k], lower[:, :, k::k]
@@ -140,14 +136,15 @@ def edge_distance(upper: Tensor, lower: Tensor, grid: int) -> Tensor:
 def mask_costs(
     shares: Tensor, partner_shares: Tensor, pictures: Tensor, partners: Tensor, lam: float, options: PuzzleOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The objective of the mask as costs of labels and weights of neighbours; see `graph_cut`.
+    """The objective of the mask, as costs of labels and weights of neighbours for `graph_cut`.
 
-    Label l stands for the share z = 1 - l / (L - 1) of the first image. Costs are the paper's up to a constant.
+    Label l stands for the share z = 1 - l / (L - 1) of the first image. Up to a constant, the costs are those of the
+    paper.
 
     Args:
-        shares: saliency of the first images by cells, `(n, g, g)`, sum 1.
-        partner_shares: of their partners.
-        pictures: the first images in pixels of [0, 1], `(n, C, H, H)`.
+        shares: saliency of the cells of the first images, `(n, g, g)`, with sum 1.
+        partner_shares: the same for their partners.
+        pictures: first images, pixels in [0, 1], `(n, C, H, H)`.
         partners: their partners.
         lam: mean of the prior.
         options: settings.
@@ -159,7 +156,7 @@ def mask_costs(
     beta = options.beta / (16 * grid)
     size = min(options.neighbourhood, pictures.shape[-1] // grid)
     coarse = {1: F.avg_pool2d(pictures, size), 0: F.avg_pool2d(partners, size)}
-    # Cost of a cell that shows the first image (1: the partner's saliency is lost) or its partner (0).
+    # Cost of a cell that shows the first image (key 1, the partner's saliency is lost) or its partner (key 0).
     cost = {1: partner_shares.clone(), 0: shares.clone()}
     weights = []
     for turn in (lambda t: t, lambda t: t.transpose(-1, -2)):
@@ -171,7 +168,7 @@ def mask_costs(
         for z in (0, 1):
             turn(cost[z])[:, :-1] += (d[z, 0] + d[z, 1]) / 2
             turn(cost[z])[:, 1:] += (d[0, z] + d[1, z]) / 2
-        # Pixels outside [0, 1] could push this below zero, where there is no minimum cut.
+        # Pixels outside [0, 1] could make this negative, and then there is no minimum cut.
         weights.append(turn(beta + (d[1, 0] + d[0, 1] - d[1, 1] - d[0, 0]) / 2).clamp_min(0))
     levels = []
     for label in range(options.n_labels):
@@ -191,15 +188,17 @@ def optimal_mask(costs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 
 
 def transport_costs(shares: Tensor, wanted: Tensor, t_eps: float) -> Tensor:
-    """Cost of every patch at every place: weighted squared displacement (1 is a side), minus saliency if wanted there.
+    """Cost of each patch at each place: weighted squared displacement, minus its saliency if the mask shows the place.
+
+    The unit of displacement is the side of the image.
 
     Args:
         shares: saliency of the patches, `(n, m, m)`, m >= 2.
-        wanted: whether the mask shows the place, `(n, m, m)`.
-        t_eps: weight of displacement.
+        wanted: True where the mask shows the place, `(n, m, m)`.
+        t_eps: weight of the displacement.
 
     Returns:
-        `(n, m * m, m * m)`: patch, place.
+        Costs `(n, m * m, m * m)` with axes patch, place.
     """
     m = shares.shape[-1]
     axis = torch.arange(m, device=shares.device, dtype=shares.dtype)
@@ -209,15 +208,10 @@ def transport_costs(shares: Tensor, wanted: Tensor, t_eps: float) -> Tensor:
 
 
 def assign(costs: Tensor) -> Tensor:
-    """Where each patch goes: each asks for its cheapest place, a place keeps the cheaper patch, losers ask again.
+    """Assign patches to places: from finite costs `(n, k, k)` of patch and place to the place of each patch, `(n, k)`.
 
-    The result is stable: no patch and place would both rather have each other. Equal costs: the first patch wins.
-
-    Args:
-        costs: `(n, k, k)`: patch, place; finite.
-
-    Returns:
-        A permutation for each example, `(n, k)`: place of each patch.
+    Each patch asks for its cheapest place, a place keeps the cheapest patch, and the others ask again. The result is
+    stable: no patch and place would both prefer each other. For equal costs the first patch wins.
     """
     open_costs = costs.clone()
     target = open_costs.argmin(-1)
@@ -236,16 +230,7 @@ def assign(costs: Tensor) -> Tensor:
 
 
 def move_patches(x: Tensor, target: Tensor, size: int) -> Tensor:
-    """Put each patch of `size` x `size` pixels at its place.
-
-    Args:
-        x: images, `(n, C, H, W)`.
-        target: place of each patch, row by row, a permutation `(n, k)`.
-        size: side of a patch; divides H and W.
-
-    Returns:
-        Images of the same shape.
-    """
+    """Put each patch of `size` x `size` pixels of images `(n, C, H, W)` at its place, `target` `(n, k)`, row by row."""
     patches = F.unfold(x, size, stride=size)
     source = target.argsort(1)
     moved = patches.gather(2, source[:, None].expand_as(patches))
@@ -253,7 +238,7 @@ def move_patches(x: Tensor, target: Tensor, size: int) -> Tensor:
 
 
 def transported(x: Tensor, saliency_map: Tensor, mask: Tensor, options: PuzzleOptions) -> Tensor:
-    """Images with their salient patches moved to where their mask `(n, g, g)` shows them."""
+    """Images whose salient patches are moved to where their mask `(n, g, g)` shows them."""
     size = min(options.t_size, x.shape[-1] // mask.shape[-1])
     m = x.shape[-1] // size
     wanted = F.interpolate(mask[:, None], size=(m, m))[:, 0] > 0
@@ -274,30 +259,24 @@ def apply_puzzlemix(
     std: tuple[float, ...],
     options: PuzzleOptions | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Mix a batch as a draw says.
+    """Mix a batch as drawn. Returns mixed images and mixed label weights.
 
     Args:
-        x: normalised images, `(n, C, H, H)`; not changed.
+        x: normalised images, `(n, C, H, H)`, which stay unchanged.
         targets: rows of label weights, `(n, K)`.
-        saliency: `(n, H, H)`, not negative.
+        saliency: saliency of each pixel, `(n, H, H)`, not negative.
         draw: lambda, partners and grid.
-        mean: of the normalisation, by channel: edges are compared in pixels of [0, 1].
-        std: of the normalisation, by channel.
+        mean: mean of each channel in the normalisation. Edges are compared for pixels in [0, 1].
+        std: standard deviation of each channel.
         options: settings; `None` means the released ones.
-
-    Returns:
-        Mixed images and mixed targets.
-
-    Raises:
-        ValueError: if the grid or the patches do not divide the images.
     """
     options, side = options or PuzzleOptions(), x.shape[-1]
     cell = max(side // draw.grid, 1)
     sizes = (draw.grid * cell, *(cell if s >= cell else s for s in (options.neighbourhood, options.t_size)))
     if x.shape[-2] != side or side != sizes[0] or any(cell % s for s in sizes[1:]) or draw.grid < 2:
         raise ValueError(
-            f"expected square images whose side is a multiple of the grid ({draw.grid}, at least 2), and cells that "
-            f"are multiples of neighbourhood and t_size, got images of {x.shape[-2]} x {side} and {options}."
+            f"expected square images whose side is a multiple of the grid ({draw.grid}, at least 2), and cells whose "
+            f"side is a multiple of neighbourhood and t_size, got images of {x.shape[-2]} x {side} and {options}."
         )
     index = draw.index.to(x.device)
     scale, shift = (torch.tensor(v, dtype=x.dtype, device=x.device)[:, None, None] for v in (std, mean))
@@ -313,31 +292,19 @@ def apply_puzzlemix(
 
 
 def puzzlemix(
-    x: Tensor,
-    y: Tensor,
-    saliency: Tensor,
-    *,
-    generator: torch.Generator,
-    num_classes: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    options: PuzzleOptions | None = None,
-) -> tuple[Tensor, Tensor]:
-    """PuzzleMix of a batch.
+    x: Tensor, y: Tensor, saliency: Tensor, *, generator: torch.Generator, num_classes: int,
+    options: PuzzleOptions | None = None, **normalisation: tuple[float, ...],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """PuzzleMix of a batch. Returns mixed images and soft labels `(n, num_classes)`.
 
     Args:
         x: normalised images, `(n, C, H, H)`.
         y: class indices `(n,)` or weights `(n, num_classes)`.
-        saliency: `(n, H, H)`, from the function of that name.
-        generator: source of the draws.
-        num_classes: K.
-        mean: of the normalisation, by channel.
-        std: of the normalisation, by channel.
+        saliency: result of the function `saliency`, `(n, H, H)`.
+        generator: source of randomness.
+        num_classes: K, the number of classes.
         options: settings; `None` means the released ones.
-
-    Returns:
-        Mixed images and soft targets `(n, num_classes)`.
+        **normalisation: `mean` and `std` of `apply_puzzlemix`.
     """
     draw = sample_draw(len(x), generator=generator, options=options)
-    targets = soft_labels(y, num_classes)
-    return apply_puzzlemix(x, targets, saliency, draw, mean=mean, std=std, options=options)
+    return apply_puzzlemix(x, soft_labels(y, num_classes), saliency, draw, options=options, **normalisation)

@@ -1,8 +1,9 @@
 """Crop and flip: the augmentation of every recipe, one image at a time.
 
-Crops are padded with zero bytes (black), before any normalisation, as in the papers' loaders. CIFAR: crop of 32 with
-padding 4 and flip (NFM crops first, NoisyMix flips first; the distribution is the same, a replay is not). ImageNet:
-random resized crop of 224 and flip; for testing, the shorter side to 256 and the central 224 (protocol, section 3).
+Crops are padded with zero bytes (black) before normalisation, as in the papers' loaders. For CIFAR they have 32 pixels
+and padding 4. NFM crops first, and NoisyMix flips first; the distribution is the same, but single draws differ. For
+ImageNet there is a random resized crop of 224 pixels and a flip. For testing, the shorter side is resized to 256 and
+the central 224 pixels are cropped (protocol, section 3).
 """
 
 from __future__ import annotations
@@ -10,16 +11,12 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-#: Tries before the random resized crop falls back to the centre.
+#: Number of tries before the random resized crop takes the centre.
 TRIES = 10
 
 
 def as_picture(image: np.ndarray) -> Image.Image:
-    """Bytes `(H, W, C)` with one or three channels as a Pillow image.
-
-    Raises:
-        ValueError: if the array is something else.
-    """
+    """Bytes `(H, W, C)` with one or three channels as a Pillow image."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
         raise ValueError(
             f"image: expected bytes (H, W, C) with 1 or 3 channels, got {image.dtype} of shape {image.shape}."
@@ -34,16 +31,7 @@ def as_array(picture: Image.Image) -> np.ndarray:
 
 
 def random_crop(image: np.ndarray, rng: np.random.Generator, padding: int = 4) -> np.ndarray:
-    """A window of the image's own size, anywhere in the image padded with zeros.
-
-    Args:
-        image: bytes, `(H, W, C)`.
-        rng: source of the two offsets, uniform on 0 to `2 padding`.
-        padding: width of the black margin, in pixels.
-
-    Returns:
-        Bytes, `(H, W, C)`.
-    """
+    """A window of the size of the image at a random place of the image with a black margin of `padding` pixels."""
     top, left = rng.integers(0, 2 * padding + 1, size=2)
     height, width = image.shape[:2]
     padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
@@ -56,7 +44,7 @@ def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _central_box(height: int, width: int, low: float, high: float) -> tuple[int, int, int, int]:
-    """The largest central box whose width / height lies in [low, high]: (top, left, height, width)."""
+    """The largest central box whose ratio width / height lies in [low, high]: (top, left, height, width)."""
     h, w = height, width
     if width / height < low:
         h = min(height, round(width / low))
@@ -73,17 +61,16 @@ def resized_crop_box(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
-    """Where a random resized crop looks: area uniform in `scale`, log of the aspect ratio uniform, place uniform.
+    """Draw the box `(top, left, height, width)` of a random resized crop: uniform area, log aspect ratio and place.
+
+    After `TRIES` boxes that do not fit, it is the largest central box.
 
     Args:
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-        rng: source of the draws.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+        rng: source of randomness.
         scale: smallest and largest share of the image's area.
         ratio: smallest and largest width / height.
-
-    Returns:
-        `(top, left, height, width)`. If no box has fitted after `TRIES` tries: the largest central one.
     """
     for _ in range(TRIES):
         area = height * width * rng.uniform(*scale)
@@ -94,44 +81,20 @@ def resized_crop_box(
     return _central_box(height, width, *ratio)
 
 
-def random_resized_crop(
-    image: np.ndarray,
-    rng: np.random.Generator,
-    size: int = 224,
-    *,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> np.ndarray:
-    """A random part of the image, resized to a square (bilinear, with Pillow's anti-aliasing).
+def random_resized_crop(image: np.ndarray, rng: np.random.Generator, size: int = 224, **options) -> np.ndarray:
+    """A random part of an image `(H, W, C)`, resized to bytes `(size, size, C)` (bilinear, with anti-aliasing).
 
-    Args:
-        image: bytes, `(H, W, C)`.
-        rng: source of the box; see `resized_crop_box`.
-        size: side of the result, in pixels.
-        scale: smallest and largest share of the image's area.
-        ratio: smallest and largest width / height.
-
-    Returns:
-        Bytes, `(size, size, C)`.
+    The options are those of `resized_crop_box`.
     """
-    top, left, h, w = resized_crop_box(*image.shape[:2], rng, scale=scale, ratio=ratio)
+    top, left, h, w = resized_crop_box(*image.shape[:2], rng, **options)
     part = as_picture(np.ascontiguousarray(image[top : top + h, left : left + w]))
     return as_array(part.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def centre_view(image: Image.Image, *, resize: int = 256, crop: int = 224) -> Image.Image:
-    """The view of evaluation: shorter side to `resize`, bilinear, then the centre.
+    """The test view: resize the shorter side to `resize` pixels (bilinear), then crop the central `crop` pixels.
 
-    Args:
-        image: picture.
-        resize: pixels of the shorter side; the longer one is rounded down.
-        crop: side of the square that is kept.
-
-    Returns:
-        Picture, `(crop, crop)`.
-
-    Raises:
-        ValueError: if the crop is larger than the image.
+    The longer side is rounded down.
     """
     if not 0 < crop <= resize:
         raise ValueError(f"crop: expected 1 to resize = {resize} pixels, got {crop}.")
@@ -144,17 +107,5 @@ def centre_view(image: Image.Image, *, resize: int = 256, crop: int = 224) -> Im
 
 
 def center_crop_resize(image: np.ndarray, size: int = 224, *, resize: int = 256) -> np.ndarray:
-    """`centre_view` of an image in bytes.
-
-    Args:
-        image: bytes, `(H, W, C)`.
-        size: side of the result, in pixels.
-        resize: length of the shorter side before the crop; at least `size`.
-
-    Returns:
-        Bytes, `(size, size, C)`.
-
-    Raises:
-        ValueError: if `size` is larger than `resize`.
-    """
+    """The `centre_view` of an image in bytes: `(H, W, C)` to `(size, size, C)`."""
     return as_array(centre_view(as_picture(image), resize=resize, crop=size))

@@ -1,7 +1,7 @@
-"""Common corruptions of small images, regenerated: `corrupt` makes one kind at one severity.
+"""Common corruptions of small images: `corrupt` applies one corruption at one severity.
 
-The sets made here are called "CIFAR-10-C (regenerated)": the constants and methods are the published ones, but the
-original generator sets no seed, so the noise, angles and textures are other draws from the same laws.
+A set made here is called "CIFAR-10-C (regenerated)". The constants and methods are the published ones. But the original
+generator sets no seed, so the noise, angles and textures are different draws from the same laws.
 """
 
 from __future__ import annotations
@@ -21,30 +21,12 @@ from experiments.corruptions.textures import frost_textures as load_frost
 
 __all__ = ["EXTRA", "NAMES", "SEVERITIES", "STANDARD", "apply", "corrupt"]
 
-#: Each maps `(images, constants, streams)` to images.
+#: Each maps `(images, constants, streams)` to images. Its name is that of the corruption.
 FUNCTIONS: dict[str, Callable] = {
-    "gaussian_noise": noise.gaussian_noise,
-    "shot_noise": noise.shot_noise,
-    "impulse_noise": noise.impulse_noise,
-    "speckle_noise": noise.speckle_noise,
-    "defocus_blur": blur.defocus_blur,
-    "glass_blur": blur.glass_blur,
-    "motion_blur": blur.motion_blur,
-    "zoom_blur": blur.zoom_blur,
-    "gaussian_blur": blur.gaussian_blur,
-    "snow": weather.snow,
-    "frost": weather.frost,
-    "fog": weather.fog,
-    "brightness": weather.brightness,
-    "spatter": weather.spatter,
-    "contrast": digital.contrast,
-    "saturate": digital.saturate,
-    "elastic_transform": digital.elastic_transform,
-    "pixelate": digital.pixelate,
-    "jpeg_compression": digital.jpeg_compression,
+    name: getattr(module, name) for name in NAMES for module in (noise, blur, weather, digital) if hasattr(module, name)
 }
 
-#: Those that only make sense in colour; one channel is tripled, and the result averaged.
+#: Corruptions that need colours. A single channel is tripled for them, and the result is averaged.
 COLOURED = ("frost", "spatter", "saturate")
 
 
@@ -60,33 +42,30 @@ def corrupt(
 ) -> np.ndarray:
     """Corrupt images by one of the common corruptions, with the published constants of CIFAR-10-C.
 
-    The result is a function of the image, its number, name, severity and seed alone: parts, orders and processes give
-    the same bytes. Levels are cut, not rounded, to whole numbers, as the released generator does.
+    The result depends only on the image, its number, and the name, severity and seed. So parts, orders and processes
+    give the same bytes. Levels are truncated to whole numbers, not rounded, as in the released generator.
 
-    **Frost** adds photographs that this project does not contain. Without them the call fails and says what to do.
-    `frost="procedural"` takes a noise texture of our own instead: such numbers are not those of the published frost,
-    and the manifest of a generated set says so.
+    **Frost** adds photographs that are not part of this project. Without them the call fails with an explanation.
+    `frost="procedural"` uses our own noise texture instead. Such numbers are not those of the published frost, and the
+    manifest of a generated set says so.
 
-    **One channel**: kinds that only make sense in colour (frost, spatter, saturate) work on the tripled channel, and
-    the result is averaged over the three. **Small images** (a side below 32 pixels): enlarged linearly by the smallest
-    whole factor that makes the shorter side 32 or more, corrupted, and averaged back over boxes. This is our choice,
-    as the constants in pixels are made for 32; fine noise loses strength by the averaging (a factor 4 for 8 x 8).
+    **One channel**: corruptions that need colours (frost, spatter, saturate) are applied to the tripled channel, and
+    the result is averaged over the three. **Small images** (a side below 32 pixels) are enlarged linearly by the
+    smallest whole factor that makes the shorter side at least 32, corrupted, and averaged over boxes. This is our
+    choice, since constants in pixels are made for 32. The averaging weakens fine noise (by a factor 4 for 8 x 8
+    pixels).
 
     Args:
         images: `(n, H, W, C)`, uint8, C = 1 or 3.
         name: one of `NAMES`.
         severity: 1 to 5.
-        seed: of all draws.
-        start: number of the first image in its set, for making a part of it.
+        seed: random seed.
+        start: number of the first image in its set, if these images are a part of it.
         frost: `"textures"` or `"procedural"`.
-        frost_textures: folder of the frost photographs; by default $NFM_FROST.
-
-    Returns:
-        Images of the same shape, uint8.
+        frost_textures: folder of the frost photographs; `None` for $NFM_FROST.
 
     Raises:
-        FileNotFoundError: for frost without its photographs.
-        ValueError: for other images, names, severities or kinds of frost.
+        FileNotFoundError: if the photographs for frost are missing.
     """
     if name not in FUNCTIONS:
         raise ValueError(f"name: expected one of {NAMES}, got {name!r}.")
@@ -95,24 +74,24 @@ def corrupt(
     function = FUNCTIONS[name]
     if name == "frost":
         function = partial(function, textures=load_frost(frost, frost_textures))
-    _check(images)
+    check_images(images)
     draws = streams(name, severity, range(start, start + len(images)), seed=seed)
     constants = CONSTANTS[name][severity - 1]
     return apply(lambda x: function(x, constants, draws), images, name in COLOURED)
 
 
 def apply(function: Callable, images: np.ndarray, coloured: bool = False) -> np.ndarray:
-    """Call a function of bytes `(n, H, W, C)` in the size and with the channels that it needs.
+    """Call a function of bytes `(n, H, W, C)` with images of the size and the channels that it needs.
 
     Args:
-        function: keeps the shape, or puts frames before it: `(n, F, H, W, C)`.
+        function: keeps the shape, or inserts frames: `(n, F, H, W, C)`.
         images: `(n, H, W, C)`, uint8.
-        coloured: three channels are needed.
+        coloured: True if the function needs three channels.
 
     Returns:
-        What the function returns, with the size and the channels of `images`.
+        The result of the function, with the size and the channels of `images`.
     """
-    _check(images)
+    check_images(images)
     if len(images) == 0:
         return images.copy()
     height, width, channels = images.shape[1:]
@@ -122,7 +101,7 @@ def apply(function: Callable, images: np.ndarray, coloured: bool = False) -> np.
     out = function(x)
     if factor == 1 and out.shape[-1] == channels:
         return out
-    # Rows, columns and channels in boxes; whole numbers sum exactly.
+    # Averages over boxes of rows, columns and channels. Whole numbers are summed, so the sums are exact.
     lead = out.shape[:-3]
     boxes = out.reshape(*lead, height, factor, width, factor, channels, -1)
     count = factor * factor * boxes.shape[-1]
@@ -130,15 +109,15 @@ def apply(function: Callable, images: np.ndarray, coloured: bool = False) -> np.
 
 
 def _enlarge(images: np.ndarray, factor: int) -> np.ndarray:
-    """Linear interpolation to `factor` times the size."""
+    """Enlarge images by a whole factor with linear interpolation."""
     n, height, width, channels = images.shape
     size = (width * factor, height * factor)
     large = [cv2.resize(image, size, interpolation=cv2.INTER_LINEAR) for image in images]
     return np.stack(large).reshape(n, height * factor, width * factor, channels)
 
 
-def _check(images: np.ndarray) -> None:
-    """Refuse what is no batch of images with the channel last."""
+def check_images(images: np.ndarray) -> None:
+    """Refuse anything but images `(n, H, W, C)` as bytes, with one or three channels."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(
             f"images: expected bytes (n, H, W, 1 or 3), got {images.dtype} of shape {tuple(images.shape)}; from "

@@ -9,16 +9,14 @@ import cv2
 import numpy as np
 from scipy import ndimage, sparse
 
-from experiments.corruptions.pixels import to_bytes, to_unit, zoom_taps
+from experiments.corruptions.pixels import Streams, to_bytes, to_unit, zoom_taps
 
-Streams = Sequence[np.random.Generator]
-
-#: Weights of a motion blur below this share of the first one are left out.
+#: Weights of a motion blur below this share of the first weight are left out.
 NEGLIGIBLE = 1e-6
 
 
 def smooth(pixels: np.ndarray, sigma: float, *, mode: str = "nearest", truncate: float = 4.0) -> np.ndarray:
-    """Gaussian filter over the second and third axis of `(n, H, W, ...)`; edges are repeated by default."""
+    """Gaussian filter over the second and third axis of `(n, H, W, ...)`. By default edges are repeated."""
     if sigma == 0:
         return pixels
     sigmas = (0, sigma, sigma) + (0,) * (pixels.ndim - 3)
@@ -26,16 +24,14 @@ def smooth(pixels: np.ndarray, sigma: float, *, mode: str = "nearest", truncate:
 
 
 def gaussian_blur(images: np.ndarray, sigma: float, draws: Streams) -> np.ndarray:
-    """Gaussian filter, cut at four standard deviations."""
+    """Gaussian filter, truncated at four standard deviations."""
     return to_bytes(smooth(to_unit(images), sigma))
 
 
 def disk_kernel(radius: float, alias_blur: float) -> np.ndarray:
-    """A uniform disk on the pixel grid, softened by a 3 x 3 Gaussian; sums to 1.
+    """A uniform disk on the pixel grid, smoothed by a 3 x 3 Gaussian of standard deviation `alias_blur`, with sum 1.
 
-    Args:
-        radius: in pixels, at most 8.
-        alias_blur: standard deviation of the softening, in pixels.
+    The radius is in pixels, at most 8.
     """
     reach = int(radius) + 2
     offsets = np.arange(-reach, reach + 1)
@@ -44,7 +40,7 @@ def disk_kernel(radius: float, alias_blur: float) -> np.ndarray:
 
 
 def _filter(images: np.ndarray, kernel: np.ndarray, **options: object) -> np.ndarray:
-    """OpenCV's correlation, image by image; it drops a single channel, which is put back."""
+    """OpenCV's correlation of each image. OpenCV drops a single channel, which is restored."""
     return np.stack([cv2.filter2D(image, -1, kernel, **options) for image in images]).reshape(images.shape)
 
 
@@ -54,15 +50,12 @@ def defocus_blur(images: np.ndarray, constants: tuple[float, float], draws: Stre
 
 
 def glass_blur(images: np.ndarray, constants: tuple[float, int, int], draws: Streams) -> np.ndarray:
-    """Smooth, shift pixels at random to a near neighbour's place, smooth again.
+    """Smooth, replace each pixel by a random near neighbour, and smooth again. Only reach 1 is supported.
 
-    The released generator means to swap pixels, but its swap of two views of one array *copies*: each pixel takes the
-    colour of a neighbour at offset (dy, dx), both uniform in {-reach, ..., reach - 1}. It runs from the last pixel to
-    the first, so with reach 1 (all CIFAR constants) the sources are untouched and one gather does the whole pass.
-    Rows and columns 0 and 1 keep their pixels.
-
-    Raises:
-        ValueError: for a reach other than 1.
+    The released generator intends to swap pixels, but swapping two views of one array *copies* one of them. So each
+    pixel takes the colour of a neighbour at offset (dy, dx), both uniform in {-reach, ..., reach - 1}. The generator
+    runs from the last pixel to the first, so with reach 1 (all CIFAR constants) the sources are not changed yet, and
+    the whole pass is one lookup. Rows and columns 0 and 1 keep their pixels.
     """
     sigma, reach, repeats = constants
     if reach != 1:
@@ -78,18 +71,18 @@ def glass_blur(images: np.ndarray, constants: tuple[float, int, int], draws: Str
 
 
 def motion_kernel(radius: float, sigma: float, angle: float) -> tuple[np.ndarray, tuple[int, int]]:
-    """A one-sided line of pixels with Gaussian weights, as ImageMagick's motion blur has it; sums to 1.
+    """A line of pixels on one side with Gaussian weights, as in ImageMagick's motion blur, with sum 1.
 
-    Tap i = 0 .. 2 radius has weight proportional to exp(-i² / (2 sigma²)) and lies at
-    `(ceil(i cos(angle) - 1/2), ceil(i sin(angle) - 1/2))` pixels to the right and down.
+    Tap i = 0 .. 2 radius has weight proportional to exp(-i² / (2 sigma²)). It lies `ceil(i cos(angle) - 1/2)` pixels to
+    the right and `ceil(i sin(angle) - 1/2)` pixels down.
 
     Args:
-        radius: in pixels.
-        sigma: in pixels.
-        angle: in degrees.
+        radius: radius in pixels.
+        sigma: standard deviation in pixels.
+        angle: angle in degrees.
 
     Returns:
-        The kernel, float32, cropped to its support, and the place `(x, y)` of tap 0 in it.
+        The kernel, float32, cropped to its non-zero part, and the place `(x, y)` of tap 0 in it.
     """
     taps = np.arange(2 * int(np.ceil(radius)) + 1)
     weights = np.exp(-(taps**2) / (2 * sigma**2))
@@ -104,7 +97,7 @@ def motion_kernel(radius: float, sigma: float, angle: float) -> tuple[np.ndarray
 
 
 def blur_along(images: np.ndarray, radius: float, sigma: float, angles: Sequence[float]) -> np.ndarray:
-    """Motion blur of bytes `(n, H, W, C)`, one angle in degrees for each; edges repeated, rounded to whole levels."""
+    """Motion blur of bytes `(n, H, W, C)`, each with its own angle in degrees. Edges are repeated, levels rounded."""
     out = np.empty(images.shape, dtype=np.float32)
     for image, target, angle in zip(images.astype(np.float32), out, angles, strict=True):
         kernel, anchor = motion_kernel(radius, sigma, angle)
@@ -120,7 +113,7 @@ def motion_blur(images: np.ndarray, constants: tuple[float, float], draws: Strea
 
 @lru_cache(maxsize=16)
 def zoom_operator(height: int, width: int, factors: tuple[float, ...]) -> sparse.csr_array:
-    """The linear map of zoom blur on flattened pixels, `(H W, H W)`: image and all zoomed images, averaged."""
+    """The linear map of zoom blur on flattened pixels, `(H W, H W)`: the mean of the image and all zoomed images."""
     total = sparse.eye_array(height * width, format="csr")
     for factor in factors:
         total = total + sparse.kron(_zoom_matrix(height, factor), _zoom_matrix(width, factor), format="csr")
@@ -128,7 +121,7 @@ def zoom_operator(height: int, width: int, factors: tuple[float, ...]) -> sparse
 
 
 def _zoom_matrix(side: int, factor: float) -> sparse.csr_array:
-    """`clipped_zoom` of one line as a matrix."""
+    """The matrix of `clipped_zoom` for one line of pixels."""
     lower, upper, weight = zoom_taps(side, factor)
     rows = np.tile(np.arange(side), 2)
     entries = np.concatenate([1 - weight, weight])
@@ -138,7 +131,7 @@ def _zoom_matrix(side: int, factor: float) -> sparse.csr_array:
 
 
 def zoom_blur(images: np.ndarray, factors: tuple[float, ...], draws: Streams) -> np.ndarray:
-    """Average of the image and of the image enlarged by each factor."""
+    """Mean of the image and of the image enlarged by each factor."""
     n, height, width, channels = images.shape
     x = to_unit(images).transpose(1, 2, 0, 3).reshape(height * width, n * channels)
     out = zoom_operator(height, width, factors) @ x

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from experiments.corruptions.blur import smooth
-from experiments.corruptions.pixels import to_bytes, to_unit
-
-Streams = Sequence[np.random.Generator]
+from experiments.corruptions.pixels import Streams, to_bytes, to_unit
 
 
 def contrast(images: np.ndarray, factor: float, draws: Streams) -> np.ndarray:
-    """Pull each channel towards its mean over the image."""
-    # Whole numbers sum exactly, so the mean does not depend on how many images are handled together.
+    """Move each channel towards its mean over the image."""
+    # Sums of whole numbers are exact, so the mean does not depend on the number of images.
     total = images.sum(axis=(1, 2), keepdims=True, dtype=np.int64)
     mean = total / (255.0 * images.shape[1] * images.shape[2])
     return to_bytes((to_unit(images) - mean) * factor + mean)
 
 
 def saturate(images: np.ndarray, constants: tuple[float, float], draws: Streams) -> np.ndarray:
-    """Saturation of HSV times a factor plus a shift, clipped; needs three channels.
+    """Multiply the saturation of HSV by a factor, add a shift, and clip. It needs three channels.
 
-    Value v and hue stay: `x' = v - (v - x) s' / s`. A grey pixel has hue 0 by convention, so a shift tints it red.
+    Value v and hue are kept: `x' = v - (v - x) s' / s`. A grey pixel has hue 0 by convention, so a shift makes it
+    reddish.
     """
     factor, shift = constants
     x = to_unit(images)
@@ -34,19 +32,18 @@ def saturate(images: np.ndarray, constants: tuple[float, float], draws: Streams)
     spread = value - x.min(axis=-1, keepdims=True)
     saturation = np.divide(spread, value, out=np.zeros_like(value), where=value > 0)
     new = np.clip(saturation * factor + shift, 0, 1)
-    # Distance below the value as a share of the spread; red's for grey pixels.
+    # Distance from the value as a share of the spread. Grey pixels have that of red.
     distance = np.divide(value - x, spread, out=np.broadcast_to([0.0, 1.0, 1.0], x.shape).copy(), where=spread > 0)
     return to_bytes(value * (1 - new * distance))
 
 
 def pixelate(images: np.ndarray, share: float, draws: Streams) -> np.ndarray:
-    """Reduce to a share of the side by averaging boxes, and enlarge again by boxes."""
+    """Scale to a share of the side and back, each time by averaging boxes."""
     height, width = images.shape[1:3]
-    small = (int(width * share), int(height * share))
 
     def one(image: np.ndarray) -> np.ndarray:
-        picture = Image.fromarray(image).resize(small, Image.Resampling.BOX)
-        return np.asarray(picture.resize((width, height), Image.Resampling.BOX))
+        small = Image.fromarray(image).resize((int(width * share), int(height * share)), Image.Resampling.BOX)
+        return np.asarray(small.resize((width, height), Image.Resampling.BOX))
 
     return by_image(one, images)
 
@@ -71,13 +68,9 @@ def by_image(one, images: np.ndarray) -> np.ndarray:
 def elastic_transform(images: np.ndarray, constants: tuple[float, float, float], draws: Streams) -> np.ndarray:
     """A random affine map, then random smooth displacements, both with linear interpolation.
 
-    The affine map moves three points, a third of the side around the centre, by uniform shifts. The displacements
-    are uniform in [-1, 1], smoothed by a Gaussian cut at three standard deviations, times the strength.
-
-    Args:
-        images: `(n, H, W, C)`, bytes.
-        constants: strength, smoothness and affine shift, as shares of the shorter side.
-        draws: one stream for each image.
+    The affine map moves three points, a third of the side away from the centre, by uniform shifts. The displacements
+    are uniform in [-1, 1], smoothed by a Gaussian that is truncated at three standard deviations, and multiplied by the
+    strength. The constants are strength, smoothness and affine shift, as shares of the shorter side.
     """
     n, height, width, _ = images.shape
     side = min(height, width)
@@ -99,15 +92,9 @@ def elastic_transform(images: np.ndarray, constants: tuple[float, float, float],
 
 
 def sample(pixels: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Linear interpolation at real places; outside, the image is mirrored with its last pixel repeated.
+    """Linear interpolation of pixels `(n, H, W, C)` at real places: rows and columns `(n, H', W')`. Returns float64.
 
-    Args:
-        pixels: `(n, H, W, C)`.
-        rows: `(n, H', W')`.
-        columns: `(n, H', W')`.
-
-    Returns:
-        `(n, H', W', C)`, float64.
+    Outside, the image is mirrored, with its last pixel repeated.
     """
     picture = np.arange(len(pixels))[:, None, None]
     top, left = np.floor(rows).astype(np.int64), np.floor(columns).astype(np.int64)
@@ -122,6 +109,6 @@ def sample(pixels: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndar
 
 
 def _mirror(index: np.ndarray, size: int) -> np.ndarray:
-    """Fold any index into 0 .. size - 1 by reflection at the outer edges of the pixels."""
+    """Map any index into 0 .. size - 1 by reflection at the outer edges of the pixels."""
     index = np.mod(index, 2 * size)
     return np.minimum(index, 2 * size - 1 - index)

@@ -1,18 +1,14 @@
-"""Noise: Gaussian, shot, impulse and speckle. Every channel of every pixel has a draw of its own."""
+"""Noise: Gaussian, shot, impulse and speckle, with an independent draw for every channel of every pixel."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from experiments.corruptions.pixels import to_bytes, to_unit
-
-Streams = Sequence[np.random.Generator]
+from experiments.corruptions.pixels import Streams, to_bytes, to_unit
 
 
 def _normal(shape: tuple[int, ...], draws: Streams) -> np.ndarray:
-    """Standard normal values of one image's shape, one stream each."""
+    """Standard normal numbers in the shape of one image, for each stream."""
     return np.stack([g.standard_normal(shape) for g in draws])
 
 
@@ -35,7 +31,7 @@ def shot_noise(images: np.ndarray, photons: float, draws: Streams) -> np.ndarray
 
 
 def impulse_noise(images: np.ndarray, share: float, draws: Streams) -> np.ndarray:
-    """Each value is altered with probability `share`: to black or to white, with equal chances."""
-    # One uniform draw decides both: below share / 2 black, up to share white.
+    """Each value changes with probability `share`, to black or to white with equal probability."""
+    # One uniform draw decides both: black below share / 2, white from there to share.
     u = np.stack([g.random(images.shape[1:]) for g in draws])
     return np.where(u < share / 2, np.uint8(0), np.where(u < share, np.uint8(255), images))

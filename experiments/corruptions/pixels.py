@@ -1,23 +1,27 @@
-"""What all corruptions share: random streams by image, bytes and unit pixels, and linear resampling."""
+"""Tools for all corruptions: random streams for each image, conversion of pixels, and linear interpolation."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
-#: Weights of red, green and blue in the luma of Rec. 601, which OpenCV's grey conversion uses.
+#: One random generator for each image.
+Streams = Sequence[np.random.Generator]
+
+#: Weights of red, green and blue in the luma of Rec. 601, as in OpenCV's conversion to grey.
 LUMA = (0.299, 0.587, 0.114)
 
-#: Added before cutting to whole levels, so that an exact level with a rounding error is not lowered by one.
+#: Added before truncation, so that the rounding error of a whole level does not lower it by one.
 GUARD = 2.0**-10
 
 
 def streams(name: str, severity: int, indices: range, *, seed: int) -> list[np.random.Generator]:
-    """A random stream for each image, fixed by seed, name, severity and the image's number alone.
+    """A random stream for each image, which depends only on seed, name, severity and the image's number.
 
-    Philox generators with the key (digest of seed, name and severity; number of the image). Nothing depends on which
-    images are made together, in which order or by which process.
+    The key of the Philox generator contains a digest of seed, name and severity, and the number of the image. So it
+    does not matter which images are made together, in which order or by which process.
     """
     digest = hashlib.blake2b(f"{seed}/{name}/{severity}".encode(), digest_size=8).digest()
     word = int.from_bytes(digest, "little")
@@ -30,12 +34,12 @@ def to_unit(images: np.ndarray) -> np.ndarray:
 
 
 def to_bytes(pixels: np.ndarray) -> np.ndarray:
-    """Pixels in [0, 1] as bytes, cut (not rounded) to whole levels as the published sets are."""
+    """Pixels in [0, 1] as bytes, truncated (not rounded) to whole levels, as in the published sets."""
     return (np.clip(pixels, 0, 1) * 255 + GUARD).astype(np.uint8)
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:
-    """Luma, `(..., 1)`, of `(..., 3)`; one channel stays as it is."""
+    """Luma of colours: `(..., 3)` to `(..., 1)`. A single channel is kept."""
     if pixels.shape[-1] == 1:
         return pixels
     red, green, blue = (weight * pixels[..., i : i + 1] for i, weight in enumerate(LUMA))
@@ -43,13 +47,13 @@ def grey(pixels: np.ndarray) -> np.ndarray:
 
 
 def zoom_taps(side: int, factor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Linear interpolation that enlarges the middle of a line of pixels and keeps its length.
+    """Linear interpolation that enlarges the middle of a line of `side` pixels and keeps its length.
 
-    The middle `ceil(side / factor)` pixels are spread over `round(that * factor)` points, end to end, and the middle
-    `side` of those are kept.
+    The middle `ceil(side / factor)` pixels are spread over `round(that * factor)` points from end to end, of which the
+    middle `side` points are kept.
 
     Returns:
-        `(lower, upper, weight)`, each of length `side`: output is `(1 - weight) x[lower] + weight x[upper]`.
+        `(lower, upper, weight)`, each of length `side`. The output is `(1 - weight) x[lower] + weight x[upper]`.
     """
     kept = int(np.ceil(side / factor))
     top = (side - kept) // 2
@@ -63,7 +67,7 @@ def zoom_taps(side: int, factor: float) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def clipped_zoom(layers: np.ndarray, factor: float) -> np.ndarray:
-    """Enlarge the middle of `(n, H, W)` layers by a factor >= 1 and keep the size."""
+    """Enlarge the middle of layers `(n, H, W)` by a factor >= 1 and keep their size."""
     for axis in (1, 2):
         lower, upper, weight = zoom_taps(layers.shape[axis], factor)
         weight = weight[:, None] if axis == 1 else weight

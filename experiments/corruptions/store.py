@@ -1,4 +1,4 @@
-"""Sets of arrays in a folder: written whole or not at all, described by a manifest, and taken up again after a stop."""
+"""Sets of arrays in a folder with a manifest. Files are written completely or not at all, so work can be continued."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import scipy
 from tqdm import tqdm
 
 from experiments.corruptions.pieces import Piece, fill, runner
+from experiments.data.integrity import file_hash
 from experiments.record.files import replace_file, write_json
 
 MANIFEST = "manifest.json"
@@ -28,10 +29,10 @@ class ArrayJob:
     """One file to write.
 
     Attributes:
-        name: file name without `.npy`.
-        shape: of the array of bytes.
-        pieces: together they fill it.
-        notes: more for the file's entry in the manifest; a finished file with other notes is not replaced silently.
+        name: name of the file without `.npy`.
+        shape: shape of the array of bytes.
+        pieces: pieces that together fill the array.
+        notes: more facts for the file's entry in the manifest. A finished file with other notes is never overwritten.
     """
 
     name: str
@@ -46,32 +47,19 @@ class ArrayJob:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that the bytes may depend on."""
+    """Versions of the libraries on which the bytes may depend."""
     return {"numpy": np.__version__, "scipy": scipy.__version__, "opencv": cv2.__version__, "pillow": PIL.__version__}
 
 
 def array_digest(array: np.ndarray) -> str:
-    """SHA-256 of an array's kind, shape and content."""
+    """SHA-256 of an array's dtype, shape and content."""
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def read_manifest(folder: str | Path) -> dict | None:
-    """The manifest of a folder, or None where there is none.
-
-    Raises:
-        ValueError: if it is no manifest.
-    """
+    """The manifest of a folder, or None if there is none."""
     path = Path(folder) / MANIFEST
     if not path.exists():
         return None
@@ -80,12 +68,8 @@ def read_manifest(folder: str | Path) -> dict | None:
         if not {"settings", "files"} <= manifest.keys():
             raise KeyError("settings, files")
     except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: not the manifest of a generated set ({error}); delete the folder.") from error
+        raise ValueError(f"{path}: expected the manifest of a generated set ({error}); delete the folder.") from error
     return manifest
-
-
-def _whole(path: Path, entry: dict) -> bool:
-    return path.is_file() and path.stat().st_size == entry["bytes"] and file_digest(path) == entry["sha256"]
 
 
 def write_set(
@@ -98,26 +82,25 @@ def write_set(
     workers: int = 1,
     progress: bool = True,
 ) -> dict:
-    """Write the files that are missing or damaged, and keep the manifest in step.
+    """Write the files that are missing or damaged, and update the manifest.
 
-    A file is written under another name and renamed when it is complete; its digest is in the manifest before that,
-    so a stop at any moment leaves only whole files that the manifest knows.
+    A file is written under a temporary name and renamed when it is complete. Before that, its digest is put into the
+    manifest. So after an interruption the folder has only complete files that are in the manifest.
 
     Args:
-        folder: of the set; made if needed.
-        settings: everything that the bytes depend on, as JSON values.
-        labels: written to `labels.npy`.
-        images: the source, `(n, H, W, C)`.
-        jobs: the files.
-        workers: processes; 1 works in this one.
-        progress: show a bar.
+        folder: folder of the set, created if needed.
+        settings: everything on which the bytes depend, as JSON values.
+        labels: labels for `labels.npy`.
+        images: the source images, `(n, H, W, C)`.
+        jobs: the other files.
+        workers: number of processes; 1 for this process only.
+        progress: True to show a progress bar.
 
     Returns:
         The manifest.
 
     Raises:
-        FileExistsError: if a file is there that no manifest knows.
-        ValueError: if the folder holds a set with other settings.
+        FileExistsError: if a file is there that is not in the manifest.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,31 +130,35 @@ def _compare(path: Path, old: dict, new: dict) -> None:
     """Refuse to mix two sets."""
     differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if differing:
-        details = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} asked for" for key in differing)
-        raise ValueError(f"{path}: the folder holds a set with other settings ({details}). Take another folder.")
+        details = "; ".join(f"{key}: expected {new.get(key)!r}, got {old.get(key)!r}" for key in differing)
+        raise ValueError(f"{path}: the folder holds a set with other settings ({details}). Choose another folder.")
 
 
 def _finished(folder: Path, name: str, manifest: dict, notes: dict) -> bool:
-    """Whether a file is there and right; a damaged one is reported, a foreign one is never overwritten."""
+    """True if a file exists and is intact. A damaged file causes a warning, and a foreign file an error."""
     path, entry = folder / name, manifest["files"].get(name)
     if entry is None:
         if path.exists():
-            raise FileExistsError(f"{path}: exists, but no manifest tells what it is. Take another folder or move it.")
+            raise FileExistsError(
+                f"{path}: exists, but is not in the manifest. Choose another folder or move the file."
+            )
         return False
     if entry["notes"] != notes:
-        raise ValueError(f"{path}: made with {entry['notes']}, asked for {notes}. Take another folder or delete it.")
-    if _whole(path, entry):
+        raise ValueError(
+            f"{path}: made with {entry['notes']}, expected {notes}. Choose another folder or delete the file."
+        )
+    if path.is_file() and path.stat().st_size == entry["bytes"] and file_hash(path, "sha256") == entry["sha256"]:
         return True
     if path.exists():
-        warnings.warn(f"{path}: its bytes are not those of the manifest; it is made again.", stacklevel=4)
+        warnings.warn(f"{path}: its bytes differ from the manifest, so the file is made again.", stacklevel=4)
     return False
 
 
 @contextmanager
 def _recorded(folder: Path, name: str, manifest: dict, notes: dict) -> Iterator[Path]:
-    """A temporary file that becomes `name` after its digest is in the manifest."""
+    """A temporary file. Its digest is put into the manifest, and then it is renamed to `name`."""
     with replace_file(folder / name) as temporary:
         yield temporary
-        size, digest = temporary.stat().st_size, file_digest(temporary)
+        size, digest = temporary.stat().st_size, file_hash(temporary, "sha256")
         manifest["files"][name] = {"sha256": digest, "bytes": size, "notes": notes}
         write_json(folder / MANIFEST, manifest)

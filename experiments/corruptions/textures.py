@@ -1,6 +1,6 @@
-"""Frost textures: photographs from a folder, or a clearly named stand-in made from noise.
+"""Frost textures: photographs from a folder, or a substitute made from noise.
 
-The published frost corruption adds pieces of photographs that come with the corruption packages (`frost1.png` to
+The published frost corruption adds pieces of photographs that belong to the corruption packages (`frost1.png` to
 `frost5.jpg` in hendrycks/robustness and in the packages made from it). They are not part of this project.
 """
 
@@ -17,33 +17,30 @@ from PIL import Image
 
 from experiments.corruptions.constants import FROST_SCALE, FROST_TEXTURES
 
-#: Where the frost pixels come from; the kind is part of every manifest.
+#: Sources of the frost pixels. Every manifest names its source.
 FROST_KINDS = ("textures", "procedural")
 #: Environment variable that names the folder.
 VARIABLE = "NFM_FROST"
-#: Mean level and spread of red, green, blue of the stand-ins: near those of the photographs, rounded.
+#: Mean level of red, green and blue of the substitutes, and their spread: rounded values of the photographs.
 PROCEDURAL_MEAN = (145, 165, 180)
 PROCEDURAL_STD = 32
 PROCEDURAL_SHAPE = (100, 140)
 
 
 def texture_files(folder: str | Path | None = None) -> list[Path]:
-    """The five files that the released generator draws from (it never draws its sixth).
+    """Paths of the five photographs from which the released generator draws (it never draws its sixth).
 
     Args:
-        folder: where they lie; by default the folder named by $NFM_FROST.
-
-    Returns:
-        The paths, frost1 to frost5.
+        folder: folder of the photographs; `None` for $NFM_FROST.
 
     Raises:
-        FileNotFoundError: if no folder is named or a texture is missing, with the ways out.
+        FileNotFoundError: if no folder is named or a photograph is missing.
     """
     folder = folder or os.environ.get(VARIABLE)
     ways = (
-        "Ways out: pass frost_textures= (or set $NFM_FROST to) the folder with frost1.png, frost2.png, frost3.png, "
-        "frost4.jpg, frost5.jpg of hendrycks/robustness (the package imagecorruptions-imaug contains them in "
-        'imagecorruptions/frost); leave frost out; or choose frost="procedural", a stand-in of our own that is not '
+        "Pass frost_textures= (or set $NFM_FROST to) the folder with frost1.png, frost2.png, frost3.png, frost4.jpg, "
+        "frost5.jpg of hendrycks/robustness (the package imagecorruptions-imaug contains them in "
+        'imagecorruptions/frost); or leave frost out; or choose frost="procedural", our own substitute, which is not '
         "the published corruption and is recorded under that name."
     )
     if not folder:
@@ -53,13 +50,13 @@ def texture_files(folder: str | Path | None = None) -> list[Path]:
         candidates = [Path(folder) / f"frost{number}{suffix}" for suffix in (".png", ".jpg", ".jpeg")]
         existing = [path for path in candidates if path.is_file()]
         if not existing:
-            raise FileNotFoundError(f"{folder}: no file frost{number}.png or .jpg. {ways}")
+            raise FileNotFoundError(f"{folder}: expected a file frost{number}.png or .jpg, but there is none. {ways}")
         found.append(existing[0])
     return found
 
 
 def texture_digest(folder: str | Path | None = None) -> str:
-    """SHA-256 over the five texture files, for manifests."""
+    """SHA-256 of the five photographs, for manifests."""
     digest = hashlib.sha256()
     for path in texture_files(folder):
         digest.update(path.read_bytes())
@@ -67,18 +64,14 @@ def texture_digest(folder: str | Path | None = None) -> str:
 
 
 def frost_textures(kind: str, folder: str | Path | None = None) -> tuple[np.ndarray, ...]:
-    """Textures at the scale of the images.
+    """Five textures at the scale of the images: bytes `(H, W, 3)`, red first.
 
     Args:
-        kind: `"textures"` for the photographs, `"procedural"` for the stand-in.
-        folder: of the photographs; by default $NFM_FROST.
-
-    Returns:
-        Five arrays `(H, W, 3)`, bytes, red first.
+        kind: `"textures"` for the photographs, `"procedural"` for the substitute.
+        folder: folder of the photographs; `None` for $NFM_FROST.
 
     Raises:
-        FileNotFoundError: see `texture_files`.
-        ValueError: for another kind.
+        FileNotFoundError: if the photographs are missing.
     """
     if kind not in FROST_KINDS:
         raise ValueError(f"frost: expected one of {FROST_KINDS}, got {kind!r}.")
@@ -89,7 +82,7 @@ def frost_textures(kind: str, folder: str | Path | None = None) -> tuple[np.ndar
 
 @lru_cache(maxsize=4)
 def _read(paths: tuple[Path, ...]) -> tuple[np.ndarray, ...]:
-    """Photographs, scaled down with linear interpolation."""
+    """The photographs, scaled down with linear interpolation."""
     textures = []
     for path in paths:
         with Image.open(path) as picture:
@@ -100,16 +93,11 @@ def _read(paths: tuple[Path, ...]) -> tuple[np.ndarray, ...]:
 
 @lru_cache(maxsize=FROST_TEXTURES)
 def procedural_texture(number: int) -> np.ndarray:
-    """A frost-like texture: ridges of smooth noise in five octaves, pale blue. Our own choice, not the published one.
+    """Our own pale blue, frost-like texture, bytes `(100, 140, 3)`: ridges of smooth noise in five octaves.
 
-    A ridge is 1 - |noise|, squared: bright veins where smooth noise changes its sign. Each octave has half the size
-    and 0.6 times the weight of the one before and is modulated by the ridges so far, so that veins branch.
-
-    Args:
-        number: 0 to 4; seeds the noise.
-
-    Returns:
-        `(100, 140, 3)`, bytes.
+    A ridge is (1 - |noise|)², a bright vein where smooth noise changes its sign. Each octave has half the length scale
+    and 0.6 times the weight of the previous one. It is multiplied by a function of the previous ridges, so that veins
+    branch. The number, 0 to 4, seeds the noise.
     """
     g = np.random.Generator(np.random.Philox(key=np.array([0x6672_6F73_74, number], dtype=np.uint64)))
     height, width = PROCEDURAL_SHAPE
@@ -122,6 +110,6 @@ def procedural_texture(number: int) -> np.ndarray:
         total += 0.6**octave * ridge * carried
         carried = 0.4 + 0.6 * ridge
     total = (total - total.mean()) / total.std()
-    # Bright veins are whiter than the ice between them.
+    # The bright veins are whiter than the ice between them.
     colour = np.array(PROCEDURAL_MEAN) + PROCEDURAL_STD * total[..., None] * np.array([1.1, 1.0, 0.9])
     return np.clip(colour, 0, 255).astype(np.uint8)

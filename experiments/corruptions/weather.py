@@ -8,9 +8,7 @@ import cv2
 import numpy as np
 
 from experiments.corruptions.blur import blur_along, smooth
-from experiments.corruptions.pixels import clipped_zoom, grey, to_bytes, to_unit
-
-Streams = Sequence[np.random.Generator]
+from experiments.corruptions.pixels import Streams, clipped_zoom, grey, to_bytes, to_unit
 
 #: Colours of the splashes, red, green, blue.
 WATER = (175, 238, 238)
@@ -18,7 +16,7 @@ MUD = (63, 42, 20)
 
 
 def brightness(images: np.ndarray, shift: float, draws: Streams) -> np.ndarray:
-    """Value of HSV plus a shift, clipped; hue and saturation stay, so colours are scaled. Black becomes grey."""
+    """Add a shift to the value of HSV and clip it. Hue and saturation are kept, so colours are scaled."""
     x = to_unit(images)
     value = x.max(axis=-1, keepdims=True)
     new = np.clip(value + shift, 0, 1)
@@ -26,18 +24,10 @@ def brightness(images: np.ndarray, shift: float, draws: Streams) -> np.ndarray:
 
 
 def plasma(side: int, decay: float, draws: Streams) -> np.ndarray:
-    """Diamond-square heights on a torus, scaled to [0, 1].
+    """Diamond-square heights on a torus, scaled to [0, 1]: `(n, side, side)`, float64.
 
-    Each midpoint is the mean of its four neighbours plus uniform noise; the noise of a level has amplitude w², where
-    w is 100 at first and is divided by `decay` from level to level. The first corner is 0.
-
-    Args:
-        side: a power of two, in pixels.
-        decay: see above.
-        draws: one stream for each image.
-
-    Returns:
-        `(n, side, side)`, float64.
+    Each midpoint is the mean of its four neighbours plus uniform noise. The noise of a level has amplitude w², where w
+    starts at 100 and is divided by `decay` after each level. The first corner is 0. The side is a power of two.
     """
     noise = np.stack([g.uniform(-1, 1, size=side * side - 1) for g in draws])
     heights = np.zeros((len(draws), side, side))
@@ -65,7 +55,7 @@ def plasma(side: int, decay: float, draws: Streams) -> np.ndarray:
 
 
 def fog(images: np.ndarray, constants: tuple[float, float], draws: Streams) -> np.ndarray:
-    """Add a plasma of the given amount and scale back so that the brightest level of the image stays within it."""
+    """Add a plasma of the given amount, then scale back so that the levels do not exceed the brightest of the image."""
     amount, decay = constants
     height, width = images.shape[1:3]
     x = to_unit(images)
@@ -76,12 +66,9 @@ def fog(images: np.ndarray, constants: tuple[float, float], draws: Streams) -> n
 
 
 def snow_flakes(shape: tuple[int, int], constants: tuple, draws: Streams) -> np.ndarray:
-    """Sparse flakes before they are blurred, bytes `(n, H, W, 1)`: normal noise, enlarged, below the threshold 0.
+    """Sparse flakes before blurring, bytes `(n, H, W, 1)`: normal noise, enlarged, and set to 0 below the threshold.
 
-    Args:
-        shape: `(H, W)`.
-        constants: mean, standard deviation, zoom, threshold.
-        draws: one stream for each image.
+    The constants are mean, standard deviation, zoom and threshold.
     """
     mean, std, zoom, threshold = constants
     layer = mean + std * np.stack([g.standard_normal(shape) for g in draws])
@@ -95,7 +82,7 @@ def whiten(pixels: np.ndarray, share: float) -> np.ndarray:
 
 
 def snow(images: np.ndarray, constants: tuple, draws: Streams) -> np.ndarray:
-    """Flakes blurred at an angle uniform in (-135, -45) degrees, and the same turned by 180, on a whitened image."""
+    """Flakes, blurred at an angle uniform in (-135, -45) degrees, and the same turned by 180, on a whitened image."""
     *flakes, radius, sigma, share = constants
     layer = snow_flakes(images.shape[1:3], tuple(flakes), draws)
     layer = to_unit(blur_along(layer, radius, sigma, [g.uniform(-135, -45) for g in draws]))
@@ -105,16 +92,13 @@ def snow(images: np.ndarray, constants: tuple, draws: Streams) -> np.ndarray:
 def frost(
     images: np.ndarray, constants: tuple[float, float], draws: Streams, textures: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """Weighted sum of the image and a random piece of a random texture; needs three channels.
+    """Weighted sum of the image and a random piece of a random texture. It needs three channels.
 
     Args:
         images: `(n, H, W, 3)`, bytes.
         constants: weight of the image, weight of the texture.
         draws: one stream for each image.
-        textures: bytes `(H', W', 3)` already at the scale of the images.
-
-    Raises:
-        ValueError: if a texture is not larger than the images.
+        textures: bytes `(H', W', 3)` at the scale of the images, and larger than these.
     """
     height, width = images.shape[1:3]
     for texture in textures:
@@ -132,12 +116,9 @@ def frost(
 
 
 def liquid(shape: tuple[int, int], constants: tuple, draws: Streams) -> np.ndarray:
-    """Smoothed normal noise, below the threshold 0: `(n, H, W)`.
+    """Smoothed normal noise, set to 0 below the threshold: `(n, H, W)`.
 
-    Args:
-        shape: `(H, W)`.
-        constants: mean, standard deviation, blur, threshold.
-        draws: one stream for each image.
+    The constants are mean, standard deviation, blur and threshold.
     """
     mean, std, sigma, threshold = constants
     layer = smooth(mean + std * np.stack([g.standard_normal(shape) for g in draws]), sigma)
@@ -145,10 +126,10 @@ def liquid(shape: tuple[int, int], constants: tuple, draws: Streams) -> np.ndarr
 
 
 def water_mask(layer: np.ndarray, strength: float) -> np.ndarray:
-    """How much of the water's colour is added at each pixel of a liquid layer `(H, W)`.
+    """Weight of the water's colour at each pixel of a liquid layer `(H, W)`.
 
-    Edges of the drops by Canny, distance from them (at most 20 pixels), equalised and embossed, times the layer,
-    scaled so that the largest value is `strength`. No drops: zero.
+    The edges of the drops are found by Canny. The distance from them (at most 20 pixels) is equalised and embossed,
+    multiplied by the layer, and scaled so that its largest value is `strength`. Without drops the weight is zero.
     """
     drops = (layer * 255).astype(np.uint8)
     distance = cv2.distanceTransform(255 - cv2.Canny(drops, 50, 150), cv2.DIST_L2, 5)
@@ -160,7 +141,7 @@ def water_mask(layer: np.ndarray, strength: float) -> np.ndarray:
 
 
 def spatter(images: np.ndarray, constants: tuple, draws: Streams) -> np.ndarray:
-    """Drops of water (added) or mud (in place of the image); needs three channels."""
+    """Drops of water (added) or mud (replacing the image). They need three channels."""
     *recipe, strength, muddy = constants
     x = to_unit(images)
     layer = liquid(images.shape[1:3], tuple(recipe), draws)

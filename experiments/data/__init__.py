@@ -1,4 +1,4 @@
-"""Data sets: real images that ship inside a dependency, those a user brings, and toys in the plane."""
+"""Data sets: real images that are part of a dependency, images that a user downloads, and toy problems in the plane."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def load_data(name: str, **options) -> ImageData | ImageNet | ToyData:
 
     Args:
         name: one of `NAMES`.
-        **options: of `digits_images`, `load_cifar` (without `classes`), `nfm_rings`, `noisymix_band` or
+        **options: options of `digits_images`, `load_cifar` (without `classes`), `nfm_rings`, `noisymix_band` or
             `load_imagenet`.
 
     Returns:
-        Images in memory; for `"imagenet"` images on disk; for toys points.
+        Images in memory; images on disk for `"imagenet"`; points for the toy problems.
 
     Raises:
-        ValueError: for another name; `DataError`, which is one, if files are missing or damaged.
+        DataError: if files are missing or damaged. It is a `ValueError`, like the error for an unknown name.
 
     Example:
         >>> load_data("digits").train.images.shape

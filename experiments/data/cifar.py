@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 from the official Python archives, checked, and read without running code from them.
 
-The images are Krizhevsky's, "Learning multiple layers of features from tiny images" (2009). Nothing is downloaded:
-a user brings the folder `cifar-10-batches-py` or `cifar-100-python`.
+The images are from Krizhevsky, "Learning multiple layers of features from tiny images" (2009). Nothing is downloaded:
+the user provides the folder `cifar-10-batches-py` or `cifar-100-python`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .images import ImageData, ImageSet
 from .integrity import DataError, check_file
 
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
-#: Folder with all data sets, each in a folder of its own.
+#: Environment variable that names a folder with one folder for each data set.
 DATA_VARIABLE = "NFM_DATA"
 _SHAPE = (3, 32, 32)
 
@@ -27,8 +27,8 @@ def _bytes(*values: float) -> tuple[float, ...]:
     return tuple(v / 255 for v in values)
 
 
-#: name -> (mean, std) of the channels, pixels in [0, 1]. Protocol, section 3: `nfm_preprint` is what the released NFM
-#: code used for both sets until after the preprint, the two `nfm_head` are its later values, `half` is NoisyMix's.
+#: Mean and standard deviation of the channels by name, for pixels in [0, 1]. According to the protocol, section 3, the
+#: released NFM code first used `nfm_preprint` for both sets, and `nfm_head` after the preprint. `half` is NoisyMix's.
 NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "nfm_preprint": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "nfm_head_cifar10": (_bytes(125.3, 123.0, 113.9), _bytes(63.0, 62.1, 66.7)),
@@ -43,16 +43,14 @@ class Release:
     """One of the two official archives.
 
     Attributes:
-        title: the set's name in prose.
-        folder: what the archive unpacks to.
+        title: name of the set in messages.
+        folder: folder in the archive.
         variable: environment variable that names the folder.
-        archive: file to download.
-        archive_md5: its checksum.
-        train: files with training images, in order.
-        test: file with test images.
-        label: key of the labels in these files.
-        md5: file -> checksum.
-        size: file -> bytes, where known.
+        archive: name of the file to download.
+        archive_md5: checksum of the archive.
+        label: key of the labels in the files.
+        md5: checksum of each file, first the files with training images in their order, last the one with test images.
+        size: number of bytes of each file, where known.
     """
 
     title: str
@@ -60,20 +58,18 @@ class Release:
     variable: str
     archive: str
     archive_md5: str
-    train: tuple[str, ...]
-    test: str
     label: str
     md5: dict[str, str]
     size: dict[str, int]
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All files that are read."""
-        return (*self.train, self.test)
+        """Names of all files, the one with test images last."""
+        return tuple(self.md5)
 
     @property
     def remedy(self) -> str:
-        """What to do about a set that is missing or damaged."""
+        """Sentence for errors: how to get a set that is missing or damaged."""
         return (
             f"Download {self.archive} (md5 {self.archive_md5}) from {PAGE}, unpack it, and set {self.variable} to the "
             f"folder {self.folder}, or {DATA_VARIABLE} to the folder that holds it."
@@ -87,8 +83,6 @@ RELEASES = {
         variable="NFM_CIFAR10",
         archive="cifar-10-python.tar.gz",
         archive_md5="c58f30108f718f92721af3b95e74349a",
-        train=tuple(f"data_batch_{k}" for k in range(1, 6)),
-        test="test_batch",
         label="labels",
         md5={
             "data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -113,15 +107,13 @@ RELEASES = {
         variable="NFM_CIFAR100",
         archive="cifar-100-python.tar.gz",
         archive_md5="eb9058c3a382ffc7106e4002c42a8d85",
-        train=("train",),
-        test="test",
         label="fine_labels",
         md5={"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
         size={},
     ),
 }
 
-# Array builders are taken from what this NumPy writes itself: the modules they lie in have moved between versions.
+# The functions that rebuild arrays, taken from arrays that this NumPy pickles, since their modules differ by version.
 _RECONSTRUCT = np.zeros(1).__reduce__()[0]
 _FROM_BUFFER = np.zeros(1).__reduce_ex__(5)[0]
 _BUILDERS = {
@@ -135,11 +127,11 @@ _BUILDERS = {
 class ArraysOnly(pickle.Unpickler):
     """Builds NumPy arrays, lists, dicts, numbers and text, and refuses every other name in a file.
 
-    All of NumPy would be too much: it has functions that run a text as code.
+    Allowing all of NumPy would be unsafe: some of its functions run a text as code.
     """
 
     def find_class(self, module: str, name: str):
-        """The object for a name: one of the few that arrays are made of."""
+        """The object for a name, if arrays are made of it."""
         if (module, name) == ("_codecs", "encode"):
 
             def latin1(text: str, encoding: str = "latin1") -> bytes:  # how protocols 0 to 2 write bytes
@@ -153,32 +145,25 @@ class ArraysOnly(pickle.Unpickler):
 
 
 def release(classes: int) -> Release:
-    """The archive of 10 or of 100 classes.
-
-    Args:
-        classes: 10 or 100.
-
-    Raises:
-        ValueError: for another number.
-    """
+    """The archive for 10 or 100 classes."""
     if classes not in RELEASES:
         raise ValueError(f"classes: expected 10 or 100, got {classes!r}.")
     return RELEASES[classes]
 
 
 def find_cifar(classes: int = 10, folder: Path | str | None = None) -> Path | None:
-    """The folder with the official files: what is given, else what the environment names.
+    """The folder with the official files.
 
     Args:
         classes: 10 or 100.
-        folder: the folder itself or the one above it; `None` or `""` for `$NFM_CIFAR10` or `$NFM_CIFAR100`, else a
+        folder: the folder itself or its parent; `None` or `""` for `$NFM_CIFAR10` or `$NFM_CIFAR100`, or else the
             folder of the official name in `$NFM_DATA`.
 
     Returns:
-        The folder, or `None` if none is named.
+        The folder, or `None` if neither the argument nor the environment names one.
 
     Raises:
-        DataError: if one is named and lacks files.
+        DataError: if files are missing in the folder.
     """
     kind = release(classes)
     named = str(folder or "") or os.environ.get(kind.variable, "")
@@ -201,24 +186,23 @@ def find_cifar(classes: int = 10, folder: Path | str | None = None) -> Path | No
 
 
 def read_batch(path: Path | str, *, classes: int = 10, check: bool = True) -> ImageSet:
-    """The images and (fine) labels of one official file.
+    """The images `(n, 3, 32, 32)` and (fine) labels of one official file.
 
     Args:
-        path: of the file, under its official name.
+        path: path of the file, with its official name.
         classes: 10 or 100.
-        check: compare size and md5 with the official ones before anything else.
-
-    Returns:
-        Images `(n, 3, 32, 32)` and labels.
+        check: True to compare size and md5 with the official ones first.
 
     Raises:
-        DataError: if the file is missing, damaged, or holds anything else than images and labels.
+        DataError: if the file is missing or damaged, or its content is not images and labels.
     """
     path, kind = Path(path), release(classes)
     options: dict = {"what": f"{path.name} of {kind.title}", "remedy": kind.remedy}
     if check:
         if path.name not in kind.md5:
-            raise DataError(f"{path}: expected one of {', '.join(kind.files)}. With check=False any name is read.")
+            raise DataError(
+                f"{path}: expected one of {', '.join(kind.files)}. Pass check=False to read a file of any name."
+            )
         others = {md5: f"{name} of {k.title}" for k in RELEASES.values() for name, md5 in k.md5.items()}
         options |= {"md5": kind.md5[path.name], "size": kind.size.get(path.name), "others": others}
     check_file(path, **options)
@@ -253,20 +237,16 @@ def load_cifar(
     normalisation: str = "nfm_preprint",
     check: bool = True,
 ) -> ImageData:
-    """CIFAR-10 or CIFAR-100 (fine labels): 50,000 training and 10,000 test images.
+    """CIFAR-10 or CIFAR-100 (fine labels): 50,000 training and 10,000 test images, in the order of the files.
 
     Args:
         classes: 10 or 100.
-        folder: as in `find_cifar`.
-        normalisation: one of `NORMALISATION`. A noise level of the papers is in these units, so it matters.
-        check: compare every file with the official size and md5.
-
-    Returns:
-        The set, `"cifar10"` or `"cifar100"`, images in the order of the files.
+        folder: see `find_cifar`.
+        normalisation: one of `NORMALISATION`. It matters, since the papers' noise levels are in normalised units.
+        check: True to compare every file with the official size and md5.
 
     Raises:
-        ValueError: for another number of classes or an unknown normalisation.
-        DataError: if no folder is named, or a file is not what it should be.
+        DataError: if no folder is named, or a file is missing or damaged.
     """
     kind = release(classes)
     if normalisation not in NORMALISATION:
@@ -274,8 +254,7 @@ def load_cifar(
     place = find_cifar(classes, folder)
     if place is None:
         raise DataError(f"{kind.title}: no folder is named. {kind.remedy}")
-    parts = [read_batch(place / name, classes=classes, check=check) for name in kind.train]
+    *parts, test = (read_batch(place / name, classes=classes, check=check) for name in kind.files)
     train = ImageSet(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))
-    test = read_batch(place / kind.test, classes=classes, check=check)
     mean, std = NORMALISATION[normalisation]
     return ImageData(f"cifar{classes}", train, test, classes, mean, std)

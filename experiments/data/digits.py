@@ -1,8 +1,8 @@
-"""Real images that ship inside a dependency: the 8 x 8 digits of scikit-learn, split once and for all by a seed.
+"""Real images that are part of a dependency: the 8 x 8 digits of scikit-learn, with a fixed split.
 
-Pixels are standardised by the one mean and the one standard deviation of the training images, as colour images are by
-channel. Noise levels then mean what they mean in the papers, which also perturb standardised images. (Pixel by pixel
-is not possible: some pixels are blank in every image.)
+Pixels are standardised by one mean and one standard deviation, those of all training pixels, as the channels of colour
+images are. So noise levels have the same meaning as in the papers, which also perturb standardised images. (Each pixel
+cannot have its own standard deviation, since some pixels are blank in every image.)
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: The two digits of the binary task, label 0 and 1: a pair that is easily confused.
+#: The digits with labels 0 and 1 of the binary task: a pair that is easily confused.
 BINARY = (3, 8)
 CLASSES = (2, 10)
 
 
 @dataclass(frozen=True)
 class Digits:
-    """The training and the test part, float64 images and integer labels.
+    """The training and the test part: float64 images and integer labels.
 
     Attributes:
         x: training images, `(n, 1, 8, 8)`, or vectors `(n, 64)`.
         y: training labels, `(n,)`.
         x_test: test images.
         y_test: test labels.
-        classes: K.
+        classes: K, the number of classes.
     """
 
     x: Tensor
@@ -38,12 +38,12 @@ class Digits:
 
     @property
     def loss(self) -> str:
-        """The loss of the theory for this K: one logit for two classes, K logits otherwise."""
+        """The loss of the theory: logistic (one logit) for two classes, otherwise cross entropy (K logits)."""
         return "logistic" if self.classes == 2 else "cross_entropy"
 
 
 def _split(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Which samples are test data: the same share of every class, drawn by a generator of our own."""
+    """True for the test samples: the same share of every class, drawn with the seed."""
     rng = np.random.default_rng(seed)
     test = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
@@ -52,18 +52,8 @@ def _split(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     return test
 
 
-def load_digits(classes: int = 10, *, images: bool = True, test_share: float = 0.25, seed: int = 0) -> Digits:
-    """The digits, standardised and split.
-
-    Args:
-        classes: 10 for all digits, 2 for 3 against 8.
-        images: samples as `(1, 8, 8)` images, otherwise as vectors of 64.
-        test_share: share of every class that is held out.
-        seed: of the split.
-
-    Raises:
-        ValueError: for another number of classes or a share outside (0, 1).
-    """
+def load_arrays(classes: int, test_share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels 0..16 `(n, 64)`, int64 labels, and True for the samples held out for testing, both `(n,)`."""
     if classes not in CLASSES:
         raise ValueError(f"classes: expected one of {CLASSES}, got {classes!r}.")
     if not 0 < test_share < 1:
@@ -73,28 +63,29 @@ def load_digits(classes: int = 10, *, images: bool = True, test_share: float = 0
     pixels, labels = datasets.load_digits(return_X_y=True)
     if classes == 2:
         keep = np.isin(labels, BINARY)
-        pixels, labels = pixels[keep], (labels[keep] == BINARY[1]).astype(np.int64)
-    test = _split(labels, test_share, seed)
+        pixels, labels = pixels[keep], labels[keep] == BINARY[1]
+    return pixels, labels.astype(np.int64), _split(labels, test_share, seed)
+
+
+def load_digits(classes: int = 10, *, images: bool = True, test_share: float = 0.25, seed: int = 0) -> Digits:
+    """The digits, standardised and split.
+
+    Args:
+        classes: 10 for all digits, 2 for 3 against 8.
+        images: True for images `(1, 8, 8)`, False for vectors of length 64.
+        test_share: share of every class that is held out for testing.
+        seed: random seed of the split.
+    """
+    pixels, labels, test = load_arrays(classes, test_share, seed)
     pixels = (pixels - pixels[~test].mean()) / pixels[~test].std()
     x = torch.from_numpy(pixels).reshape(-1, 1, 8, 8) if images else torch.from_numpy(pixels)
-    y = torch.from_numpy(labels.astype(np.int64))
+    y = torch.from_numpy(labels)
     held_out = torch.from_numpy(test)
     return Digits(x[~held_out], y[~held_out], x[held_out], y[held_out], classes)
 
 
 def verification_subset(data: Digits, n: int) -> tuple[Tensor, Tensor]:
-    """The first training samples of every class in turn: fixed, and balanced up to one sample per class.
-
-    Args:
-        data: the digits.
-        n: number of samples.
-
-    Returns:
-        `(x, y)` with `n` samples.
-
-    Raises:
-        ValueError: if there are not that many.
-    """
+    """`n` training samples `(x, y)`, the first ones of every class in turn, so classes differ by at most one sample."""
     members = [torch.nonzero(data.y == label).flatten() for label in range(data.classes)]
     largest = data.classes * min(map(len, members))
     if not 1 <= n <= largest:

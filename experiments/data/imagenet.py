@@ -1,6 +1,6 @@
-"""ImageNet from folders of classes, decoded when asked for.
+"""ImageNet from folders of classes. Images are decoded when they are used.
 
-The layout is the usual one: `train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`, a wnid being a WordNet id such as
+The layout is the usual one: `train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`, where a wnid is a WordNet id such as
 `n01440764`. Classes are numbered in the order of their sorted wnids.
 """
 
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from ..augment.standard import centre_view
 from .cifar import DATA_VARIABLE, NORMALISATION
-from .images import normalised
+from .images import NormalisedData
 from .integrity import DataError
 
 PAGE = "https://www.image-net.org/download.php"
 VARIABLE = "NFM_IMAGENET"
 CLASSES = 1000
-#: Of the draw of a part of the training images.
+#: Random seed for drawing a part of the training images.
 SUBSET_SEED = 0
 IMAGES = (".jpeg", ".jpg", ".png", ".bmp", ".webp")
 _REMEDY = (
@@ -33,33 +33,11 @@ _REMEDY = (
 )
 
 
-def class_folders(folder: Path | str, *, remedy: str = _REMEDY) -> tuple[str, ...]:
-    """The sorted names of the class folders; hidden folders do not count.
-
-    Args:
-        folder: with one folder per class.
-        remedy: sentence for errors.
-
-    Raises:
-        DataError: if there is no such folder, or none in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder of class folders, but there is none. {remedy}")
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise DataError(f"{folder}: expected one folder per class, got none (images must be in them). {remedy}")
-    return tuple(names)
-
-
 def read_image(path: Path | str):
-    """An image as a PIL image in RGB, whole or not at all.
-
-    Args:
-        path: of the file.
+    """An image file as a PIL image in RGB.
 
     Raises:
-        DataError: if it is missing, cut off or no image.
+        DataError: if the file is missing, incomplete or no image.
     """
     from PIL import Image
 
@@ -67,18 +45,30 @@ def read_image(path: Path | str):
         with Image.open(path) as image:
             return image.convert("RGB")
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file. Has the folder changed since it was listed?") from error
+        raise DataError(f"{path}: no such file. Has the folder changed since the files were listed?") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be decoded ({error}). Fetch this file again.") from error
 
 
 class FolderDataset:
-    """Files in class folders, by index: a map-style data set for `torch.utils.data.DataLoader`.
+    """Files in class folders: a map-style data set for `torch.utils.data.DataLoader`.
+
+    Files are listed by class and name. None is opened.
+
+    Args:
+        folder: folder with one folder per class.
+        wnids: names of all classes of the labels; `None` for the classes of the folder.
+        classes: expected number of class folders; `None` for any.
+        suffixes: suffixes of the files that are listed, in lower case.
+        remedy: sentence for errors.
 
     Attributes:
-        folder: with one folder per class.
-        wnids: class names; the label of a file is the place of its folder in them.
-        labels: `(n,)`, int64 array.
+        folder: folder with one folder per class.
+        wnids: names of the classes; a label is an index into them.
+        labels: class indices, `(n,)`, int64.
+
+    Raises:
+        DataError: if classes are missing, unknown or empty.
     """
 
     def __init__(
@@ -90,20 +80,13 @@ class FolderDataset:
         suffixes: Sequence[str] = IMAGES,
         remedy: str = _REMEDY,
     ):
-        """List the files, sorted by class and by name; none is opened.
-
-        Args:
-            folder: with one folder per class.
-            wnids: names of all classes, if labels are to count in a larger list than the folder's own.
-            classes: expected number of class folders; `None` for any.
-            suffixes: of the files that count, in lower case.
-            remedy: sentence for errors.
-
-        Raises:
-            DataError: if classes are missing, unknown or empty.
-        """
         self.folder = Path(folder)
-        found = class_folders(folder, remedy=remedy)
+        if not self.folder.is_dir():
+            raise DataError(f"{folder}: expected a folder of class folders, but there is none. {remedy}")
+        entries = os.scandir(self.folder)
+        found = tuple(sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".")))  # none hidden
+        if not found:
+            raise DataError(f"{folder}: expected one folder per class, got none (images must be in them). {remedy}")
         if classes is not None and len(found) != classes:
             raise DataError(f"{folder}: expected {classes} class folders, got {len(found)}. {remedy}")
         self.wnids = found if wnids is None else tuple(wnids)
@@ -118,7 +101,7 @@ class FolderDataset:
                 raise DataError(f"{self.folder / wnid}: expected files {', '.join(suffixes)}, got none. {remedy}")
             names += [os.fsencode(f"{wnid}/{name}") for name in inside]
             labels += [label] * len(inside)
-        self._names = np.array(names)  # one block of bytes: worker processes share it, as they would not share a list
+        self._names = np.array(names)  # one block of bytes, which worker processes share, unlike a list
         self.labels = np.array(labels, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -133,23 +116,22 @@ class FolderDataset:
 class ImageFolder(FolderDataset):
     """Images in class folders; an item is `(uint8 array (H, W, 3), label)`.
 
-    Args of the constructor are those of `FolderDataset` and `transform`, which maps a PIL image to a PIL image or to
-    a uint8 array `(H, W, 3)`.
+    The constructor has the options of `FolderDataset`, and `transform`, which maps a PIL image to a PIL image or to a
+    uint8 array `(H, W, 3)`.
     """
 
     def __init__(self, folder: Path | str, *, transform: Callable | None = None, **options):
-        """List the files; `options` as for `FolderDataset`."""
         super().__init__(folder, **options)
         self.transform = transform
 
     def through(self, transform: Callable | None) -> ImageFolder:
-        """The same files, not listed again, through another transform; `None` for whole images."""
+        """The same files, not listed again, with another transform; `None` for whole images."""
         other = copy.copy(self)
         other.transform = transform
         return other
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """Decode, transform, and give bytes."""
+        """Decode and transform an image."""
         image = read_image(self.path(index))
         array = np.array(image if self.transform is None else self.transform(image))
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
@@ -160,40 +142,30 @@ class ImageFolder(FolderDataset):
 
 
 def class_indices(wnids: Sequence[str], all_wnids: Sequence[str]) -> tuple[int, ...]:
-    """Where some classes stand in the full list, in their own order.
-
-    Args:
-        wnids: of a part, such as the 200 folders of ImageNet-R.
-        all_wnids: of the training set.
+    """The indices of some classes, such as the 200 of ImageNet-R, in the list of all classes.
 
     Raises:
-        DataError: if a class is not in the full list.
+        DataError: if a class is not in the list.
     """
     place = {wnid: k for k, wnid in enumerate(all_wnids)}
     unknown = [wnid for wnid in wnids if wnid not in place]
     if unknown:
         raise DataError(
             f"expected classes out of the {len(place)} of the full list, got {len(unknown)} others, such as "
-            f"{unknown[0]!r}. Are these folders wnids, and of ImageNet-1k?"
+            f"{unknown[0]!r}. Are the names of these folders wnids of ImageNet-1k?"
         )
     return tuple(place[wnid] for wnid in wnids)
 
 
 def restrict_to_classes(logits: Tensor, indices: Sequence[int]) -> Tensor:
-    """The logits of some classes, as ImageNet-R is scored.
+    """The logits of some classes, `(..., len(indices))`, as ImageNet-R is scored.
 
-    The reference code of ImageNet-R keeps the 200 logits of its classes before softmax and argmax (protocol,
-    section 4). Labels must then count in the same short list, as those of an `ImageFolder` without `wnids` do.
+    The reference code of ImageNet-R keeps only the 200 logits of its classes before softmax and argmax (protocol,
+    section 4). The labels must then be numbered within these classes, as those of an `ImageFolder` without `wnids` are.
 
     Args:
-        logits: `(..., K)`.
-        indices: of the kept classes, see `class_indices`.
-
-    Returns:
-        `(..., len(indices))`.
-
-    Raises:
-        ValueError: if an index is outside 0..K-1 or comes twice.
+        logits: logits of all classes, `(..., K)`.
+        indices: indices of the kept classes, see `class_indices`.
     """
     count = logits.shape[-1]
     wrong = [k for k in indices if not 0 <= k < count]
@@ -204,15 +176,15 @@ def restrict_to_classes(logits: Tensor, indices: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Images of a folder as the samples of a training; whole, and decoded when asked for.
+    """Images of a folder as training samples: whole, and decoded when they are used.
 
     Attributes:
-        folder: of the images.
-        chosen: their places in the folder, `(n,)`.
+        folder: the images.
+        chosen: indices of the samples in the folder, `(n,)`.
         labels: class indices, `(n,)`.
-        mean: of each channel, pixels in [0, 1].
-        std: of each channel.
-        classes: K.
+        mean: mean of each channel, for pixels in [0, 1].
+        std: standard deviation of each channel.
+        classes: K, the number of classes.
     """
 
     folder: ImageFolder
@@ -223,51 +195,30 @@ class FolderSource:
     classes: int
 
     def sample(self, index: int) -> np.ndarray:
-        """One image, bytes `(H, W, 3)` of its own size."""
+        """One image, bytes `(H, W, 3)`, at its own size."""
         return self.folder[int(self.chosen[index])][0]
 
 
 @dataclass(frozen=True)
-class ImageNet:
-    """ImageNet on disk; the counterpart of `ImageData`, which is in memory.
+class ImageNet(NormalisedData):
+    """ImageNet on disk, the counterpart of `ImageData` in memory."""
 
-    Attributes:
-        name: `"imagenet"`.
-        train: training images.
-        test: validation images.
-        classes: K.
-        mean: of each channel, pixels in [0, 1].
-        std: of each channel.
-    """
-
-    name: str
     train: ImageFolder
     test: ImageFolder
-    classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """What a network sees; as `ImageData.normalise`."""
-        return normalised(images, self.mean, self.std)
 
     def source(self, training) -> FolderSource:
-        """The samples of a training.
+        """The samples of a training: all images, or as many as `training.samples` says.
 
-        Files are sorted by class, so that the first ones would all be of a few classes. A part is a seeded draw
-        instead; a smaller part lies in a larger one.
-
-        Args:
-            training: its `samples` says how many; `None` for all.
-
-        Raises:
-            ValueError: if there are fewer.
+        The files are sorted by class, so the first ones would belong to a few classes only. Therefore the samples are
+        drawn with a fixed seed. A smaller selection is part of every larger one.
         """
         total, count = len(self.train), training.samples
         chosen = np.arange(total)
         if count is not None:
             if not 1 <= count <= total:
-                raise ValueError(f"samples: expected 1 to {total}, the images in {self.train.folder}, got {count}.")
+                raise ValueError(
+                    f"samples: expected 1 to {total}, the number of images in {self.train.folder}, got {count}."
+                )
             chosen = np.sort(np.random.default_rng(SUBSET_SEED).permutation(total)[:count])
         whole = self.train.through(None)
         return FolderSource(whole, chosen, whole.labels[chosen], self.mean, self.std, self.classes)
@@ -276,22 +227,17 @@ class ImageNet:
 def load_imagenet(
     folder: Path | str | None = None,
     *,
-    train_transform: Callable | None = None,
-    test_transform: Callable | None = centre_view,
     classes: int = CLASSES,
     normalisation: str = "imagenet",
 ) -> ImageNet:
-    """The training and the validation part.
+    """The training images and the validation images.
 
     Args:
-        folder: with `train` and `val`; `None` for `$NFM_IMAGENET`, else `imagenet` in `$NFM_DATA`.
-        train_transform: of PIL images, such as a random crop.
-        test_transform: the same for validation.
-        classes: expected number of classes; another one for a subset such as ImageNet-100.
+        folder: folder with `train` and `val`; `None` for `$NFM_IMAGENET`, or else `imagenet` in `$NFM_DATA`.
+        classes: expected number of classes, if not 1000, as for a subset such as ImageNet-100.
         normalisation: one of `cifar.NORMALISATION`.
 
     Raises:
-        ValueError: for an unknown normalisation.
         DataError: if no folder is named, or classes are missing.
     """
     if normalisation not in NORMALISATION:
@@ -301,6 +247,6 @@ def load_imagenet(
         named = str(Path(os.environ[DATA_VARIABLE]) / "imagenet")
     if not named:
         raise DataError(f"ImageNet: no folder is named. {_REMEDY}")
-    train = ImageFolder(Path(named) / "train", transform=train_transform, classes=classes)
-    test = ImageFolder(Path(named) / "val", transform=test_transform, classes=classes, wnids=train.wnids)
+    train = ImageFolder(Path(named) / "train", classes=classes)
+    test = ImageFolder(Path(named) / "val", transform=centre_view, classes=classes, wnids=train.wnids)
     return ImageNet("imagenet", train, test, classes, *NORMALISATION[normalisation])

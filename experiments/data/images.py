@@ -1,7 +1,8 @@
-"""Images in memory: bytes and labels, with the normalisation that a network sees them through."""
+"""Images in memory: bytes, labels, and the normalisation before the network."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,18 +14,15 @@ class ImageSet:
     """Images as bytes, and their labels.
 
     Attributes:
-        images: `(n, C, H, W)`, uint8.
+        images: bytes `(n, C, H, W)`.
         labels: class indices, `(n,)`, int64.
-
-    Raises:
-        ValueError: if kinds or shapes do not fit.
     """
 
     images: Tensor
     labels: Tensor
 
     def __post_init__(self):
-        """Refuse what is no set of images."""
+        """Check types and shapes."""
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             raise ValueError(
                 f"images: expected bytes (n, C, H, W), got {self.images.dtype} of shape {tuple(self.images.shape)}."
@@ -40,53 +38,40 @@ class ImageSet:
         return len(self.images)
 
     def first(self, count: int | None) -> ImageSet:
-        """The first `count` images, or all."""
+        """The first `count` images, or all for `None`."""
         return self if count is None else ImageSet(self.images[:count], self.labels[:count])
 
 
-def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """What a network sees.
-
-    Args:
-        images: `(..., C, H, W)`; bytes, or floating point in [0, 1].
-        mean: of each channel, pixels in [0, 1].
-        std: of each channel.
-
-    Returns:
-        float32 (or the given floating dtype), `(pixel - mean) / std` by channel.
-    """
-    pixels = images if images.is_floating_point() else images.float() / 255
-    shift, scale = (torch.tensor(v, dtype=pixels.dtype, device=pixels.device)[:, None, None] for v in (mean, std))
-    return (pixels - shift) / scale
-
-
 @dataclass(frozen=True)
-class ImageData:
-    """A data set for training and testing.
+class NormalisedData:
+    """Training and test images, and their normalisation.
 
     Attributes:
-        name: for records, such as `"cifar10"`.
+        name: name for records, such as `"cifar10"`.
         train: training images.
         test: test images.
-        classes: K.
-        mean: of each channel, pixels in [0, 1].
-        std: of each channel.
+        classes: K, the number of classes.
+        mean: mean of each channel, for pixels in [0, 1].
+        std: standard deviation of each channel.
     """
 
     name: str
-    train: ImageSet
-    test: ImageSet
+    train: Sequence
+    test: Sequence
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def normalise(self, images: Tensor) -> Tensor:
-        """What a network sees.
+        """Normalise bytes, or floats in [0, 1], `(..., C, H, W)`. The result is float32, or has the floats' dtype."""
+        pixels = images if images.is_floating_point() else images.float() / 255
+        mean, std = (torch.tensor(v, dtype=pixels.dtype, device=pixels.device) for v in (self.mean, self.std))
+        return (pixels - mean[:, None, None]) / std[:, None, None]
 
-        Args:
-            images: `(..., C, H, W)`; bytes, or floating point in [0, 1].
 
-        Returns:
-            float32 (or the given floating dtype), `(pixel - mean) / std` by channel.
-        """
-        return normalised(images, self.mean, self.std)
+@dataclass(frozen=True)
+class ImageData(NormalisedData):
+    """A data set in memory."""
+
+    train: ImageSet
+    test: ImageSet

@@ -1,7 +1,7 @@
-"""Is a file what it should be? Sizes and checksums, with errors that name the file and the way out.
+"""Checks of files by size and checksum. Errors name the file and the remedy.
 
-Checksums here find damage and mix-ups. They are no defence against a forger: what is read afterwards is read by
-code that runs nothing from the file.
+The checksums find damaged and mistaken files. They do not protect against forgery, but the code that reads the files
+runs nothing from them.
 """
 
 from __future__ import annotations
@@ -14,19 +14,11 @@ _CHUNK = 1 << 20
 
 
 class DataError(ValueError):
-    """Data that a user can put right: a file that is missing, cut off, damaged or of another version."""
+    """A file that is missing, incomplete, damaged or of another version, which the user can replace."""
 
 
 def file_hash(path: Path | str, algorithm: str = "md5") -> str:
-    """Checksum of a file, as lower-case hexadecimal digits.
-
-    Args:
-        path: of the file, which is read in pieces.
-        algorithm: a name that `hashlib` knows, `"md5"` or `"sha256"` here.
-
-    Returns:
-        What `md5sum` or `sha256sum` prints.
-    """
+    """Checksum of a file in hexadecimal, as `md5sum` or `sha256sum` prints it. The file is read in pieces."""
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with Path(path).open("rb") as file:
         while piece := file.read(_CHUNK):
@@ -44,22 +36,19 @@ def check_file(
     remedy: str = "Fetch it again from where it came.",
     others: Mapping[str, str] | None = None,
 ) -> Path:
-    """Check a file before it is read; cheap tests come first.
+    """Check a file before it is read, the fast checks first. Returns its path.
 
     Args:
-        path: of the file.
+        path: path of the file.
         md5: expected checksum; `None` for no check.
-        sha256: the same.
-        size: expected bytes.
-        what: the file's role, for the error, such as `"training batch 1 of CIFAR-10"`.
+        sha256: expected checksum; `None` for no check.
+        size: expected number of bytes; `None` for no check.
+        what: description for the error, such as `"training batch 1 of CIFAR-10"`.
         remedy: sentence that tells the user what to do.
-        others: checksum -> description of files that may stand here by mistake, such as another version.
-
-    Returns:
-        The path.
+        others: descriptions by checksum of files that may be here by mistake, such as another version.
 
     Raises:
-        DataError: if the file is missing, too short, too long, or another one than expected.
+        DataError: if the file is missing, too short, too long, or not the expected one.
     """
     path = Path(path)
     if not path.is_file():

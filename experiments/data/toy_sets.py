@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 SAMPLES = 500
-#: Corners of the inner class of the band problem, a U, before scaling.
+#: Corners of the U, the inner class of the band problem, before scaling.
 U_SHAPE = (
     (-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (0.4, 1.0), (0.4, -0.4), (-0.4, -0.4), (-0.4, 1.0), (-1.0, 1.0),
 )  # fmt: skip
-#: Half the side of the square that points are drawn from, and half the width of the band, both before scaling.
+#: Half the side of the square of all points, and half the width of the band, both before scaling.
 SQUARE, BAND = 2.0, 0.05
 
 
 @dataclass(frozen=True)
 class ToyData:
-    """Points in the plane and their class.
+    """Points in the plane and their classes.
 
     Attributes:
         x: training points, `(n, 2)`, float32.
@@ -32,11 +33,7 @@ class ToyData:
     y: Tensor
     x_test: Tensor
     y_test: Tensor
-
-    @property
-    def classes(self) -> int:
-        """Two."""
-        return 2
+    classes: ClassVar[int] = 2
 
 
 def _split(points: np.ndarray, labels: np.ndarray, train: int) -> ToyData:
@@ -46,17 +43,12 @@ def _split(points: np.ndarray, labels: np.ndarray, train: int) -> ToyData:
 
 
 def nfm_rings(seed: int = 0) -> ToyData:
-    """Two concentric circles, NFM, Figures 2 and 3: 300 points to train, 200 to test.
+    """Two concentric circles as in NFM, Figures 2 and 3: 300 training and 200 test points, label 1 on the inner one.
 
-    The figure shows an inner disc in a ring, and its accuracies are multiples of 0.5 %, so 200 test points. The 500
-    points, the factor 0.05 and the noise 0.3 are recalled from the paper, not read in a source (protocol, section 5).
-    Our choice, since nowhere stated: equal classes, the split (the first 300 of a shuffled list), and the seed.
-
-    Args:
-        seed: of the points and their order.
-
-    Returns:
-        Label 1 is the inner circle.
+    The figure shows an inner disc in a ring. Its accuracies are multiples of 0.5 %, so there are 200 test points. The
+    500 points, the factor 0.05 and the noise 0.3 are recalled from the paper, not read in a source (protocol, section
+    5). Nothing is stated about the class sizes, the split and the seed. We chose equal classes, and the first 300
+    points of a shuffled list for training.
     """
     from sklearn import datasets
 
@@ -65,14 +57,7 @@ def nfm_rings(seed: int = 0) -> ToyData:
 
 
 def signed_distance(points: np.ndarray) -> np.ndarray:
-    """Distance to the edge of the U, positive inside.
-
-    Args:
-        points: `(n, 2)`, before scaling.
-
-    Returns:
-        `(n,)`, float64.
-    """
+    """Distance of points `(n, 2)` to the edge of the U, before scaling; positive inside. Returns `(n,)`, float64."""
     import cv2
 
     contour = np.array(U_SHAPE, dtype=np.float32)[:, None]
@@ -80,28 +65,25 @@ def signed_distance(points: np.ndarray) -> np.ndarray:
 
 
 def noisymix_band(seed: int = 0, *, scale: float = 0.5, noise: float = 0.2) -> ToyData:
-    """A U with a band around its edge in which labels are random, NoisyMix, Appendix A: 250 points each.
+    """A U (label 1) with random labels in a band around its edge, as in NoisyMix, Appendix A: 250 points for each part.
 
-    Stated are 500 samples, a scale factor 0.5, normal noise of standard deviation 0.2 "to the shape", a concave
-    polygon, a band with random labels, and 250 training and 250 test points. Our choice, since nowhere stated:
+    The paper states 500 samples, a scale factor 0.5, normal noise of standard deviation 0.2 "to the shape", a concave
+    polygon, a band with random labels, and 250 training and 250 test points. The rest is our choice:
 
-    - the corners of the U (`U_SHAPE`), such that about a fifth of all points are in the inner class, as in the
-      figure of the released code;
-    - clean points uniform in a square of side 4, label 1 inside the U;
-    - the band: within 0.05 of the edge, label 0 or 1 with equal chance;
-    - the noise is added to the points after labelling and before scaling, so it is 0.1 in the units of the result;
-    - the split, the first 250 of independent points, and the seed.
+    - The corners of the U (`U_SHAPE`) are such that it contains about a fifth of all points, as in the figure of the
+      released code.
+    - The clean points are uniform in a square of side 4, with label 1 inside the U.
+    - In the band, within 0.05 of the edge, the labels 0 and 1 have equal probability.
+    - The noise is added to the points after labelling and before scaling, so it is 0.1 in the units of the result.
+    - The first 250 of the independent points are for training.
 
-    With these, about 90 % is the best possible accuracy (estimated by nearest neighbours among 30,000 points), and
-    82 % that of a constant guess; the trained networks of the released figure have 86.8 to 88.8 %.
+    With these choices the best possible accuracy is about 90 % (estimated by nearest neighbours among 30,000 points),
+    and a constant guess has 82 %. The trained networks of the released figure have 86.8 to 88.8 %.
 
     Args:
-        seed: of points, labels and noise.
+        seed: random seed of points, labels and noise.
         scale: factor of all coordinates.
-        noise: standard deviation, before scaling.
-
-    Returns:
-        Label 1 is the U.
+        noise: standard deviation of the noise, before scaling.
     """
     rng = np.random.default_rng(seed)
     clean = rng.uniform(-SQUARE, SQUARE, (SAMPLES, 2))

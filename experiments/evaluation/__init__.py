@@ -1,4 +1,4 @@
-"""Measurements on trained networks, suite by suite, and the test sets that they need."""
+"""Measurements on trained networks, grouped into suites, and the test sets that they need."""
 
 from .subject import Subject, at_size
 from .suites import SUITES, run_suite, suites_of

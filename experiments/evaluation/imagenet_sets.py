@@ -1,4 +1,4 @@
-"""The suites for ImageNet: images and videos are read batch by batch, and only what is counted is kept."""
+"""The suites for ImageNet. Images and videos are read in batches, and only the counts are kept in memory."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from ..metrics.streams import CHUNK
 from . import sets
 from .subject import CROP, SEED, Measured, Subject, resize_for
 
-#: Levels of NFM Table 3.
+#: Noise levels of NFM Table 3.
 WHITE_NOISE = (0.1, 0.25, 0.5)
 SALT_PEPPER = (0.06, 0.1, 0.15)
-#: Every sequence of ImageNet-P has at least so many frames (Hendrycks and Dietterich 2019, section 4.1).
+#: Smallest number of frames in a sequence of ImageNet-P (Hendrycks and Dietterich 2019, section 4.1).
 FRAMES = 30
 
 
@@ -37,12 +37,12 @@ FRAMES = 30
 
 
 def view_of(size: int) -> Callable:
-    """The test view as a transform of PIL images, for whole photographs."""
+    """The test view as a transform of PIL images of any size."""
     return partial(centre_view, resize=resize_for(size), crop=size)
 
 
 def fitting_view(image, *, size: int):
-    """The image as it is where it has the size already, as those of ImageNet-C do at 224 pixels; else its test view."""
+    """The image itself if it has the right size (images of ImageNet-C at 224 pixels), otherwise its test view."""
     return image if image.size == (size, size) else view_of(size)(image)
 
 
@@ -51,7 +51,7 @@ def _side(subject: Subject) -> int:
 
 
 def _by_chunks(count: int, batch_size: int) -> list[range]:
-    """Batches in order; none reaches over the end of a chunk, whose draws begin anew."""
+    """Batches in order. No batch crosses the end of a chunk, because the noise of every chunk has its own generator."""
     chunks = [(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
     return [range(k, min(k + batch_size, end)) for start, end in chunks for k in range(start, end, batch_size)]
 
@@ -62,14 +62,10 @@ def _loader(folder: FolderDataset, subject: Subject, **options) -> DataLoader:
 
 
 def batches(folder: ImageFolder, subject: Subject) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """All images of a folder in order.
-
-    Args:
-        folder: its transform brings all images to one size.
-        subject: says how many at a time.
+    """All images of a folder in order, in batches of `subject.options["batch_size"]`.
 
     Yields:
-        Place of the first image, bytes `(b, 3, H, W)`, and labels `(b,)`.
+        Index of the first image, bytes `(b, 3, H, W)`, and labels `(b,)`.
     """
     parts = _by_chunks(len(folder), subject.options["batch_size"])
     for part, (pixels, labels) in zip(parts, _loader(folder, subject, batch_sampler=parts), strict=True):
@@ -81,7 +77,7 @@ def _validation(subject: Subject) -> ImageFolder:
 
 
 def share_correct(folder: ImageFolder, subject: Subject) -> float:
-    """Accuracy on a folder, a share."""
+    """Accuracy on the images of a folder, in [0, 1]."""
     right = sum(_right(subject.predict(pixels), labels) for _, pixels, labels in batches(folder, subject))
     return right / len(folder)
 
@@ -104,12 +100,12 @@ def clean(subject: Subject) -> Measured:
 
 
 def _noise(subject: Subject, kinds: Mapping[str, tuple[str, str]], levels: tuple[float, ...]) -> Measured:
-    """Every image is read once, and noised for each kind and level.
+    """Accuracy for each kind and level of noise. Every image is read only once.
 
     Args:
         subject: network and data.
-        kinds: first part of the metric's key -> kind and variant, see `noise_curve`.
-        levels: of all kinds.
+        kinds: maps the first part of a metric's key to the kind and variant of `noise_curve`.
+        levels: noise levels, the same for all kinds.
     """
     images, right, noises = _validation(subject), {}, {}
     for start, pixels, labels in batches(images, subject):
@@ -124,27 +120,27 @@ def _noise(subject: Subject, kinds: Mapping[str, tuple[str, str]], levels: tuple
 
 
 def white_noise(subject: Subject) -> Measured:
-    """Accuracy under white noise in normalised units."""
+    """Accuracy under white noise added to the normalised images."""
     return _noise(subject, {"white_noise": ("white_noise", "released")}, WHITE_NOISE)
 
 
 def salt_pepper(subject: Subject) -> Measured:
-    """Accuracy under salt and pepper: as released for CIFAR (one channel), and the standard test beside it."""
+    """Accuracy under salt and pepper noise, as in the released code for CIFAR (one channel) and in standard form."""
     kinds = {"salt_pepper": ("salt_pepper", "released"), "salt_pepper_standard": ("salt_pepper", "standard")}
     return _noise(subject, kinds, SALT_PEPPER)
 
 
 def corrupted(subject: Subject) -> Measured:
-    """Accuracy on ImageNet-C for each corruption and severity, and their means.
+    """Accuracy on ImageNet-C under each corruption at each severity, and the means.
 
     Raises:
-        DataError: if a corruption, a severity or images are missing; before anything is measured.
+        DataError: if a corruption, a severity or some images are missing. This is checked before the measurement.
     """
     view = partial(fitting_view, size=_side(subject))
     folder = sets.published_folder("ImageNet-C")
     images = CorruptedFolders(folder, wnids=subject.data.test.wnids, transform=view)
     if missing := sorted(set(STANDARD) - set(images.names)):
-        raise DataError(f"{folder}: expected the 15 corruptions of ImageNet-C, but {', '.join(missing)} are missing.")
+        raise DataError(f"{folder}: expected the 15 corruptions of ImageNet-C; missing: {', '.join(missing)}.")
     if images.severities != SEVERITIES:
         raise DataError(f"{folder}: expected severities 1 to 5 of each corruption, got {images.severities}.")
     cells = {(name, severity): images.read(name, severity) for name in STANDARD for severity in SEVERITIES}
@@ -152,15 +148,15 @@ def corrupted(subject: Subject) -> Measured:
     for (name, severity), part in cells.items():
         if len(part) != expected:
             raise DataError(
-                f"{part.folder}: expected {expected} images of {name} at severity {severity}, as there are validation "
-                f"images, got {len(part)}. Unpack its archive again."
+                f"{part.folder}: expected {expected} images of {name} at severity {severity}, one for each validation "
+                f"image, got {len(part)}. Unpack its archive again."
             )
     found = {cell: share_correct(part, subject) for cell, part in cells.items()}
     return corruption_summary(found), {"set": "ImageNet-C", "images": expected, "crop": _side(subject)}
 
 
 def _rendition_logits(subject: Subject) -> tuple[Tensor, Tensor, dict]:
-    """Logits of ImageNet-R for its own classes, its labels in the same short list, and settings."""
+    """Logits of ImageNet-R for its 200 classes, labels numbered within these classes, and the settings."""
     folder = ImageFolder(sets.published_folder("ImageNet-R"), transform=view_of(_side(subject)))
     classes = class_indices(folder.wnids, subject.data.test.wnids)
     logits = [restrict_to_classes(subject.predict(pixels), classes) for _, pixels, _ in batches(folder, subject)]
@@ -178,14 +174,14 @@ def renditions(subject: Subject) -> Measured:
 
 
 def calibration(subject: Subject) -> Measured:
-    """Calibration errors and AURRA on ImageNet-R, as in NoisyMix Table 11; not on the validation images."""
+    """Calibration errors and AURRA on ImageNet-R, as in NoisyMix Table 11 (not on the validation images)."""
     logits, labels, settings = _rendition_logits(subject)
     found = calibration_summary(logits, labels)
     return {f"imagenet_r/{name}": value for name, value in found.items()}, settings
 
 
 def _sequences(folder: Path, name: str) -> Path:
-    """Where a perturbation lies: in the folder itself, or in that of its archive (`noise`, `blur`, ...)."""
+    """The folder of a perturbation: in the set itself, or in the folder of its archive (`noise`, `blur`, ...)."""
     places = [folder / name, *sorted(folder.glob(f"*/{name}"))]
     place = next((p for p in places if p.is_dir()), None)
     if place is None:
@@ -194,17 +190,17 @@ def _sequences(folder: Path, name: str) -> Path:
 
 
 def _frames(video: np.ndarray, size: int) -> Tensor:
-    """Bytes `(frames, 3, size, size)`."""
+    """The frames of a video at the size of the network, bytes `(frames, 3, size, size)`."""
     if video.shape[1:3] != (size, size):
         video = np.stack([center_crop_resize(frame, size, resize=resize_for(size)) for frame in video])
     return torch.from_numpy(video).permute(0, 3, 1, 2)
 
 
 def flips(subject: Subject) -> Measured:
-    """Flip probabilities on ImageNet-P, and rates relative to AlexNet (NoisyMix Tables 1 and 12).
+    """Flip probabilities on ImageNet-P, and flip rates relative to AlexNet (NoisyMix Tables 1 and 12).
 
     Raises:
-        DataError: if a perturbation is missing; before anything is measured.
+        DataError: if a perturbation is missing. This is checked before the measurement.
     """
     folder, size = sets.published_folder("ImageNet-P"), _side(subject)
     wnids = subject.data.test.wnids
@@ -225,7 +221,7 @@ def flips(subject: Subject) -> Measured:
 
 
 def _as_is(sample):
-    """A video stays an array: its frames are a batch already."""
+    """Return the video unchanged, since its frames are a batch already. Worker processes need a named function."""
     return sample
 
 

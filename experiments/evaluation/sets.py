@@ -1,7 +1,6 @@
-"""Corrupted and perturbed test sets: the published ones where a recipe is the paper's, generated ones elsewhere.
+"""The corrupted and perturbed test sets: published ones for the papers' recipes, generated ones for all others.
 
-Generated sets are made once and kept in the cache. They are never mixed with the published ones: which one a number is
-of stands in the settings of its ledger entry.
+A generated set is made once and kept in the cache. The settings of a ledger entry say which set a number belongs to.
 """
 
 from __future__ import annotations
@@ -9,11 +8,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
-
-import numpy as np
 
 from ..corruptions import STANDARD
 from ..corruptions.generate import generate_corrupted, generate_perturbed
@@ -22,25 +18,12 @@ from ..data.corrupted import CorruptedSet, PerturbedSet
 from ..data.images import ImageData
 from ..studies.networks import cache_directory
 
-#: Of the generated sets; part of their name.
+#: Random seed of the generated sets. It is part of the folder's name.
 SEED = 0
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time; the others wait, and then find the work done."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _channels_last(data: ImageData) -> np.ndarray:
-    return data.test.images.permute(0, 2, 3, 1).contiguous().numpy()
-
-
 def _complete(folder: Path, names: Iterable[str]) -> bool:
-    """Whether the manifest lists all; the readers compare what they read with it."""
+    """True if the manifest lists every name. Whether the files are intact is checked when they are read."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         return False
@@ -48,50 +31,40 @@ def _complete(folder: Path, names: Iterable[str]) -> bool:
     return all(name in listed or f"{name}.npy" in listed for name in names)
 
 
-def generated_corrupted(data: ImageData, *, workers: int = 1) -> CorruptedSet:
-    """All 15 corruptions at 5 severities of the test images, from the cache or made now.
+def _generated(data: ImageData, kind: str, names: Iterable[str], generate: Callable, **options) -> Path:
+    """The folder of a generated set. Only one process makes it; the others wait and then find it complete."""
+    folder = cache_directory() / "sets" / f"{data.name}-{kind}-seed{SEED}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not _complete(folder, names):
+            images = data.test.images.permute(0, 2, 3, 1).contiguous().numpy()
+            generate(images, data.test.labels.numpy(), folder, seed=SEED, **options)
+    return folder
 
-    Args:
-        data: whose test images.
-        workers: processes that make them.
-    """
-    folder = cache_directory() / "sets" / f"{data.name}-c-seed{SEED}"
-    with _alone(folder):
-        if not _complete(folder, STANDARD):
-            generate_corrupted(
-                _channels_last(data), data.test.labels.numpy(), folder, seed=SEED, workers=workers, frost="procedural"
-            )
+
+def generated_corrupted(data: ImageData, *, workers: int = 1) -> CorruptedSet:
+    """The test images under all 15 corruptions at 5 severities, read from the cache or made now by `workers`."""
+    folder = _generated(data, "c", STANDARD, generate_corrupted, workers=workers, frost="procedural")
     return CorruptedSet(folder)
 
 
 def generated_perturbed(data: ImageData, *, workers: int = 1) -> PerturbedSet:
-    """The ten sequences of frames of each test image, from the cache or made now.
-
-    Args:
-        data: whose test images.
-        workers: processes that make them.
-    """
-    folder = cache_directory() / "sets" / f"{data.name}-p-seed{SEED}"
-    with _alone(folder):
-        if not _complete(folder, CIFAR_P):
-            generate_perturbed(_channels_last(data), data.test.labels.numpy(), folder, seed=SEED, workers=workers)
-    return PerturbedSet(folder)
+    """The ten sequences of frames of every test image, read from the cache or made now by `workers` processes."""
+    return PerturbedSet(_generated(data, "p", CIFAR_P, generate_perturbed, workers=workers))
 
 
 def published_folder(name: str) -> Path:
-    """The folder of a published set, `$NFM_DATA/<name>`.
-
-    Args:
-        name: such as `"CIFAR-10-C"`.
+    """The folder `$NFM_DATA/<name>` of a published set such as `"CIFAR-10-C"`.
 
     Raises:
-        FileNotFoundError: if there is none, with where to get it.
+        FileNotFoundError: if there is no such folder; the message says where to get the set.
     """
     root = os.environ.get("NFM_DATA", "")
     folder = Path(root) / name
     if not root or not folder.is_dir():
         raise FileNotFoundError(
-            f"{name}: expected a folder of this name in $NFM_DATA ({root or 'not set'}); it is published by the "
+            f"{name}: expected a folder of this name in $NFM_DATA ({root or 'not set'}). Download the set from the "
             "authors of the benchmark (see the page on reproducing at the papers' size)."
         )
     return folder

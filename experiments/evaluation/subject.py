@@ -1,4 +1,4 @@
-"""A network, the data it is measured on, and how test images are brought to its size."""
+"""A network, the data on which it is measured, and the resizing of test images."""
 
 from __future__ import annotations
 
@@ -13,20 +13,17 @@ from ..data.images import ImageData
 from ..data.toy_sets import ToyData
 from ..metrics.accuracy import logits_of
 
-#: Images of one forward pass; small enough to stay in a core's cache.
+#: Number of images in a forward pass, small enough to fit into the cache of a core.
 BATCH = 64
 SEED = 0
-#: The test view of ImageNet: the shorter side to 256, the central 224. Other sizes keep the ratio.
+#: Test view of ImageNet: resize the shorter side to 256, then crop the central 224. Other sizes keep this ratio.
 RESIZE, CROP = 256, 224
 
 Measured = tuple[dict[str, float], dict]
 
 
 def resize_for(size: int) -> int:
-    """The shorter side before the central crop, in pixels.
-
-    Args:
-        size: side of the crop.
+    """Length in pixels of the shorter side before a central crop of `size` pixels.
 
     Example:
         >>> resize_for(224), resize_for(64)
@@ -36,15 +33,7 @@ def resize_for(size: int) -> int:
 
 
 def bring_to_size(images: Tensor, size: int) -> Tensor:
-    """The test view of a batch, image by image.
-
-    Args:
-        images: bytes `(n, C, H, W)`.
-        size: side of the result, in pixels.
-
-    Returns:
-        Bytes `(n, C, size, size)` on the device of the images.
-    """
+    """The test view (resize, then central crop) of each image: bytes `(n, C, H, W)` to bytes `(n, C, size, size)`."""
     views = [
         center_crop_resize(image, size, resize=resize_for(size)) for image in images.permute(0, 2, 3, 1).cpu().numpy()
     ]
@@ -53,37 +42,28 @@ def bring_to_size(images: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class SizedData(ImageData):
-    """Images in memory that a network sees at another size; each batch is brought there when it is normalised.
+    """Images in memory for a network that expects another size. They are resized when they are normalised.
 
     Attributes:
-        image_size: side of what the network sees, in pixels.
+        image_size: side in pixels of the images that the network sees.
     """
 
     image_size: int
 
     def normalise(self, images: Tensor) -> Tensor:
-        """What a network sees, `(n, C, image_size, image_size)`.
-
-        Args:
-            images: bytes `(n, C, H, W)`.
-
-        Raises:
-            ValueError: for floats, which an attack would need gradients of.
-        """
+        """Resize and normalise bytes `(n, C, H, W)`. Floats are refused, since the resizing has no gradient."""
         if images.is_floating_point():
             raise ValueError(
-                f"images: expected bytes, which Pillow brings to {self.image_size} pixels without gradients, got "
-                f"{images.dtype}; attacks need a recipe with image_size=0."
+                f"images: expected bytes, since resizing to {self.image_size} pixels has no gradient, got "
+                f"{images.dtype}; for attacks take a recipe with image_size=0."
             )
         return super().normalise(bring_to_size(images, self.image_size))
 
 
 def at_size(data: ImageData | ImageNet | ToyData, size: int) -> ImageData | ImageNet | ToyData:
-    """The data as a network of this image size is tested on it; images on disk are brought there as they are read.
+    """The data with images resized to `size` pixels for testing. A size of 0 leaves them as they are.
 
-    Args:
-        data: any.
-        size: side in pixels; 0 leaves images as they are.
+    Images on disk are returned unchanged, since they are resized as they are read.
     """
     if not size or not isinstance(data, ImageData):
         return data
@@ -92,16 +72,16 @@ def at_size(data: ImageData | ImageNet | ToyData, size: int) -> ImageData | Imag
 
 @dataclass(frozen=True)
 class Subject:
-    """A network and what it is measured on.
+    """A network and the data on which it is measured.
 
     Attributes:
-        model: in evaluation mode.
-        data: images, in memory or on disk, or points of a toy problem; see `at_size`.
-        size: of the recipe; the paper's size takes published sets, the others generated ones.
-        workers: processes that may generate sets.
-        options: of `logits_of`.
-        image_size: side of images that are read from disk; 0 for 224.
-        loaders: processes that decode images; 0 for none.
+        model: network in evaluation mode.
+        data: images in memory or on disk, or points of a toy problem; see `at_size`.
+        size: size of the recipe. `"paper"` uses the published test sets, all others generated ones.
+        workers: number of processes that may generate test sets.
+        options: options of `logits_of`.
+        image_size: side in pixels of the images read from disk; 0 stands for 224.
+        loaders: number of processes that decode images; 0 decodes in this process.
     """
 
     model: nn.Module
@@ -113,10 +93,5 @@ class Subject:
     loaders: int = 0
 
     def predict(self, images, **options) -> Tensor:
-        """Logits of a set of images in memory.
-
-        Args:
-            images: an `ImageSet`, or bytes `(n, C, H, W)`.
-            **options: more for `logits_of`.
-        """
+        """Logits of images in memory, given as an `ImageSet` or as bytes `(n, C, H, W)`; options as in `logits_of`."""
         return logits_of(self.model, images, self.data, channels_last=True, **self.options, **options)

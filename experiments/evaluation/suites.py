@@ -1,6 +1,7 @@
-"""What is measured on a trained network: one suite, one entry of the ledger.
+"""Suites of measurements on a trained network. The result of one suite is one entry of the ledger.
 
-Metrics are a flat dict: `"clean"`, `"white_noise/0.1"`, `"corrupted/fog/3"` ...; accuracies are shares.
+Metrics are a flat dict with keys such as `"clean"`, `"white_noise/0.1"` and `"corrupted/fog/3"`. Accuracies lie in
+[0, 1].
 """
 
 from __future__ import annotations
@@ -17,21 +18,18 @@ from ..metrics.accuracy import accuracy
 from ..metrics.attack_accuracy import attack_curve, fgsm_curve
 from ..metrics.calibration import calibration_summary
 from ..metrics.corruption import corruption_summary
-from ..metrics.flips import flip_probability, flip_summary
+from ..metrics.flips import NOISES, flip_probability, flip_summary
 from ..metrics.noise_accuracy import noise_curve
 from . import sets
 from .imagenet_sets import IMAGENET_SUITES
 from .subject import SEED, Measured, Subject
 
-#: Levels of NFM Tables 1 to 3; digits, which hardly notice them, are tested beyond.
-WHITE_NOISE = {"digits": (0.1, 0.2, 0.3, 0.5, 1.0), "imagenet": (0.1, 0.25, 0.5)}
-SALT_PEPPER = {"digits": (0.02, 0.04, 0.1, 0.2), "imagenet": (0.06, 0.1, 0.15)}
-_CIFAR_WHITE_NOISE, _CIFAR_SALT_PEPPER = (0.1, 0.2, 0.3), (0.02, 0.04, 0.1)
-#: l∞ radii in pixels of [0, 1]. No source states any; digits have larger contrast and take larger ones.
+#: Noise levels of NFM Tables 1 and 2. Digits are also tested at larger ones.
+WHITE_NOISE, SALT_PEPPER = (0.1, 0.2, 0.3), (0.02, 0.04, 0.1)
+DIGITS_WHITE_NOISE, DIGITS_SALT_PEPPER = (*WHITE_NOISE, 0.5, 1.0), (*SALT_PEPPER, 0.2)
+#: l∞ radii for pixels in [0, 1]. No source states any. Digits have more contrast, so their radii are larger.
 RADII = {"digits": (0.05, 0.1, 0.2), "small": (2 / 255, 4 / 255), "paper": tuple(r / 255 for r in (1, 2, 4, 8))}
-#: The flips of CIFAR-10-P compare frames of these with the first frame.
-NOISE_SEQUENCES = ("gaussian_noise", "shot_noise")
-#: The six types of NFM Figure 6 include one that is not among the fifteen.
+#: A corruption of NFM Figure 6 that is not among the fifteen of the benchmark.
 EXTRA = ("speckle_noise",)
 
 
@@ -52,15 +50,15 @@ def _curve(subject: Subject, kind: str, levels: tuple[float, ...], variant: str)
 
 
 def white_noise(subject: Subject) -> Measured:
-    """Accuracy under white noise in normalised units."""
-    levels = WHITE_NOISE.get(subject.data.name, _CIFAR_WHITE_NOISE)
+    """Accuracy under white noise added to the normalised images."""
+    levels = DIGITS_WHITE_NOISE if subject.data.name == "digits" else WHITE_NOISE
     curve = _curve(subject, "white_noise", levels, "released")
     return {f"white_noise/{level:g}": value for level, value in curve.items()}, {"levels": list(levels)}
 
 
 def salt_pepper(subject: Subject) -> Measured:
-    """Accuracy under salt and pepper: as released (one channel), and the standard test beside it."""
-    found, levels = {}, SALT_PEPPER.get(subject.data.name, _CIFAR_SALT_PEPPER)
+    """Accuracy under salt and pepper noise, as in the released code (one channel only) and in the standard form."""
+    found, levels = {}, DIGITS_SALT_PEPPER if subject.data.name == "digits" else SALT_PEPPER
     for prefix, variant in (("salt_pepper", "released"), ("salt_pepper_standard", "standard")):
         curve = _curve(subject, "salt_pepper", levels, variant)
         found |= {f"{prefix}/{level:g}": value for level, value in curve.items()}
@@ -68,7 +66,7 @@ def salt_pepper(subject: Subject) -> Measured:
 
 
 def attacks(subject: Subject) -> Measured:
-    """Accuracy under FGSM and PGD with 7 steps."""
+    """Accuracy under FGSM and under PGD with 7 steps."""
     radii = RADII[subject.size]
     found = {}
     for name, curve in (
@@ -88,7 +86,7 @@ def _corrupted_set(subject: Subject) -> tuple[CorruptedSet, dict]:
 
 
 def corrupted(subject: Subject) -> Measured:
-    """Accuracy for each corruption and severity, and their means."""
+    """Accuracy under each corruption at each severity, and the means."""
     images, settings = _corrupted_set(subject)
     names = [name for name in images.names if name in STANDARD or name in EXTRA]
     found = {}
@@ -100,19 +98,17 @@ def corrupted(subject: Subject) -> Measured:
 
 
 def flips(subject: Subject) -> Measured:
-    """How often predictions change along sequences of slowly perturbed frames."""
+    """How often the prediction changes along sequences of slowly perturbed frames."""
     if subject.size == "paper":
-        folder = PerturbedSet(sets.published_folder("CIFAR-10-P"))
-        settings = {"set": "CIFAR-10-P"}
+        folder, settings = PerturbedSet(sets.published_folder("CIFAR-10-P")), {"set": "CIFAR-10-P"}
     else:
         folder = sets.generated_perturbed(subject.data, workers=subject.workers)
         settings = {"set": f"{subject.data.name}-P (regenerated)", "seed": sets.SEED}
     probabilities = {}
     for name in folder.names:
         frames = folder.read(name)
-        flat = frames.flatten(0, 1)
-        predicted = subject.predict(flat).argmax(1).unflatten(0, frames.shape[:2])
-        probabilities[name] = flip_probability(predicted, noise=name in NOISE_SEQUENCES)
+        predicted = subject.predict(frames.flatten(0, 1)).argmax(1).unflatten(0, frames.shape[:2])
+        probabilities[name] = flip_probability(predicted, noise=name in NOISES)
     return flip_summary(probabilities), settings
 
 
@@ -123,18 +119,14 @@ def calibration(subject: Subject) -> Measured:
 
 
 def renditions(subject: Subject) -> Measured:
-    """Accuracy on ImageNet-R, for networks that were trained on ImageNet only.
-
-    Raises:
-        ValueError: always, for images in memory.
-    """
+    """Accuracy on ImageNet-R. Images in memory are always refused, since only ImageNet networks have its classes."""
     raise ValueError(
-        "suite: 'renditions' needs a network for the classes of ImageNet and images on disk, got "
-        f"{subject.data.name!r}; leave it out of the recipe's suites."
+        "suite: 'renditions' needs a network trained on ImageNet and images on disk, got "
+        f"{subject.data.name!r}; remove it from the recipe's suites."
     )
 
 
-#: For points and images in memory; those for ImageNet have the same names.
+#: Suites for points and for images in memory. The suites for ImageNet have the same names.
 SUITES: Mapping[str, Callable[[Subject], Measured]] = {
     suite.__name__: suite
     for suite in (clean, white_noise, salt_pepper, attacks, corrupted, flips, calibration, renditions)
@@ -142,24 +134,19 @@ SUITES: Mapping[str, Callable[[Subject], Measured]] = {
 
 
 def suites_of(data) -> Mapping[str, Callable[[Subject], Measured]]:
-    """The suites by name for a kind of data.
-
-    Args:
-        data: images in memory or on disk, or points of a toy problem.
-    """
+    """The suites by name for images in memory, images on disk or a toy problem."""
     return IMAGENET_SUITES if isinstance(data, ImageNet) else SUITES
 
 
 def run_suite(name: str, subject: Subject) -> Measured:
-    """Metrics of a suite, and the settings that they depend on.
+    """Metrics of one suite, and the settings that they depend on.
 
     Args:
         name: one of `suites_of(subject.data)`.
         subject: network and data.
 
     Raises:
-        ValueError: for a suite that is unknown, or that there is not for these data.
-        FileNotFoundError: if a published set is not there.
+        FileNotFoundError: if a published test set is missing.
     """
     suites = suites_of(subject.data)
     if name not in suites:

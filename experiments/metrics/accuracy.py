@@ -1,4 +1,4 @@
-"""Logits of a network on images in memory, and the share of correct predictions."""
+"""Logits of a network on images in memory, and the accuracy of its predictions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ Predict = Callable[[Tensor], Tensor]
 
 
 def check_evaluating(model: Predict) -> None:
-    """Refuse a network that is training, in whole or in part: BatchNorm would couple the images of a batch.
-
-    Raises:
-        ValueError: if a module of it is in training mode.
-    """
+    """Refuse a network if any of its modules is in training mode, where BatchNorm couples the images of a batch."""
     if not isinstance(model, nn.Module):
         return
     training = [name or "the model" for name, module in model.named_modules() if module.training]
@@ -28,7 +24,7 @@ def check_evaluating(model: Predict) -> None:
 
 
 def device_of(model: Predict, device: str | torch.device | None) -> torch.device:
-    """The device that is asked for, else that of the parameters, else the CPU."""
+    """The given device, otherwise the device of the parameters, otherwise the CPU."""
     if device is not None:
         return torch.device(device)
     first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
@@ -45,29 +41,23 @@ def logits_of(
     channels_last: bool = False,
     transform: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Logits of all images, in their order.
+    """Logits of all images in their order, `(n, K)`, float32, on the CPU.
 
     Args:
-        model: maps normalised images `(b, C, H, W)`, float32, to logits `(b, K)`; in evaluation mode.
+        model: network in evaluation mode; maps normalised float32 images `(b, C, H, W)` to logits `(b, K)`.
         images: the images, or only their bytes `(n, C, H, W)`.
-        data: whose mean and std normalise them.
-        batch_size: images of one forward pass.
-        device: where the model lives; `None` for the device of its parameters.
-        channels_last: pass the images on in this memory format.
-        transform: what happens to a normalised batch before the model sees it, such as noise; batches come in order.
-
-    Returns:
-        Logits `(n, K)`, float32, on the CPU.
-
-    Raises:
-        ValueError: for a model in training mode, images that are no bytes or none at all, an impossible batch size,
-            or outputs that are no logits.
+        data: data set whose mean and standard deviation normalise the images.
+        batch_size: number of images in a forward pass.
+        device: device of the model; `None` for the device of its parameters.
+        channels_last: True to pass the images to the model in this memory format.
+        transform: function applied to each normalised batch, such as noise; the batches come in order.
     """
     check_evaluating(model)
     pixels = images.images if isinstance(images, ImageSet) else images
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or len(pixels) == 0:
         raise ValueError(
-            f"images: expected at least one, as bytes (n, C, H, W), got {pixels.dtype} of shape {tuple(pixels.shape)}."
+            f"images: expected at least one image, as bytes (n, C, H, W), got {pixels.dtype} of shape "
+            f"{tuple(pixels.shape)}."
         )
     if batch_size < 1:
         raise ValueError(f"batch_size: expected >= 1, got {batch_size}.")
@@ -85,33 +75,12 @@ def logits_of(
     return torch.cat(found).clone()  # a tensor made in inference mode could not be used with autograd later
 
 
-def predictions(model: Predict, images: ImageSet | Tensor, data: ImageData, **options) -> Tensor:
-    """Predicted classes, `(n,)`, int64.
-
-    Args:
-        model: as `logits_of`.
-        images: as `logits_of`.
-        data: as `logits_of`.
-        **options: as `logits_of`.
-
-    Raises:
-        ValueError: as `logits_of`.
-    """
-    return logits_of(model, images, data, **options).argmax(1)
-
-
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of images whose largest logit is that of the label; of equal logits the first one counts.
+    """Share of images whose largest logit is at the label, in [0, 1]. Of several largest logits, the first one counts.
 
     Args:
-        logits: `(n, K)`.
+        logits: logits `(n, K)`; NaN, as from a diverged network, is refused.
         labels: class indices, `(n,)`.
-
-    Returns:
-        A share in [0, 1].
-
-    Raises:
-        ValueError: for shapes that do not fit, no images, or logits that are no numbers (a network that diverged).
 
     Example:
         >>> accuracy(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 3.0], [1.0, 0.0]]), torch.tensor([0, 1, 0, 1]))

@@ -1,9 +1,9 @@
-r"""Accuracy under FGSM and PGD by radius (NFM Figure 5), lean enough for whole test sets.
+"""Accuracy under FGSM and PGD at several radii (NFM Figure 5), fast enough for whole test sets.
 
-Radii are in [0, 1] pixel units, whatever the normalisation: the attacked function is pixels -> logits, its box [0, 1].
-`nfm_theory.adversarial.pgd_attack` searches harder (restarts, the best point of every run) and pays for it; here a
-step is one forward and one backward pass and the last point counts, as is usual for PGD-k. Norm, radii, steps, step
-and start of the paper's figure are nowhere stated.
+Radii refer to pixels in [0, 1] for every normalisation: the attack acts on pixels and stays inside the box [0, 1].
+`nfm_theory.adversarial.pgd_attack` searches more thoroughly (restarts, best point of every run) and is slower. Here a
+step is one forward and one backward pass, and the last point counts, as is usual for PGD-k. The papers do not state
+the norm, radii, number and length of steps, and starting point of their figure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..data.images import ImageData
 from .accuracy import Predict, check_evaluating, device_of, logits_of
 from .streams import CHUNK, chunk_generator, normal_like, uniform_like
 
-#: Default step in parts of the radius, divided by the number of steps (Madry et al. 2018, section 5).
+#: Default step length, as a multiple of the radius divided by the number of steps (Madry et al. 2018, section 5).
 REACH = 2.5
 BOX = (0.0, 1.0)
 
@@ -32,24 +32,18 @@ def _per_row(value: Tensor, like: Tensor) -> Tensor:
 
 
 def _unit(v: Tensor) -> Tensor:
-    """Rows divided by their l2 length, zeros left; divided first by the largest entry, whose square may underflow."""
+    """Each row divided by its l2 norm; zero rows stay zero. Dividing by the largest entry first avoids underflow."""
     tiny = torch.finfo(v.dtype).tiny
     v = v / _per_row(v.flatten(1).abs().amax(1), v).clamp(min=tiny)
     return v / _per_row(v.flatten(1).norm(dim=1), v).clamp(min=tiny)
 
 
 def unit_ball_like(x: Tensor, norm: str, generator: torch.Generator) -> Tensor:
-    """Points uniform in the ball of radius 1, `(b, ...)`; drawn image by image.
-
-    Args:
-        x: of this shape.
-        norm: `"linf"` or `"l2"`.
-        generator: of the draws.
-    """
+    """Points with the shape of `x`, each drawn uniformly from the unit ball of the norm `"linf"` or `"l2"`."""
     if norm == "linf":
         return 2 * uniform_like(x, generator) - 1
     points = []
-    for row in x.split(1):  # one generator for both draws: image by image, or the batch size would matter
+    for row in x.split(1):  # both draws share a generator: image by image, so that the batch size has no effect
         direction, part = _unit(normal_like(row, generator)), uniform_like(row.new_empty(1), generator)
         points.append(direction * _per_row(part ** (1 / row.numel()), row))
     return torch.cat(points)
@@ -72,17 +66,14 @@ def ascend(
        x \leftarrow \Pi\big(x + s\,\rho\,\nabla\ell/\|\nabla\ell\|_2\big) \quad (l_2) $$
 
     Args:
-        head: maps pixels `(b, C, H, W)` in [0, 1] to logits `(b, K)`; images must not interact.
-        pixels: the clean images.
+        head: maps pixels `(b, C, H, W)` in [0, 1] to logits `(b, K)`, each image independently of the others.
+        pixels: clean images.
         labels: class indices, `(b,)`.
-        radius: ρ ≥ 0 in pixel units.
+        radius: ρ ≥ 0, for pixels in [0, 1].
         norm: `"linf"` or `"l2"`.
-        steps: ≥ 1.
-        step_size: s, a part of the radius; `None` for 2.5 / steps.
-        start: first displacement in parts of the radius, `(b, C, H, W)`; `None` for the image itself.
-
-    Raises:
-        ValueError: for radii, norms, steps or pixels that do not fit.
+        steps: number of steps, at least 1.
+        step_size: s, step length as a fraction of the radius; `None` for 2.5 / steps.
+        start: first displacement as a fraction of the radius, `(b, C, H, W)`; `None` starts at the image itself.
     """
     check_steps(steps, step_size)
     part = REACH / steps if step_size is None else step_size
@@ -98,15 +89,11 @@ def ascend(
 
 
 def check_steps(steps: int, step_size: float | None) -> None:
-    """Refuse impossible numbers and lengths of steps.
-
-    Raises:
-        ValueError: if there is no step, or its length is not positive.
-    """
+    """Refuse a number of steps below 1 and a step length that is not positive."""
     if steps < 1:
         raise ValueError(f"steps: expected >= 1, got {steps}.")
     if step_size is not None and not 0 < step_size < math.inf:
-        raise ValueError(f"step_size: expected a number > 0 (a part of the radius), got {step_size!r}.")
+        raise ValueError(f"step_size: expected a number > 0 (a fraction of the radius), got {step_size!r}.")
 
 
 def attack_curve(
@@ -123,26 +110,23 @@ def attack_curve(
     batch_size: int = 256,
     device: str | torch.device | None = None,
 ) -> dict[float, float]:
-    """Accuracy under PGD by radius: an upper bound of the accuracy in the worst case.
+    """Accuracy under PGD at each radius. It is an upper bound of the accuracy in the worst case.
 
-    Images that are misclassified without an attack count as wrong and are not attacked. Each radius is attacked on its
-    own. The random starts depend on the seed, the norm, the radius and the place of the image in the test set only.
+    Misclassified clean images count as wrong and are not attacked. Every radius is attacked separately. The random
+    starts depend only on the seed, the norm, the radius and the index of the image in the test set.
 
     Args:
-        model: maps normalised images to logits; in evaluation mode.
-        data: whose test images are used.
-        radii: ρ ≥ 0 in [0, 1] pixel units; 0 gives the clean accuracy.
+        model: network in evaluation mode; maps normalised images to logits.
+        data: data set whose test images are attacked.
+        radii: ρ ≥ 0, for pixels in [0, 1]; 0 gives the clean accuracy.
         norm: `"linf"` or `"l2"`.
-        steps: as `ascend`.
-        step_size: as `ascend`.
-        random_start: start at a uniform point of the ball, cut by the box, instead of at the image.
-        seed: of the starts, ≥ 0.
-        limit: only the first images; `None` for all.
-        batch_size: images of one pass.
-        device: where the model lives; `None` for the device of its parameters.
-
-    Raises:
-        ValueError: as `ascend` and `logits_of`.
+        steps: number of steps, at least 1.
+        step_size: step length as a fraction of the radius; `None` for 2.5 / steps.
+        random_start: True to start at a random point of the ball, clipped to the box; False to start at the image.
+        seed: random seed of the starts, ≥ 0.
+        limit: number of test images, counted from the first; `None` for all.
+        batch_size: number of images in a forward pass.
+        device: device of the model; `None` for the device of its parameters.
     """
     check_evaluating(model)
     check_steps(steps, step_size)
@@ -163,7 +147,7 @@ def attack_curve(
         for chunk, members in enumerate(torch.arange(len(test)).split(CHUNK)):
             generator = chunk_generator(seed, "attack", norm, radius, chunk)
             for rows in members.split(batch_size):
-                # starts are drawn for all images, so that another network sees the same ones
+                # drawn for all images, so that every network gets the same starts
                 like = torch.empty(test.images[rows].shape, device="cpu")
                 start = unit_ball_like(like, norm, generator)[clean[rows]] if random_start else None
                 rows = rows[clean[rows]]
@@ -181,17 +165,8 @@ def attack_curve(
 
 
 def fgsm_curve(model: Predict, data: ImageData, radii: Sequence[float], **options) -> dict[float, float]:
-    """Accuracy under the fast gradient sign method: one step of the whole radius from the image itself.
+    """Accuracy under the fast gradient sign method: one step of full radius from the image itself.
 
-    (Goodfellow, Shlens and Szegedy 2015; with `norm="l2"` the fast gradient method.)
-
-    Args:
-        model: as `attack_curve`.
-        data: as `attack_curve`.
-        radii: as `attack_curve`.
-        **options: `norm`, `limit`, `batch_size`, `device` of `attack_curve`.
-
-    Raises:
-        ValueError: as `attack_curve`.
+    (Goodfellow, Shlens and Szegedy 2015; with `norm="l2"` the fast gradient method.) Arguments as in `attack_curve`.
     """
     return attack_curve(model, data, radii, steps=1, step_size=1.0, random_start=False, **options)

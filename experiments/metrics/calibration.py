@@ -1,8 +1,8 @@
-r"""Calibration: RMS calibration error and AURRA (NoisyMix Table 11), and the expected calibration error.
+"""Calibration: RMS calibration error and AURRA (NoisyMix Table 11), and the expected calibration error.
 
-The confidence of a prediction is its softmax probability. Images of equal confidence share their mean correctness, so
-that no result depends on their order; the released tools leave that to the sort. Softmax is taken in float64: in
-float32 every confidence above 1 - 3e-8 is the same.
+The confidence of a prediction is its softmax probability. Images with equal confidence share their mean correctness,
+so that no result depends on their order; in the released tools it depends on the sort. Softmax is computed in
+float64, since in float32 all confidences above 1 - 3e-8 are equal.
 """
 
 from __future__ import annotations
@@ -12,23 +12,12 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-#: Images in a bin of the RMS error, and equal-width bins of the expected calibration error.
+#: Number of images in a bin of the RMS error, and number of bins of the expected calibration error.
 BIN_SIZE, ECE_BINS = 100, 15
 
 
 def confidences_of(logits: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Largest softmax probability and whether that class is the label.
-
-    Args:
-        logits: `(n, K)`.
-        labels: class indices, `(n,)`.
-
-    Returns:
-        Two arrays `(n,)`, float64 and bool.
-
-    Raises:
-        ValueError: if there is not one label for each image.
-    """
+    """Largest softmax probability of each image (float64), and whether that class is the label (bool), both `(n,)`."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"logits: expected (n, K) and n labels, got {tuple(logits.shape)} and {tuple(labels.shape)}.")
     confidence, predicted = torch.softmax(logits.double(), 1).max(1)
@@ -36,16 +25,16 @@ def confidences_of(logits: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarr
 
 
 def _ranked(confidence: ArrayLike, correct: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Both sorted by confidence, ascending; correctness is averaged over equal confidences."""
+    """Both arrays sorted by confidence, ascending. Correctness is averaged over images with equal confidence."""
     confidence, correct = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     if confidence.ndim != 1 or confidence.shape != correct.shape or len(confidence) == 0:
         raise ValueError(
             f"confidence and correct: expected two arrays (n,) with n >= 1, got {confidence.shape}, {correct.shape}."
         )
     if not ((confidence >= 0) & (confidence <= 1)).all():  # NaN is refused, too
-        raise ValueError("confidence: expected probabilities in [0, 1].")
+        raise ValueError(f"confidence: expected probabilities in [0, 1], got {confidence.min()} to {confidence.max()}.")
     if not np.isin(correct, (0, 1)).all():
-        raise ValueError("correct: expected 0 and 1, or booleans.")
+        raise ValueError(f"correct: expected 0 and 1, or booleans, got {np.unique(correct)}.")
     order = np.argsort(confidence, kind="stable")
     confidence, correct = confidence[order], correct[order]
     _, group, sizes = np.unique(confidence, return_inverse=True, return_counts=True)
@@ -55,25 +44,19 @@ def _ranked(confidence: ArrayLike, correct: ArrayLike) -> tuple[np.ndarray, np.n
 def rms_calibration_error(
     confidence: ArrayLike, correct: ArrayLike, *, bin_size: int = BIN_SIZE, omit_last: bool = False
 ) -> float:
-    r"""Root mean square gap between confidence and accuracy over adaptive bins.
+    r"""Root mean square gap between confidence and accuracy over adaptive bins, in [0, 1].
 
     $$ \sqrt{\sum_b \frac{n_b}{N} \big(\overline{\mathrm{conf}}_b - \overline{\mathrm{correct}}_b\big)^2} $$
 
-    Bins hold `bin_size` images of neighbouring confidence; the last one takes the remainder too, so that there are
-    ⌊N / bin_size⌋, or one for few images. (Hendrycks, Mazeika and Dietterich 2019.)
+    A bin holds `bin_size` images of neighbouring confidence. The last bin also takes the remainder, so there are
+    ⌊N / bin_size⌋ bins, and at least one. (Hendrycks, Mazeika and Dietterich 2019.)
 
     Args:
         confidence: probabilities of the predicted classes, `(n,)`.
-        correct: whether the predictions are right, `(n,)`.
-        bin_size: images in a bin, ≥ 1.
-        omit_last: leave out the last, most confident bin, as the loop of the released tool does; N stays the number of
-            all images.
-
-    Returns:
-        The error, a share in [0, 1].
-
-    Raises:
-        ValueError: for arrays that do not fit, or if no bin is left.
+        correct: True where the prediction is right, `(n,)`.
+        bin_size: number of images in a bin, ≥ 1.
+        omit_last: True to leave out the last, most confident bin, as the loop of the released tool does. N is still
+            the number of all images.
     """
     confidence, correct = _ranked(confidence, correct)
     if bin_size < 1:
@@ -81,7 +64,8 @@ def rms_calibration_error(
     bins = max(1, len(confidence) // bin_size)
     if omit_last and bins == 1:
         raise ValueError(
-            f"omit_last: expected two bins of {bin_size} or more, got {len(confidence)} images; use a smaller bin_size."
+            f"omit_last: expected at least two bins of {bin_size} images, got {len(confidence)} images; choose a "
+            "smaller bin_size."
         )
     starts = bin_size * np.arange(bins)
     sizes = np.diff([*starts, len(confidence)])
@@ -90,21 +74,15 @@ def rms_calibration_error(
 
 
 def ece(confidence: ArrayLike, correct: ArrayLike, *, bins: int = ECE_BINS) -> float:
-    r"""Mean gap between confidence and accuracy over bins of equal width, $\sum_b \frac{n_b}{N} |\ldots|$.
+    r"""Mean gap between confidence and accuracy over bins of equal width, $\sum_b \frac{n_b}{N} |\ldots|$, in [0, 1].
 
-    A bin is open below and closed above, as in Guo et al. 2017. It is what the released NoisyMix code computes; the
-    paper's table has the RMS error.
+    A bin is open below and closed above, as in Guo et al. 2017. The released NoisyMix code computes this error, but the
+    paper's table shows the RMS error.
 
     Args:
         confidence: probabilities of the predicted classes, `(n,)`.
-        correct: whether the predictions are right, `(n,)`.
+        correct: True where the prediction is right, `(n,)`.
         bins: number of bins of [0, 1], ≥ 1.
-
-    Returns:
-        The error, a share in [0, 1].
-
-    Raises:
-        ValueError: for arrays that do not fit or no bins.
 
     Example:
         >>> round(ece([0.9, 0.9, 0.6], [True, False, True]), 6)  # (2 * 0.4 + 0.4) / 3
@@ -118,19 +96,10 @@ def ece(confidence: ArrayLike, correct: ArrayLike, *, bins: int = ECE_BINS) -> f
 
 
 def aurra(confidence: ArrayLike, correct: ArrayLike) -> float:
-    """Area under the response rate accuracy curve: the mean over r = 1..n of the accuracy of the r most confident.
+    """Area under the response rate accuracy curve: mean over r = 1..n of the accuracy of the r most confident images.
 
-    (Hendrycks et al. 2021, natural adversarial examples.) Only the ranking of the confidences matters.
-
-    Args:
-        confidence: `(n,)`.
-        correct: `(n,)`.
-
-    Returns:
-        A share in [0, 1], higher is better.
-
-    Raises:
-        ValueError: for arrays that do not fit.
+    (Hendrycks et al. 2021, natural adversarial examples.) Only the ranking of the confidences matters. Higher is
+    better.
 
     Example:
         >>> round(aurra([0.9, 0.8, 0.7], [True, False, True]), 6)  # (1 + 1/2 + 2/3) / 3
@@ -141,18 +110,15 @@ def aurra(confidence: ArrayLike, correct: ArrayLike) -> float:
 
 
 def calibration_summary(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """All of them, as metrics of the ledger.
+    """All calibration measures, as metrics of the ledger.
 
     Args:
-        logits: `(n, K)`; for ImageNet-R those of its 200 classes.
+        logits: logits `(n, K)`; for ImageNet-R those of its 200 classes.
         labels: class indices, `(n,)`.
 
     Returns:
-        `"rms_calibration_error"`, `"rms_calibration_error_released"` (if there are at least two bins, 200 images),
-        `"ece"` and `"aurra"`.
-
-    Raises:
-        ValueError: for shapes that do not fit or logits that are no numbers.
+        `"rms_calibration_error"`, `"rms_calibration_error_released"` (only for at least two bins, 200 images), `"ece"`
+        and `"aurra"`.
     """
     confidence, correct = confidences_of(logits, labels)
     found = {"rms_calibration_error": rms_calibration_error(confidence, correct)}

@@ -1,7 +1,8 @@
-r"""Flips of the prediction along sequences of ever more perturbed images: ImageNet-P and CIFAR-10-P.
+"""Flips of the prediction along sequences of gradually perturbed images: ImageNet-P and CIFAR-10-P.
 
-NoisyMix prints flip **rates**, AlexNet = 100, for ImageNet-P (Table 12). Its Tables 13 and 14 for CIFAR-10-P are headed
-mFR, too, but their numbers can only be raw flip probabilities in percent. (Hendrycks and Dietterich 2019, section 4.3.)
+NoisyMix prints flip **rates** for ImageNet-P (Table 12), where AlexNet has 100. Its Tables 13 and 14 for CIFAR-10-P
+are also headed mFR, but their numbers can only be flip probabilities in percent. (Hendrycks and Dietterich 2019,
+section 4.3.)
 """
 
 from __future__ import annotations
@@ -11,33 +12,30 @@ from statistics import fmean
 
 from torch import Tensor
 
-#: The noises; their sequences are compared with the first frame, and they are left out of the mean in parentheses.
+#: Noises, whose frames are compared with the first frame. The mean in parentheses leaves them out.
 NOISES = ("gaussian_noise", "shot_noise")
-#: The ten perturbations of ImageNet-P. The reference list of CIFAR-10-P has `spatter` where the paper prints `snow`.
+#: The ten perturbations of ImageNet-P. For CIFAR-10-P the paper prints `snow`, but the benchmark has `spatter`.
 PERTURBATIONS = (
     *NOISES, "motion_blur", "zoom_blur", "snow", "brightness", "translate", "rotate", "tilt", "scale",
 )  # fmt: skip
-#: Flip probabilities of AlexNet on ImageNet-P. **Recalled, not verified** against any source: pass your own to settle a
-#: comparison. They fit the paper's baseline: a rate of 59.4 % of 0.2365 is a flip probability of 14.0 %.
+#: Flip probabilities of AlexNet on ImageNet-P. **Recalled, not verified** against any source: for an exact
+#: comparison pass your own. They fit the paper's baseline: a rate of 59.4 % of 0.2365 is a flip probability of 14.0 %.
 ALEXNET_FLIP = dict(
     zip(PERTURBATIONS, (0.2365, 0.3006, 0.0930, 0.0594, 0.1193, 0.0489, 0.1101, 0.1310, 0.0705, 0.2353), strict=True)
 )
 
 
 def flip_probability(predictions: Tensor, *, noise: bool) -> float:
-    r"""Share of frames whose prediction differs from that of the frame before; of the first frame, for noises.
+    """Share of frames whose prediction differs from that of the previous frame, or of the first frame for noises.
 
-    Frames of a noise sequence are draws around the first, and no path.
+    The frames of a noise sequence are independent draws around the first frame, so their order has no meaning.
 
     Args:
-        predictions: predicted classes, `(n, frames)`, one sequence per row, at least two frames.
-        noise: compare with the first frame.
+        predictions: predicted classes, `(n, frames)`, one sequence per row, with at least two frames.
+        noise: True to compare with the first frame.
 
     Returns:
-        A share in [0, 1]: the mean over sequences of the mean over frames 2..m.
-
-    Raises:
-        ValueError: if the predictions are no sequences of classes.
+        The mean over sequences of the mean over frames 2..m, in [0, 1].
 
     Example:
         >>> import torch
@@ -56,7 +54,7 @@ def flip_probability(predictions: Tensor, *, noise: bool) -> float:
 
 
 def _means(values: Mapping[str, float], prefix: str) -> dict[str, float]:
-    """Each value, their mean, and their mean without the noises where others are left."""
+    """All values, their mean, and, if there are others than noises, their mean without the noises."""
     found = {f"{prefix}/{name}": float(value) for name, value in values.items()}
     found[f"{prefix}/mean"] = fmean(values.values())
     if quiet := [value for name, value in values.items() if name not in NOISES]:
@@ -67,18 +65,15 @@ def _means(values: Mapping[str, float], prefix: str) -> dict[str, float]:
 def flip_summary(
     probabilities: Mapping[str, float], *, reference: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    r"""Flip probabilities, and with a reference flip rates $\mathrm{FP} / \mathrm{FP}^{\mathrm{ref}}$ and their mean.
+    r"""Flip probabilities and, given a reference, flip rates $\mathrm{FP} / \mathrm{FP}^{\mathrm{ref}}$ and their mean.
 
     Args:
-        probabilities: flip probability of each perturbation, shares.
-        reference: those of the reference network, such as `ALEXNET_FLIP`; `None` for CIFAR-10-P.
+        probabilities: flip probability of each perturbation, in [0, 1].
+        reference: flip probabilities of a reference network, such as `ALEXNET_FLIP`; `None` for CIFAR-10-P.
 
     Returns:
         `"flip_probability/<name>"`, `"flip_probability/mean"`, `"flip_probability/mean_without_noise"`, and the same
-        with `"flip_rate"`, where 1 is the reference; `"flip_rate/mean"` is the mFR.
-
-    Raises:
-        ValueError: if nothing is given, or the reference lacks a perturbation or has 0 there.
+        with `"flip_rate"`, where the reference has 1. `"flip_rate/mean"` is the mFR.
     """
     if not probabilities:
         raise ValueError("probabilities: expected at least one perturbation, got none.")
@@ -86,5 +81,5 @@ def flip_summary(
     if reference is None:
         return found
     if missing := [name for name in probabilities if not reference.get(name, 0) > 0]:
-        raise ValueError(f"reference: expected a flip probability > 0 for each perturbation, has none for {missing}.")
+        raise ValueError(f"reference: expected a flip probability > 0 for each perturbation, got none for {missing}.")
     return found | _means({name: value / reference[name] for name, value in probabilities.items()}, "flip_rate")

@@ -1,8 +1,9 @@
-r"""Accuracy under white noise and under salt and pepper (NFM Tables 1-3).
+"""Accuracy under white noise and under salt and pepper noise (NFM Tables 1-3).
 
-The papers' code adds both to **normalised** images. White noise is not clipped. Its salt and pepper strikes only the
-first channel, with the extremes of that channel, at the same places in every batch of 1024: `salt_pepper_released`.
-The textbook's, `salt_pepper`, whitens and blackens whole pixels; it is far stronger, and numbers do not compare.
+The papers' code adds both to **normalised** images. White noise is not clipped. Its salt and pepper noise changes only
+the first channel, to the extreme values of that channel, and at the same places in every batch of 1024 images:
+`salt_pepper_released`. The textbook version, `salt_pepper`, makes whole pixels white or black. It is much stronger,
+so the numbers of the two cannot be compared.
 """
 
 from __future__ import annotations
@@ -19,24 +20,15 @@ from ..data.images import ImageData
 from .accuracy import Predict, accuracy, logits_of
 from .streams import CHUNK, chunk_generator, normal_like
 
-#: The released evaluation seeds NumPy with it before each batch of 1024.
+#: Seed with which the released evaluation seeds NumPy before each batch of 1024 images.
 RELEASED_SEED = 12345
 KINDS, VARIANTS = ("white_noise", "salt_pepper"), ("released", "standard")
 
 
 def white_noise(x: Tensor, level: float, generator: torch.Generator) -> Tensor:
-    r"""White noise $x + \sigma Z$, unclipped; NFM's test noise, whose σ is not scaled by a Beta draw as in training.
-
-    Args:
-        x: normalised images, `(b, C, H, W)`.
-        level: σ ≥ 0 in normalised units.
-        generator: of the draws.
-
-    Raises:
-        ValueError: if the level is negative or not finite.
-    """
+    r"""White noise $x + \sigma Z$ on normalised images, not clipped. Here σ is the level itself, as in NFM's tests."""
     if not 0 <= level < math.inf:
-        raise ValueError(f"level: expected a standard deviation >= 0, got {level}.")
+        raise ValueError(f"level: expected a finite standard deviation >= 0, got {level}.")
     return x + level * normal_like(x, generator)
 
 
@@ -46,20 +38,17 @@ def _check_share(level: float) -> None:
 
 
 def salt_pepper_released(x: Tensor, level: float, generator: np.random.RandomState) -> Tensor:
-    r"""Salt and pepper as in NFM's released evaluation: only channel 0, in normalised units.
+    r"""Salt and pepper noise as in NFM's released evaluation: only channel 0, in normalised units.
 
-    For each image, $n = \lceil HW\gamma/2 \rceil$ places of the channel take its minimum; then n fresh places, which
-    may be among the first, take the maximum of what is there now. So about $1-(1-\gamma/2)^2$ of one channel changes.
-    The first n of a permutation from NumPy's frozen legacy generator: with `RandomState(12345)` at the start of every
-    1024 images the places are those of the released code, whose images have 32 x 32 pixels.
+    In each image, $n = \lceil HW\gamma/2 \rceil$ places of the channel take its minimum. Then n places, drawn anew
+    and possibly the same, take the maximum of the result. So a share of about $1-(1-\gamma/2)^2$ of one channel
+    changes. The places come from NumPy's frozen legacy generator. With `RandomState(12345)` at the start of every
+    1024 images they are those of the released code, whose images have 32 x 32 pixels.
 
     Args:
         x: normalised images, `(b, C, H, W)`.
         level: γ in [0, 1].
-        generator: of the places; two permutations for each image, in order.
-
-    Raises:
-        ValueError: if the level is no share.
+        generator: draws two permutations for each image, in order.
     """
     _check_share(level)
     size = x.shape[2] * x.shape[3]
@@ -78,17 +67,14 @@ def salt_pepper_released(x: Tensor, level: float, generator: np.random.RandomSta
 def salt_pepper(
     x: Tensor, level: float, generator: torch.Generator, *, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """Textbook salt and pepper: half of the struck pixels become white, half black, in all channels.
+    """Textbook salt and pepper noise: half of the chosen pixels become white and half black, in all channels.
 
     Args:
         x: normalised images, `(b, C, H, W)`.
-        level: γ in [0, 1]; γ H W pixels, rounded, are struck, no pixel twice; of an odd number one more is white.
-        generator: of the places, one permutation for each image.
-        mean: of each channel, pixels in [0, 1].
-        std: of each channel.
-
-    Raises:
-        ValueError: if the level is no share.
+        level: γ in [0, 1]; γ H W different pixels, rounded, are chosen. If their number is odd, one more is white.
+        generator: draws one permutation for each image.
+        mean: mean of each channel, for pixels in [0, 1].
+        std: standard deviation of each channel.
     """
     _check_share(level)
     size = x.shape[2] * x.shape[3]
@@ -104,16 +90,7 @@ def salt_pepper(
 
 
 def noise_of_chunk(kind: str, variant: str, data: ImageData, level: float, seed: int, chunk: int) -> Callable:
-    """What is done to the normalised batches of one chunk, in their order.
-
-    Args:
-        kind: as `noise_curve`.
-        variant: as `noise_curve`.
-        data: whose mean and std say what black and white are.
-        level: σ or γ.
-        seed: as `noise_curve`.
-        chunk: number of the chunk, of `CHUNK` images each; a chunk needs a new one.
-    """
+    """The noise of one chunk of `CHUNK` images, as a function to be applied to its normalised batches in order."""
     if kind == "salt_pepper" and variant == "released":
         return partial(salt_pepper_released, level=level, generator=np.random.RandomState(RELEASED_SEED))
     generator = chunk_generator(seed, kind, level, chunk)
@@ -131,37 +108,28 @@ def noise_curve(
     seed: int,
     variant: str = "released",
     limit: int | None = None,
-    batch_size: int = 256,
-    device: str | torch.device | None = None,
-    channels_last: bool = False,
+    **options,
 ) -> dict[float, float]:
-    """Accuracy on noisy test images by level (NFM Tables 1-3); every image is noised once.
+    """Accuracy on noisy test images at each level (NFM Tables 1-3). Noise is added once to every image.
 
-    The draws depend on the seed, the kind, the level and the place of the image in the test set, never on the batch
-    size or on how many images are tested.
+    The draws depend only on the seed, the kind, the level and the index of the image in the test set. They do not
+    depend on the batch size or on the number of images.
 
     Args:
-        model: maps normalised images to logits; in evaluation mode.
-        data: whose test images are used.
-        kind: `"white_noise"`, level σ in normalised units, or `"salt_pepper"`, level γ.
-        levels: the levels.
-        seed: of the draws, ≥ 0. The released salt and pepper has a fixed seed and ignores it.
-        variant: of salt and pepper: `"released"`, comparable with the paper's tables, or `"standard"`; white noise is
-            the same in both.
-        limit: only the first images; `None` for all.
-        batch_size: as `logits_of`.
-        device: as `logits_of`.
-        channels_last: as `logits_of`.
-
-    Raises:
-        ValueError: for unknown kinds, variants and impossible levels; otherwise as `logits_of`.
+        model: network in evaluation mode; maps normalised images to logits.
+        data: data set whose test images are used.
+        kind: `"white_noise"`, with level σ in normalised units, or `"salt_pepper"`, with level γ.
+        levels: noise levels.
+        seed: random seed of the noise, ≥ 0. The released salt and pepper noise has a fixed seed and ignores it.
+        variant: `"released"` for salt and pepper noise as in the paper's tables, or `"standard"`. White noise is the
+            same in both.
+        limit: number of test images, counted from the first; `None` for all.
+        **options: `batch_size`, `device` and `channels_last` of `logits_of`.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind: expected one of {list(KINDS)}, got {kind!r}.")
-    if variant not in VARIANTS:
-        raise ValueError(f"variant: expected one of {list(VARIANTS)}, got {variant!r}.")
+    for option, value, known in (("kind", kind, KINDS), ("variant", variant, VARIANTS)):
+        if value not in known:
+            raise ValueError(f"{option}: expected one of {list(known)}, got {value!r}.")
     test, curve = data.test.first(limit), {}
-    options = {"batch_size": batch_size, "device": device, "channels_last": channels_last}
     for level in levels:
         logits = [
             logits_of(model, images, data, transform=noise_of_chunk(kind, variant, data, level, seed, chunk), **options)

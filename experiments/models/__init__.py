@@ -1,9 +1,9 @@
-"""Networks: small ones for verification, and those of the papers.
+"""Networks: those of the papers, and small ones for verification (module `small`).
 
-`build_model` gives the latter by name, untrained and seeded, `eligible_layers` the layers at which the papers mix.
-Defaults are the networks of the papers' released code; where nothing is stated, the module of a network says what we
-chose. All are plain modules without in-place operations, so that `NoisyFeatureMixup` and `TaylorRegularizer` work at
-every eligible layer, and fixed functions of one sample in evaluation mode.
+`build_model` builds a network of the papers by name, untrained and with seeded weights. `eligible_layers` names the
+layers at which the papers mix. Defaults are those of the papers' released code. Where nothing is stated, the module of
+the network says what we chose. No network has in-place operations, so `NoisyFeatureMixup` and `TaylorRegularizer`
+work at every eligible layer. In evaluation mode the output for a sample does not depend on other samples.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Architecture(NamedTuple):
     """A network that can be built by name.
 
     Attributes:
-        constructor: from the number of classes, and options by keyword, to an untrained network.
-        eligible_layers: dotted names of the layers among which the layer to be mixed is drawn; `""` is the input.
+        constructor: builds the untrained network from the number of classes and options by keyword.
+        eligible_layers: names of the layers from which the mixed layer is drawn; `""` is the input.
     """
 
     constructor: Callable[..., nn.Module]
@@ -39,9 +39,9 @@ class Architecture(NamedTuple):
 
 _STAGES = ("", "layer1", "layer2", "layer3")
 
-#: Networks by name. Layers are those of the released code (protocol, section 1); for `vit` the output of every second
-#: block, as in PreActResNet-18, and for `digits_resnet` all stages but the last, likewise, are our choice, and so are
-#: all layers of the toy networks. NFM's own code stops at `layer2` for WRN-28, which is in none of its tables.
+#: Networks by name. Layers are those of the released code (protocol, section 1). Three choices are ours: for `vit` the
+#: output of every second block, for `digits_resnet` all stages but the last, and for the toy networks all layers.
+#: NFM's own code stops at `layer2` for WRN-28, but none of its tables has this network.
 MODELS: dict[str, Architecture] = {
     "preactresnet18": Architecture(PreActResNet18, _STAGES),
     "wideresnet18": Architecture(partial(PreActResNet18, width=128), _STAGES),
@@ -61,13 +61,7 @@ def _architecture(name: str) -> Architecture:
 
 
 def eligible_layers(name: str) -> tuple[str, ...]:
-    """Layers among which the papers draw the one to be mixed, `""` for the input.
-
-    Args:
-        name: of a network, see `MODELS`.
-
-    Raises:
-        ValueError: for an unknown name.
+    """Names of the layers from which the papers draw the mixed layer; `""` is the input.
 
     Example:
         >>> eligible_layers("preactresnet18")
@@ -77,18 +71,15 @@ def eligible_layers(name: str) -> tuple[str, ...]:
 
 
 def build_model(name: str, num_classes: int, *, seed: int = 0, **options) -> nn.Module:
-    """An untrained network on the CPU, in training mode; the same bits for the same seed.
+    """An untrained network on the CPU, in training mode. The same seed gives the same weights, bit for bit.
 
-    The global generators are as before, whatever the network draws.
+    The state of the global generators is restored afterwards.
 
     Args:
-        name: of the network, see `MODELS`.
+        name: a name of `MODELS`.
         num_classes: K, the number of outputs.
-        seed: of the weights.
-        **options: of the network, see its constructor.
-
-    Raises:
-        ValueError: for unknown names and options, and options out of range.
+        seed: random seed of the weights.
+        **options: options of the network's constructor.
 
     Example:
         >>> model = build_model("nfm_toy", 2, seed=1, width=8)
@@ -100,7 +91,7 @@ def build_model(name: str, num_classes: int, *, seed: int = 0, **options) -> nn.
     for option in options:
         if option not in known:
             raise ValueError(f"{name}: expected options among {known}, got {option!r}{near(option, known)}.")
-    # The device is named, since a default one would draw from a generator that is neither seeded nor put back
+    # On the CPU explicitly: another default device would have a generator that is neither seeded nor restored here
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         return constructor(num_classes, **options)

@@ -1,17 +1,17 @@
-r"""Pre-activation residual networks: PreActResNet-18, "Wide-ResNet-18" and a tiny relative for the digits.
+r"""Pre-activation residual networks: PreActResNet-18, "Wide-ResNet-18" and a small network for the digits.
 
 A block is BN, ReLU, conv 3x3, BN, ReLU, conv 3x3, and a shortcut. With $a = \mathrm{ReLU}(\mathrm{BN}_1(x))$ and
 $r = \mathrm{conv}_2(\mathrm{ReLU}(\mathrm{BN}_2(\mathrm{conv}_1(a))))$ its output is
 
-| shape | `"released"`, the code of both papers | `"standard"`, He et al. 2016 and Manifold Mixup's code |
+| shape of the output | `"released"`, the code of both papers | `"standard"`, He et al. 2016 and Manifold Mixup's code |
 |---|---|---|
-| kept | $r + a$ | $r + x$ |
+| as the input | $r + a$ | $r + x$ |
 | changed | $r + \mathrm{conv}_{1\times1}(a)$ | $r + \mathrm{conv}_{1\times1}(a)$ |
 
-so that only identity shortcuts differ; a projection reads the activated tensor in both. Neither has a BN or ReLU
-behind the last stage. (The papers' text does not mention either point; source: protocol, section 3, "Architectures".)
-The papers have ReLU, whose second derivative is zero almost everywhere; the network for digits can have a smooth
-activation instead, for which every term of the expansion can be trained with.
+Only identity shortcuts differ. Neither version has a BN or ReLU after the last stage. (The papers' text does not
+mention these two points; source: protocol, section 3, "Architectures".) The papers use ReLU, whose second derivative
+is zero almost everywhere. The network for digits can have a smooth activation instead, so that every term of the
+expansion has an effect in training.
 """
 
 from __future__ import annotations
@@ -28,17 +28,14 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "ge
 
 
 class PreActBlock(nn.Module):
-    """One pre-activation block, see the head of this module.
+    """One pre-activation block, described at the top of this module.
 
     Args:
-        channels: of the input.
-        planes: channels of the output.
-        stride: of the first convolution.
-        shortcut: what an identity shortcut carries, one of `SHORTCUTS`.
+        channels: number of input channels.
+        planes: number of output channels.
+        stride: stride of the first convolution.
+        shortcut: version of the identity shortcut, one of `SHORTCUTS`.
         activation: a name of `ACTIVATIONS`.
-
-    Raises:
-        ValueError: for another shortcut or activation.
     """
 
     def __init__(
@@ -68,18 +65,15 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """Stages `layer1`, `layer2`, ... of pre-activation blocks, halving the image from the second on.
+    """Stages `layer1`, `layer2`, ... of pre-activation blocks. Each stage after the first halves the image.
 
     Args:
-        num_classes: K.
-        widths: channels of each stage; the first convolution has those of the first.
+        num_classes: K, the number of outputs.
+        widths: number of channels of each stage; the first convolution has as many as the first stage.
         blocks: number of blocks in each stage.
-        shortcut: see the head of this module.
-        in_channels: of the images.
+        shortcut: version of the identity shortcut, one of `SHORTCUTS`.
+        in_channels: number of channels of the images.
         activation: a name of `ACTIVATIONS`.
-
-    Raises:
-        ValueError: for sizes below 1 and an unknown shortcut or activation.
     """
 
     def __init__(
@@ -114,18 +108,16 @@ class PreActResNet(nn.Module):
 
 
 class PreActResNet18(PreActResNet):
-    """PreActResNet-18 for CIFAR: four stages of two blocks; `width=128` is the papers' "Wide-ResNet-18".
+    """PreActResNet-18 for CIFAR: four stages of two blocks. With `width=128` it is the papers' "Wide-ResNet-18".
 
-    For 32 x 32 images the mean over the last 4 x 4 positions is the papers' pooling. PyTorch's default initialisation.
+    For 32 x 32 images the mean over the last 4 x 4 positions is the papers' pooling. Weights have PyTorch's default
+    initialisation.
 
     Args:
-        num_classes: K.
+        num_classes: K, the number of outputs.
         width: channels of the first stage; the others have 2, 4 and 8 times as many.
-        shortcut: `"released"` or `"standard"`, see the head of this module.
-        in_channels: of the images.
-
-    Raises:
-        ValueError: for sizes below 1 and an unknown shortcut.
+        shortcut: version of the identity shortcut, one of `SHORTCUTS`.
+        in_channels: number of channels of the images.
     """
 
     def __init__(self, num_classes: int, *, width: int = 64, shortcut: str = "released", in_channels: int = 3):
@@ -135,16 +127,15 @@ class PreActResNet18(PreActResNet):
 
 
 class DigitsResNet(PreActResNet):
-    """The same blocks for 8 x 8 grey images, our own: three stages of one block, of 8, 4 and 2 positions a side.
+    """The same blocks for grey images of 8 x 8 pixels, our own choice: three stages of one block.
+
+    The stages have 8, 4 and 2 positions on a side.
 
     Args:
-        num_classes: K.
+        num_classes: K, the number of outputs.
         width: channels of the first stage; the others have 2 and 4 times as many.
-        shortcut: as for `PreActResNet18`.
-        activation: `"relu"`, or a smooth one, `"silu"` or `"gelu"`.
-
-    Raises:
-        ValueError: for sizes below 1 and an unknown shortcut or activation.
+        shortcut: version of the identity shortcut, one of `SHORTCUTS`.
+        activation: `"relu"`, or a smooth activation: `"silu"` or `"gelu"`.
     """
 
     def __init__(self, num_classes: int, *, width: int = 8, shortcut: str = "released", activation: str = "relu"):

@@ -1,7 +1,7 @@
-"""ResNet-50 with the layout and the parameter names of torchvision, so that its state dicts load as they are.
+"""ResNet-50 with torchvision's layout and parameter names, so that its state dicts can be loaded directly.
 
-He et al. 2016 with the stride on the 3x3 convolution of a bottleneck, which is torchvision's ("v1.5") and that of the
-models published with both papers.
+It is the network of He et al. 2016 with the stride in the 3x3 convolution of a bottleneck. This is torchvision's
+version ("v1.5"), and that of the models published with both papers.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ DEPTHS = (3, 4, 6, 3)
 
 
 class Bottleneck(nn.Module):
-    """conv 1x1, 3x3, 1x1, a BN behind each and a ReLU behind each BN, the last one after the sum with the shortcut.
+    """conv 1x1, 3x3, 1x1, each followed by BN and ReLU; the last ReLU comes after the sum with the shortcut.
 
     Args:
-        channels: of the input.
+        channels: number of input channels.
         planes: channels of the 3x3 convolution; the output has 4 times as many.
-        stride: of the 3x3 convolution.
+        stride: stride of the 3x3 convolution.
     """
 
     def __init__(self, channels: int, planes: int, stride: int = 1):
@@ -45,17 +45,14 @@ class Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """ResNet-50 for images of 224 x 224 (others work too): stages `layer1` to `layer4`, head `fc`.
+    """ResNet-50 for images of 224 x 224 or other sizes: stages `layer1` to `layer4`, classifier `fc`.
 
     Convolutions are initialised by He et al. 2015 with fan-out, BN by ones and zeros, `fc` by PyTorch's default.
 
     Args:
-        num_classes: K.
+        num_classes: K, the number of outputs.
         width: channels of the first convolution; 64 is ResNet-50.
-        in_channels: of the images.
-
-    Raises:
-        ValueError: for sizes below 1.
+        in_channels: number of channels of the images.
     """
 
     def __init__(self, num_classes: int = 1000, *, width: int = 64, in_channels: int = 3):

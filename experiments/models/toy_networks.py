@@ -1,7 +1,7 @@
 """Fully connected ReLU networks for the papers' toy data in the plane.
 
-Known are the shape "shallow" (NoisyMix, appendix A) and the four layers (NFM, recalled, not verified); the widths are
-stated nowhere and are our choice. Two classes have two logits, so that every scheme, the JSD included, runs unchanged;
+The papers say "shallow" (NoisyMix, appendix A) and four layers (NFM, recalled, not verified). The widths are not
+stated and are our choice. Two classes have two logits, so that every scheme, including the JSD, runs unchanged;
 `num_classes=1` gives the single logit of the logistic loss.
 """
 
@@ -15,7 +15,7 @@ from .options import check_dropout, check_sizes
 
 
 def _fully_connected(num_classes: int, hidden: int, width: int, dropout: float, in_features: int) -> nn.Module:
-    """`hidden1`, `hidden2`, ... of a linear map and ReLU (and dropout), then `logits`."""
+    """Layers `hidden1`, `hidden2`, ..., each a linear map, ReLU and perhaps dropout, then `logits`."""
     check_sizes(num_classes=num_classes, width=width, in_features=in_features)
     check_dropout(dropout)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -28,15 +28,12 @@ def _fully_connected(num_classes: int, hidden: int, width: int, dropout: float, 
 
 
 def noisymix_toy(num_classes: int = 2, *, width: int = 128, in_features: int = 2) -> nn.Module:
-    """The shallow ReLU network of NoisyMix's appendix A: one hidden layer, `hidden1`.
+    """The shallow ReLU network of NoisyMix's appendix A, with one hidden layer `hidden1`.
 
     Args:
         num_classes: number of outputs.
-        width: of the hidden layer, our choice.
+        width: width of the hidden layer (our choice).
         in_features: dimension of the data.
-
-    Raises:
-        ValueError: for sizes below 1.
     """
     return _fully_connected(num_classes, 1, width, 0.0, in_features)
 
@@ -46,12 +43,9 @@ def nfm_toy(num_classes: int = 2, *, width: int = 64, dropout: float = 0.0, in_f
 
     Args:
         num_classes: number of outputs.
-        width: of the hidden layers, our choice.
-        dropout: rate behind each ReLU, for the baseline with dropout (0.2 there, recalled); in training mode it draws
-            from PyTorch's global generator.
+        width: width of the hidden layers (our choice).
+        dropout: dropout rate after each ReLU, for the baseline with dropout (0.2 there, recalled). In training mode it
+            draws from PyTorch's global generator.
         in_features: dimension of the data.
-
-    Raises:
-        ValueError: for sizes below 1 and a rate outside [0, 1).
     """
     return _fully_connected(num_classes, 3, width, dropout, in_features)

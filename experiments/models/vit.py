@@ -1,8 +1,8 @@
 """A compact vision transformer for CIFAR.
 
-NFM's abstract names vision transformers, and nothing more is stated about them (protocol, section 3). Everything here
-is our choice: the sizes of ViT-Lite-7/4 (Hassani et al. 2021, 7 blocks of width 256 with 4 heads on patches of 4 x 4),
-learned positions, the norm in front of each branch, and the mean over the tokens instead of a class token.
+NFM's abstract mentions vision transformers but states nothing more about them (protocol, section 3). So everything
+here is our choice: the sizes of ViT-Lite-7/4 (Hassani et al. 2021, 7 blocks of width 256 with 4 heads on patches of
+4 x 4 pixels), learned positions, a norm before each branch, and the mean over the tokens instead of a class token.
 """
 
 from __future__ import annotations
@@ -15,12 +15,7 @@ from .options import check_dropout, check_sizes
 
 
 class Attention(nn.Module):
-    """Self-attention of several heads, from one linear map to queries, keys and values.
-
-    Args:
-        dim: width of a token.
-        heads: number of heads, a divisor of `dim`.
-    """
+    """Self-attention with several heads. One linear map gives queries, keys and values."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -37,13 +32,13 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then two linear maps with GELU between them, each with a norm in front and added to its input.
+    """Attention, then two linear maps with GELU between them. Each branch has a norm in front and a shortcut.
 
     Args:
         dim: width of a token.
         heads: number of heads.
-        ratio: width between the two linear maps, in units of `dim`.
-        dropout: rate at the end of both branches.
+        ratio: width between the two linear maps, as a multiple of `dim`.
+        dropout: dropout rate at the end of both branches.
     """
 
     def __init__(self, dim: int, heads: int, ratio: int, dropout: float):
@@ -61,23 +56,20 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """Compact vision transformer: patches, positions, `blocks.0`, `blocks.1`, ..., norm, mean over tokens, linear.
+    """Compact vision transformer: patches, positions, `blocks.0`, `blocks.1`, ..., norm, mean over tokens, linear map.
 
-    Linear maps and positions are initialised by a normal law of standard deviation 0.02, cut at 2, biases by 0.
+    Linear maps and positions are initialised by a normal law of standard deviation 0.02, cut at ±2, and biases by 0.
 
     Args:
-        num_classes: K.
+        num_classes: K, the number of outputs.
         dim: width of a token.
         depth: number of blocks, at least 6 for the layers that `eligible_layers` names.
         heads: number of heads, a divisor of `dim`.
-        ratio: width inside the blocks' linear maps, in units of `dim`.
-        dropout: rate; in training mode it draws from PyTorch's global generator.
-        patch: side of a patch, in pixels, a divisor of `image_size`.
-        image_size: side of the images, in pixels.
-        in_channels: of the images.
-
-    Raises:
-        ValueError: for sizes below 1 or that do not divide each other, and a rate outside [0, 1).
+        ratio: width inside the blocks' linear maps, as a multiple of `dim`.
+        dropout: dropout rate; in training mode it draws from PyTorch's global generator.
+        patch: side of a patch in pixels, a divisor of `image_size`.
+        image_size: side of the images in pixels.
+        in_channels: number of channels of the images.
     """
 
     def __init__(
@@ -113,15 +105,11 @@ class ViT(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images `(n, in_channels, image_size, image_size)` to logits `(n, K)`.
-
-        Raises:
-            ValueError: for images of another shape, which have other positions.
-        """
+        """Images `(n, in_channels, image_size, image_size)` to logits `(n, K)`; other sizes are refused."""
         if tuple(x.shape[1:]) != self.image_shape:
             raise ValueError(
                 f"x: expected images (n, {', '.join(map(str, self.image_shape))}), got {tuple(x.shape)}; "
-                "build the network with that `image_size`."
+                "build the network with the image_size and in_channels of the data."
             )
         h = self.patches(x).flatten(2).transpose(1, 2) + self.positions
         for block in self.blocks:

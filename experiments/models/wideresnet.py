@@ -1,14 +1,14 @@
-"""Wide residual networks of depth 28, as NoisyMix's code has them and as they are usually built.
+"""Wide residual networks of depth 28, as in NoisyMix's code and in the standard form.
 
 | | `released=True`, NoisyMix's code | `released=False`, Zagoruyko and Komodakis 2016 |
 |---|---|---|
 | stride of a stage | second convolution of its first block | first convolution |
 | biases of convolutions | all | none |
-| 1x1 shortcut, where the shape changes | of the raw x | of ReLU(BN(x)) |
-| dropout | directly behind the first convolution | in front of the second convolution |
+| 1x1 shortcut, where the shape changes | applied to x | applied to ReLU(BN(x)) |
+| dropout | directly after the first convolution | before the second convolution |
 | momentum of the final BN | 0.9 (running statistics are nearly those of the last batch) | 0.1 |
 
-Identity shortcuts carry x in both. The paper says 28x2, its code and its published models are 28x4
+Identity shortcuts carry x in both. The paper says 28x2, but its code and its published models are 28x4
 (source: protocol, section 3, "Architectures", and section 7, item 16).
 """
 
@@ -25,11 +25,11 @@ class WideBlock(nn.Module):
     """BN, ReLU, conv 3x3, BN, ReLU, conv 3x3 with dropout between the convolutions, and a shortcut.
 
     Args:
-        channels: of the input.
-        planes: channels of the output.
-        stride: of the block.
-        dropout: rate.
-        released: see the head of this module.
+        channels: number of input channels.
+        planes: number of output channels.
+        stride: stride of the block.
+        dropout: dropout rate.
+        released: see the table at the top of this module.
     """
 
     def __init__(self, channels: int, planes: int, stride: int = 1, *, dropout: float = 0.1, released: bool = True):
@@ -55,20 +55,17 @@ class WideBlock(nn.Module):
 
 
 class WideResNet28(nn.Module):
-    """WRN-28 for CIFAR: stages `layer1`, `layer2`, `layer3`, then BN, ReLU, mean over the image, linear.
+    """WRN-28 for CIFAR: stages `layer1`, `layer2`, `layer3`, then BN, ReLU, mean over the image, linear map.
 
-    For 32 x 32 images the mean over the last 8 x 8 positions is the paper's pooling. PyTorch's default initialisation,
-    since NoisyMix's code never calls the one that it defines.
+    For 32 x 32 images the mean over the last 8 x 8 positions is the paper's pooling. Weights have PyTorch's default
+    initialisation, since NoisyMix's code never calls the one that it defines.
 
     Args:
-        num_classes: K.
+        num_classes: K, the number of outputs.
         widen: k; the stages have 16k, 32k and 64k channels.
-        dropout: rate; in training mode it draws from PyTorch's global generator.
-        released: see the head of this module.
-        in_channels: of the images.
-
-    Raises:
-        ValueError: for sizes below 1 and a rate outside [0, 1).
+        dropout: dropout rate; in training mode it draws from PyTorch's global generator.
+        released: see the table at the top of this module.
+        in_channels: number of channels of the images.
     """
 
     def __init__(

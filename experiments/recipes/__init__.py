@@ -1,4 +1,4 @@
-"""Recipes: one frozen, named setting for each row of every published table, and for the sizes that run anywhere."""
+"""Recipes: a named, frozen set of settings for each row of every published table, and for smaller sizes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,7 @@ def all_recipes() -> dict[str, Recipe]:
 
 
 def get_recipe(name: str) -> Recipe:
-    """A recipe by name.
-
-    Raises:
-        ValueError: if there is none, with the nearest name.
-    """
+    """A recipe by name. The error for an unknown name proposes the nearest one."""
     known = all_recipes()
     if name not in known:
         raise ValueError(
@@ -42,14 +38,12 @@ def get_recipe(name: str) -> Recipe:
 
 
 def select_recipes(*patterns: str, size: str | None = None) -> list[Recipe]:
-    """Recipes whose name matches one of the patterns (`*` and `?` as in a shell), in the order of the tables.
+    """Recipes whose names match one of the patterns, in the order of the tables.
 
     Args:
-        *patterns: names or patterns; none for all.
-        size: only of this size.
-
-    Raises:
-        ValueError: for a pattern that nothing matches, and an unknown size.
+        *patterns: names or patterns with `*` and `?` as in a shell; all recipes if there are none. A pattern that
+            matches nothing is an error.
+        size: only recipes of this size.
     """
     if size is not None and size not in SIZES:
         raise ValueError(f"size: expected one of {SIZES}, got {size!r}.")

@@ -10,9 +10,18 @@ from .schemes import CHOICES, SCHEMES
 _RELEASED = (("shortcut", "released"),)
 _OLD = (("normalisation", "nfm_preprint"),)
 _COMMON = (
-    ("data_options.normalisation", "of the code at the time of the preprint; the released head divides otherwise"),
-    ("model_options.shortcut", "as the released code: the identity carries the activated features"),
-    ("noise", "as the released code: levels rescaled by Beta(2, 5) in each call; the text has fixed levels"),
+    (
+        "data_options.normalisation",
+        "nfm_preprint, as in the code at the time of the preprint; the latest code has other values",
+    ),
+    (
+        "model_options.shortcut",
+        "as in the released code: the identity shortcut carries the activated features",
+    ),
+    (
+        "noise",
+        "as in the released code: each call rescales the levels by a Beta(2, 5) draw; the text has fixed levels",
+    ),
 )
 _CIFAR = Training(
     data="cifar10", model="preactresnet18", scheme=Scheme("baseline"), epochs=200, batch_size=128, learning_rate=0.1,
@@ -29,8 +38,8 @@ _TABLE1 = (
 )
 _STAR = Scheme("nfm_star", alpha=1.0, layers="eligible", add_noise=1.0, mult_noise=0.5)
 _NOISE = ("clean", "white_noise", "salt_pepper")
-_STAR_CHOICE = (("add_noise, mult_noise", "1.0, 0.5: that (*) means these levels is recalled, not stated"),)
-_S_P = (("salt_pepper", "on one channel, as the released code; the standard test is measured beside it"),)
+_STAR_CHOICE = (("add_noise, mult_noise", "1.0, 0.5: the levels of (*) are recalled, not stated"),)
+_S_P = (("salt_pepper", "on one channel only, as in the released code; the standard form is also measured"),)
 
 
 def _cifar(data: str, scheme: Scheme, **changes) -> Training:
@@ -39,7 +48,7 @@ def _cifar(data: str, scheme: Scheme, **changes) -> Training:
 
 
 def _puzzle(training: Training, epochs: int) -> Training:
-    """PuzzleMix in the setting of its own code, protocol 2.3: drops *at* epochs 400 and 800 of 1200."""
+    """PuzzleMix with the settings of its own code (protocol 2.3): the rate falls *at* epochs 400 and 800 of 1200."""
     milestones = (epochs // 3 - 1, 2 * epochs // 3 - 1)
     return replace(training, epochs=epochs, batch_size=100, weight_decay=1e-4, milestones=milestones)
 
@@ -50,17 +59,14 @@ def _cifar_rows(table: str, data: str):
             continue
         training = _cifar(data, SCHEMES[name])
         choices = (*_COMMON, *_S_P, *CHOICES.get(name, ()))
-        if name != "puzzlemix":
-            yield Recipe(f"{table}/{name}", "paper", training, _NOISE, choices=choices)
-        elif data == "cifar10":
-            yield Recipe(f"{table}/{name}", "paper", _puzzle(training, 200), _NOISE, choices=(
-                *choices, ("epochs", "200: nowhere stated for CIFAR-10"),
-            ))  # fmt: skip
-        else:
-            for epochs in (200, 1200):
-                yield Recipe(
-                    f"{table}/{name}-epochs{epochs}", "paper", _puzzle(training, epochs), _NOISE, choices=choices
-                )
+        rows = {name: training}
+        if name == "puzzlemix" and data == "cifar10":
+            rows = {name: _puzzle(training, 200)}
+            choices = (*choices, ("epochs", "200: nowhere stated for CIFAR-10"))
+        elif name == "puzzlemix":
+            rows = {f"{name}-epochs{epochs}": _puzzle(training, epochs) for epochs in (200, 1200)}
+        for row, training in rows.items():
+            yield Recipe(f"{table}/{row}", "paper", training, _NOISE, choices=choices)
 
 
 def _imagenet_rows():
@@ -71,8 +77,11 @@ def _imagenet_rows():
         "nfm-alpha1.0": replace(SCHEMES["nfm"], add_noise=0.1, mult_noise=0.1),
     }
     choices = (
-        ("add_noise, mult_noise", "0.1, 0.1: the code's defaults; whether the table used them is nowhere stated"),
-        ("salt_pepper", "the released function, generalised to 224 pixels: the code used is nowhere stated"),
+        (
+            "add_noise, mult_noise",
+            "0.1, 0.1, the defaults of the code: it is nowhere stated whether the table used them",
+        ),
+        ("salt_pepper", "the released function, extended to 224 pixels: it is nowhere stated which code was used"),
     )
     for row, scheme in rows.items():
         yield Recipe(
@@ -81,7 +90,7 @@ def _imagenet_rows():
 
 
 def _figures():
-    attack = (("attack", "PGD, 7 steps, l-infinity: no setting is stated"),)
+    attack = (("attack", "PGD with 7 steps in the l-infinity norm: the paper states no settings"),)
     names = ("baseline", "mixup", "manifold_mixup", "noisy_mixup", "nfm")
     for figure, suites, choices in (("nfm-figure5", ("clean", "attacks"), attack), ("nfm-figure6", ("corrupted",), ())):
         for data in ("cifar10", "cifar100") if figure == "nfm-figure5" else ("cifar10",):
@@ -93,7 +102,7 @@ def _figures():
 
 
 def recipes() -> list[Recipe]:
-    """All rows."""
+    """The recipes of all rows."""
     return [
         *_cifar_rows("nfm-table1", "cifar10"), *_cifar_rows("nfm-table2", "cifar100"), *_imagenet_rows(), *_figures(),
     ]  # fmt: skip

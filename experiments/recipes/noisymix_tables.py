@@ -1,7 +1,7 @@
 """Rows of the NoisyMix paper: Tables 1 to 14.
 
 Several tables show the same networks: Tables 2, 7, 8 and 13 those of CIFAR with PreActResNet-18, Tables 3, 9, 10 and
-14 those with WRN-28, Tables 1, 6, 11 and 12 those of ImageNet. Their recipes then have one hash, and one training.
+14 those with WRN-28, Tables 1, 6, 11 and 12 those of ImageNet. Such recipes share one hash and one training.
 """
 
 from __future__ import annotations
@@ -23,37 +23,44 @@ _IMAGENET = replace(
 )  # fmt: skip
 _FAMILY = ("baseline", "mixup", "manifold_mixup", "nfm", "cutmix", "puzzlemix", "augmix", "noisymix")
 _TRAINED_ELSEWHERE = {
-    "baseline": "the library's released weights",
-    "adversarial": "weights by Salman et al.",
-    "stylized_imagenet": "weights trained on stylized and natural ImageNet by Geirhos et al.",
-    "autoaugment": "Fast AutoAugment weights by their authors",
-    "mixup": "weights of the CutMix authors, as far as can be told",
-    "manifold_mixup": "that of the NFM paper's own network with α = 0.2, to the printed digit",
-    "cutmix": "weights by the CutMix authors, 300 epochs",
-    "puzzlemix": "weights by the PuzzleMix authors, 300 epochs",
-    "augmix": "weights by the AugMix authors, 180 epochs",
+    "baseline": "the trained network that comes with the library",
+    "adversarial": "a network by Salman et al.",
+    "stylized_imagenet": "a network that Geirhos et al. trained on stylized and natural ImageNet",
+    "autoaugment": "a network by the authors of Fast AutoAugment",
+    "mixup": "what seems to be a network by the CutMix authors",
+    "manifold_mixup": "NFM's own network with α = 0.2, to judge by the equal numbers",
+    "cutmix": "a network by the CutMix authors, trained for 300 epochs",
+    "puzzlemix": "a network by the PuzzleMix authors, trained for 300 epochs",
+    "augmix": "a network by the AugMix authors, trained for 180 epochs",
 }
 _WIDTH = (("model_options.widen", "4, as in every version of the code; the text says 2"),)
-_RELEASED_MIX = (
-    ("view_noise", "(1, 2, 3), as the released code; the text has one level for all views"),
-    ("sparsity", "0.65, as in the released commands; not in the text"),
-    ("jsd", "12, as in the released code; a symbol in the text"),
-)
+_VIEW_NOISE = ("view_noise", "(1, 2, 3), as in the released code; the text has one level for all views")
+_JSD = ("jsd", "12, as in the released code; the text gives only a symbol")
+_RELEASED_MIX = (_VIEW_NOISE, ("sparsity", "0.65, as in the released commands; the text does not mention it"), _JSD)
+#: Settings of the schemes on ImageNet that differ from those on CIFAR.
+_IMAGENET_SETTINGS = {
+    "noisymix": {"add_noise": 0.4, "mult_noise": 0.4},
+    "manifold_mixup": {"alpha": 0.2},
+    "cutmix": {"probability": 1.0},
+    "adversarial": {"radius": 4 / 255, "replays": 4},
+}
 _IMAGENET_CHOICES = {
     "adversarial": (
-        ("radius", "4/255: the published accuracy, 63.9, is that of the weights trained so"),
-        ("replays", "4, as the authors of the method on ImageNet; the paper's weights are trained by PGD"),
+        ("radius", "4/255: the published accuracy, 63.9, belongs to a network trained with this radius"),
+        ("replays", "4, as the authors of the method use on ImageNet; the paper's network was trained with PGD"),
     ),
-    "autoaugment": (("views", "the ImageNet policy of AutoAugment; the paper's weights have a policy of their own"),),
-    "manifold_mixup": (("alpha", "0.2, as in NFM Table 3, whose network the row seems to show"),),
+    "autoaugment": (
+        ("views", "the ImageNet policy of AutoAugment; the paper's network was trained with another policy"),
+    ),
+    "manifold_mixup": (("alpha", "0.2, as in NFM Table 3, since the row seems to show that network"),),
     "cutmix": (
         ("alpha", "1.0: nowhere stated for the baselines of this paper"),
-        ("probability", "1, as CutMix's own code on ImageNet: nowhere stated for these tables"),
+        ("probability", "1, as in CutMix's own code for ImageNet: nowhere stated for these tables"),
     ),
     "noisymix": (
-        ("view_noise", "(1, 2, 3), as the released code; the text has one level for all views"),
+        _VIEW_NOISE,
         ("sparsity", "0.65, as in the released commands for CIFAR: nowhere stated for ImageNet"),
-        ("jsd", "12, as in the released code; a symbol in the text"),
+        _JSD,
         ("epochs", "200, the default of the code: nowhere stated"),
     ),
 }
@@ -90,7 +97,7 @@ def _cifar_tables():
 
 
 def _ablation():
-    """Table 4: augmentation, feature mixing, noise and JSD, on or off."""
+    """Table 4: augmentation, feature mixing, noise and JSD, each on (1) or off (0)."""
     rows = ("0000", "0010", "0100", "0110", "1000", "1001", "1011", "1101", "1110", "1111")
     full = SCHEMES["noisymix"]
     for row in rows:
@@ -110,17 +117,9 @@ def _ablation():
 
 
 def _imagenet_training(name: str) -> Training:
-    """As the authors trained NoisyMix; AugMix trains here likewise, which its published weights did not."""
-    scheme = SCHEMES.get(name, Scheme(name))
-    if name == "noisymix":
-        scheme = replace(scheme, add_noise=0.4, mult_noise=0.4)
-    if name == "manifold_mixup":
-        scheme = replace(scheme, alpha=0.2)
-    if name == "cutmix":
-        scheme = replace(scheme, probability=1.0)
-    if name == "adversarial":
-        scheme = replace(scheme, radius=4 / 255, replays=4)
-    # An option keeps the hash of this row, which cannot be run, apart from that of the baseline
+    """The training of NoisyMix's authors for every scheme, including AugMix, whose published network had another."""
+    scheme = replace(SCHEMES.get(name, Scheme(name)), **_IMAGENET_SETTINGS.get(name, {}))
+    # This row cannot be run. The option makes its hash different from that of the baseline.
     options = (("stylized", True),) if name == "stylized_imagenet" else ()
     return replace(_IMAGENET, scheme=scheme, views=VIEWS.get(name, ""), data_options=options)
 
@@ -140,15 +139,15 @@ def _imagenet_tables():
         for name in names:
             choices = _IMAGENET_CHOICES.get(name, _choices(name))
             if name in _TRAINED_ELSEWHERE:
-                choices = (*choices, ("training", f"ours; the paper's row is {_TRAINED_ELSEWHERE[name]}"))
-            note = "needs stylized images, which are no part of ImageNet" if name == "stylized_imagenet" else ""
+                choices = (*choices, ("training", f"trained here; the paper's row shows {_TRAINED_ELSEWHERE[name]}"))
+            note = "needs stylized images, which are not part of ImageNet" if name == "stylized_imagenet" else ""
             yield Recipe(
                 f"{table}/{name}", "paper", _imagenet_training(name), suites, seeds=(1,), choices=choices, note=note
             )
 
 
 def _transfer():
-    """Table 5: networks of Table 1, fine-tuned on CIFAR at 224 pixels."""
+    """Table 5: the networks of Table 1, fine-tuned on CIFAR at 224 pixels."""
     for data in ("cifar10", "cifar100"):
         for name in ("baseline", "autoaugment", "mixup", "puzzlemix", "augmix", "noisymix"):
             training = replace(
@@ -159,11 +158,11 @@ def _transfer():
             )  # fmt: skip
             row = f"noisymix-table5/{data}-{name}"
             yield Recipe(row, "paper", training, ("clean", "corrupted"), seeds=(1,), choices=(
-                ("epochs", "150, the last one: which epoch was reported is nowhere stated"),
-                ("freezing", "none: the printed numbers are closest to fine-tuning of all layers"),
+                ("epochs", "150, the last epoch: it is nowhere stated which epoch was reported"),
+                ("freezing", "none: the printed numbers agree best with fine-tuning of all layers"),
             ))  # fmt: skip
 
 
 def recipes() -> list[Recipe]:
-    """All rows."""
+    """The recipes of all rows."""
     return [*_cifar_tables(), *_ablation(), *_imagenet_tables(), *_transfer()]

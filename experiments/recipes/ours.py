@@ -1,4 +1,4 @@
-"""Sizes that run anywhere: toy problems of both papers, all schemes on digits, and a narrow network on CIFAR."""
+"""Recipes that run on any computer: both papers' toy problems, all schemes on digits, and a narrow network on CIFAR."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _DIGITS_SUITES = ("clean", "white_noise", "salt_pepper", "attacks", "corrupted",
 
 
 def _shorter(scheme: Scheme) -> Scheme:
-    """With few epochs there is no room for eight steps on each batch."""
+    """At most four steps on each batch, since a training with few epochs cannot afford eight."""
     return replace(scheme, replays=min(scheme.replays, 4))
 
 
 def _choices(name: str) -> tuple[tuple[str, str], ...]:
-    """As at the papers' size, but for the steps on each batch."""
-    fewer = {"replays": "4, half of what the authors of the method take: no paper trains one on CIFAR"}
+    """The choices at the papers' size, except for the number of steps on each batch."""
+    fewer = {"replays": "4, half of what the authors of the method use: neither paper has this row on CIFAR"}
     return tuple((setting, fewer.get(setting, why)) for setting, why in CHOICES.get(name, ()))
 
 
@@ -35,8 +35,8 @@ def _digits():
 
 # Small -------------------------------------------------------------------------------------------------------
 
-#: Planned for about a quarter of an hour of one core each: 10,000 images, 15 epochs, an eighth of the paper's width.
-#: Batches of 32 instead of 128 make four times as many steps of it, without which such a training is not done.
+#: A training takes about a quarter of an hour on one core: 10,000 images, 15 epochs, an eighth of the paper's width.
+#: Batches have 32 instead of 128 images, since the network needs more steps to be trained in so few epochs.
 _SMALL = Training(
     data="cifar10", model="preactresnet18", scheme=Scheme("baseline"), epochs=15, batch_size=32, learning_rate=0.05,
     model_options=(("shortcut", "released"), ("width", 8)), data_options=(("normalisation", "nfm_preprint"),),
@@ -69,17 +69,23 @@ _BAND = Training(
     **_ADAM,
 )  # fmt: skip
 _RING_LEVELS = {"add_noise": 0.4, "mult_noise": 0.2}
-#: Points of the band are closer to each other than the noise of CIFAR's levels is wide.
+#: With the noise levels of CIFAR, the noise would be larger than the distance between points of the band.
 _BAND_LEVELS = {"add_noise": 0.1, "mult_noise": 0.1}
 _MIXED = {"alpha": 1.0, "layers": "eligible"}
 _RINGS_CHOICES = (
     ("learning_rate, dropout, weight_decay", "0.1, 0.2, 9e-3: recalled, not verified"),
-    ("epochs, batch_size, width, add_noise, mult_noise", "100, all samples, ours, those of CIFAR: nowhere stated"),
+    (
+        "epochs, batch_size, width, add_noise, mult_noise",
+        "100, all samples, our choice, and the levels of CIFAR: nowhere stated",
+    ),
 )
 _BAND_CHOICES = (
-    ("learning_rate, batch_size, width", "0.01, 50, ours: lost in the copy of the text at hand"),
-    ("add_noise, mult_noise, jsd", "0.1, 0.1, 12: nowhere stated; CIFAR's levels are wider than the band"),
-    ("views", "three copies with noise of their own: what they are without augmentation is nowhere stated"),
+    ("learning_rate, batch_size, width", "0.01, 50, our choice: unreadable in the copy of the paper that we have"),
+    (
+        "add_noise, mult_noise, jsd",
+        "0.1, 0.1, 12: nowhere stated; noise with the levels of CIFAR is wider than the band",
+    ),
+    ("views", "three copies, each with its own noise: nowhere stated for data without augmentation"),
 )
 
 
@@ -110,5 +116,5 @@ def _toys():
 
 
 def recipes() -> list[Recipe]:
-    """All of them."""
+    """The recipes of all these sizes."""
     return [*_toys(), *_digits(), *_small()]

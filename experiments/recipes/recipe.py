@@ -1,4 +1,4 @@
-"""What a recipe is: frozen settings of a training and its evaluation, with a hash, and what is our own choice in it."""
+"""Recipes: the frozen settings of a training and its evaluation, their hash, and the choices that are our own."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 
 from nfm_theory import Law
 
-#: Sizes of a recipe, from seconds to the tables of the papers.
+#: Sizes of a recipe, from trainings of seconds to the tables of the papers.
 SIZES = ("toy", "digits", "small", "paper")
-#: Options by name, as pairs, so that recipes stay hashable.
+#: Pairs of an option's name and value. Unlike a dict they are hashable.
 Options = tuple[tuple[str, object], ...]
 
 
@@ -19,24 +19,24 @@ class Scheme:
     """A training scheme: what one step does with a batch.
 
     Attributes:
-        name: id, the same in the published tables, recipes and ledger.
-        alpha: Beta(α, α) of λ; 0 for no mixing.
+        name: name in the published tables, recipes and ledger.
+        alpha: parameter α of the law Beta(α, α) of λ; 0 for no mixing.
         layers: `"input"`, or `"eligible"` for one of the network's eligible layers, drawn uniformly for each batch.
-        add_noise: σ_add.
-        mult_noise: σ_mult.
-        noise: `"released"` (levels rescaled by Beta(2, 5) in each call) or `"normal"` (as in the theory).
-        sparsity: share of the noise set to zero, released code of NoisyMix.
+        add_noise: level σ_add of the additive noise.
+        mult_noise: level σ_mult of the multiplicative noise.
+        noise: `"released"` (each call rescales the levels by a Beta(2, 5) draw) or `"normal"` (as in the theory).
+        sparsity: share of the noise that is set to zero, as in the released code of NoisyMix.
         view_noise: factors of σ_add for the clean and the augmented views.
-        jsd: γ, weight of the Jensen-Shannon divergence between one clean and two augmented views; 0 for one view.
-        label_smoothing: s.
+        jsd: weight γ of the Jensen-Shannon divergence between one clean and two augmented views; 0 for a single view.
+        label_smoothing: amount of label smoothing.
         patch: `""`, `"cutmix"` or `"puzzlemix"`.
         probability: share of the batches on which `patch` acts.
-        radius: l∞ radius of free adversarial training, pixels in [0, 1]; 0 for none.
+        radius: l∞ radius of free adversarial training, for pixels in [0, 1]; 0 for none.
         replays: steps on each batch in free adversarial training; the number of epochs is divided by it.
-        terms: names of the regularizers that are added to the plain loss (Taylor schemes); they stand for the exact
-            step with the same `alpha`, `layers` and noise.
+        terms: names of the regularizers that are added to the plain loss (Taylor schemes). They replace the exact step
+            with the same `alpha`, `layers` and noise.
         eps: scale of these regularizers, or of mixing and noise in an exact step with unmixed labels.
-        form: `"mixed"` labels in an exact step, as in the papers, or `"unmixed"` ones, as in the theory.
+        form: `"mixed"` labels in an exact step, as in the papers, or `"unmixed"` labels, as in the theory.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Scheme:
 
     @property
     def views(self) -> int:
-        """Versions of each image in a batch."""
+        """Number of views of each image in a batch."""
         return 3 if self.jsd else 1
 
     @property
@@ -71,30 +71,30 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Training:
-    """Everything that decides the weights but the seed.
+    """All settings that determine the weights, except the seed.
 
     Attributes:
         data: name of the data set.
         model: name of the network.
-        scheme: what a step does.
+        scheme: what a step does with a batch.
         epochs: passes over the data.
         batch_size: images in a step, over all processes.
-        learning_rate: at the start.
-        model_options: of the network.
-        data_options: of the data set.
-        samples: the first so many training images; `None` for all.
+        learning_rate: initial learning rate.
+        model_options: options of the network.
+        data_options: options of the data set.
+        samples: number of training images, counted from the first; `None` for all.
         augmentation: `"none"`, `"crop_flip"`, `"flip_crop"` or `"resized_crop"`.
         views: how the views of an image are made: `""` (copies), `"augmix"`, `"autoaugment"`.
-        image_size: side to which images are brought, in training by `"resized_crop"`, in tests by a central crop; 0
-            leaves them as they are.
-        pretrained: hash of the training whose weights it starts from, all but the classifier's; `""` for none.
+        image_size: side in pixels to which images are resized, in training by `"resized_crop"`, in tests by a central
+            crop; 0 keeps their size.
+        pretrained: hash of the training whose weights it starts from, without the classifier; `""` for none.
         optimiser: `"sgd"` or `"adam"`.
-        momentum: of SGD.
-        nesterov: of SGD.
-        weight_decay: of all parameters.
-        schedule: `"constant"`, `"steps"` (a tenth after each milestone) or `"cosine"` (each step, to `final_rate`).
-        milestones: epochs after which the rate falls.
-        final_rate: end of the cosine.
+        momentum: momentum of SGD.
+        nesterov: True for Nesterov momentum.
+        weight_decay: weight decay of all parameters.
+        schedule: `"constant"`, `"steps"` (a tenth after each milestone) or `"cosine"` (to `final_rate`, every step).
+        milestones: epochs after which the learning rate falls.
+        final_rate: learning rate at the end of the cosine.
         precision: `"float32"`, `"float64"` or `"bfloat16"` (autocast).
     """
 
@@ -121,22 +121,22 @@ class Training:
     precision: str = "float32"
 
     def to_dict(self) -> dict:
-        """Settings for JSON."""
+        """The settings as JSON values."""
         return json.loads(json.dumps(asdict(self)))
 
     @property
     def hash(self) -> str:
-        """16 hex digits of the settings: two rows of different tables with one hash are one training.
+        """The settings as 16 hexadecimal digits. Rows of different tables with the same hash are the same training.
 
-        Settings at their defaults do not count, so that a new one leaves the hashes of finished results alone; nor
-        does the name of the scheme, which does nothing.
+        Settings with default values do not enter the hash, so a new setting does not change the hashes of finished
+        results. The name of the scheme does not enter either, since it has no effect.
         """
         settings = _changed(self)
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _changed(record) -> dict:
-    """Fields that are not at their defaults."""
+    """Fields that differ from their defaults."""
     changed = {}
     for part in fields(record):
         value = getattr(record, part.name)
@@ -149,16 +149,16 @@ def _changed(record) -> dict:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One row of a table: a training, and what is measured on it.
+    """One row of a table: a training and its measurements.
 
     Attributes:
         name: `table/row`.
         size: `"toy"`, `"digits"`, `"small"` or `"paper"`.
-        training: what decides the weights.
-        suites: names of the measurements, see `experiments.evaluate`.
-        seeds: seeds that the table is made of.
-        choices: settings that no source states or where sources differ, and why they are as they are.
-        note: what keeps the row from being run, if anything.
+        training: settings that determine the weights.
+        suites: names of the measurements, see `experiments.evaluation`.
+        seeds: random seeds of the networks in the table.
+        choices: settings that no source states or on which sources differ, with a reason.
+        note: reason why the row cannot be run, or `""`.
     """
 
     name: str
@@ -176,5 +176,5 @@ class Recipe:
 
     @property
     def hash(self) -> str:
-        """That of the training."""
+        """Hash of the training."""
         return self.training.hash

@@ -1,18 +1,18 @@
-"""The papers' text where their released code does something else: recipes `TABLE-text/ROW` and `digits-text/ROW`.
+"""The papers' text where it differs from their released code: recipes `TABLE-text/ROW` and `digits-text/ROW`.
 
-The recipes of the tables follow the released code, with which the printed numbers were made. These follow the text:
+The recipes of the tables follow the released code, which produced the printed numbers. These follow the text:
 
 | | released code | text |
 |---|---|---|
-| noise | level times Beta(2, 5), one draw a call; the multiplicative noise is uniform | fixed level; here normal |
+| noise | level times a Beta(2, 5) draw in each call; uniform multiplicative noise | fixed level; here normal noise |
 | NoisyMix | two thirds of the noise set to zero, level × 1, 2, 3 by view | neither |
 | PreActResNet-18 | identity shortcuts carry ReLU(BN(x)) | the network of its authors: they carry x |
 | WRN-28 | k = 4, changed in other points | k = 2, the network of its authors |
 
-(Protocol, sections 1, 3 and 7.) Names of schemes end in `_text`, so that no result is taken for one of the printed
-rows. A row of a table where nothing differs has no recipe here: its own is that of the text as well. `digits-text` also
-has one change at a time, and normal noise with the second moments of the released one, `ROW-moments`, which is the same
-training in the eyes of the second-order theory.
+(Protocol, sections 1, 3 and 7.) Names of schemes end in `_text`, so that no result is mistaken for one of the printed
+rows. A row where text and code agree has no recipe here. `digits-text` also has recipes with one change at a time.
+`ROW-moments` has normal noise with the second moments of the released noise; in the second-order theory it is the same
+training.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import replace
 
 from .recipe import Recipe, Scheme, Training
 
-#: Tables whose trainings have a counterpart here; the other tables show the same networks again.
+#: Tables whose trainings have a counterpart here. The other tables show the same networks.
 SOURCES = (
     *("nfm-table1", "nfm-table2", "nfm-table3"),
     *("noisymix-table1", "noisymix-table2", "noisymix-table3", "noisymix-table4"),
@@ -34,15 +34,18 @@ _NETWORKS = {
     "wideresnet28": {"widen": 2, "released": False},
 }
 _NOISE = (
-    ("noise", "normal: the text asks for zero mean and finite variance and names no law"),
-    ("add_noise, mult_noise", "the numbers of the released commands, here standard deviations: the text has none"),
+    ("noise", "normal: the text requires zero mean and finite variance but names no law"),
+    (
+        "add_noise, mult_noise",
+        "the numbers of the released commands, used as standard deviations: the text has no numbers",
+    ),
 )
 _OPTIONS = {
     "shortcut": "standard, as in the network that the text names; the released code carries the activated features",
     "widen": "2, as in the text; every version of the code has 4",
-    "released": "no: strides, biases, shortcuts and the last BatchNorm as its authors have them",
+    "released": "no: strides, biases, shortcuts and the last BatchNorm as in the paper on wide residual networks",
 }
-_MOMENTS = (("noise", "normal, with the second moments of the released law, to four decimals: no paper has it"),)
+_MOMENTS = (("noise", "normal, with the second moments of the released law to four decimals: no paper has this law"),)
 
 
 def _noisy(scheme: Scheme) -> bool:
@@ -50,24 +53,20 @@ def _noisy(scheme: Scheme) -> bool:
 
 
 def text_scheme(scheme: Scheme) -> Scheme:
-    """The scheme as the text has it: normal noise of one level for all views, none of it left out."""
+    """The scheme as described in the text: normal noise, with one level for all views and no sparsity."""
     if not _noisy(scheme):
         return scheme
     return replace(scheme, noise="normal", sparsity=0.0, view_noise=())
 
 
 def as_text(training: Training) -> Training:
-    """A training as the text describes it; the same where text and released code agree.
-
-    Args:
-        training: as released.
-    """
+    """A training as described in the text; unchanged where text and released code agree."""
     options = dict(training.model_options) | _NETWORKS.get(training.model, {})
     return replace(training, scheme=text_scheme(training.scheme), model_options=tuple(options.items()))
 
 
 def _choices(recipe: Recipe) -> tuple[tuple[str, str], ...]:
-    """Those of the source that still stand, and those of the text's version."""
+    """The choices of the recipe that still hold, and those of the text's version."""
     changed = _NETWORKS.get(recipe.training.model, {})
     new = tuple((f"model_options.{name}", _OPTIONS[name]) for name in changed)
     new = (*new, *(_NOISE if _noisy(recipe.training.scheme) else ()))
@@ -81,7 +80,7 @@ def _named(recipe: Recipe, name: str, training: Training, choices: tuple[tuple[s
 
 
 def _one_at_a_time(known: dict[str, Recipe]) -> Iterable[Recipe]:
-    """What each difference does by itself, on digits."""
+    """The effect of each single difference, on digits."""
     nfm, noisymix = known["digits/nfm"], known["digits/noisymix"]
     law = {"noise": "normal", "sparsity": 0.0}
     rows = {
@@ -99,11 +98,7 @@ def _one_at_a_time(known: dict[str, Recipe]) -> Iterable[Recipe]:
 
 
 def recipes(released: Iterable[Recipe]) -> list[Recipe]:
-    """The text's version of every row of `SOURCES` that differs, and those on digits.
-
-    Args:
-        released: recipes of the tables and of digits, as the released code has them.
-    """
+    """The text's version of every row of `SOURCES` that differs from its `released` recipe, and those on digits."""
     known = {recipe.name: recipe for recipe in released}
     found = []
     for recipe in known.values():

@@ -1,4 +1,4 @@
-"""Training schemes: Mixup and its noisy relatives, patches, adversarial training, and the theory itself as a loss."""
+"""Training schemes: Mixup and its noisy variants, patches, adversarial training, and the Taylor expansion as a loss."""
 
 from __future__ import annotations
 
@@ -22,23 +22,18 @@ def build_step(
     std: tuple[float, ...],
     generator: torch.Generator,
 ) -> Step:
-    """The step of a scheme on a model.
+    """The training step of a scheme.
 
     Args:
-        scheme: settings.
+        scheme: settings of the scheme.
         model: network, not compiled yet.
-        layers: its eligible layers.
-        classes: K.
-        mean: of each channel, pixels in [0, 1]; empty for samples that are no images.
-        std: of each channel.
-        generator: source of everything random.
-
-    Raises:
-        ValueError: if the settings contradict each other.
+        layers: names of its eligible layers.
+        classes: K, the number of classes.
+        mean: mean of each channel, for pixels in [0, 1]; empty for samples that are no images.
+        std: standard deviation of each channel.
+        generator: source of all randomness.
     """
-    mixes = scheme.alpha > 0 or scheme.add_noise > 0 or scheme.mult_noise > 0
-    kinds = [bool(scheme.patch), bool(scheme.radius), bool(scheme.terms)]
-    if sum(kinds) > 1:
+    if sum(map(bool, (scheme.patch, scheme.radius, scheme.terms))) > 1:
         raise ValueError(f"scheme {scheme.name!r}: expected one of patch, radius and terms, got several.")
     options = {"layers": layers, "classes": classes, "generator": generator}
     if scheme.patch:
@@ -47,6 +42,6 @@ def build_step(
         return FreeAdversarialStep(scheme, model, std=std, **options)
     if scheme.terms:
         return (TaylorNoisyMixStep if scheme.jsd else TaylorStep)(scheme, model, **options)
-    if mixes or scheme.jsd:
+    if scheme.alpha or scheme.add_noise or scheme.mult_noise or scheme.jsd:
         return MixingStep(scheme, model, **options)
     return Step(scheme, model, **options)

@@ -1,4 +1,4 @@
-"""One training step of a scheme: from a batch to a loss, and what happens after the backward pass."""
+"""One training step of a scheme: the loss of a batch, and what happens after the backward pass."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ..recipes.recipe import Scheme
 
 
 class Step:
-    """Plain cross entropy, with label smoothing if asked; the other steps build on it.
+    """Plain cross entropy, with label smoothing if the scheme has it. The other steps are built on it.
 
-    A step draws from `generator` only, which the training loop seeds anew for each step.
+    A step draws only from `generator`, which the training loop seeds anew for each step.
 
     Args:
-        scheme: settings.
+        scheme: settings of the scheme.
         model: network.
-        layers: eligible layers of the network, `""` for the input.
-        classes: K.
-        generator: source of everything random.
+        layers: names of the network's eligible layers, `""` for the input.
+        classes: K, the number of classes.
+        generator: source of all randomness.
 
     Attributes:
-        forward: what is called for the logits: the model, or a wrapper around it (compiled, several processes).
-        repeats: optimiser steps on one batch.
+        forward: function for the logits: the model, or a wrapper around it (compiled, or for several processes).
+        repeats: number of optimiser steps on one batch.
     """
 
     repeats = 1
@@ -49,36 +49,36 @@ class Step:
         return F.cross_entropy(self.forward(x), y, label_smoothing=self.scheme.label_smoothing)
 
     def after_backward(self) -> None:
-        """Called between the backward pass and the optimiser."""
+        """Called between the backward pass and the optimiser's step."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a later step needs of the earlier ones."""
+        """The state that later steps need."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from `state_dict()`."""
+        """Restore the state of `state_dict()`."""
 
     def close(self) -> None:
-        """Take everything off the model that was put on it."""
+        """Remove all hooks from the model."""
 
 
 class MixingStep(Step):
     """Mixup, Manifold Mixup, their noisy versions and NFM, each with or without the divergence between views.
 
-    One implementation of the step, the library's `NoisyFeatureMixup`. With three views the cross entropy is that of
-    the clean views (NoisyMix, protocol of the released code), and λ, partners and layer are shared.
+    The library's `NoisyFeatureMixup` implements all of them. With three views the cross entropy is that of the clean
+    views (NoisyMix, protocol of the released code), and the views share λ, partners and layer.
     """
 
-    def __init__(self, scheme: Scheme, model: nn.Module, *, layers, classes, generator):
-        super().__init__(scheme, model, layers=layers, classes=classes, generator=generator)
+    def __init__(self, scheme: Scheme, model: nn.Module, **options):
+        super().__init__(scheme, model, **options)
         self.consistency = nt.JSDConsistency(gamma=scheme.jsd)
         self.mixing = nt.NoisyFeatureMixup(
-            model, self.layers, scheme.law, num_classes=classes, label_smoothing=scheme.label_smoothing,
-            view_noise=scheme.view_noise or None, eps=scheme.eps, form=scheme.form, generator=generator,
+            model, self.layers, scheme.law, num_classes=self.classes, label_smoothing=scheme.label_smoothing,
+            view_noise=scheme.view_noise or None, eps=scheme.eps, form=scheme.form, generator=self.generator,
         )  # fmt: skip
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Mixed-label cross entropy, and γ times the divergence."""
+        """Mixed-label cross entropy, plus γ times the divergence."""
         inputs, targets = self.mixing(x, y, views=self.scheme.views)
         logits = self.forward(inputs)
         if self.scheme.views == 1:
@@ -92,24 +92,14 @@ class MixingStep(Step):
 
 
 class PatchStep(Step):
-    """CutMix and PuzzleMix: patches of two images, labels by area.
+    """CutMix and PuzzleMix: patches of two images, labels mixed by area. PuzzleMix needs pixels, so mean and std."""
 
-    Args:
-        scheme: settings.
-        model: network.
-        layers: not used.
-        classes: K.
-        generator: source of everything random.
-        mean: of each channel; PuzzleMix works on pixels in [0, 1].
-        std: of each channel.
-    """
-
-    def __init__(self, scheme: Scheme, model: nn.Module, *, layers, classes, generator, mean, std):
-        super().__init__(scheme, model, layers=layers, classes=classes, generator=generator)
+    def __init__(self, scheme: Scheme, model: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...], **options):
+        super().__init__(scheme, model, **options)
         self.normalisation = {"mean": mean, "std": std}
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Cross entropy with the labels of the patched images."""
+        """Cross entropy with the mixed labels of the patched images."""
         scheme = self.scheme
         if scheme.patch == "cutmix":
             mixed, targets = cutmix(
@@ -117,7 +107,7 @@ class PatchStep(Step):
                 num_classes=self.classes,
             )  # fmt: skip
         else:
-            # a cell of at least two pixels: small images have fewer of them
+            # a cell has at least two pixels, so small images allow fewer grids
             options = PuzzleOptions(grids=tuple(g for g in PuzzleOptions.grids if 2 * g <= x.shape[-1]))
             mixed, targets = puzzlemix(
                 x, y, saliency(self.model, x, y), generator=self.generator, num_classes=self.classes, options=options,
@@ -127,23 +117,16 @@ class PatchStep(Step):
 
 
 class FreeAdversarialStep(Step):
-    """Adversarial training for free: every batch several times, each time with the perturbation the last one found.
+    """Free adversarial training: every batch is used several times, each time with the latest perturbation.
 
-    Source: Shafahi et al., "Adversarial Training for Free!", NeurIPS 2019, algorithm 1: the gradient of the loss in
-    the input, which the backward pass gives anyway, moves the perturbation by the radius and clips it there. The
-    perturbation is carried over to the next batch.
-
-    Args:
-        scheme: settings.
-        model: network.
-        layers: not used.
-        classes: K.
-        generator: not used.
-        std: of each channel; radii are in pixels, inputs are normalised.
+    Source: Shafahi et al., "Adversarial Training for Free!", NeurIPS 2019, algorithm 1. The backward pass also gives
+    the gradient of the loss in the input. Its sign times the radius is added to the perturbation, which is then clipped
+    to the radius. The next batch starts with the last perturbation. Radii refer to pixels in [0, 1], so they are
+    divided by `std`.
     """
 
-    def __init__(self, scheme: Scheme, model: nn.Module, *, layers, classes, generator, std: tuple[float, ...]):
-        super().__init__(scheme, model, layers=layers, classes=classes, generator=generator)
+    def __init__(self, scheme: Scheme, model: nn.Module, *, std: tuple[float, ...], **options):
+        super().__init__(scheme, model, **options)
         self.repeats = scheme.replays
         self.radius = scheme.radius / torch.tensor(std)[:, None, None]
         self.delta: Tensor | None = None
@@ -168,5 +151,5 @@ class FreeAdversarialStep(Step):
         return {} if self.delta is None else {"delta": self.delta}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue with this perturbation."""
+        """Restore the perturbation."""
         self.delta = state.get("delta")

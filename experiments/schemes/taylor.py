@@ -1,16 +1,17 @@
-r"""Training on the second-order theory instead of the exact scheme: Taylor-NFM and Taylor-NoisyMix.
+r"""Training with the second-order theory instead of the exact scheme: Taylor-NFM and Taylor-NoisyMix.
 
-No paper has these. They show how much of a scheme's effect its expansion explains: the plain loss is taken, and to it
-the regularizers are added that the theory finds in the exact step, with the same α, levels and layers.
+No paper has these schemes. They show how much of a scheme's effect its expansion explains. The loss is the plain loss
+plus the regularizers that the theory derives from the exact step, with the same α, levels and layers.
 
 | scheme | loss |
 |---|---|
 | Taylor-NFM | $L_{std} + \varepsilon R_1 + \varepsilon^2 (R_2 + R_3 + \dots)$ |
-| Taylor-NoisyMix | that, $+ \gamma\,(S_0 + \varepsilon S_1 + \varepsilon^2 S_2)$ |
+| Taylor-NoisyMix | the same $+ \gamma\,(S_0 + \varepsilon S_1 + \varepsilon^2 S_2)$ |
 
-Both by one random direction for each example and step, unbiased; the layer is drawn for each batch, as in the exact
-schemes. Derivatives are taken sample by sample, so in evaluation mode, with the batch norm statistics of the plain
-pass in the same step: early in a training the running ones belong to another network.
+The regularizers are unbiased estimates from one random direction per example and step. As in the exact schemes, the
+layer is drawn for each batch. Derivatives are computed for each sample separately, so in evaluation mode. They use the
+batch norm statistics of the plain pass in the same step, since early in a training the running statistics belong to a
+very different network.
 """
 
 from __future__ import annotations
@@ -31,13 +32,10 @@ from .step import Step
 
 
 class BatchStatistics:
-    """Batch norm with the statistics of a pass in training mode: constants for the features, not for the weights.
+    """Batch norm with the statistics of a training pass, held constant in the features but not in the weights.
 
-    Were they constants for the weights too, a penalty on derivatives would shrink the weights in front of a batch norm,
-    which changes nothing but the effective learning rate.
-
-    Args:
-        model: network; hooks stay on it until `close`.
+    If they were constant in the weights too, a penalty on derivatives would shrink the weights before a batch norm.
+    That changes nothing but the effective learning rate. The hooks stay on the model until `close`.
     """
 
     def __init__(self, model: nn.Module):
@@ -52,7 +50,7 @@ class BatchStatistics:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Every batch norm is the affine map that it was in the last pass."""
+        """Within this context every batch norm is the affine map of the last training pass."""
         try:
             for norm, (mean, variance) in self._found.items():
                 norm.forward = partial(_affine, norm, mean, variance)
@@ -63,7 +61,7 @@ class BatchStatistics:
             self._found = {}
 
     def close(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
@@ -76,14 +74,10 @@ def _affine(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, x: Tensor) -> 
 class TaylorStep(Step):
     """Taylor-NFM: the plain loss and the regularizers of one layer."""
 
-    def __init__(self, scheme: Scheme, model: nn.Module, *, layers, classes, generator):
-        super().__init__(scheme, model, layers=layers, classes=classes, generator=generator)
-        self.penalties = [
-            nt.TaylorRegularizer(
-                layer, scheme.law, eps=scheme.eps, terms=scheme.terms, generator=generator
-            )
-            for layer in self.layers
-        ]  # fmt: skip
+    def __init__(self, scheme: Scheme, model: nn.Module, **options):
+        super().__init__(scheme, model, **options)
+        penalty = {"eps": scheme.eps, "terms": scheme.terms, "generator": self.generator}
+        self.penalties = [nt.TaylorRegularizer(layer, scheme.law, **penalty) for layer in self.layers]
         self.statistics = BatchStatistics(model)
 
     def close(self) -> None:
@@ -94,17 +88,17 @@ class TaylorStep(Step):
         return int(torch.randint(len(self.layers), (), generator=self.generator))
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Cross entropy of the clean views and the regularizers there."""
+        """Cross entropy of the clean views, plus their regularizers."""
         plain = F.cross_entropy(self.forward(x), y)
         with self.statistics.applied():
             return plain + self.penalties[self._layer()](self.model, x, y)
 
 
 class TaylorNoisyMixStep(TaylorStep):
-    """Taylor-NoisyMix: Taylor-NFM on the clean view, and the expansion of the divergence between three views."""
+    """Taylor-NoisyMix: Taylor-NFM on the clean view, plus the expansion of the divergence between three views."""
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Cross entropy of the clean views, their regularizers, and the divergence with its own."""
+        """Cross entropy of the clean views, their regularizers, and the divergence with its expansion."""
         views, layer = self.scheme.views, self._layer()
         logits = self.forward(x).chunk(views)
         loss = F.cross_entropy(logits[0], y) + self.scheme.jsd * nt.jensen_shannon(logits)
@@ -129,26 +123,23 @@ def stability_penalty(
 ) -> Tensor:
     r"""An unbiased, differentiable estimate of $\varepsilon S_1 + \varepsilon^2 S_2$ (book: eq-jsd-expansion).
 
-    With $D$ the divergence of the views' outputs as a function of their features, u the features of all views,
+    With $D$ the divergence of the views' outputs as a function of their features, and u the features of all views,
 
     $$ S_1 = m_1\, \frac1n \sum_r \nabla D \cdot (u_r - u), \qquad
        S_2 = \tfrac12\, \mathbb E\, \nabla^2 D[v, v], \quad
        v = \sqrt{m_2}\,(u_r - u) + \sigma_{add}\,\xi + \sigma_{mult}\,\xi' \odot u $$
 
-    where the partner r is one for all views of an example and the noises are independent for each view.
+    where all views of an example share the partner r, and the noise of each view is independent.
 
     Args:
-        model: network; runs in evaluation mode here, its mode is put back.
+        model: network; it runs in evaluation mode here, and its mode is restored.
         x: views, `(views * n, *input)`.
         law: law of mixing and noise.
-        layer: dotted name of the layer, `""` for the input.
+        layer: name of the layer, `""` for the input.
         views: number m of views.
         eps: ε.
-        view_noise: factors of σ_add for the views.
-        generator: draws partners and noise.
-
-    Returns:
-        Penalty, 0-dim.
+        view_noise: factor of σ_add for each view.
+        generator: source of partners and noise.
     """
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -174,7 +165,7 @@ def stability_penalty(
 
 
 def _direction(by_view: Tensor, law: nt.Law, view_noise: tuple[float, ...], generator: torch.Generator) -> Tensor:
-    """V for all views, `(views, n, *feature)`."""
+    """The direction v of all views, `(views, n, *feature)`."""
     partner = torch.rand(by_view.shape[1], generator=generator).argsort().to(by_view.device)
     total = (law.mixing.moment(2) if law.mixing.mixes else 0.0) ** 0.5 * (by_view[:, partner] - by_view)
     add, mult = law.noises

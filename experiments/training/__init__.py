@@ -1,4 +1,4 @@
-"""Training: batches, steps, checkpoints; on one device, or several under `torchrun`."""
+"""Training: batches, steps and checkpoints, on one device or on several under `torchrun`."""
 
 from .along import networks_along
 from .batches import MemorySource, Source
@@ -6,14 +6,6 @@ from .checkpoint import BusyError, CheckpointError
 from .loop import DivergedError, Execution, Trained, run_folder, train
 
 __all__ = [
-    "BusyError",
-    "CheckpointError",
-    "DivergedError",
-    "Execution",
-    "MemorySource",
-    "Source",
-    "Trained",
-    "networks_along",
-    "run_folder",
-    "train",
-]
+    "BusyError", "CheckpointError", "DivergedError", "Execution", "MemorySource", "Source", "Trained", "networks_along",
+    "run_folder", "train",
+]  # fmt: skip

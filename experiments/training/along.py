@@ -1,4 +1,4 @@
-"""The networks along a training, not only the one at its end."""
+"""The networks at several epochs of a training, not only the last one."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ def networks_along(
     runs: Path,
     execution: Execution | None = None,
 ) -> dict[int, nn.Module]:
-    """The network after each of some epochs of `train`, from the folder of runs, or trained now and kept there.
+    """The network after each of the given epochs of `train`, loaded from the folder of runs or trained now.
 
-    For small networks: all weights are held in memory.
+    For small networks, since all weights are held in memory.
 
     Args:
-        training: settings.
-        source: samples.
-        classes: K.
-        seed: of weights, order, augmentation and steps.
-        epochs: numbers of finished epochs; 0 for the network before training.
-        runs: folder of all runs; the weights go to `along.pt` beside those of the last epoch.
-        execution: device and the like.
+        training: settings of the training.
+        source: training samples.
+        classes: K, the number of classes.
+        seed: random seed of weights, order, augmentation and steps.
+        epochs: numbers of finished epochs; 0 is the network before training.
+        runs: folder of all runs. The weights are kept in `along.pt` beside those of the last epoch.
+        execution: device and other settings that do not affect the recipe.
 
     Returns:
-        By epoch, rising, in evaluation mode on the CPU; that of the last epoch is the one which `train` returns.
+        Networks by epoch, ascending, in evaluation mode on the CPU. The last epoch has the network that `train`
+        returns.
 
     Raises:
-        ValueError: for epochs that the training does not have.
-        CheckpointError: for a damaged or foreign file.
+        CheckpointError: if the file is damaged or belongs to another training.
     """
     wanted, last = sorted(set(epochs)), effective_epochs(training)
     if not wanted or wanted[0] < 0 or wanted[-1] > last:
@@ -56,13 +56,10 @@ def networks_along(
         save_checkpoint(path, {"hash": training.hash, "seed": seed, "states": states})
     model = build_model(training.model, classes, seed=seed, **dict(training.model_options))
     model.eval().requires_grad_(False)
-    return {epoch: _with_weights(model, states[epoch]) for epoch in wanted}
-
-
-def _with_weights(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
-    other = deepcopy(model).to(next(iter(state.values())).dtype)
-    other.load_state_dict(state)
-    return other
+    networks = {epoch: deepcopy(model).to(next(iter(states[epoch].values())).dtype) for epoch in wanted}
+    for epoch, network in networks.items():
+        network.load_state_dict(states[epoch])
+    return networks
 
 
 def _states(training, source, classes, seed, wanted, execution) -> dict[int, dict[str, Tensor]]:
@@ -72,7 +69,7 @@ def _states(training, source, classes, seed, wanted, execution) -> dict[int, dic
         if epoch in wanted:
             states[epoch] = {name: value.cpu().clone() for name, value in model.state_dict().items()}
 
-    # In a folder of its own: a training that is finished already would only be loaded, and nothing watched
+    # In a new folder: `train` would only load a finished training, without calling `watch`
     with tempfile.TemporaryDirectory() as folder:
         train(training, source, classes=classes, seed=seed, runs=Path(folder), execution=execution, watch=watch)
     return states

@@ -1,7 +1,7 @@
-"""Batches of a training: which samples, how each is augmented, in how many views; the same whoever makes them.
+"""Batches of a training: the samples, their augmentation, and their views.
 
-Every image has a generator of its own in every epoch, so that workers, processes and a resumed training make the
-same views.
+In every epoch each image has its own generator. So the views are the same with any number of workers and processes,
+and after a restart.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..recipes.recipe import Training
 from .distributed import World
 from .seeds import epoch_order, image_generator
 
-#: Side of the images of ImageNet as networks see them, where a recipe names no other.
+#: Side in pixels of images from ImageNet, unless a recipe says otherwise.
 IMAGENET_SIZE = 224
 
 
@@ -31,8 +31,8 @@ class Source(Protocol):
 
     Attributes:
         labels: class indices, `(n,)`.
-        mean: of each channel, pixels in [0, 1]; empty for samples that are no images.
-        std: of each channel.
+        mean: mean of each channel, for pixels in [0, 1]; empty for samples that are no images.
+        std: standard deviation of each channel.
     """
 
     labels: Sequence[int] | Tensor
@@ -48,10 +48,10 @@ class MemorySource:
     """Samples in memory.
 
     Attributes:
-        samples: bytes `(n, H, W, C)`, or floats `(n, d)` that are taken as they are.
+        samples: bytes `(n, H, W, C)`, or floats `(n, d)`, which are not normalised.
         labels: class indices.
-        mean: of each channel; empty for floats.
-        std: of each channel.
+        mean: mean of each channel; empty for floats.
+        std: standard deviation of each channel.
     """
 
     samples: np.ndarray
@@ -64,28 +64,8 @@ class MemorySource:
         return self.samples[index]
 
 
-class _Normaliser:
-    """Bytes `(..., H, W, C)` to float32 `(..., C, H, W)`, by channel."""
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
-        self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        return np.moveaxis((image.astype(np.float32) / 255 - self.mean) / self.std, -1, -3)
-
-
 class Views(Dataset):
-    """The batches of one epoch, each `(views * n, ...)` inputs with the clean views first, and `(n,)` labels.
-
-    Args:
-        source: samples.
-        training: settings.
-        seed: of the training.
-        epoch: number of the epoch.
-
-    Raises:
-        ValueError: for an unknown augmentation or way to make views.
-    """
+    """The batches of one epoch: inputs `(views * n, ...)`, with the clean views first, and labels `(n,)`."""
 
     def __init__(self, source: Source, training: Training, seed: int, epoch: int):
         known = {
@@ -97,21 +77,26 @@ class Views(Dataset):
                 raise ValueError(f"{field}: expected one of {names}, got {getattr(training, field)!r}.")
         if training.image_size and training.augmentation != "resized_crop":
             raise ValueError(
-                f"augmentation: expected 'resized_crop', which brings images to image_size={training.image_size}, got "
+                f"augmentation: expected 'resized_crop', to resize images to image_size={training.image_size}, got "
                 f"{training.augmentation!r}."
             )
         self.source, self.training, self.seed, self.epoch = source, training, seed, epoch
-        self.normalise = _Normaliser(source.mean, source.std) if source.mean else lambda sample: sample
+        self.mean, self.std = np.asarray(source.mean, np.float32), np.asarray(source.std, np.float32)
+
+    def normalise(self, image: np.ndarray) -> np.ndarray:
+        """Bytes `(..., H, W, C)` to normalised float32 `(..., C, H, W)`. Samples without a mean stay as they are."""
+        if not self.source.mean:
+            return image
+        return np.moveaxis((image.astype(np.float32) / 255 - self.mean) / self.std, -1, -3)
 
     def __getitem__(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """One batch."""
+        """The batch of these samples."""
         labels = torch.as_tensor(np.asarray(self.source.labels)[indices], dtype=torch.long)
         if self.training.augmentation == "none" and not self.training.views:
             clean = self.normalise(np.stack([self.source.sample(i) for i in indices]))
             parts = [clean] * self.training.scheme.views
         else:
-            parts = zip(*[self._views(int(i)) for i in indices], strict=True)
-            parts = [np.stack(part) for part in parts]
+            parts = [np.stack(part) for part in zip(*[self._views(int(i)) for i in indices], strict=True)]
         return torch.from_numpy(np.concatenate(parts)), labels
 
     def _views(self, index: int) -> list[np.ndarray]:
@@ -127,9 +112,7 @@ class Views(Dataset):
         return [self.normalise(image), *(make(image, rng) for _ in range(count - 1))]
 
     def _augmix(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        pixels = augmix_pixels(image, rng)
-        mean, std = (np.asarray(v, np.float32)[:, None, None] for v in (self.source.mean, self.source.std))
-        return (pixels - mean) / std
+        return (augmix_pixels(image, rng) - self.mean[:, None, None]) / self.std[:, None, None]
 
     def _autoaugment(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return self.normalise(autoaugment(image, rng, policy="imagenet" if image.shape[0] > 64 else "cifar"))
@@ -140,9 +123,9 @@ def augment(image: np.ndarray, kind: str, rng: np.random.Generator, *, size: int
 
     Args:
         image: bytes `(H, W, C)`.
-        kind: `"none"`, `"crop_flip"`, `"flip_crop"` (order as in the papers' code) or `"resized_crop"`.
-        rng: generator.
-        size: side of a resized crop, in pixels; the others keep the size.
+        kind: `"none"`, `"crop_flip"` or `"flip_crop"` (the order of the papers' code), or `"resized_crop"`.
+        rng: source of randomness.
+        size: side in pixels of a resized crop; the other kinds keep the size.
     """
     if kind == "crop_flip":
         return random_flip(random_crop(image, rng), rng)
@@ -154,7 +137,7 @@ def augment(image: np.ndarray, kind: str, rng: np.random.Generator, *, size: int
 
 
 def batch_indices(num_samples: int, training: Training, seed: int, epoch: int) -> list[np.ndarray]:
-    """Samples of each batch of an epoch; the last one may be shorter."""
+    """Indices of the samples in each batch of an epoch. The last batch may be smaller."""
     order = epoch_order(num_samples, seed, epoch)
     return [order[i : i + training.batch_size] for i in range(0, num_samples, training.batch_size)]
 
@@ -162,22 +145,22 @@ def batch_indices(num_samples: int, training: Training, seed: int, epoch: int) -
 def epoch_batches(
     source: Source, training: Training, *, seed: int, epoch: int, start: int, world: World, workers: int = 0
 ) -> Iterator[tuple[int, Tensor, Tensor, int]]:
-    """This process's part of the batches of an epoch, from the batch number `start` on.
+    """This process's share of the batches of an epoch.
 
     Args:
-        source: samples.
-        training: settings.
-        seed: of the training.
+        source: training samples.
+        training: settings of the training.
+        seed: random seed of the training.
         epoch: number of the epoch.
-        start: first batch.
-        world: processes; each takes its share of every batch.
-        workers: loader processes; 0 for none.
+        start: number of the first batch.
+        world: the processes; each takes its share of every batch.
+        workers: number of loader processes; 0 loads in this process.
 
     Yields:
         Number of the batch, inputs, labels, and size of the batch over all processes.
     """
     batches = batch_indices(len(source.labels), training, seed, epoch)[start:]
-    batches = [batch for batch in batches if len(batch) >= world.size]  # else a process would have no sample
+    batches = [batch for batch in batches if len(batch) >= world.size]  # otherwise a process would have no sample
     views = Views(source, training, seed, epoch)
     loader = DataLoader(
         views, batch_size=None, sampler=[world.share(b) for b in batches], num_workers=workers,

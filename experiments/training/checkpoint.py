@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running anything in them, refused if they do not fit."""
+"""Checkpoints, which are written completely or not at all, and read without running code from the file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VERSION = 1
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file and the remedy."""
+    """A checkpoint that cannot be used. The message names the file and the remedy."""
 
 
 class BusyError(RuntimeError):
@@ -25,12 +25,7 @@ class BusyError(RuntimeError):
 
 
 def save_checkpoint(path: Path, content: dict) -> None:
-    """Write tensors and plain values; the file is the old or the new one, whatever happens meanwhile.
-
-    Args:
-        path: file.
-        content: nested dicts and lists of tensors, numbers and strings.
-    """
+    """Write nested dicts and lists of tensors, numbers and text. A crash leaves either the old or the new file."""
     with replace_file(path) as temporary, temporary.open("wb") as file:
         torch.save({"version": VERSION, **content}, file)
         file.flush()
@@ -38,26 +33,21 @@ def save_checkpoint(path: Path, content: dict) -> None:
 
 
 def load_checkpoint(path: Path, *, hash: str, seed: int) -> dict:
-    """Read what `save_checkpoint` wrote for this recipe and seed.
-
-    Args:
-        path: file.
-        hash: of the training.
-        seed: of the training.
+    """Read a checkpoint of the training with this hash and seed.
 
     Raises:
-        CheckpointError: for a damaged file, another version, and another recipe or seed.
+        CheckpointError: if the file is damaged, has another version, or belongs to another training or seed.
     """
     remedy = "delete it to train from the start"
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load compares no checksums
+        with zipfile.ZipFile(path) as archive:  # torch.load does not compare checksums
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(damaged)
         content = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # whatever bytes may lead to
+    except Exception as error:  # damaged bytes may raise anything
         raise CheckpointError(
-            f"{path}: expected a checkpoint, but it cannot be read ({type(error).__name__}); it is damaged or no "
-            f"checkpoint of ours, {remedy}."
+            f"{path}: expected a checkpoint, but it cannot be read ({type(error).__name__}); it is damaged or from "
+            f"another program; {remedy}."
         ) from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
         found = content.get("version") if isinstance(content, dict) else type(content).__name__
@@ -72,17 +62,16 @@ def load_checkpoint(path: Path, *, hash: str, seed: int) -> dict:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run; the lock goes with the process, however it ends.
+    """Keep other processes out of a run. The lock is released when the process ends for any reason.
 
     Raises:
-        BusyError: if another process is there.
+        BusyError: if another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BusyError(
-                f"{folder}: another process is at work there; wait for it or choose another folder."
-            ) from error
+            message = f"{folder}: another process is at work there; wait for it or choose another folder."
+            raise BusyError(message) from error
         yield

@@ -1,4 +1,4 @@
-"""One process or several: what `torchrun` says, and how a batch is divided."""
+"""One process or several: the settings of `torchrun`, and the division of a batch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class World:
     """The processes of a training.
 
     Attributes:
-        rank: number of this one.
-        size: how many.
-        local_rank: number on this machine, which is that of its GPU.
+        rank: number of this process.
+        size: number of processes.
+        local_rank: number of this process on its machine, and of its GPU.
     """
 
     rank: int = 0
@@ -30,21 +30,21 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes files."""
+        """True for the process that writes files."""
         return self.rank == 0
 
     def share(self, batch: np.ndarray) -> np.ndarray:
-        """This process's part of a batch."""
+        """The part of a batch for this process."""
         return batch[self.rank :: self.size]
 
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The model for the forward pass, gradients averaged over the processes."""
+        """The model for the forward pass; with several processes its gradients are averaged over them."""
         if self.size == 1:
             return model
         return nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
     def collect(self, value: object) -> list:
-        """The value of each process, in every process."""
+        """The values of all processes, in every process."""
         if self.size == 1:
             return [value]
         values = [None] * self.size
@@ -52,14 +52,14 @@ class World:
         return values
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
 
 
 @contextmanager
 def join_world(device: str) -> Iterator[tuple[World, torch.device]]:
-    """The processes that `torchrun` started, or this one alone; and the device of this process.
+    """The processes that `torchrun` started, or only this one, and the device of this process.
 
     Args:
         device: `"cpu"`, `"cuda"`, or `"auto"` for a GPU if there is one.
@@ -71,7 +71,7 @@ def join_world(device: str) -> Iterator[tuple[World, torch.device]]:
     if size == 1:
         yield World(), place
         return
-    # Once for the whole process: a second group would find the addresses of the first one in torchrun's store
+    # Only once per process: a second group would read the addresses of the first one in torchrun's store
     if not dist.is_initialized():
         dist.init_process_group("nccl" if name == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)

@@ -1,7 +1,7 @@
-"""Train one recipe with one seed; a training that was killed goes on from its last checkpoint with the same bits.
+"""Train one recipe with one seed. An interrupted training continues from its last checkpoint with the same bits.
 
-runs/<hash>/seed-<seed>/checkpoint.pt    while it runs
-                        log.jsonl        loss and rate of each epoch
+runs/<hash>/seed-<seed>/checkpoint.pt    while the training runs
+                        log.jsonl        loss and learning rate of each epoch
                         final.pt         weights of the last epoch, and the record of the training
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,21 +33,21 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch
 
 
 class DivergedError(RuntimeError):
-    """The loss is no number any more."""
+    """The loss is not a finite number any more."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How a training runs; nothing of it is part of the recipe.
+    """How a training runs. None of these settings is part of the recipe.
 
     Attributes:
         device: `"cpu"`, `"cuda"` or `"auto"`.
-        workers: loader processes.
-        channels_last: memory layout of images.
-        compile: whether to compile the model.
-        compile_backend: of `torch.compile`.
-        checkpoint_steps: steps between checkpoints.
-        progress: whether to show a bar.
+        workers: number of loader processes.
+        channels_last: True for the channels-last memory format of images.
+        compile: True to compile the model.
+        compile_backend: backend of `torch.compile`.
+        checkpoint_steps: number of steps between checkpoints.
+        progress: True to show a progress bar.
     """
 
     device: str = "auto"
@@ -68,7 +69,7 @@ class Trained:
 
 @dataclass
 class _State:
-    """Where a training stands."""
+    """Progress of a training."""
 
     epoch: int = 0
     batch: int = 0
@@ -84,12 +85,12 @@ def run_folder(runs: Path, training: Training, seed: int) -> Path:
 
 
 def effective_epochs(training: Training) -> int:
-    """Passes over the data: fewer where a batch is used several times."""
+    """Passes over the data. There are fewer of them if every batch is used several times."""
     return max(1, math.ceil(training.epochs / training.scheme.replays))
 
 
 class _Run:
-    """One training: network, optimiser, step, and where it stands."""
+    """One training: network, optimiser, step and progress."""
 
     def __init__(self, training: Training, source: Source, classes: int, seed: int, world: World, device, execution):
         self.training, self.source, self.seed = training, source, seed
@@ -101,7 +102,7 @@ class _Run:
             model = model.to(memory_format=torch.channels_last)
         self.model, self.dtype = model, dtype
         self.generator = torch.Generator()
-        # Hooks first, then the wrappers: a compiled model does not see hooks that come later
+        # Hooks first, then the wrappers: a compiled model ignores hooks that are added later
         self.step: Step = build_step(
             training.scheme, model, layers=eligible_layers(training.model), classes=classes, mean=source.mean,
             std=source.std, generator=self.generator,
@@ -109,14 +110,12 @@ class _Run:
         wrapped = world.wrap(model, device)
         self.step.forward = wrapped
         if execution.compile:
-            # Graphs of earlier trainings in this process count against the limit of variants, and hooks are lost there
+            # Graphs of earlier trainings count towards the limit of recompilations, beyond which hooks are ignored
             torch._dynamo.reset()
             self.step.forward = torch.compile(wrapped, backend=execution.compile_backend)
         self.optimiser = build_optimiser(training, model)
         self.state = _State()
         self.batches = math.ceil(len(source.labels) / training.batch_size)
-
-    # State --------------------------------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
         steps = self.world.collect(self.step.state_dict())
@@ -131,15 +130,13 @@ class _Run:
         if content["world"] != self.world.size:
             raise CheckpointError(
                 f"{path}: expected a checkpoint of {self.world.size} process(es), got one of {content['world']}; start "
-                "as many, or delete it to train from the start."
+                "as many processes, or delete it to train from the start."
             )
         self.model.load_state_dict(content["model"])
         self.optimiser.load_state_dict(content["optimiser"])
         step = content["step"][self.world.rank]
         self.step.load_state_dict({k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in step.items()})
         self.state = _State(**content["state"])
-
-    # Work ---------------------------------------------------------------------------------------------------
 
     def epoch(self, checkpoint: Path) -> None:
         state, training = self.state, self.training
@@ -153,7 +150,7 @@ class _Run:
             before, loss = loss, self.one_batch(number, x, y, size)
             if not math.isfinite(loss):
                 where = f"epoch {state.epoch}, batch {number}"
-                raise DivergedError(f"loss {loss} in {where}, after {before:.3g}; lower the learning rate.")
+                raise DivergedError(f"loss {loss} in {where}, after a loss of {before:.3g}; lower the learning rate.")
             state.loss_sum, state.samples = state.loss_sum + loss * size, state.samples + size
             state.batch, state.seconds = number + 1, state.seconds + time.perf_counter() - start
             if (state.epoch * self.batches + state.batch) % self.execution.checkpoint_steps == 0:
@@ -174,11 +171,11 @@ class _Run:
         rate = learning_rate(training, epoch * self.batches + number, self.batches)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        share = len(y) * self.world.size / size  # processes with more samples count more
+        share = len(y) * self.world.size / size  # a process with more samples has a larger weight
         for repeat in range(self.step.repeats):
             seed = stream_seed(STEP, self.seed, self.world.rank, epoch, number, repeat)
             self.generator.manual_seed(seed)
-            torch.manual_seed(seed)  # dropout has no generator of its own; the caller's state is put back
+            torch.manual_seed(seed)  # for dropout, which has no generator argument; `train` restores the state
             self.optimiser.zero_grad(set_to_none=True)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
                 loss = self.step.loss(x, y)
@@ -199,46 +196,42 @@ def train(
     stop_after: int | None = None,
     watch: Callable[[int, nn.Module], None] | None = None,
 ) -> Trained | None:
-    """Train, or go on with it, or load what is finished.
+    """Train a network, continue its training, or load it if the training is finished.
 
-    Under `torchrun` every process calls this; the first one writes.
+    Under `torchrun` every process calls this function, and the first one writes.
 
     Args:
-        training: settings.
-        source: samples.
-        classes: K.
-        seed: of weights, order, augmentation and steps.
+        training: settings of the training.
+        source: training samples.
+        classes: K, the number of classes.
+        seed: random seed of weights, order, augmentation and steps.
         runs: folder of all runs.
-        execution: device and the like.
-        stop_after: epochs after which to stop with a checkpoint, for pieces of a long training.
+        execution: device and other settings that do not affect the recipe.
+        stop_after: number of epochs after which to stop with a checkpoint, to split a long training.
         watch: called with the number of finished epochs and the network, before the first epoch of this call and after
-            each one; not for a training that was finished before. It may look, but not change the weights.
+            each epoch. It must not change the weights. It is not called for a training that was finished before.
 
     Returns:
-        The trained network; `None` if stopped before the end.
+        The trained network, or `None` if stopped before the end.
 
     Raises:
-        BusyError: if another process trains this.
-        CheckpointError: for a damaged or foreign file, and if the training to start from is not finished.
-        DivergedError: if the loss is no number any more.
+        BusyError: if another process is training this recipe and seed.
+        CheckpointError: if a file is damaged or belongs to another training, or if the initial weights are missing.
+        DivergedError: if the loss is not finite any more.
     """
     execution = execution or Execution()
     folder = run_folder(runs, training, seed)
-    with join_world(execution.device) as (world, device):
-        if world.leads:
-            with exclusive(folder):
-                return _train(training, source, classes, seed, folder, world, device, execution, stop_after, watch)
-        return _train(training, source, classes, seed, folder, world, device, execution, stop_after, watch)
-
-
-def _train(training, source, classes, seed, folder, world, device, execution, stop_after, watch) -> Trained | None:
-    final, checkpoint = folder / "final.pt", folder / "checkpoint.pt"
-    if world.leads:  # it holds the lock, so these are left from a process that was killed
-        for name in (final.name, checkpoint.name, "log.jsonl"):
-            for left in folder.glob(f".{name}.*"):
-                left.unlink()
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+    final, checkpoint, log = (folder / name for name in ("final.pt", "checkpoint.pt", "log.jsonl"))
+    with (
+        join_world(execution.device) as (world, device),
+        exclusive(folder) if world.leads else nullcontext(),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.enable_grad(),
+    ):
+        if world.leads:  # this process holds the lock, so temporary files are left from a process that was killed
+            for path in (final, checkpoint, log):
+                for left in folder.glob(f".{path.name}.*"):
+                    left.unlink()
         run = _Run(training, source, classes, seed, world, device, execution)
         if final.exists():
             content = load_checkpoint(final, hash=training.hash, seed=seed)
@@ -262,7 +255,7 @@ def _train(training, source, classes, seed, folder, world, device, execution, st
                 return None
             run.epoch(checkpoint)
             if world.leads:
-                write_lines(folder / "log.jsonl", run.state.history)
+                write_lines(log, run.state.history)
             if watch is not None:
                 watch(run.state.epoch, run.model)
         record = {

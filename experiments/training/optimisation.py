@@ -1,4 +1,4 @@
-"""Optimiser and learning rate of a recipe: the rate is a function of the step, with nothing to remember."""
+"""Optimiser and learning rate of a recipe. The rate is a function of the step, so it needs no state."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ from ..recipes.recipe import Training
 
 
 def build_optimiser(training: Training, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD or Adam on all parameters.
-
-    Raises:
-        ValueError: for another optimiser.
-    """
+    """SGD or Adam on all parameters."""
     rate, decay = training.learning_rate, training.weight_decay
     if training.optimiser == "sgd":
         return torch.optim.SGD(
@@ -27,20 +23,16 @@ def build_optimiser(training: Training, model: nn.Module) -> torch.optim.Optimiz
 
 
 def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
-    """The rate of a step.
+    """The learning rate of a step.
+
+    With `"steps"` it falls to a tenth after each milestone has *finished* (protocol: after epoch index 100, 150, 180).
+    With `"cosine"` it falls in every batch, from `learning_rate` to `final_rate`.
 
     Args:
-        training: settings.
-        step: number of batches before this one; a batch that is used several times counts as often, so that shorter
-            trainings of free adversarial training go through the whole schedule.
-        steps_per_epoch: batches in an epoch.
-
-    Returns:
-        With `"steps"`, a tenth after each milestone has *finished* (protocol: after epoch index 100, 150, 180); with
-        `"cosine"`, for each batch anew, from `learning_rate` down to `final_rate`.
-
-    Raises:
-        ValueError: for another schedule.
+        training: settings of the training.
+        step: number of batches before this one. A batch that is used several times counts as often, so that free
+            adversarial training, with fewer epochs, goes through the whole schedule.
+        steps_per_epoch: number of batches in an epoch.
     """
     start, total = training.learning_rate, training.epochs * steps_per_epoch
     step = min(step * training.scheme.replays, total)

@@ -192,3 +192,13 @@ def test_dollars_and_backticks_are_balanced(path):
         assert "`" not in rst, where
         for formula in re.findall(r"\$\$?([^$]+)\$\$?", re.sub(r"`[^`]*`", "", text)):
             assert formula.count("{") == formula.count("}"), f"{where}: {formula}"
+
+
+def test_the_table_of_statements_names_tests_and_functions_that_exist():
+    rows = [line for line in (ROOT / "book" / "api.md").read_text(encoding="utf-8").splitlines() if "test_" in line]
+    assert len(rows) >= 19
+    for row in rows:
+        for name in re.findall(r"`(test_\w+\.py)`", row):
+            assert (ROOT / "tests" / "theory" / name).exists(), name
+        for name in re.findall(r"`nt\.([\w.]+)`", row):
+            assert reference.resolve(f"nfm_theory.{name}") is not None, name

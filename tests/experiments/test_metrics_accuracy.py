@@ -10,7 +10,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from experiments.data.images import ImageData, ImageSet
 from experiments.metrics import noise_accuracy as noise_module
-from experiments.metrics.accuracy import accuracy, logits_of, predictions
+from experiments.metrics.accuracy import accuracy, logits_of
 from experiments.metrics.noise_accuracy import noise_curve, salt_pepper, salt_pepper_released, white_noise
 from experiments.metrics.streams import chunk_generator, normal_like, uniform_like
 
@@ -75,8 +75,7 @@ def test_logits_are_those_of_one_pass_whatever_the_batches(batch_size, channels_
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert found.dtype == torch.float32
     assert not found.is_inference()
-    classes = predictions(model, data.test.images, data, batch_size=batch_size)
-    assert torch.equal(classes, expected.argmax(1))
+    assert torch.equal(logits_of(model, data.test.images, data, batch_size=batch_size).argmax(1), expected.argmax(1))
 
 
 def test_a_model_that_trains_in_part_is_refused():
@@ -89,7 +88,7 @@ def test_a_model_that_trains_in_part_is_refused():
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda d: logits_of(Recorder(), d.test.images.float(), d), "images: expected at least one, as bytes"),
+        (lambda d: logits_of(Recorder(), d.test.images.float(), d), "images: expected at least one image, as bytes"),
         (lambda d: logits_of(Recorder(), d.test.images[:0], d), "images: expected at least one"),
         (lambda d: logits_of(Recorder(), d.test, d, batch_size=0), "batch_size: expected >= 1"),
         (lambda d: logits_of(lambda x: x, d.test, d), "model: expected logits"),
