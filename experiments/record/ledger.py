@@ -234,7 +234,7 @@ def finished(path: str | Path) -> set[Cell]:
         path: the ledger.
 
     Raises:
-        LedgerError: as `read`.
+        LedgerError: if a line is damaged.
     """
     return {entry.cell for entry in read(path)} if Path(path).exists() else set()
 

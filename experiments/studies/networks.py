@@ -145,7 +145,7 @@ def centred(data: Digits, count: int) -> Digits:
         count: number of samples.
 
     Raises:
-        ValueError: as `verification_subset`.
+        ValueError: if there are fewer samples than asked for.
     """
     if not count:
         return data

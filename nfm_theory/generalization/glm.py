@@ -129,7 +129,7 @@ def rescaled_moment(alpha: float, beta: float | None = None, *, order: int = 2) 
 
     Args:
         alpha: first parameter of the Beta law of λ, > 0.
-        beta: second parameter; `None` means the same number as `alpha`.
+        beta: second parameter; `None` takes the value of `alpha`.
         order: power of w, ≥ 1.
 
     Raises:
@@ -182,7 +182,7 @@ def glm_regularizer(
         theta: parameters θ, `(d,)`.
         x: centered data, `(n, d)`.
         alpha: first parameter of the Beta law of λ.
-        beta: second parameter; `None` means the same number as `alpha`.
+        beta: second parameter; `None` takes the value of `alpha`.
         family: `"logistic"`, `"square"`, `"poisson"` or a `GLMFamily`.
 
     Returns:
@@ -212,7 +212,7 @@ def glm_cubic(
         theta: parameters θ, `(d,)`.
         x: centered data, `(n, d)`.
         alpha: first parameter of the Beta law of λ.
-        beta: second parameter; `None` means the same number as `alpha`.
+        beta: second parameter; `None` takes the value of `alpha`.
         family: `"logistic"`, `"square"`, `"poisson"` or a `GLMFamily`.
 
     Returns:
@@ -271,7 +271,7 @@ def glm_mixup_loss(
         x: centered data, `(n, d)`.
         y: targets, `(n,)`.
         alpha: first parameter of the Beta law of λ.
-        beta: second parameter; `None` means the same number as `alpha`.
+        beta: second parameter; `None` takes the value of `alpha`.
         family: `"logistic"`, `"square"`, `"poisson"` or a `GLMFamily`.
         scale: scale t, a number or a vector of them; 1 gives the Mixup loss, and 0 the standard loss.
         num_lam: number of nodes λ for each of the two Beta laws. A small t needs more of them, because values of λ of

@@ -116,7 +116,7 @@ def mixup_optimal(
         y: class indices `(n,)` or distributions `(n, K)`.
         radius: radius ρ > 0 of the ball on which the function is constant.
         alpha: first parameter of the Beta law of λ; infinite for midpoint Mixup, λ = 1/2.
-        beta: second parameter; `None` means the same number as `alpha`.
+        beta: second parameter; `None` takes the value of `alpha`.
         self_pairs: True if a sample can be its own partner, as in the theory.
 
     Raises:
@@ -200,7 +200,7 @@ def line_optimal(
         x: data, `(n,)` or `(n, 1)`.
         y: class indices `(n,)` or distributions `(n, K)`.
         alpha: first parameter of the Beta law of λ.
-        beta: second parameter; `None` means the same number as `alpha`.
+        beta: second parameter; `None` takes the value of `alpha`.
 
     Returns:
         `MixupOptimal`, with the density of the mixed points as `mass`.
@@ -239,7 +239,7 @@ def minimal_mixup_loss(x: Tensor, y: Tensor, *, alpha: float = 1.0, beta: float 
         x: data, `(n,)` or `(n, 1)`.
         y: class indices `(n,)` or distributions `(n, K)`.
         alpha: first parameter of the Beta law of λ.
-        beta: second parameter; `None` means the same number as `alpha`.
+        beta: second parameter; `None` takes the value of `alpha`.
 
     Raises:
         ValueError: for data and parameters that do not fit.
@@ -295,7 +295,7 @@ def empirical_report(
         y: class indices, `(n,)`.
         radius: resolution ρ > 0.
         alpha: first Beta parameter of λ, > 0.
-        beta: second Beta parameter; `None` means the same number as `alpha`.
+        beta: second Beta parameter; `None` takes the value of `alpha`.
         self_pairs: True if a sample may be its own partner.
 
     Raises:

@@ -27,7 +27,7 @@ class Law:
 
     Args:
         alpha: first parameter of λ ~ Beta(α, β), ≥ 0; 0 for no mixing, which leaves every sample at its place.
-        beta: second parameter; `None` means the same number as `alpha`.
+        beta: second parameter; `None` takes the value of `alpha`.
         add_noise: σ_add ≥ 0, level of the additive noise.
         mult_noise: σ_mult ≥ 0, level of the multiplicative noise.
         noise: law of both noises, `"normal"`, `"uniform"`, `"rademacher"` or `"released"` (see `Law.released`), one
@@ -75,7 +75,7 @@ class Law:
             add_noise: σ_add.
             mult_noise: σ_mult.
             alpha: first Beta parameter of λ; 0 for no mixing.
-            beta: second Beta parameter; `None` means the same number as `alpha`.
+            beta: second Beta parameter; `None` takes the value of `alpha`.
             sparsity: probability with which an element of the noise is 0 (`sparse_level` of the NoisyMix code).
 
         Example:

@@ -46,7 +46,7 @@ class MixingLaw:
 
     Args:
         alpha: first Beta parameter, ≥ 0. 0 switches mixing off: λ = 1, and every sample stays as it is.
-        beta: second Beta parameter; `None` means the same number as `alpha`.
+        beta: second Beta parameter; `None` takes the value of `alpha`.
 
     Raises:
         ValueError: if a parameter is negative or not finite.

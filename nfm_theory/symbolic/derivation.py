@@ -226,7 +226,7 @@ def substitute_moments(expr, *, alpha=None, beta=None, noise=None, sparsity=0):
     Args:
         expr: SymPy expression in the symbols of `derive_expansion`.
         alpha: first parameter of the Beta law; `None` keeps the symbols `m_j`.
-        beta: second parameter; `None` means the same number as `alpha`.
+        beta: second parameter; `None` takes the value of `alpha`.
         noise: `normal`, `uniform`, `rademacher` or `released`; `None` keeps the symbols of the noise moments.
         sparsity: probability that a coordinate of the noise is zeroed.
 

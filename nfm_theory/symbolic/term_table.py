@@ -203,7 +203,7 @@ def latex_terms(order=3, dim=1, outputs=1, *, alpha=None, beta=None, noise=None,
         dim: number of features, >= 1.
         outputs: number of logits, >= 1.
         alpha: first parameter of the Beta law, rational, whose moments are inserted; `None` keeps `m_1`, ...
-        beta: second parameter; `None` means the same number as `alpha`.
+        beta: second parameter; `None` takes the value of `alpha`.
         noise: law of both noises whose moments are inserted, `normal`, `uniform`, `rademacher` or `released`; `None`
             keeps their symbols.
         sparsity: probability that a coordinate of the noise is set to 0, rational.
@@ -234,7 +234,7 @@ def latex_expansion(order=3, dim=1, outputs=1, *, alpha=None, beta=None, noise=N
         dim: number of features, >= 1.
         outputs: number of logits, >= 1.
         alpha: first parameter of the Beta law whose moments are inserted; `None` keeps their symbols.
-        beta: second parameter; `None` means the same number as `alpha`.
+        beta: second parameter; `None` takes the value of `alpha`.
         noise: law of the noises whose moments are inserted; `None` keeps their symbols.
         sparsity: probability that a coordinate of the noise is set to 0.
 

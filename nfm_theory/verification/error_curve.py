@@ -33,7 +33,7 @@ class ErrorCurve:
         polynomials: Taylor polynomial of order p at every scale, by p.
         tolerance: relative error that counts as good.
         radius: by p, the smallest ε at which the relative error passes the tolerance; infinite if it never does.
-        coefficients: of ε⁰ .. ε^p along the draws of the loss; `None` where the polynomials are exact.
+        coefficients: coefficients of ε⁰ .. ε^p along the draws of the loss; `None` where the polynomials are exact.
         linearised: by scale, the loss with the head linearised at the features, which is what the expansions of all
             orders describe if the head is piecewise linear; `None` otherwise, and where it was not computed.
         relative_stderr: by p (and `"linearised"`), standard error of the relative error at every scale; empty where
