@@ -126,15 +126,14 @@ figures/out/.drawn: $(STAMP) $(LIBRARY) $(TRAINING) $(FIGURES) $(AGAIN)/.sample-
 	@touch $@
 
 # xdist starts a process per core, so each gets one thread. torch.compile wants a session of its own.
-test: $(STAMP) lint ## ruff, then pytest with coverage of nfm_theory of at least 95 %
+test: $(STAMP) lint ## ruff and the types, then pytest with coverage of nfm_theory of at least 95 %
 	$(PY) -m pytest -n auto --cov=nfm_theory --cov-report=term-missing:skip-covered --cov-fail-under=95
 	$(PY) -m pytest -o addopts= -m compile tests
 
-lint: $(STAMP) ## ruff check and format
+lint: types ## ruff check and format, and the types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-# To make type errors fail `make test` too, write `lint: types` in a line of its own.
 types: $(STAMP) ## basedpyright: the library, and a user's script against the wheel
 	$(PY) -m basedpyright --pythonpath $(PY)
 	$(PY) -m pytest -q tests/packaging/check_types.py

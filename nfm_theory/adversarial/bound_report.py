@@ -35,6 +35,13 @@ class Inequality:
     A report has the attributes `left`, `left_error`, `right_lower`, `right_upper`, `predicted_slack` and `assumptions`.
     """
 
+    left: float
+    left_error: float
+    right_lower: float
+    right_upper: float
+    predicted_slack: float
+    assumptions: tuple[Assumption, ...]
+
     #: Verdict of a report whose inequality holds with the certified right side.
     affirmed = "certified"
 
@@ -46,7 +53,8 @@ class Inequality:
     @property
     def slack_ratio(self) -> tuple[float, float]:
         """The pair `slack`, divided by the predicted slack; NaN if the prediction is 0."""
-        return tuple(s / self.predicted_slack if self.predicted_slack else math.nan for s in self.slack)
+        (low, high), scale = self.slack, self.predicted_slack
+        return (low / scale, high / scale) if scale else (math.nan, math.nan)
 
     @property
     def failed(self) -> list[str]:
@@ -161,7 +169,8 @@ class BoundReport(Inequality):
         values |= {
             name: getattr(self, name) for name in ("right_lower", "right_upper", "slack", "slack_ratio", "failed")
         }
-        return plain(values | {"assumptions": self.plain_assumptions()})
+        values |= {"assumptions": self.plain_assumptions()}
+        return {name: plain(value) for name, value in values.items()}
 
     def __str__(self) -> str:
         """A table with the verdict, the assumptions, both sides and the slack."""

@@ -126,7 +126,9 @@ class _Check:
             raise ValueError("law: the bound needs mixing, alpha > 0 and beta > 0; without mixing every radius is 0.")
         if problem.partners is not None:
             raise ValueError("partners: the bound is about uniform partners; build the problem without `partners`.")
-        self.problem, self.method, self.certificate, self.effort, self.seed = problem, method, certificate, effort, seed
+        self.problem, self.effort, self.seed = problem, effort, seed
+        self.method: LossMethod = method
+        self.certificate: CertificateName = certificate
         self.measured = measure(problem.changed(features=problem.features.detach()), radius, seed)
         self.chain, self.missing = self._chain()
 
@@ -157,7 +159,7 @@ class _Check:
         )  # fmt: skip
         lower, upper, inside = attack.losses, torch.full_like(attack.losses, torch.inf), 0
         kept = {"certified": 0, "refuted": int(attack.flipped.sum()), "undecided": int((~attack.flipped).sum())}
-        if self.chain is not None:
+        if self.chain is not None and self.certificate != "none":
             certificate = steps_certificate(
                 self.chain, ball, problem.labels, problem.loss, method=self.certificate, slope_steps=effort.slope_steps
             )

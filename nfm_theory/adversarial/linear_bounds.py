@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..setting.checks import one_of
 from ..setting.options import progress_bar
-from .relaxations import Affine, Lines, Scalar, Step
+from .relaxations import Affine, Lines, Scalar, Step, WindowLines
 
 Norm = Literal["l2", "linf"]
 Relaxation = Literal["interval", "crown-ibp", "crown"]
@@ -123,7 +123,7 @@ class _Chain:
         self.values = [ball.center]
         for step in self.steps:
             self.values.append(step(self.values[-1]))
-        self.lines: dict[int, Lines] = {}
+        self.lines: dict[int, Lines | WindowLines] = {}
 
     def backward(self, c: Tensor, start: int, slopes: dict[int, Tensor] | None = None, stop: int = 0):
         """Carry coefficients `c`, `(J, b, *shape)`, from the input of step `start` back to that of step `stop`.
@@ -158,7 +158,8 @@ class _Chain:
     def bounds(self, k: int) -> tuple[Tensor, Tensor]:
         """Bounds of the input of step k by backward passes: lower and upper, each `(b, *shape)`."""
         found = [(self.minimum(unit, k), -self.minimum(-unit, k)) for unit in self.units(k)]
-        return tuple(torch.cat(part).T.reshape(self.values[k].shape) for part in zip(*found, strict=True))
+        lower, upper = (torch.cat(part).T.reshape(self.values[k].shape) for part in zip(*found, strict=True))
+        return lower, upper
 
 
 def _interval(chain: _Chain, method: str) -> tuple[Tensor, Tensor, int]:
@@ -196,7 +197,8 @@ def _raise_slopes(chain: _Chain, c: Tensor, first: Tensor, num_steps: int) -> Te
     """Improve the slopes of the lines below kinks by gradient ascent; return the best bounds met, `(J, b)`."""
     kinked = {k: step for k, step in enumerate(chain.steps) if isinstance(step, Scalar)}
     kinked = {k: step for k, step in kinked.items() if step.kink_slope is not None}
-    slopes = {k: chain.lines[k].lower_slope.expand(len(c), *chain.lines[k].lower_slope.shape).clone() for k in kinked}
+    lines = {k: found for k, found in chain.lines.items() if k in kinked and isinstance(found, Lines)}
+    slopes = {k: found.lower_slope.expand(len(c), *found.lower_slope.shape).clone() for k, found in lines.items()}
     best = first
     if not slopes:
         return best
@@ -247,6 +249,7 @@ def relaxed_minimum(
         last, constant = chain.backward(c, len(chain.steps), stop=behind)
         boxed = (last.clamp(min=0) * lo + last.clamp(max=0) * hi).flatten(2).sum(2) + constant
         lower = boxed if lower is None else torch.maximum(lower, boxed)
+    assert lower is not None  # without activations every method has a backward pass
     loose = sum((lines.loose.flatten(1).sum(1) for lines in chain.lines.values()), torch.zeros_like(ball.radius).long())
     return Relaxed(lower.T, loose == 0, loose)
 

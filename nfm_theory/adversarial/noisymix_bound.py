@@ -117,7 +117,8 @@ class NoisyMixBoundReport(Inequality):
         names += ("remainder", "predicted_remainder", "failed")
         values = {name: getattr(self, name) for name in names}
         parts = {"stability": self.stability.to_dict(), "clean": self.clean.to_dict()}
-        return plain(values | parts | {"assumptions": self.plain_assumptions()})
+        values |= parts | {"assumptions": self.plain_assumptions()}
+        return {name: plain(value) for name, value in values.items()}
 
     def __str__(self) -> str:
         """A table with the verdict, the assumptions, both sides and the slack."""
@@ -170,6 +171,7 @@ def noisymix_report(branches: Branches, clean: BoundReport, left: tuple[float, f
         clean: the adversarial bound of the clean branch.
         left: the NoisyMix loss, its error, and how it was computed.
     """
+    assert branches.gamma is not None  # without it there is no clean branch
     with torch.no_grad():
         terms = branch_terms(branches.divergence)
     region, (value, error, how) = _inside_regions(branches), left

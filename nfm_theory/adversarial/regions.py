@@ -268,7 +268,7 @@ def _minimum(cells: list[_Cell], ball: _Set, objective: np.ndarray, value) -> tu
         cell = cells[k]
         if len(cell.b):
             bound, candidates = solve(ball, functions[k], cell.a, cell.b)
-            bound += constants[k]
+            bound += float(constants[k])
             candidates = np.stack([ball.admit(x) for x in candidates])
             values = value(candidates)
             if values.min() < upper:
@@ -310,7 +310,7 @@ def enumerated_minimum(
         def value(x: np.ndarray, objective: np.ndarray) -> np.ndarray:
             out = x
             for part in maps:
-                out = np.where(out >= 0, out, part * out) if isinstance(part, float) else out @ part[0].T + part[1]
+                out = out @ part[0].T + part[1] if isinstance(part, tuple) else np.where(out >= 0, out, part * out)
             return out @ objective
 
         found = [_minimum(cells, local, c, lambda x, c=c: value(x, c)) for c in objectives[row].double().cpu().numpy()]

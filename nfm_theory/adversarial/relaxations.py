@@ -6,7 +6,7 @@ r"""Networks as chains of steps, with straight lines that enclose the steps that
 | ReLU, LeakyReLU | the step itself on one side of the kink; else chord above, a line through 0 below |
 | convex: Softplus, ELU | chord above, tangent in the middle below |
 | S-shaped: Tanh, Sigmoid | chord and tangent on one side of 0; else lines with the smallest slope of the interval |
-| bounded bend: GELU, SiLU | chord, shifted by `sup\|σ''\| (u - l)²/8` |
+| bounded second derivative: GELU, SiLU | chord, shifted by `sup\|σ''\| (u - l)²/8` |
 | MaxPool2d | one entry of the window below; above, the same if it is always the largest, else the largest bound |
 
 The bounds hold in exact arithmetic; in floating point they hold up to rounding.
@@ -16,19 +16,23 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..setting.problem import Model
+
 _NO_SPATIAL_MIX = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-_CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+_Convolve = Callable[..., Tensor]
+_CONVOLUTIONS: dict[type[nn.Module], _Convolve] = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 #: The supremum of |σ''|, which is the value at 0: 2 φ(0) for GELU, 1/2 for SiLU.
-_BENDS = {nn.GELU: 2 / math.sqrt(2 * math.pi), nn.SiLU: 0.5}
+_MAX_CURVATURE = {nn.GELU: 2 / math.sqrt(2 * math.pi), nn.SiLU: 0.5}
 _KINKED, _CONVEX, _S_SHAPED = (nn.ReLU, nn.LeakyReLU), (nn.Softplus, nn.ELU), (nn.Tanh, nn.Sigmoid)
 SUPPORTED = (
     "Linear, Conv1d/2d/3d, BatchNorm (evaluation mode), AvgPool and AdaptiveAvgPool, Flatten, Unflatten, Identity, "
@@ -75,13 +79,15 @@ class Affine:
         """The output A z + a."""
         return self.module(z)
 
-    def _weighted(self, r: Tensor, change) -> Tensor:
+    def _weighted(self, r: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
         m = self.module
         if isinstance(m, nn.Linear):
             return F.linear(r, change(m.weight))
         if isinstance(m, _NORMS):
-            scale = (m.running_var + m.eps).rsqrt() * (1 if m.weight is None else m.weight)
+            variance = cast(Tensor, m.running_var)  # a problem refuses a network with batch statistics
+            scale = (variance + m.eps).rsqrt() * (1 if m.weight is None else m.weight)
             return r * change(scale).reshape(1, -1, *[1] * (r.ndim - 2))
+        assert isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         convolve = next(f for kind, f in _CONVOLUTIONS.items() if isinstance(m, kind))
         return convolve(r, change(m.weight), None, m.stride, m.padding, m.dilation, m.groups)
 
@@ -141,7 +147,7 @@ class Scalar:
 
     def interval(self, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         """An interval that contains the values of σ on `[lo, hi]`."""
-        if type(self.module) in _BENDS:
+        if type(self.module) in _MAX_CURVATURE:
             lines = self.lines(lo, hi)
             ends = [lines.lower_slope * z + lines.lower_offset for z in (lo, hi)]
             tops = [lines.upper_slope * z + lines.upper_offset for z in (lo, hi)]
@@ -160,8 +166,8 @@ class Scalar:
         chord = torch.where(flat, tangent, (at_hi - at_lo) / torch.where(flat, torch.ones_like(width), width))
         on_chord, on_tangent = at_lo - chord * lo, at_middle - tangent * middle
         loose = torch.ones_like(flat)
-        if type(self.module) in _BENDS:
-            shift = _BENDS[type(self.module)] * width**2 / 8
+        if type(self.module) in _MAX_CURVATURE:
+            shift = _MAX_CURVATURE[type(self.module)] * width**2 / 8
             return Lines(chord, on_chord - shift, chord, on_chord + shift, loose)
         if isinstance(self.module, _CONVEX):
             return Lines(tangent, on_tangent, chord, on_chord, loose)
@@ -318,7 +324,7 @@ def _step(module: nn.Module) -> Step:
     )
 
 
-def network_steps(model: nn.Module, layer: str = "", params: Mapping[str, Tensor] | None = None) -> list[Step]:
+def network_steps(model: Model, layer: str = "", params: Mapping[str, Tensor] | None = None) -> list[Step]:
     """The part of a network behind a layer as a chain of steps.
 
     Args:
@@ -329,16 +335,17 @@ def network_steps(model: nn.Module, layer: str = "", params: Mapping[str, Tensor
     Raises:
         ValueError: for modules without a relaxation, modules in training mode, and unknown layers.
     """
-    while hasattr(model, "_orig_mod"):
-        model = model._orig_mod
-    if not isinstance(model, nn.Module):
+    plain: Any = model
+    while hasattr(plain, "_orig_mod"):
+        plain = plain._orig_mod
+    if not isinstance(plain, nn.Module):
         raise ValueError(
-            f"certificate: expected an nn.Sequential, possibly nested, of {SUPPORTED}; got {type(model).__name__}."
+            f"certificate: expected an nn.Sequential, possibly nested, of {SUPPORTED}; got {type(plain).__name__}."
         )
-    model = copy.deepcopy(model).requires_grad_(False)
+    network = copy.deepcopy(plain).requires_grad_(False)
     if params:
-        model.load_state_dict({name: value.detach() for name, value in params.items()}, strict=False)
-    leaves, met = _leaves(model, "", layer)
+        network.load_state_dict({name: value.detach() for name, value in params.items()}, strict=False)
+    leaves, met = _leaves(network, "", layer)
     if layer and not met:
         raise ValueError(
             f"layer: {layer!r} is no member of the nn.Sequential; a certificate needs a layer that is one."
@@ -347,5 +354,5 @@ def network_steps(model: nn.Module, layer: str = "", params: Mapping[str, Tensor
         if module.training and isinstance(module, (*_NORMS, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)):
             raise ValueError(f"model: {type(module).__name__} is in training mode; call model.eval().")
         if hasattr(module, "inplace"):
-            module.inplace = False
+            module.inplace = False  # pyright: ignore[reportArgumentType]  # PyTorch allows only tensors and modules
     return [_step(module) for module in leaves]

@@ -35,7 +35,7 @@ def scalar_derivatives(path: Callable[[Tensor], Tensor], at: Tensor, order: int)
             return lambda t: (path(t),)
 
         def raised(t: Tensor) -> tuple[Tensor, ...]:
-            values, tangents = jvp(jet(k - 1), (t,), (one,))
+            values, tangents = jvp(jet(k - 1), (t,), (one,))[:2]
             return (*values, tangents[-1])
 
         return raised
@@ -64,7 +64,7 @@ def jacobian_rows(head: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
 
     The head maps `(b, *feature)` to `(b, K)`, each sample on its own.
     """
-    outputs, pullback = vjp(head, h)
+    outputs, pullback = vjp(head, h)[:2]
     basis = torch.eye(outputs.shape[-1], dtype=outputs.dtype, device=outputs.device)
     return torch.stack([pullback(e.expand_as(outputs).contiguous())[0] for e in basis], dim=1)
 
@@ -101,4 +101,4 @@ def mapped_over_directions(
         points, numbers = (z.repeat_interleave(size, dim=0) for z in (h, index))  # the direction changes fastest
         rows = function(points, block.repeat(samples, *[1] * (h.ndim - 1)), numbers)
         parts.append(rows.reshape(samples, size, *rows.shape[1:]))
-    return sum(part.sum(1) for part in parts) if reduce else torch.cat(parts, dim=1)
+    return sum((part.sum(1) for part in parts), h.new_zeros(())) if reduce else torch.cat(parts, dim=1)

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +49,7 @@ def _per_channel(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tenso
     return z if bias is None else z + bias.reshape(shape)
 
 
-def _standardize(z: Tensor, dims: Sequence[int], eps: float) -> Tensor:
+def _standardize(z: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     centred = z - z.mean(dims, keepdim=True)
     return centred * torch.rsqrt((centred * centred).mean(dims, keepdim=True) + eps)
 
@@ -243,8 +243,8 @@ def _multi_head_attention(
     PyTorch is then asked for the attention weights, because it uses no fused kernel if it must return them.
     """
     rare = (bias_k, bias_v, key_padding_mask, *options.values())
-    plain = not training and in_proj_weight is not None and query.dim() == 3 and not add_zero_attn
-    if not plain or any(option is not None and option is not False for option in rare):
+    plain = not training and query.dim() == 3 and not add_zero_attn
+    if not plain or in_proj_weight is None or any(option is not None and option is not False for option in rare):
         output, weights = F.multi_head_attention_forward(
             query, key, value, embed_dim_to_check, num_heads, in_proj_weight, in_proj_bias, bias_k, bias_v,
             add_zero_attn, dropout_p, out_proj_weight, out_proj_bias, training, key_padding_mask, True,

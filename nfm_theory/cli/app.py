@@ -6,13 +6,14 @@ import importlib.util
 import math
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import typer
 
 import nfm_theory as nt
 
+from ..setting.noise import NoiseName
 from .checks import BOUND_EPS, Setting, check_bound, layer_names, told_plainly, verify_expansion
 from .errors import BAD_INPUT, HOLDS, REFUTED, UNDECIDED, UsageError
 from .files import replace_file, versions, write_json
@@ -235,7 +236,7 @@ def verify(
             return
         start = time.perf_counter()
         with told_plainly():
-            law = nt.Law(alpha, beta, add_noise, mult_noise, noise)
+            law = nt.Law(alpha, beta, add_noise, mult_noise, cast(NoiseName, noise))
         setting = Setting(law, loss or default_loss(subject), method, budget, seed)
         reports: list
         if bound:

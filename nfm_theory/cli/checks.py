@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, cast
 
 import torch
 
 import nfm_theory as nt
-from nfm_theory.adversarial import BoundReport, Effort, bound
+from nfm_theory.adversarial import BoundReport, Effort, NoisyMixBoundReport, bound
+from nfm_theory.adversarial.bounds import CertificateName, Radius
 
-from ..setting.problem import Loss
+from ..setting.pointwise import LossName
 from .errors import UsageError
 from .subject import Subject
 
@@ -28,6 +30,8 @@ BOUND_EPS = 0.05
 class Setting:
     """The law of the perturbation, the loss, and how the loss of NFM is computed.
 
+    The names are what the user wrote; the library says which ones it knows.
+
     Attributes:
         law: law of mixing and noise.
         loss: name of the loss.
@@ -37,8 +41,8 @@ class Setting:
     """
 
     law: nt.Law
-    loss: Loss
-    method: Method
+    loss: str
+    method: str
     samples: int | None
     seed: int
 
@@ -72,9 +76,10 @@ def verify_expansion(
     Raises:
         UsageError: if the network, the data or an option does not fit.
     """
+    method = cast(Method, setting.method)
     with told_plainly():
         return [
-            nt.verify(problem, order, eps, setting.samples, setting.generator, method=setting.method)
+            nt.verify(problem, order, eps, setting.samples, setting.generator, method=method)
             for problem in _problems(subject, layers, setting)
         ]
 
@@ -87,7 +92,7 @@ def check_bound(
     eps: Sequence[float] | None,
     radius: str,
     certificate: str,
-) -> list[BoundReport]:
+) -> list[BoundReport | NoisyMixBoundReport]:
     """Check the adversarial bound at each layer and scale.
 
     Args:
@@ -102,17 +107,19 @@ def check_bound(
         UsageError: if the network, the data or an option does not fit.
     """
     effort = Effort() if setting.samples is None else Effort(samples=setting.samples)
-    options = {"radius": radius, "certificate": certificate, "method": setting.method, "effort": effort}
+    kind, method, above = cast(Radius, radius), cast(Method, setting.method), cast(CertificateName, certificate)
+    check = partial(bound, radius=kind, method=method, certificate=above, effort=effort)
     with told_plainly():
         return [
-            bound(problem, scale, generator=setting.generator, **options)
+            check(problem, scale, generator=setting.generator)
             for problem in _problems(subject, layers, setting)
             for scale in eps or [BOUND_EPS]
         ]
 
 
 def _problems(subject: Subject, layers: Sequence[str], setting: Setting) -> list[nt.Problem]:
-    return nt.Problem.at_layers(subject.model, subject.x, subject.y, layers=layers, law=setting.law, loss=setting.loss)
+    loss = cast(LossName, setting.loss)
+    return nt.Problem.at_layers(subject.model, subject.x, subject.y, layers=layers, law=setting.law, loss=loss)
 
 
 def layer_names(subject: Subject) -> list[str]:

@@ -62,7 +62,7 @@ class Regularizers(Record):
         values = {
             name: self.estimates[name].value if name in self.estimates else zero for name in ("R1", *SECOND_ORDER)
         }
-        return TaylorTerms(standard=self.standard, **values)
+        return TaylorTerms(standard=self.standard, per_layer={}, **values)
 
     def __getitem__(self, name: str) -> Estimate:
         """One term by its name.

@@ -170,7 +170,7 @@ def _second_order(branches: Branches, expanded: _Expanded) -> dict[str, Sequence
             tangents, hessian_forms = expanded.sweep(units.expand(-1, -1, m, *g.shape[2:]))
             for name in noisy:
                 weight = 1.0 if name == "additive" else g.flatten(2)[:, :, coordinates].movedim(-1, 0)
-                scaled = tangents if name == "additive" else tangents * weight.unsqueeze(-1)
+                scaled = tangents * weight.unsqueeze(-1) if isinstance(weight, Tensor) else tangents
                 totals[name][0] = totals[name][0] + _forms(curvature, scaled)
                 totals[name][1] = totals[name][1] + (weight**2 * hessian_forms).sum((0, 2))
         found |= totals
@@ -187,7 +187,7 @@ def _noise_slope(branches: Branches, block_rows: int) -> Tensor:
 
     def moved(h: Tensor, unit: Tensor, rows: Tensor) -> Tensor:
         def noise(z: Tensor) -> Tensor:
-            total = 0.0
+            total = z.new_zeros(())
             for name, direction in (("additive", unit), ("multiplicative", unit * z)):
                 if name in scales:
                     form = directional_derivatives(lambda q: branches.losses(q, rows), z, direction, 2)[2]
@@ -228,12 +228,12 @@ def branch_terms(branches: Branches, *, remainder: bool = True) -> StabilityTerm
             (at.pullback(slope) * at.propagate(v.unsqueeze(0))[0]).sum(1).mean()
             for at, slope, v in zip(expanded.at, expanded.slopes, drift, strict=True)
         )
-        terms["R1"] = branches.mixing.moment(1) * sum(pulled)
+        terms["R1"] = branches.mixing.moment(1) * sum(pulled, zero)
     for name, parts in _second_order(branches, expanded).items():
         for order, form in zip(("R2", "R3"), parts, strict=True):
             terms[order + SOURCES[name]] = scales[name] * form.mean()
     third = cubic_coefficient(branches) if remainder else None
-    return StabilityTerms(standard=expanded.value.mean(), C3=third, **terms)
+    return StabilityTerms(standard=expanded.value.mean(), C3=third, per_layer={}, **terms)
 
 
 def equal_branches_term(branches: Branches) -> Tensor:

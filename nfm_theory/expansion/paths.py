@@ -64,10 +64,9 @@ class Polynomials:
     @cached_property
     def _head(self) -> tuple[Linearization, Tensor, Tensor]:
         """The head at the features, with the gradient and the Hessian of the loss in the outputs."""
-        problem = self.problem
-        at = linearize(problem.head, problem.features, differentiable=False)
-        derivatives = problem.loss.gradient, problem.loss.hessian
-        return at, *(d(at.outputs, problem.labels).detach() for d in derivatives)
+        loss, labels = self.problem.loss, self.problem.labels
+        at = linearize(self.problem.head, self.problem.features, differentiable=False)
+        return at, loss.gradient(at.outputs, labels).detach(), loss.hessian(at.outputs, labels).detach()
 
     def _slopes(self, along: Tensor) -> Tensor:
         """`a·J e`, `(m, n)`, for perturbations e `(m, n, *feature)`."""
@@ -83,7 +82,8 @@ class Polynomials:
         if order > 2:
             return taylor_coefficients(path, order)
         n = len(self.losses)
-        linear, quadratic = (None if e is None else e.unflatten(0, (-1, n)) for e in (path.linear, path.quadratic))
+        linear = path.linear.unflatten(0, (-1, n))
+        quadratic = None if path.quadratic is None else path.quadratic.unflatten(0, (-1, n))
         columns = [self.losses.expand(len(linear), n)]
         if order >= 1:
             columns.append(self._slopes(linear))

@@ -15,7 +15,9 @@ the linearised head, which is therefore returned as well.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -63,12 +65,12 @@ class PathSample:
     @staticmethod
     def joined(samples: Sequence[PathSample]) -> PathSample:
         """Join the samples of several layers, with equal scales, order and replicates, so that losses are averaged."""
-        linear = [s.linearised for s in samples]
+        linear = [s.linearised for s in samples if s.linearised is not None]
         return PathSample(
             eps=samples[0].eps,
             losses=torch.cat([s.losses for s in samples], 1),
             coefficients=torch.cat([s.coefficients for s in samples], 1),
-            linearised=None if any(part is None for part in linear) else torch.cat(linear, 1),
+            linearised=torch.cat(linear, 1) if len(linear) == len(samples) else None,
             evaluations=sum(s.evaluations for s in samples),
         )
 
@@ -139,8 +141,10 @@ def jets(at: Linearization, path: Path, order: int) -> tuple[Tensor, list[Tensor
 
 def _concatenated(draws: Sequence[Draw]) -> Draw:
     """Several draws of one law as a single draw."""
-    columns = {f.name: [getattr(draw, f.name) for draw in draws] for f in fields(Draw)}
-    return Draw(**{name: None if parts[0] is None else torch.cat(parts) for name, parts in columns.items()})
+    anchor, lam, index = (torch.cat([getattr(draw, name) for draw in draws]) for name in ("anchor", "lam", "index"))
+    noises = ([getattr(draw, name) for draw in draws] for name in ("add", "mult"))
+    additive, mult = (None if parts[0] is None else torch.cat(parts) for parts in noises)
+    return Draw(anchor, lam, index, additive, mult)
 
 
 def _sweep(
@@ -194,7 +198,7 @@ def sample_paths(
         draw = _concatenated([problem.draw(n, 1, generator=generator) for _ in range(count)])
         both = [draw, antithetic(draw)][:signs]
         found = [_sweep(problem, at, rows, scales, order, block) for rows in both]
-        parts.append([(sum(part) / signs).unflatten(0, (count, -1)) for part in zip(*found, strict=True)])
+        parts.append([(reduce(add, part) / signs).unflatten(0, (count, -1)) for part in zip(*found, strict=True)])
         todo -= count
     losses, coefficients, linear = (torch.cat(part) for part in zip(*parts, strict=True))
     return PathSample(

@@ -56,9 +56,9 @@ def _joined(problem: Problem, at: Linearization) -> bool:
     return at.width <= JOINT_WIDTH and not at.differentiable and problem.partners is None
 
 
-def _pairs(problem: Problem, at: Linearization) -> Iterator[tuple[Tensor, Tensor]]:
+def _pairs(g: Tensor, weights: Tensor, at: Linearization) -> Iterator[tuple[Tensor, Tensor]]:
     """Propagated directions to every partner r, `(m, n, w)`, with the probabilities `P(r|i)`, `(m, n)`."""
-    g, weights = problem.features, problem.partners.to(problem.features).T
+    weights = weights.to(g).T
     block = max(1, block_bytes(g.device) // g.nbytes)
     for partners, probability in zip(g.split(block), weights.split(block), strict=True):
         yield at.propagate(partners.unsqueeze(1) - g), probability
@@ -95,7 +95,7 @@ def gauss_newton_terms(problem: Problem, at: Linearization, sources: Collection[
     forms = {}
     if "data" in sources and problem.partners is not None:
         forms["data"] = g.new_zeros(len(g))
-        for directions, probability in _pairs(problem, at):
+        for directions, probability in _pairs(g, problem.partners, at):
             tangents = torch.einsum("nkw,mnw->nkm", rows, directions)
             forms["data"] = forms["data"] + (gauss_newton_forms(curvature, tangents) * probability.T).sum(1)
     elif "data" in sources:
@@ -119,7 +119,7 @@ def _families(problem: Problem, at: Linearization, sources: Collection[str]) -> 
     d = g[0].numel()
     noisy = {"additive", "multiplicative"} & set(sources)
     if "data" in sources and problem.partners is not None:
-        for directions, probability in _pairs(problem, at):
+        for directions, probability in _pairs(g, problem.partners, at):
             yield directions, {"data": probability}
     elif "data" in sources:
         data = compressed(_propagated(at, centred_features(g)))

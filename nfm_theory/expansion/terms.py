@@ -39,7 +39,7 @@ def problem_terms(problem: Problem, *, remainder: bool = True) -> TaylorTerms:
     rows = None if block_bytes() is None else problem.block_rows(passes=4)
     found = exact_terms(problem, at, block_rows=rows)
     third = predicted_remainder(problem) if remainder else None
-    return TaylorTerms(standard=problem.loss(at.outputs, problem.labels).mean(), C3=third, **found)
+    return TaylorTerms(standard=problem.loss(at.outputs, problem.labels).mean(), C3=third, per_layer={}, **found)
 
 
 def terms(problem: Problem | Sequence[Problem], *, remainder: bool = True) -> TaylorTerms:
@@ -72,8 +72,10 @@ def terms(problem: Problem | Sequence[Problem], *, remainder: bool = True) -> Ta
     """
     found = []
     for one in as_problems(problem):
-        evaluate = branch_terms if isinstance(one, Branches) else problem_terms
-        found.append((one.layer, evaluate(one, remainder=remainder)))
+        if isinstance(one, Branches):
+            found.append((one.layer, branch_terms(one, remainder=remainder)))
+        else:
+            found.append((one.layer, problem_terms(one, remainder=remainder)))
     return found[0][1] if len(found) == 1 else type(found[0][1]).average(found)
 
 

@@ -42,7 +42,8 @@ class RunningMoments:
     """Mean and variance of a stream of blocks, `(rows, *out)`, in float64."""
 
     def __init__(self):
-        self.count, self.mean, self.squares = 0, 0.0, 0.0
+        self.count = 0
+        self.mean = self.squares = torch.zeros((), dtype=torch.float64)
 
     def add(self, values: Tensor) -> None:
         """Merge a block (Chan, Golub and LeVeque 1979)."""
@@ -82,9 +83,11 @@ def sweep_means(
         losses.append(torch.stack([path(e) for e in eps], dim=-1))
         coefficients.append(polynomials(path, order) if order >= 0 else losses[-1][:, :0])
     sweeps = len(draw) // n
-    return tuple(
-        sum(part).reshape(sweeps, n, part[0].shape[-1]).mean(1).double() / len(part) for part in (losses, coefficients)
+    loss_means, coefficient_means = (
+        sum(part[1:], part[0]).reshape(sweeps, n, part[0].shape[-1]).mean(1).double() / len(part)
+        for part in (losses, coefficients)
     )
+    return loss_means, coefficient_means
 
 
 def corrected(losses: Tensor, coefficients: Tensor, eps: Tensor, orders: list[int]) -> Tensor:

@@ -18,7 +18,6 @@ a `Problem`: paths, Lagrange intervals, quadrature, Monte Carlo and verification
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -240,7 +239,7 @@ class Branches(Problem):
         else:
             raise ValueError(f"loss: {loss!r} is a loss of labels and needs gamma=; without gamma, leave it out.")
         outputs = self.head(self.features)
-        if self.label_loss is not None:
+        if self.label_loss is not None and y is not None:
             # The labels have the form that the loss of one branch expects
             labels = self.label_loss.prepare(outputs[:, : outputs.shape[1] // m].detach(), y.to(xs.device))
             joint = replace(joint, prepare=lambda u, t: labels)
@@ -271,8 +270,8 @@ class Branches(Problem):
 
     def single(self, **attributes) -> Problem:
         """A problem with the head of one branch, and with these features, loss and labels."""
-        problem = copy.copy(self)
-        problem.__class__ = Problem
+        problem = Problem.__new__(Problem)
+        vars(problem).update(vars(self))
         return problem.changed(**attributes)
 
     @property

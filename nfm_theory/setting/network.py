@@ -54,11 +54,11 @@ class Network:
             model = model._orig_mod
         if not callable(model):
             raise TypeError(f"model: expected an nn.Module or a callable, got {type(model).__name__}.")
-        self.model, self.output = model, output
-        self.is_module = isinstance(model, nn.Module)
-        self.modules = {}
+        self.model: Callable[..., Any] = model
+        self.output, self.is_module = output, isinstance(model, nn.Module)
+        self.modules: dict[str, nn.Module] = {}
         self.compiled = False
-        if self.is_module:
+        if isinstance(model, nn.Module):
             for name, module in model.named_modules(remove_duplicate=False):
                 # In a compiled block, `block._orig_mod.0` has the name `block.0`
                 self.modules[plain_name(name)] = module
@@ -69,7 +69,7 @@ class Network:
     def _own_names(self, params):
         if params is None:
             return None
-        if not self.is_module:
+        if not isinstance(self.model, nn.Module):
             raise TypeError(
                 "params: expected None for a callable that is no nn.Module, got names; pass the nn.Module, or use the "
                 "parameters inside the callable."
@@ -91,15 +91,18 @@ class Network:
     def __call__(self, x: Tensor) -> Tensor:
         """The outputs. Compiled models run eagerly: compiled code ignores hooks and fails under nested transforms."""
         with torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext():
-            found = self.model(x) if self.params is None else functional_call(self.model, self.params, (x,))
+            if isinstance(self.model, nn.Module) and self.params is not None:
+                found = functional_call(self.model, self.params, (x,))
+            else:
+                found = self.model(x)
         return found if self.output is None else self._picked(found)
 
     def _picked(self, found):
         """Select the outputs from the return value of the model."""
         if callable(self.output):
             return self.output(found)
-        named = isinstance(self.output, str) and not isinstance(found, dict)  # a dict has methods of its own
-        if named and hasattr(found, self.output):
+        # A dict has methods of its own
+        if isinstance(self.output, str) and not isinstance(found, dict) and hasattr(found, self.output):
             return getattr(found, self.output)
         try:
             return found[self.output]
@@ -120,7 +123,7 @@ class Network:
 
     def outputs(self, x: Tensor, record: Callable | None = None, layer: str = "") -> Tensor:
         """The outputs `(n, K)` or `(n,)` without a graph, after checks of their type, shape and values."""
-        with torch.no_grad(), self.hook(layer, record) if layer else contextlib.nullcontext():
+        with torch.no_grad(), self.hook(layer, record) if record else contextlib.nullcontext():
             try:
                 outputs = self(x.clone())
             except RuntimeError as error:
@@ -212,10 +215,11 @@ class Network:
 
     def check_model(self) -> None:
         """Refuse a model that is not initialized, draws random numbers or uses the statistics of a batch."""
-        modules = self.modules | ({"": self.model} if self.is_module else {})
+        modules = self.modules | ({"": self.model} if isinstance(self.model, nn.Module) else {})
         for name, module in modules.items():
             label = f"{type(module).__name__} {name!r}"
-            if any(is_lazy(value) for value in (*module._parameters.values(), *module._buffers.values())):
+            tensors = (*module._parameters.values(), *module._buffers.values())
+            if any(value is not None and is_lazy(value) for value in tensors):
                 raise ValueError(f"model: {label} is not initialized yet; call model(x) once first.")
             if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
                 raise ValueError(
@@ -228,7 +232,7 @@ class Network:
                 raise ValueError(f"model: {label} makes the outputs random; call model.eval().")
 
     def _check_placement(self, x: Tensor) -> None:
-        if not self.is_module:
+        if not isinstance(self.model, nn.Module):
             return
         tensors = dict((*self.model.named_parameters(), *self.model.named_buffers())) | (self.params or {})
         devices = {value.device for value in tensors.values()}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from tqdm import tqdm
 
@@ -55,7 +55,8 @@ def progress_bar(
 ) -> tqdm[Item]:
     """A progress bar that obeys `options`, around an iterable or to be moved by `update`."""
     progress = _CURRENT.get().progress
-    return tqdm(
+    bar = tqdm(
         items, desc=title, total=total, unit=unit, unit_scale=unit == "row", delay=2, leave=False,
         disable=None if progress is None else not progress,
     )  # fmt: skip
+    return cast("tqdm[Item]", bar)  # without items the stub says tqdm[NoReturn]

@@ -166,7 +166,7 @@ def mixable_labels(y: Tensor, x: Tensor, classes: int | None, smoothing: float =
             else f"class indices (n,) or distributions (n, {classes}); leave `num_classes` out for other targets"
         )
         raise ValueError(f"y: expected {wanted}. Got shape {tuple(y.shape)}, {y.dtype}.")
-    if not y.is_floating_point():
+    if classes is not None and not y.is_floating_point():
         # On a GPU this check would force a synchronization; there, scatter refuses wrong indices.
         low, high = (int(y.min()), int(y.max())) if y.device.type == "cpu" and len(y) else (0, 0)
         if low < 0 or high >= classes:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ from .quadrature import MAX_ROWS, Grid, build_grid
 BLOCK_BYTES = 2**27
 Model = nn.Module | Callable[[Tensor], Tensor]
 Loss = LossName | PointwiseLoss | Callable[[Tensor, Tensor], Tensor]
+Self = TypeVar("Self", bound="Problem")
 
 
 class _OutputBytes(TorchFunctionMode):
@@ -159,7 +161,7 @@ class Problem:
         if not values.isfinite().all():
             raise ValueError(f"loss: {int((~values.isfinite()).sum())} of {n} per-sample losses are not finite.")
 
-    def changed(self, **attributes) -> Problem:
+    def changed(self: Self, **attributes) -> Self:
         """A copy with other attributes, such as `features`, `labels`, `loss` or `law`; nothing is checked again.
 
         Args:
@@ -368,7 +370,7 @@ def as_problems(problem: Problem | Sequence[Problem]) -> list[Problem]:
         TypeError: for anything else.
         ValueError: for an empty sequence.
     """
-    problems = list(problem) if isinstance(problem, (list, tuple)) else [problem]
+    problems: list[Any] = list(problem) if isinstance(problem, (list, tuple)) else [problem]
     if not all(isinstance(p, Problem) for p in problems):
         raise TypeError(
             f"problem: expected an nfm_theory.Problem or a list of them, got {type(problem).__name__}; build it with "

@@ -205,7 +205,7 @@ class Grid:
                 row = torch.arange(start, min(start + block_rows, self.rows), device=device)
                 noise, row = row % noises, row // noises
                 node, pair = row % lams, row // lams
-                if chosen is None:
+                if chosen is None or self.partners is None:
                     anchor, partner = pair // per_anchor, pair % per_anchor
                     weights = weight[node] * noise_weight[noise] / (n * per_anchor)
                 else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +14,10 @@ from torch import Tensor
 SECOND_ORDER = ("R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult")
 
 
-def plain(value):
+def plain(value) -> Any:
     """Tensors, tuples, records and numbers that JSON does not know, as plain values; nan and infinity become None."""
     if isinstance(value, Tensor):
-        value = value.detach().tolist()
+        return plain(value.detach().tolist())
     if hasattr(value, "to_dict"):
         return value.to_dict()
     if isinstance(value, Mapping):
@@ -26,6 +27,7 @@ def plain(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@dataclass(frozen=True)
 class Record:
     """What the frozen records share: `to_dict`, in plain values that JSON knows."""
 
@@ -109,7 +111,7 @@ class TaylorTerms:
     @property
     def second(self) -> Tensor:
         """The coefficient of ε²: the sum of the six second-order terms."""
-        return sum(getattr(self, name) for name in SECOND_ORDER)
+        return self.R2 + self.R3 + self.R2_add + self.R3_add + self.R2_mult + self.R3_mult
 
     def __getitem__(self, name: str) -> Tensor:
         """One term by its name."""
@@ -136,7 +138,7 @@ class TaylorTerms:
             ValueError: for an order that is not known, see `coefficients`.
         """
         eps = torch.as_tensor(eps, dtype=self.standard.dtype, device=self.standard.device)
-        return sum(c * eps**k for k, c in enumerate(self.coefficients(order)))
+        return sum((c * eps**k for k, c in enumerate(self.coefficients(order))), torch.zeros_like(eps))
 
     def size(self, order: int) -> float:
         """Sum of the absolute values of the named terms behind the coefficient of ε^order."""

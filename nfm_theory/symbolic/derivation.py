@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
+from typing import Any
 
 import sympy as sp
 from sympy.polys.rings import ring
@@ -81,7 +82,7 @@ def symbol(kind, *index):
     return sp.Symbol("_".join([kind, *map(str, index)]))
 
 
-def parse(name):
+def parse(name) -> tuple[str, tuple[Any, ...]]:
     """Return the kind and the indices of a symbol made by `symbol`.
 
     Args:
@@ -95,7 +96,7 @@ def parse(name):
 
 
 @cache
-def generic(kind, index):
+def generic(kind, index) -> Any:
     """Make the SymPy Function class of a partial derivative of a generic function.
 
     Args:
@@ -220,7 +221,7 @@ def derive_expansion(order=3, dim=1, outputs=1):
     return Expansion(order, dim, outputs, tuple(coefficients), MappingProxyType(ordered))
 
 
-def substitute_moments(expr, *, alpha=None, beta=None, noise=None, sparsity=0):
+def substitute_moments(expr, *, alpha=None, beta=None, noise=None, sparsity=0) -> Any:
     r"""Replace the symbols of moments by values: `m_j` of the Beta law, and `add_2`, `mult_2_2`, ... of the noise.
 
     Args:
@@ -242,9 +243,11 @@ def substitute_moments(expr, *, alpha=None, beta=None, noise=None, sparsity=0):
     """
     values = {}
     for sym in expr.free_symbols:
-        kind, index = parse(sym) if sym.name.split("_")[0] in ("m", "add", "mult") else ("", ())
+        if sym.name.split("_")[0] not in ("m", "add", "mult"):
+            continue
+        kind, index = parse(sym)
         if kind == "m" and alpha is not None:
-            values[sym] = unmixed_moment(*index, alpha, alpha if beta is None else beta)
+            values[sym] = unmixed_moment(index[0], alpha, alpha if beta is None else beta)
         elif kind in ("add", "mult") and noise is not None:
             values[sym] = noise_moment(noise, index, kind=kind, sparsity=sparsity)
     return expr.xreplace(values)

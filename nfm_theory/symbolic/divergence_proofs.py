@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import chain, combinations_with_replacement, product
 from math import fsum
+from typing import Any
 
 import sympy as sp
 from sympy.polys.rings import ring
@@ -94,9 +95,9 @@ def prove_chain_rule(branches=2, dim=2, outputs=2):
     jac = {(j, k): sp.Matrix([_at("f", j, k, i + 1) for i in range(dim)]) for j, k in logits}
     hess = {(j, k): sp.Matrix(dim, dim, lambda r, c, j=j, k=k: _at("f", j, k, r + 1, c + 1)) for j, k in logits}
     stacked = sp.Matrix([jac[j, k].dot(a[j]) for j, k in logits])
-    bends = sp.Matrix([a[j].dot(hess[j, k] * a[j]) / 2 + jac[j, k].dot(b[j]) for j, k in logits])
+    quadratic = sp.Matrix([a[j].dot(hess[j, k] * a[j]) / 2 + jac[j, k].dot(b[j]) for j, k in logits])
     _, once, twice = _raw_coefficients(2, branches, dim, outputs)
-    second = stacked.dot(curvature * stacked) / 2 + slope.dot(bends)
+    second = stacked.dot(curvature * stacked) / 2 + slope.dot(quadratic)
     return sp.expand(once - slope.dot(stacked)) == 0 and sp.expand(twice - second) == 0
 
 
@@ -139,7 +140,7 @@ class _Divergence:
         """Return True if every entry is 0 as a polynomial in the free probabilities and weights."""
         symbols = [*chain(*self.p), *self.mixture, *chain(*self.logs), *self.pi]
         free = [*(q for row in self.p for q in row[:-1]), *chain(*self.logs), *self.pi[:-1]]
-        elements = dict(zip(free, ring(free, sp.QQ)[1:], strict=True))
+        elements: dict[Any, Any] = dict(zip(free, ring(free, sp.QQ)[1:], strict=True))
         elements[self.pi[-1]] = 1 - sum(elements[w] for w in self.pi[:-1])
         for row in self.p:
             elements[row[-1]] = 1 - sum(elements[q] for q in row[:-1])
@@ -336,7 +337,8 @@ def _divergence_jet(weights):
     u = sp.symbols(f"u_1:{m + 1}")
     p = [(1 / (1 + sp.exp(x)), 1 / (1 + sp.exp(-x))) for x in u]
     mixture = [sum(w * q[c] for w, q in zip(weights, p, strict=True)) for c in range(2)]
-    found = {(): sum(w * q[c] * sp.log(q[c] / mixture[c]) for w, q in zip(weights, p, strict=True) for c in range(2))}
+    found: dict[tuple[int, ...], Any] = {}
+    found[()] = sum(w * q[c] * sp.log(q[c] / mixture[c]) for w, q in zip(weights, p, strict=True) for c in range(2))
     for n in range(1, 4):
         for index in combinations_with_replacement(range(1, m + 1), n):
             found[index] = sp.diff(found[index[:-1]], u[index[-1] - 1])
@@ -373,7 +375,9 @@ def evaluate_stability(head, features, law, *, weights, shared_noise=False):
         raise ValueError(f"features: expected {len(weights)} branches of the same n >= 1 numbers, got {features!r}.")
     terms = derive_stability(m, shared_noise)
     needed = sorted(set().union(*(sp.sympify(expr).free_symbols for expr in terms.values())), key=str)
-    known = {symbol("sigma", "add"): float(law.add_noise), symbol("sigma", "mult"): float(law.mult_noise)}
+    known: dict[sp.Basic, float] = {
+        symbol("sigma", name): float(getattr(law, f"{name}_noise")) for name in ("add", "mult")
+    }
     for sym in needed:
         if str(sym).startswith(("m_", "add_", "mult_")):
             known[sym] = float(substitute_moments(sym, **law_options(law)))

@@ -87,7 +87,9 @@ def evaluate_terms(head, h, features, labels, law, *, order=3, reduction="mean")
         raise ValueError(f"labels: expected {n} rows, one per feature vector, got {len(targets)}.")
 
     terms, needed, names = _compiled_terms(order, dim, len(logits))
-    fixed = {symbol("sigma", "add"): float(law.add_noise), symbol("sigma", "mult"): float(law.mult_noise)}
+    fixed: dict[sp.Basic, float] = {
+        symbol("sigma", name): float(getattr(law, f"{name}_noise")) for name in ("add", "mult")
+    }
     for sym in needed:
         if parse(sym)[0] in ("m", "add", "mult"):
             fixed[sym] = float(substitute_moments(sym, **law_options(law)))

@@ -10,6 +10,7 @@ r"""The laws of Noisy Feature Mixup, derived exactly with SymPy: the unmixed law
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import sympy as sp
 
@@ -29,7 +30,7 @@ def _positive(**values):
     return out
 
 
-def _unmix(p, lam):
+def _unmix(p, lam) -> Any:
     """The density of lambda after label unmixing, for a density p before it.
 
     A loss that is affine in the label gives y_i the weight lambda, and y_r the weight 1 - lambda. In the second part we
@@ -76,6 +77,10 @@ def _beta(a, b):
     return sp.gamma(a) * sp.gamma(b) / sp.gamma(a + b)
 
 
+def _gammasimp(expr) -> Any:
+    return sp.gammasimp(expr)
+
+
 def prove_beta_mixture():
     r"""Prove that the unmixed law is the mixture of two Beta laws, for symbolic positive parameters.
 
@@ -94,8 +99,8 @@ def prove_beta_mixture():
         return LAM ** (p - 1) * (1 - LAM) ** (q - 1) / _beta(p, q)
 
     mixture = a / (a + b) * law(a + 1, b) + b / (a + b) * law(b + 1, a)
-    gap = sp.expand(sp.gammasimp(unmixed_density(a, b)) - sp.gammasimp(mixture))
-    return sp.simplify(gap) == 0
+    derived, stated = (_gammasimp(density) for density in (unmixed_density(a, b), mixture))
+    return sp.simplify(sp.expand(derived - stated)) == 0
 
 
 @cache
@@ -169,10 +174,10 @@ def prove_label_unmixing(points=2, *, reweight=_unmix):
     """
     if not isinstance(points, int) or points < 1:
         raise ValueError(f"points: expected an integer >= 1, got {points!r}.")
-    a, b, p = sp.symbols("a b p", cls=sp.Function)
+    a, b, p = (sp.Function(name) for name in "abp")
     g, y = sp.symbols(f"g_:{points}"), sp.symbols(f"y_:{points}")
     s_add, s_mult, xi_add, xi_mult = sp.symbols("s_add s_mult xi_add xi_mult")
-    difference = 0
+    difference: Any = sp.S.Zero
     for i in range(points):
         for r in range(points):
             z = sp.expand((1 + s_mult * xi_mult) * (LAM * g[i] + (1 - LAM) * g[r]) + s_add * xi_add)

@@ -45,13 +45,13 @@ def table_terms(dim=1, outputs=1):
     def gauss_newton(a, b):
         return (jac * a).dot(fisher * (jac * b))
 
-    def bend(a, b):
+    def second(a, b):
         return sp.Matrix([(a.T * q * b)[0] for q in hess])
 
     def third(a, b, c):
         ja, jb, jc = jac * a, jac * b, jac * c
         out = sum(symbol("h", k + 1, m + 1, q + 1) * ja[k] * jb[m] * jc[q] for k in kk for m in kk for q in kk)
-        out += (fisher * bend(a, b)).dot(jc) + (fisher * bend(b, c)).dot(ja) + (fisher * bend(c, a)).dot(jb)
+        out += (fisher * second(a, b)).dot(jc) + (fisher * second(b, c)).dot(ja) + (fisher * second(c, a)).dot(jb)
         return out + sum(
             residual[k] * symbol("f", k + 1, i + 1, j + 1, m + 1) * a[i] * b[j] * c[m]
             for k in kk
@@ -70,17 +70,17 @@ def table_terms(dim=1, outputs=1):
         "standard": symbol("h") - sum(symbol("y", k + 1) * fval[k] for k in kk),
         "R1": m1 * residual.dot(jac * v),
         "R2": half * m2 * gauss_newton(v, v),
-        "R3": half * m2 * residual.dot(bend(v, v)),
+        "R3": half * m2 * residual.dot(second(v, v)),
         "R2_add": half * add * sum(gauss_newton(e, e) for e in axes),
-        "R3_add": half * add * sum(residual.dot(bend(e, e)) for e in axes),
+        "R3_add": half * add * sum(residual.dot(second(e, e)) for e in axes),
         "R2_mult": half * mult * sum(gauss_newton(e, e) for e in scaled),
-        "R3_mult": half * mult * sum(residual.dot(bend(e, e)) for e in scaled),
+        "R3_mult": half * mult * sum(residual.dot(second(e, e)) for e in scaled),
         "C3_data": m3 / 6 * third(v, v, v),
         "C3_add": half * m1 * add * sum(third(v, e, e) for e in axes),
         "C3_mult": half * m1 * mult * sum(third(v, e, e) for e in scaled),
         "C3_cross": m1
         * mult
-        * sum(v[j] * (gauss_newton(axes[j], scaled[j]) + residual.dot(bend(axes[j], scaled[j]))) for j in d),
+        * sum(v[j] * (gauss_newton(axes[j], scaled[j]) + residual.dot(second(axes[j], scaled[j]))) for j in d),
     }
     terms["C3"] = sum(terms[name] for name in NAMES if name.startswith("C3_"))
     return terms
@@ -147,8 +147,9 @@ def _latex_symbol(sym, scalar):
         return rf"(\partial_{{{digits}}} h - y_{{{digits}}})"
     if kind == "h":
         return rf"\partial_{{{digits}}} h" if index else "h"
-    partial = rf"\partial_{{{digits[len(str(index[0])) :].lstrip(',')}}} " if len(index) > 1 else ""
-    return f"{partial}{kind}_{{{index[0]}}}"
+    first = str(index[0])
+    partial = rf"\partial_{{{digits[len(first) :].lstrip(',')}}} " if len(index) > 1 else ""
+    return f"{partial}{kind}_{{{first}}}"
 
 
 def _latex_product(number, factors, scalar):
@@ -250,7 +251,7 @@ def latex_expansion(order=3, dim=1, outputs=1, *, alpha=None, beta=None, noise=N
         if name == "C3":
             continue
         label, _, part = name.partition("_")
-        power = {"standard": 0, "R1": 1, "R2": 2, "R3": 2}.get(label) if label[0] != "C" else int(label[1:])
+        power = {"standard": 0, "R1": 1, "R2": 2, "R3": 2}[label] if label[0] != "C" else int(label[1:])
         scale = ("", r"\varepsilon ")[power] if power < 2 else rf"\varepsilon^{{{power}}} "
         tag = r"\mathrm{standard}" if not power else f"{label[0]}_{{{label[1:]}}}"
         tag += rf"^{{\mathrm{{{part}}}}}" if part else ""

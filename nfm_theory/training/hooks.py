@@ -28,7 +28,7 @@ def uncompiled(function: Callable) -> Callable:
             return function(*args, **kwargs)
         return torch.compiler.disable(function)(*args, **kwargs)
 
-    eager._torchdynamo_disable = True
+    vars(eager)["_torchdynamo_disable"] = True
     return eager
 
 
@@ -86,8 +86,9 @@ def hooked_modules(model: nn.Module, layers: tuple[str, ...]) -> dict[str, nn.Mo
         raise ValueError(f"layers: expected one or more different names, got {list(layers)}.")
     modules = Network(model).modules
     compiled = [plain_name(name) for name, part in model.named_modules(remove_duplicate=False) if _is_compiled(part)]
-    found = {layer: modules.get(layer) for layer in layers if layer}
-    for layer, module in found.items():
+    found: dict[str, nn.Module] = {}
+    for layer in filter(None, layers):
+        module = modules.get(layer)
         if module is None:
             raise ValueError(
                 f"layers: the model has no module {layer!r}{near(layer, modules)}; layer_names(model) lists them all."
@@ -97,6 +98,7 @@ def hooked_modules(model: nn.Module, layers: tuple[str, ...]) -> dict[str, nn.Mo
                 f"model: it is compiled, and would ignore a new hook at layer {layer!r}; build NoisyFeatureMixup "
                 "on the plain model first, then compile it."
             )
+        found[layer] = module
     return found
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -190,8 +191,8 @@ class NoisyFeatureMixup:
         if step.layer:
             self.last, self._armed, self._mixed = step, True, ""
             return x, targets
-        self.last = self._complete(step, x)
-        return self._perturb(x), targets
+        self.last = step = self._complete(step, x)
+        return self._perturb(step, x), targets
 
     def disarm(self) -> None:
         """Cancel a mixing that no forward pass has used, for example because the batch was skipped."""
@@ -239,7 +240,7 @@ class NoisyFeatureMixup:
             raise ValueError(
                 f"state: it was saved with {want}, this object has {have}; build both with `generator=` or neither."
             )
-        if saved is not None:
+        if saved is not None and self.generator is not None:
             self.generator.set_state(saved.cpu())  # a checkpoint may have been loaded to another device
 
     # One step ----------------------------------------------------------------------------------------------
@@ -247,7 +248,7 @@ class NoisyFeatureMixup:
     def _check_ready(self) -> None:
         if self._handles is None:
             raise RuntimeError("NoisyFeatureMixup: its hooks have been removed; build a new one.")
-        if self._armed:
+        if self._armed and self.last is not None:
             raise RuntimeError(
                 f"NoisyFeatureMixup: the previous call mixed its targets, but the features at layer "
                 f"{self.last.layer!r} were not mixed, since no forward pass in training mode followed. Run "
@@ -294,18 +295,17 @@ class NoisyFeatureMixup:
         seed = torch.randint(2**62, (), generator=self.generator, device=self.generator.device)
         return self._fallback.manual_seed(int(seed))
 
-    def _perturb(self, h: Tensor) -> Tensor:
-        """Apply the last step to the features `h`, in their dtype."""
-        draw = self.last.draw
-        parts = {name: getattr(draw, name) for name in ("lam", "add", "mult")}
-        parts = {name: None if part is None else part.to(h) for name, part in parts.items()}
-        if self.view_noise is not None and parts["add"] is not None:
+    def _perturb(self, step: LayerDraw, h: Tensor) -> Tensor:
+        """Apply the step to the features `h`, in their dtype."""
+        draw = step.draw
+        add, mult = (None if part is None else part.to(h) for part in (draw.add, draw.mult))
+        if self.view_noise is not None and add is not None:
             factors = torch.tensor(self.view_noise, dtype=h.dtype).repeat_interleave(len(h) // self._views)
-            parts["add"] = parts["add"] * factors.to(h.device).reshape(-1, *[1] * (h.ndim - 1))
-        # A slice avoids gathering all samples, and scattering them in the backward pass
-        anchor = slice(None) if self._in_order else draw.anchor.to(h.device)
-        rows = Draw(anchor=anchor, index=draw.index.to(h.device), **parts)
-        return perturb(h, rows, self.laws[self.last.layer], eps=self.eps)
+            add = add * factors.to(h.device).reshape(-1, *[1] * (h.ndim - 1))
+        # `perturb` only takes rows by the anchor. A slice avoids gathering all samples, and scattering them backward.
+        anchor = cast(Tensor, slice(None)) if self._in_order else draw.anchor.to(h.device)
+        rows = Draw(anchor, draw.lam.to(h), draw.index.to(h.device), add, mult)
+        return perturb(h, rows, self.laws[step.layer], eps=self.eps)
 
     def _check_replay(self, step: LayerDraw, x: Tensor) -> LayerDraw:
         """The step to repeat, refused if it does not fit."""
@@ -329,7 +329,7 @@ class NoisyFeatureMixup:
 
     def _end(self, output) -> None:
         self._mixed = ""
-        if self._armed and self._model.training:
+        if self._armed and self.last is not None and self._model.training:
             self.disarm()
             raise RuntimeError(
                 f"layer {self.last.layer!r}: expected it to be called in the forward pass, but the pass has ended "
@@ -349,20 +349,20 @@ class NoisyFeatureMixup:
                 f"layer {layer!r}: expected a module that is called once in a forward pass, but it is called again "
                 "after it was mixed; name a layer around it or next to it."
             )
-        if not self._armed or layer != self.last.layer:
+        step = self.last
+        if not self._armed or step is None or layer != step.layer:
             return None
-        self._check_features(layer, output)
-        self.last = self._complete(self.last, output)
+        self._check_features(layer, output, len(step.draw))
+        self.last = step = self._complete(step, output)
         self._armed, self._mixed = False, layer
-        return self._perturb(output)
+        return self._perturb(step, output)
 
-    def _check_features(self, layer: str, h) -> None:
+    def _check_features(self, layer: str, h, n: int) -> None:
         if not isinstance(h, Tensor) or not h.is_floating_point():
             raise TypeError(
                 f"layer {layer!r}: expected a floating-point tensor as its output, got {kind(h)}; name a layer next "
                 "to it that returns a single tensor, or an nn.Identity that this tensor passes through."
             )
-        n = len(self.last.draw)
         if h.ndim == 0 or len(h) != n:
             raise ValueError(
                 f"layer {layer!r}: expected features of the {n} samples given to NoisyFeatureMixup, batch first, got "

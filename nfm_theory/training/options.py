@@ -33,12 +33,15 @@ def laws_of(layers: str | Sequence[str] | Mapping[str, Law], law: Law | None) ->
         raise ValueError(f"layers: expected one or more different names, got {names}.")
     if isinstance(layers, Mapping) and law is not None:
         raise ValueError("law: expected none beside a mapping of layers to laws; leave it out.")
-    laws = dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(names, law)
-    if wrong := [one for one in laws.values() if not isinstance(one, Law)]:
-        raise TypeError(
-            f"law: expected an nfm_theory.Law, got {type(wrong[0]).__name__}; for example Law(add_noise=0.4, "
-            "mult_noise=0.2), or Law.released(...) for the noise of the papers' code."
-        )
+    laws: dict[str, Law] = {}
+    for name in names:
+        one = layers[name] if isinstance(layers, Mapping) else law
+        if not isinstance(one, Law):
+            raise TypeError(
+                f"law: expected an nfm_theory.Law, got {type(one).__name__}; for example Law(add_noise=0.4, "
+                "mult_noise=0.2), or Law.released(...) for the noise of the papers' code."
+            )
+        laws[name] = one
     return laws
 
 

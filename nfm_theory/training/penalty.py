@@ -122,7 +122,7 @@ class TaylorRegularizer(nn.Module):
         # Sources with the same parts, R2 or R3 or both, share their directions
         self._groups: dict[tuple[bool, bool], list[str]] = {}
         for source in self.scales:
-            parts = tuple(f"{r}{SOURCES[source]}" in chosen for r in ("R2", "R3"))
+            parts = (f"R2{SOURCES[source]}" in chosen, f"R3{SOURCES[source]}" in chosen)
             if any(parts):
                 self._groups.setdefault(parts, []).append(source)
         self.last: dict[str, Tensor] = {}
@@ -177,15 +177,17 @@ class TaylorRegularizer(nn.Module):
             directions = self._directions(g, sources)
             tangents, hessian_forms = at.sweep(directions, slope if curved else None, tangents=gauss_newton)
             if gauss_newton:
+                assert tangents is not None  # it was asked for
                 parts["R2"] = parts["R2"] + gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).mean() / 2
             if curved:
+                assert hessian_forms is not None  # there is a slope
                 parts["R3"] = parts["R3"] + hessian_forms.mean() / 2
         self.last = {name: value.detach() for name, value in parts.items()}
         return self.eps * parts["R1"] + self.eps**2 * (parts["R2"] + parts["R3"])
 
     def _directions(self, g: Tensor, sources: list[str]) -> Tensor:
         """Random directions, `(P, b, *feature)`, whose second moment is the sum of those of the sources."""
-        total = None
+        total: Tensor | None = None
         for source in sources:
             size = self.scales[source] ** 0.5
             if source == "data":
@@ -196,6 +198,7 @@ class TaylorRegularizer(nn.Module):
                 part = random_signs((self.num_probes, *g.shape), g, self.distribution, self.generator)
                 part = part * g if source == "multiplicative" else part
             total = size * part if total is None else total + size * part
+        assert total is not None  # no group is without sources
         return total
 
     def extra_repr(self) -> str:

@@ -47,39 +47,47 @@ class Scaled:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Measured coefficients c_0..c_q with their errors, and remainders of the polynomial of degree q - 1 made of them.
+    """Measured coefficients c_0..c_q with their errors.
 
     Attributes:
         coefficients: c_0..c_q, `(q + 1,)`.
         coefficient_error: largest error that rounding and sampling explain.
         method: how it was measured, in words.
         samples: evaluations of the head.
-        remainders: remainders at every scale, `(E,)`.
-        stderr: their standard errors.
-        floor: size of a remainder that is nothing but rounding.
     """
 
     coefficients: Tensor
     coefficient_error: Tensor
     method: str
     samples: int
-    remainders: Tensor | None = None
-    stderr: Tensor | None = None
-    floor: Tensor | None = None
 
-    def extended(self, found: Sequence[Scaled]) -> Evidence:
-        """The same coefficients with remainders at further scales."""
+    def extended(self, found: Sequence[Scaled]) -> Measurement:
+        """The same coefficients with remainders at several scales."""
         parts = [torch.cat([getattr(one, name) for one in found]) for name in ("remainders", "stderr", "floor")]
         samples = self.samples + sum(one.samples for one in found)
-        return Evidence(self.coefficients, self.coefficient_error, self.method, samples, *parts)
+        return Measurement(self.coefficients, self.coefficient_error, self.method, samples, *parts)
 
     @staticmethod
     def average(parts: Sequence[Evidence]) -> Evidence:
         """Mean over layers of the coefficients."""
-        means = [
-            torch.stack([getattr(p, name) for p in parts]).mean(0) for name in ("coefficients", "coefficient_error")
-        ]
-        return Evidence(*means, parts[0].method, sum(p.samples for p in parts))
+        coefficients = torch.stack([p.coefficients for p in parts]).mean(0)
+        error = torch.stack([p.coefficient_error for p in parts]).mean(0)
+        return Evidence(coefficients, error, parts[0].method, sum(p.samples for p in parts))
+
+
+@dataclass(frozen=True)
+class Measurement(Evidence):
+    """`Evidence` with remainders of the polynomial of degree q - 1 made of its coefficients.
+
+    Attributes:
+        remainders: remainders at every scale, `(E,)`.
+        stderr: their standard errors.
+        floor: size of a remainder that is nothing but rounding.
+    """
+
+    remainders: Tensor
+    stderr: Tensor
+    floor: Tensor
 
 
 def _scales(problem: Problem, eps: Sequence[float]) -> list[Tensor]:
@@ -119,7 +127,7 @@ class RuleEvidence:
     def __init__(self, problem: Problem, grid: Grid, q: int, max_rows: int):
         self.problem, self.grid, self.q = problem, grid, q
         small = problem.grid(rule="smallest", degree=q, num_lam=q // 2 + 1, max_rows=max_rows)
-        total: Tensor | float = 0.0
+        total = problem.features.new_zeros((), dtype=torch.float64)
         rows = problem.block_rows(passes=2**q)
         for draw, weights in small.blocks(rows, like=problem.features, title="coefficients"):
             values = taylor_coefficients(problem.path(draw), q)
@@ -135,7 +143,7 @@ class RuleEvidence:
         """Remainders at `eps`, in the integral form or as differences."""
         problem, q, scales = self.problem, self.q, _scales(self.problem, eps)
         zero = torch.zeros((), dtype=problem.features.dtype, device=problem.features.device)
-        total: Tensor | float = 0.0
+        total = problem.features.new_zeros((), dtype=torch.float64)
         rows = problem.block_rows(passes=2**q if integral else 1)
         for draw, weights in self.grid.blocks(rows, like=problem.features, title="remainders"):
             if integral:

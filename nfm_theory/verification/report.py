@@ -12,7 +12,7 @@ from torch import Tensor
 from ..setting.branches import Branches
 from ..setting.problem import Problem
 from ..setting.results import Record, TaylorTerms, plain
-from .evidence import Evidence
+from .evidence import Measurement
 
 #: Largest deviation of observed order and coefficient ratio with which an expansion is said to hold.
 ORDER_TOLERANCE, RATIO_TOLERANCE = 0.1, 0.02
@@ -254,7 +254,7 @@ def judge(
     order: int,
     leading: int,
     predicted: Tensor,
-    measured: Evidence,
+    measured: Measurement,
     pathwise: Sequence[tuple[int, int]],
     terms: TaylorTerms,
 ) -> ExpansionReport:
@@ -273,7 +273,8 @@ def judge(
         pathwise: for each layer, single draws checked and how many left Lagrange's interval.
         terms: the terms verified.
     """
-    layers, checked = tuple(p.layer for p in problems), tuple(map(sum, zip(*pathwise, strict=True)))
+    layers = tuple(p.layer for p in problems)
+    checked = sum(count for count, _ in pathwise), sum(outside for _, outside in pathwise)
     gap = (measured.coefficients - predicted)[:leading]
     allowed = gap.new_tensor([_tolerance(predicted, measured, k, terms) for k in range(leading)])
     gap = torch.where(gap.abs() <= allowed, torch.zeros_like(gap), gap)

@@ -25,6 +25,7 @@ from ..expansion.terms import terms as expansion_terms
 from ..setting.branches import Branches
 from ..setting.checks import one_of
 from ..setting.problem import Problem, as_problems
+from ..setting.quadrature import MAX_ROWS
 from ..setting.results import TaylorTerms
 from .evidence import ROUNDING, Evidence, Scaled, evidence_of, rounding_unit
 from .report import ExpansionReport, judge
@@ -150,8 +151,8 @@ def _predicted(problems: list[Problem], terms: TaylorTerms, order: int, leading:
     formulas = terms.coefficients(max(k for k in wanted if k <= 3))
     predicted = torch.zeros(leading + 1, dtype=torch.float64, device=terms.standard.device)
     if leading > 3:
-        rows = {} if budget is None else {"max_rows": budget}
-        predicted = torch.stack([problem_coefficients(p, leading, **rows) for p in problems]).mean(0).double()
+        rows = MAX_ROWS if budget is None else budget
+        predicted = torch.stack([problem_coefficients(p, leading, max_rows=rows) for p in problems]).mean(0).double()
     for k in range(min(leading, 3) + 1):
         predicted[k] = formulas[k] if k in wanted else 0.0
     return predicted

@@ -1,4 +1,4 @@
-"""The wheel, and a fresh environment with it. `user_script.py` is read by the type checker and is no test."""
+"""The wheel, and a fresh environment with it. `user_script.py` is run and read by tests, and is none."""
 
 import os
 import shutil

@@ -9,6 +9,7 @@ from installed import run
 import nfm_theory as nt
 
 ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = Path(__file__).resolve().with_name("user_script.py")
 
 
 def test_the_wheel_holds_the_library_alone(wheel):
@@ -37,6 +38,11 @@ def test_the_quick_start_runs_there(bare, work):
     code = f"import doctest; print(doctest.testfile({str(readme)!r}, module_relative=False, optionflags={flags}))"
     done = run(bare / "python", "-c", code, folder=work)
     assert "failed=0" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_users_script_runs_there(bare, work):
+    done = run(bare / "python", SCRIPT, folder=work)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_users_own_experiments_win(bare, work):

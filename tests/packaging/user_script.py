@@ -1,4 +1,4 @@
-"""What a user would write: `make types` checks it in strict mode, so that the public names carry their types."""
+"""What a user would write. It runs, and `make types` checks it in strict mode, so that public names carry types."""
 
 import torch
 
@@ -13,6 +13,7 @@ terms = nt.terms(problem)
 print(terms.R1.item(), float(nt.regularizers(problem).R2_add), nt.loss(problem, eps=0.1).value)
 print([nt.verify(p).verdict for p in nt.Problem.at_layers(model, x, y, layers=["", "1"], law=law)])
 
+model.train()
 mixup = nt.NoisyFeatureMixup(model, ["", "1"], law, num_classes=3)
 inputs, targets = mixup(x, y)
 loss = torch.nn.functional.cross_entropy(model(inputs), targets)

@@ -33,7 +33,8 @@ PIECEWISE_LINEAR: set[Callable] = set()
 FROM_RESULT: set[Callable] = set()
 #: Functions whose rules need the argument and the result.
 FROM_BOTH: set[Callable] = set()
-_NAMESPACES = (torch, torch.Tensor, F, torch.special, torch._C._nn)
+# PyTorch's stub of `torch._C` lacks `_nn`
+_NAMESPACES = (torch, torch.Tensor, F, torch.special, torch._C._nn)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def all_names(*names: str) -> list[Callable]:

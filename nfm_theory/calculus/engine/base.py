@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -65,6 +66,19 @@ class Linearization(ABC):
     def propagate(self, directions: Tensor) -> Tensor:
         """Map directions through the first linear operations of the head, to `(m, b, w)` or `(m, 1, w)`."""
 
+    @overload
+    def sweep(
+        self, directions: Tensor, slope: None = None, *, propagated: bool = False, block_rows: int | None = None
+    ) -> tuple[Tensor, None]: ...
+    @overload
+    def sweep(
+        self, directions: Tensor, slope: Tensor, *, propagated: bool = False, block_rows: int | None = None
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def sweep(
+        self, directions: Tensor, slope: Tensor | None = None, *, tangents: bool, propagated: bool = False,
+        block_rows: int | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]: ...  # fmt: skip
     def sweep(
         self,
         directions: Tensor,
@@ -94,7 +108,8 @@ class Linearization(ABC):
             parts = tqdm(parts, desc="directions", disable=None, delay=2, leave=False)
         results = [self._block(part, slope, tangents, propagated) for part in parts]
         with gradients(self.differentiable):
-            return tuple(None if found[0] is None else torch.cat(found) for found in zip(*results, strict=True))
+            moved, forms = (None if found[0] is None else torch.cat(found) for found in zip(*results, strict=True))
+            return moved, forms
 
     @abstractmethod
     def _block(self, directions: Tensor, slope: Tensor | None, tangents: bool, propagated: bool) -> tuple:

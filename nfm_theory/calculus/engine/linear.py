@@ -12,6 +12,9 @@ from .activations import all_names
 from .rules import common, mapped, rule, spread, tracked_elsewhere
 from .tape import Layout, UnsupportedOperationError
 
+#: The functions behind the attributes of a tensor.
+_T, _MT, _DATA = (getattr(torch.Tensor, name).__get__ for name in ("T", "mT", "data"))
+
 
 @rule("linear")
 def _linear(rec, func, input, weight, bias=None):
@@ -168,7 +171,7 @@ def _view(rec, func, input, *args, **kwargs):
 rule(
     *("transpose", "permute", "movedim", "swapaxes", "swapdims", "moveaxis", "t", "narrow", "select", "expand"),
     *("chunk", "split", "unbind", "tensor_split", "__getitem__", "expand_as"),
-    also=(torch.Tensor.T.__get__, torch.Tensor.mT.__get__),
+    also=(_T, _MT),
 )(_view)
 
 
@@ -200,7 +203,7 @@ def _join(rec, func, tensors, dim=0):
         m = len(tangents[0])
         return func(
             [
-                spread(next(given), v) if v is not None else t.new_zeros(()).expand(m, *t.shape)
+                spread(next(given), v) if t is None else t.new_zeros(()).expand(m, *t.shape)
                 for v, t in zip(values, fixed, strict=True)
             ],
             dim + 1,
@@ -219,7 +222,7 @@ def _dropout(rec, func, input, p=0.5, training=True, inplace=False):
 rule("detach")(lambda rec, func, input: func(input))
 
 
-@rule(also=(torch.Tensor.data.__get__,))
+@rule(also=(_DATA,))
 def _data(rec, func, input):
     raise UnsupportedOperationError("data, which hides a dependence from reverse mode but not from forward mode")
 

@@ -16,7 +16,8 @@ from .tape import Layout, Recorder, UnsupportedOperationError, tensors_in
 def local_rule(rec: Recorder, func: Callable, *args, **kwargs):
     """Record one operation with derivatives by nested forward mode."""
     name = getattr(func, "__name__", str(func))
-    places = [k for k, item in enumerate(args) if rec.find(item) is not None]
+    found = {k: value for k, item in enumerate(args) if (value := rec.find(item)) is not None}
+    places, inputs = list(found), list(found.values())
     if not places or tracked_elsewhere(rec, (), kwargs):
         raise UnsupportedOperationError(f"{name} with features inside a list or as a keyword argument")
     out = func(*args, **kwargs)
@@ -26,7 +27,6 @@ def local_rule(rec: Recorder, func: Callable, *args, **kwargs):
         return out
     if out.grad_fn is None:  # comparisons and indices are constant almost everywhere
         return out
-    inputs = [rec.find(args[k]) for k in places]
     layout = common([v.layout for v in inputs])
     points = tuple(rec.keep(args[k]) for k in places)
     fixed = [None if k in places else item for k, item in enumerate(args)]

@@ -22,8 +22,8 @@ class _Slopes:
     """
 
     def __init__(self, derivatives: Callable[[], Derivatives], light: bool):
-        self.derivatives: Callable[[], Derivatives] | None = derivatives
-        self.light, self.known = light, None
+        self.derivatives, self.light = derivatives, light
+        self.known: Derivatives | None = None
 
     def first(self) -> Tensor:
         if self.known is None:
@@ -31,13 +31,18 @@ class _Slopes:
             self.known = (found[0], None) if self.light else found
         return self.known[0]
 
-    def second(self) -> Tensor:
-        if not self.light:
-            self.first()
-            return self.known[1]
-        first, second = self.derivatives()
-        self.known, self.derivatives = (first, None), None
-        return second
+    def second(self) -> Tensor | None:
+        if self.light:
+            first, second = self.derivatives()
+            self.known, self.derivatives = (first, None), _released
+            return second
+        if self.known is None:
+            self.known = self.derivatives()
+        return self.known[1]
+
+
+def _released() -> Derivatives:
+    raise RuntimeError("The second derivative has been requested twice, and its point is released.")
 
 
 class _WeightedSquare(torch.autograd.Function):
@@ -72,7 +77,7 @@ def emit_elementwise(
     slopes, several = _Slopes(derivatives, rec.light), rec.samples > 1  # closures must not hold the recorder
     if rec.light and not curved:  # a step function takes less memory than the point it is computed from
         with torch.no_grad():
-            slopes.known, slopes.derivatives = (derivatives()[0], None), None
+            slopes.known, slopes.derivatives = (derivatives()[0], None), _released
 
     def form(adj):
         weight = adj * slopes.second()
@@ -193,7 +198,7 @@ def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float)
     With r = 1 / sqrt(mean c² + eps), μ = mean(y ċ) and q = mean(ċ²): ẏ = r (ċ - y μ), ÿ = r² (y (3 μ² - q) - 2 ċ μ).
     """
     x = rec.find(input)
-    if x.layout[0] >= input.ndim - dims:
+    if x is None or x.layout[0] >= input.ndim - dims:
         raise UnsupportedOperationError(f"{name} across samples")
     axes = tuple(range(-dims, 0))
     c = input - input.mean(axes, keepdim=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -29,10 +30,8 @@ def _sum(rec, out, parts):
     whole = all(v.shape == shape for v in values)
 
     def push(*tangents):
-        total = None
-        for (value, factor), t in zip(parts, tangents, strict=True):
-            t = _raised(t, value, ndim) if factor == 1 else _raised(t, value, ndim) * factor
-            total = t if total is None else total + t
+        pairs = zip(parts, tangents, strict=True)
+        total = reduce(add, (_raised(t, v, ndim) if c == 1 else _raised(t, v, ndim) * c for (v, c), t in pairs))
         return total if whole else total.expand(len(total), *shape)
 
     return rec.emit(values, out, push, layout=layout, shared=whole)
@@ -139,6 +138,7 @@ def _matmul(rec, func, input, other):
     ndim = out.ndim
     if x is None or y is None:
         value, factor = (x, other) if y is None else (y, input)
+        assert value is not None  # an operation is recorded only if it reads a value
 
         def push(t):
             t = _raised(t, value, ndim)

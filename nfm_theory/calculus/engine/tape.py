@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 from weakref import ref
 
 import torch
@@ -45,14 +46,14 @@ class Value:
     """A tensor that depends on the features, without the numbers in it.
 
     Attributes:
-        edge: place in the autograd graph, which stays alive with it; `None` if it is no longer needed.
+        edge: place in the autograd graph, which stays alive with it; deleted once it is no longer needed.
         shape: shape of the tensor.
         nbytes: size in bytes.
         layout: where the samples are.
         shared: True if samples that share their directions share the tangents of this tensor as well.
     """
 
-    edge: GradientEdge | None
+    edge: GradientEdge
     shape: torch.Size
     nbytes: int
     layout: Layout
@@ -155,6 +156,8 @@ class Recorder(TorchFunctionMode):
             raise UnsupportedOperationError("an operation after which the samples cannot be told apart")
         if tensor.is_complex():
             raise UnsupportedOperationError("complex numbers")
+        if tensor.grad_fn is None:
+            raise UnsupportedOperationError("an operation without a derivative")
         value = Value(GradientEdge(tensor.grad_fn, tensor.output_nr), tensor.shape, tensor.nbytes, layout, shared)
         key, known = id(tensor), self._values
         known[key] = ref(tensor, lambda _: known.pop(key, None)), value
@@ -181,11 +184,11 @@ class Recorder(TorchFunctionMode):
         with self:
             return function(*args, **kwargs)
 
-    def _check(self, func, tensors: list[Tensor]) -> None:
+    def _check(self, func, tensors: list[Tensor], start: Value) -> None:
         """Refuse tensors that depend on the features by an unrecorded operation, and overwritten tensors."""
         for tensor in tensors:
             if tensor.grad_fn is not None and id(tensor) not in self._values and id(tensor) not in self._constants:
-                if any(node is self.value.edge.node for node in graph_nodes(tensor.grad_fn)):
+                if any(node is start.edge.node for node in graph_nodes(tensor.grad_fn)):
                     raise UnsupportedOperationError("a custom autograd function, whose operations are not visible")
                 self._constants[id(tensor)] = tensor
             if self._overwritten and func not in _METADATA and self._is_overwritten(tensor):
@@ -211,7 +214,7 @@ class Recorder(TorchFunctionMode):
         if self.value is None:
             return func(*args, **kwargs)
         tensors = tensors_in(args, kwargs)
-        self._check(func, tensors)
+        self._check(func, tensors, self.value)
         overwrites = bool(kwargs.get("inplace")) or func in OUT_OF_PLACE
         if not any(id(t) in self._values for t in tensors):
             return self._constant(func, args, kwargs)
@@ -233,7 +236,7 @@ class Recorder(TorchFunctionMode):
                 self._overwritten[_memory(target)] = StorageWeakRef(target.untyped_storage()) if plain else target
         return out
 
-    def _without_graph(self, item):
+    def _without_graph(self, item) -> Any:
         """The same arguments, with all tensors that do not depend on the features detached from their graph."""
         if isinstance(item, Tensor):
             return item.detach() if item.requires_grad and id(item) not in self._values else item

@@ -27,6 +27,7 @@ class Taped(Linearization):
     ):
         self.differentiable, self._record = differentiable, record
         self._load(recorder, outputs)
+        assert recorder.features is not None  # `_load` has refused outputs without features
         self.h, self.outputs = (z if differentiable else z.detach() for z in (recorder.features, outputs))
         self.piecewise_linear = not self._curved
         self._last: tuple[Tensor, Tensor | None, dict] | None = None
@@ -34,13 +35,14 @@ class Taped(Linearization):
 
     def _load(self, recorder: Recorder, outputs: Tensor) -> None:
         """Use this recording from now on."""
-        self._input, self._nodes, self._samples = recorder.value, recorder.nodes, recorder.samples
-        self._output = recorder.find(outputs)
-        if self._output is None:
+        start, output = recorder.value, recorder.find(outputs)
+        if start is None or output is None:
             raise UnsupportedOperationError("outputs that do not depend on the features")
-        if self._output.layout != (0, 1) or outputs.ndim != 2:
+        if output.layout != (0, 1) or outputs.ndim != 2:
             raise UnsupportedOperationError("outputs whose samples are not along the first dimension")
-        self._curved = [node for node in self._nodes if node.form is not None]
+        self._input, self._output, self._spent = start, output, False
+        self._nodes, self._samples = recorder.nodes, recorder.samples
+        self._curved = {node: node.form for node in self._nodes if node.form is not None}
         self._start, self._before_start = self._find_start()
 
     def _find_start(self) -> tuple[Value, list[Node]]:
@@ -89,7 +91,7 @@ class Taped(Linearization):
 
     def rows(self):
         """The Jacobian, computed once."""
-        if self._rows is None and self._output.edge is None:
+        if self._rows is None and self._record is not None and self._spent:
             self._rows = Taped(*self._record(), False, self._record).rows()
         if self._rows is None:
             classes = self.outputs.shape[-1]
@@ -124,40 +126,43 @@ class Taped(Linearization):
 
         The results for the last a are kept. `Jᵀ a` is optional because it is expensive for wide inputs.
         """
-        last = None if self._last is None else self._last[0]
-        same = last is slope or (last is not None and not self.differentiable and torch.equal(last, slope))
-        if not same or (pullback and self._last[1] is None):
-            pulled, forms = (self._consume if self._record else self._weigh)(slope, pullback)
-            self._last = slope, pulled, forms
-        return self._last[1:]
+        last = self._last
+        same = last is not None and (last[0] is slope or (not self.differentiable and torch.equal(last[0], slope)))
+        if last is None or not same or (pullback and last[1] is None):
+            weigh = self._weigh if self._record is None else partial(self._consume, self._record)
+            self._last = last = (slope, *weigh(slope, pullback))
+        return last[1:]
 
     def _weigh(self, slope: Tensor, pullback: bool) -> tuple[Tensor | None, dict[int, Callable]]:
         """The reverse pass if results carry gradients: all cotangents at once, and the graph is kept."""
         targets = [node.output for node in self._curved] + [self._start] * pullback
         adjoints = self._grads(targets, slope) if targets else []
         with gradients(self.differentiable):
-            forms = {id(node): node.form(adj) for node, adj in zip(self._curved, adjoints, strict=False)}
+            curved = zip(self._curved.items(), adjoints, strict=False)
+            forms = {id(node): form(adj) for (node, form), adj in curved}
         return adjoints[-1].reshape(self._samples, -1) if pullback else None, forms
 
-    def _consume(self, slope: Tensor, pullback: bool) -> tuple[Tensor | None, dict[int, Callable]]:
+    def _consume(
+        self, record: Callable[[], tuple[Recorder, Tensor]], slope: Tensor, pullback: bool
+    ) -> tuple[Tensor | None, dict[int, Callable]]:
         """The reverse pass if results carry no gradients, with little memory.
 
         Each cotangent is replaced at once by the local second derivative that the tangents need, and the graph is freed
         on the way. Another slope therefore needs another recording.
         """
-        if self._output.edge is None:
-            self._load(*self._record())
+        if self._spent:
+            self._load(*record())
         forms: dict[int, Callable] = {}
 
-        def take(node: Node, adjoints: tuple[Tensor | None, ...]) -> None:
+        def take(node: Node, form: Callable, adjoints: tuple[Tensor | None, ...]) -> None:
             adjoint = adjoints[node.output.edge.output_nr]
             if adjoint is not None:
-                forms[id(node)] = node.form(adjoint)
+                forms[id(node)] = form(adjoint)
 
         # The pass ends at the start value or at the first curved operations, whose cotangents autograd returns.
         ends = [] if pullback else self._first_curved()
-        within = [node for node in self._curved if node not in ends]
-        handles = [node.output.edge.node.register_prehook(partial(take, node)) for node in within]
+        within = [item for item in self._curved.items() if item[0] not in ends]
+        handles = [node.output.edge.node.register_prehook(partial(take, node, form)) for node, form in within]
         targets = [self._start] if pullback else [node.output for node in ends]
         try:
             adjoints = self._grads(targets, slope, retain=False) if targets else []
@@ -165,9 +170,10 @@ class Taped(Linearization):
             for handle in handles:
                 handle.remove()
         with torch.no_grad():
-            forms |= {id(node): node.form(adjoint) for node, adjoint in zip(ends, adjoints, strict=False)}
+            forms |= {id(node): self._curved[node](adjoint) for node, adjoint in zip(ends, adjoints, strict=False)}
         for value in [self._input, *(node.output for node in self._nodes)]:
-            value.edge = None
+            del value.edge
+        self._spent = True
         return adjoints[0].reshape(self._samples, -1) if pullback else None, forms
 
     def _first_curved(self) -> list[Node]:
