@@ -91,8 +91,8 @@
   const channel = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
   const luminance = ([r, g, b]) => 0.2126 * channel(r / 255) + 0.7152 * channel(g / 255) + 0.0722 * channel(b / 255);
 
-  /** [r, g, b, alpha] of a computed colour, whatever its notation. */
-  function colour(css) {
+  /** [r, g, b, alpha] of a computed color, whatever its notation. */
+  function color(css) {
     const plain = css.match(/^rgba?\(([\d.]+), ([\d.]+), ([\d.]+)(?:, ([\d.]+))?\)$/);
     if (plain) return [+plain[1], +plain[2], +plain[3], plain[4] === undefined ? 1 : +plain[4]];
     const canvas = document.createElement("canvas").getContext("2d");
@@ -107,7 +107,7 @@
   function background(el) {
     const layers = [];
     for (let up = el; up; up = up.parentElement) {
-      const layer = colour(getComputedStyle(up).backgroundColor);
+      const layer = color(getComputedStyle(up).backgroundColor);
       if (layer[3] > 0) layers.push(layer);
       if (layer[3] === 1) break;
     }
@@ -128,7 +128,7 @@
       const size = parseFloat(style.fontSize);
       const needed = size >= 24 || (size >= 18.66 && +style.fontWeight >= 700) ? 3 : 4.5;
       const below = background(el);
-      const [a, b] = [luminance(over(colour(style.color), below)), luminance(below)];
+      const [a, b] = [luminance(over(color(style.color), below)), luminance(below)];
       const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
       if (ratio < needed - 0.005) seen.set(el, `contrast ${ratio.toFixed(2)}, needed ${needed}: ${name(el)}`);
     }

@@ -140,7 +140,7 @@ def walk(page: Page) -> list[str]:
 
 
 def on_a_desk(page: Page, watch: Watch) -> list[str]:
-    """Everything that is seen at full width, in both colour schemes."""
+    """Everything that is seen at full width, in both color schemes."""
     faults = ask(page, "images", "mathematics", "overflow", "contrast")
     if (weight := weigh(watch.urls)) > WEIGHT_LIMIT:
         faults.append(f"weighs {weight / 1e6:.2f} MB, more than {WEIGHT_LIMIT / 1e6:.0f} MB")

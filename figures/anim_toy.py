@@ -31,8 +31,8 @@ SIDE = 48
 NAMES = {"nfm-figure-toy": "two rings (NFM)", "noisymix-figure4": "a U with a noisy edge (NoisyMix)"}
 #: Milliseconds for which the animated image shows a frame, and its last one.
 _FRAME, _REST = 160, 3000
-#: Few colours make small files: of the map, and of the whole image.
-_LEVELS, _COLOURS = 17, 32
+#: Few colors make small files: of the map, and of the whole image.
+_LEVELS, _COLORS = 17, 32
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def save(found: Mapping[str, Film], data: ToyData, path: Path) -> Path:
     """
     count = len(next(iter(found.values())).epochs)
     frames = [embed.pixels(frame(found, data, number), dpi=80) for number in range(count)]
-    palette = frames[-1].quantize(_COLOURS, dither=Image.Dither.NONE)  # one for all, or colours would flicker
+    palette = frames[-1].quantize(_COLORS, dither=Image.Dither.NONE)  # one for all, or colors would flicker
     frames = [one.quantize(palette=palette, dither=Image.Dither.NONE) for one in frames]
     path.parent.mkdir(parents=True, exist_ok=True)
     frames[-1].save(

@@ -21,10 +21,10 @@ def pixels(figure: Figure, *, dpi: int = 90) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def small_png(figure: Figure, *, colours: int = 64) -> bytes:
-    """A figure as a PNG of few colours."""
+def small_png(figure: Figure, *, colors: int = 64) -> bytes:
+    """A figure as a PNG of few colors."""
     content = io.BytesIO()
-    pixels(figure).quantize(colours, dither=Image.Dither.NONE).save(content, "png", optimize=True)
+    pixels(figure).quantize(colors, dither=Image.Dither.NONE).save(content, "png", optimize=True)
     return content.getvalue()
 
 

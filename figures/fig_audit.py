@@ -65,10 +65,10 @@ def means(published: Published | None = None) -> list[Mean]:
                 printed = published.number(summary, row, where) if where else None
                 if printed is not None:
                     found.append(Mean(detail, row, _label(cells), kind, printed, fmean(values)))
-    summarised = {detail for detail, *_ in DETAILS}
+    summarized = {detail for detail, *_ in DETAILS}
     for table in published.tables():
         for row, cells in published.rows(table).items():
-            if "mfr" in cells and table not in summarised:
+            if "mfr" in cells and table not in summarized:
                 values = [cell.value for name, cell in cells.items() if name != "mfr"]
                 found.append(Mean(table, row, _label(cells), "all", cells["mfr"].value, fmean(values)))
     return found
@@ -96,12 +96,12 @@ def draw(found: Sequence[Mean]) -> Figure:
         ax = figure.subplots()
         ax.axvspan(-ROUNDING, ROUNDING, color=style.GREEN, alpha=0.25, lw=0)
         for kind, shift, marker in (("all", 0.12, "o"), ("without noise", -0.12, "^")):
-            for fits, colour in ((True, style.BLUE), (False, style.ORANGE)):
+            for fits, color in ((True, style.BLUE), (False, style.ORANGE)):
                 some = [mean for mean in found if mean.kind == kind and mean.fits == fits]
                 if some:
                     places = [tables.index(mean.table) - shift for mean in some]
                     words = f"{'within rounding' if fits else 'beyond it'}, {kind}"
-                    dots = {"color": colour, "ms": 5, "alpha": 0.8, "mec": "none", "label": words}
+                    dots = {"color": color, "ms": 5, "alpha": 0.8, "mec": "none", "label": words}
                     ax.plot([mean.gap for mean in some], places, marker, **dots)
         for place, table in enumerate(tables):
             odd = [mean for mean in found if mean.table == table and not mean.fits]

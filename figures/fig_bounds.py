@@ -22,7 +22,7 @@ SCHEME_TITLES = {
     "nfm": "NFM",
 }
 MODEL_TITLES = {"leaky_mlp": "bias-free", "relu_mlp": "ReLU, biases", "cifar_cnn": "CNN, CIFAR-10"}
-#: Radii in the order in which they are drawn, with colour and marker.
+#: Radii in the order in which they are drawn, with color and marker.
 RADII = {
     "paper": ("implied, paper", style.PINK, "D"),
     "sharp": ("implied, sharp", style.BLUE, "o"),
@@ -114,14 +114,14 @@ def draw_radii(records: list[dict]) -> Figure:
         for ax, (model, classes) in zip(axes, networks, strict=True):
             for position, scheme in enumerate(schemes):
                 some = [r for r in records if (r["model"], r["classes"], r["scheme"]) == (model, classes, scheme)]
-                for k, (name, (_, colour, marker)) in enumerate(RADII.items()):
+                for k, (name, (_, color, marker)) in enumerate(RADII.items()):
                     values = [np.inf if v is None else v for r in some for v in r["points"][name]]
                     if not values:
                         continue
                     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], method="nearest")
                     y = position + 0.17 * (k - 1.5)
-                    ax.plot([low, high], [y, y], color=colour, lw=1.6, alpha=0.7)
-                    ax.plot(middle, y, marker, color=colour, ms=4.8, mec="none")
+                    ax.plot([low, high], [y, y], color=color, lw=1.6, alpha=0.7)
+                    ax.plot(middle, y, marker, color=color, ms=4.8, mec="none")
             ax.set(xscale="log", title=_title(model, classes), xlabel=r"$\ell_2$ radius")
             ax.set_xticks([0.1, 0.2, 0.5, 1, 2, 4], ["0.1", "0.2", "0.5", "1", "2", "4"])
             ax.minorticks_off()

@@ -57,10 +57,10 @@ def _panel(ax, one: Study, schemes: list[str], key: str) -> None:
     for place, summary in some.items():
         gain = 0.0 if base is None else summary.mean - base.mean
         good = gain <= 0 if lower_is_better(key) else gain >= 0
-        colour = style.BLUE if good else style.ORANGE
-        ax.barh(place, gain, left=summary.mean - gain, color=colour, alpha=0.45, height=0.6)
-        ax.plot([summary.min, summary.max], [place, place], color=colour, lw=1.6)
-        ax.plot(summary.mean, place, "o" if good else "s", color=colour, ms=4.6, mec="none")
+        color = style.BLUE if good else style.ORANGE
+        ax.barh(place, gain, left=summary.mean - gain, color=color, alpha=0.45, height=0.6)
+        ax.plot([summary.min, summary.max], [place, place], color=color, lw=1.6)
+        ax.plot(summary.mean, place, "o" if good else "s", color=color, ms=4.6, mec="none")
     if base is not None:
         ax.axvline(base.mean, color=style.INK, ls="--", lw=1.0)
     means = [s.mean for s in some.values()]

@@ -21,7 +21,7 @@ CASES = {
     "preact_resnet18_stage2": "PreActResNet-18, stage 2",
     "vit": "ViT",
 }
-#: Methods that get a colour of their own; what starts alike is one of them.
+#: Methods that get a color of their own; what starts alike is one of them.
 FAMILIES = {
     OURS: (style.BLUE, "o"),
     "double backward": (style.ORANGE, "s"),
@@ -68,10 +68,10 @@ def draw(costs: dict) -> Figure:
         ax, other = figure.subplots(1, 2, sharey=True)
         for row, cells in enumerate(groups.values()):
             for cell in sorted(cells, key=lambda c: family(c["method"]) == OURS):
-                colour, marker = FAMILIES[family(cell["method"])]
+                color, marker = FAMILIES[family(cell["method"])]
                 size = 7 if family(cell["method"]) == OURS else 4.5
-                ax.plot(cell["time"], row, marker, color=colour, ms=size)
-                other.plot(cell["memory"], row, marker, color=colour, ms=size)
+                ax.plot(cell["time"], row, marker, color=color, ms=size)
+                other.plot(cell["memory"], row, marker, color=color, ms=size)
         ax.set_yticks(range(len(groups)), [f"{CASES[case]}: {quantity}" for case, quantity in groups])
         ax.invert_yaxis()
         ax.set(xscale="log", xlabel="time")

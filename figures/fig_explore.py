@@ -68,10 +68,10 @@ def draw(record: dict, **laws: float) -> Figure:
         figure = Figure(figsize=(7.2, 3.3), layout="constrained", facecolor="white")
         left, right = figure.subplots(1, 2)
         left.plot(eps, found["loss"], "o-", color="black", ms=3, label="exact")
-        for order, (colour, dash) in ORDERS.items():
+        for order, (color, dash) in ORDERS.items():
             polynomial = found["polynomials"][int(order)]
-            left.plot(eps, polynomial, dash, color=colour, label=f"order {order}")
-            right.plot(eps, np.abs(found["loss"] - polynomial), dash, color=colour)
+            left.plot(eps, polynomial, dash, color=color, label=f"order {order}")
+            right.plot(eps, np.abs(found["loss"] - polynomial), dash, color=color)
         left.set(xlabel=r"scale $\varepsilon$", ylabel="loss", xlim=(0, 1))
         right.set(xlabel=r"scale $\varepsilon$", ylabel="|exact − polynomial|", xscale="log", yscale="log")
         left.legend()

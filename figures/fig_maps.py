@@ -14,9 +14,9 @@ from experiments.studies.maps import RegularizerMaps, digits_maps
 
 from . import style
 
-#: How the networks are called, with colour and marker.
+#: How the networks are called, with color and marker.
 TITLES = {"erm": "ERM", "mixup": "Mixup", "nfm": "NFM"}
-COLOURS = {"erm": style.INK, "mixup": style.BLUE, "nfm": style.ORANGE}
+COLORS = {"erm": style.INK, "mixup": style.BLUE, "nfm": style.ORANGE}
 MARKERS = {"erm": "x", "mixup": "o", "nfm": "s"}
 KINDS = {"add": "additive", "mult": "multiplicative"}
 SIGNED = "PuOr_r"
@@ -43,7 +43,7 @@ def _show(ax, values: np.ndarray, size: float):
 
 
 def _picture(ax, image: torch.Tensor) -> None:
-    """One channel in grey, three in colour, stretched to the range of the image."""
+    """One channel in grey, three in color, stretched to the range of the image."""
     ax.set(xticks=[], yticks=[])
     ax.grid(visible=False)
     spread = (image - image.min()) / (image.max() - image.min()).clamp_min(1e-12)
@@ -112,7 +112,7 @@ def draw_directions(maps: Maps, count: int = 8, shown: int = 24) -> Figure:
         for ax, order in zip(bottom.subplots(1, 2), ("R2", "R3"), strict=True):
             for scheme, one in maps.items():
                 values = one.along[order][:shown]
-                line = {"color": COLOURS[scheme], "marker": MARKERS[scheme], "ms": 4, "lw": 1}
+                line = {"color": COLORS[scheme], "marker": MARKERS[scheme], "ms": 4, "lw": 1}
                 ax.plot(range(1, len(values) + 1), values, label=TITLES[scheme], **line)
             ax.set(xlabel="eigen-direction of the data", title=f"contribution to ${order[0]}_{order[1]}$")
             ax.axhline(0, color=style.INK, lw=0.6)
@@ -140,7 +140,7 @@ def draw_shares(maps: Maps) -> Figure:
         for ax, (name, title) in zip(figure.subplots(1, len(CARRIED), sharey=True), CARRIED.items(), strict=True):
             for k, (scheme, one) in enumerate(maps.items()):
                 dash = (":", "--", "-")[k % 3]
-                ax.plot(*shares(one.by_image[name]), dash, color=COLOURS[scheme], label=TITLES[scheme])
+                ax.plot(*shares(one.by_image[name]), dash, color=COLORS[scheme], label=TITLES[scheme])
             ax.set(title=title, xlabel="share of the images", ylim=(0, 1.02), xlim=(0, 1))
             for axis in (ax.xaxis, ax.yaxis):
                 axis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -15,7 +15,7 @@ from experiments.record.files import RESULTS
 
 from . import style
 
-#: Colour, hatch and opacity of every class of verdicts; what is weakened by noise is hatched.
+#: Color, hatch and opacity of every class of verdicts; what is weakened by noise is hatched.
 LOOKS = dict(
     zip(
         CLASSES,
@@ -50,13 +50,13 @@ def _bars(ax, counts: Mapping[str, Counter[str]]) -> None:
     groups = list(counts)
     for place, group in enumerate(groups):
         total, left = sum(counts[group].values()), 0.0
-        for name, (colour, hatch, alpha) in LOOKS.items():
+        for name, (color, hatch, alpha) in LOOKS.items():
             number = counts[group][name]
             if not number:
                 continue
             width = 100 * number / total
-            # Colours with an alpha of their own: an alpha of the patch would fade its hatch, too.
-            bar = {"facecolor": (colour, alpha), "hatch": hatch, "edgecolor": colour if hatch else "none", "lw": 0}
+            # Colors with an alpha of their own: an alpha of the patch would fade its hatch, too.
+            bar = {"facecolor": (color, alpha), "hatch": hatch, "edgecolor": color if hatch else "none", "lw": 0}
             ax.barh(place, width, left=left, height=0.74, **bar)
             if width > 5:
                 ink = "white" if alpha > 0.9 else style.INK

@@ -17,13 +17,13 @@ def _networks(records: list[dict]) -> list[tuple[str, int]]:
     return sorted({(r["model"], r["classes"]) for r in records})
 
 
-def _draw(ax, record: dict, colour: str, marker: str) -> None:
+def _draw(ax, record: dict, color: str, marker: str) -> None:
     report = record["report"]
     eps, size = np.array(report["eps"]), np.abs(report["remainders"])
     line = np.array([eps.min() / 1.25, eps.max() * 1.25])
     predicted = abs(report["predicted_coefficient"]) * line ** report["leading_order"]
-    ax.plot(line, predicted, color=colour, lw=1.1, alpha=0.85, zorder=1)
-    ax.plot(eps, size, marker, color=colour, ms=4.2, mec="none", zorder=2)
+    ax.plot(line, predicted, color=color, lw=1.1, alpha=0.85, zorder=1)
+    ax.plot(eps, size, marker, color=color, ms=4.2, mec="none", zorder=2)
 
 
 def draw(records: list[dict]) -> Figure:

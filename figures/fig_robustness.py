@@ -11,15 +11,15 @@ from experiments.studies.study import STUDIES, TITLES, Study, study
 
 from . import style
 
-#: Rows of the figure; the baseline stands in each. At most as many schemes as there are colours.
+#: Rows of the figure; the baseline stands in each. At most as many schemes as there are colors.
 FAMILIES = {
     "mixing": ("mixup", "manifold_mixup", "noisy_mixup", "nfm", "taylor_nfm"),
     "patches, labels, noise, attacks": ("baseline_noise", "label_smoothing", "cutmix", "puzzlemix", "adversarial"),
     "augmentation": ("autoaugment", "augmix_no_jsd", "augmix", "noisymix", "taylor_noisymix"),
 }
-#: A fifth colour with the same contrast to light and dark.
+#: A fifth color with the same contrast to light and dark.
 OLIVE = "#8C7A00"
-COLOURS = (style.BLUE, style.PINK, OLIVE, style.ORANGE, style.GREEN)
+COLORS = (style.BLUE, style.PINK, OLIVE, style.ORANGE, style.GREEN)
 MARKERS = ("o", "s", "^", "D", "v")
 KINDS = {
     "white_noise": "white noise, $\\sigma$",
@@ -58,7 +58,7 @@ def draw(one: Study) -> Figure:
                 _curve(ax, one, "baseline", kind, style.INK, "x", "--")
                 for scheme in family:
                     place = FAMILIES[name].index(scheme)
-                    _curve(ax, one, scheme, kind, COLOURS[place], MARKERS[place], "-")
+                    _curve(ax, one, scheme, kind, COLORS[place], MARKERS[place], "-")
             line[0].set_ylabel("accuracy, %")
             # The legend of the row; a study may lack the first kind
             handles = max((ax.get_legend_handles_labels() for ax in line), key=lambda pair: len(pair[0]))
@@ -68,13 +68,13 @@ def draw(one: Study) -> Figure:
     return figure
 
 
-def _curve(ax, one: Study, scheme: str, kind: str, colour: str, marker: str, dashes: str) -> None:
+def _curve(ax, one: Study, scheme: str, kind: str, color: str, marker: str, dashes: str) -> None:
     points = curve(one, scheme, kind)
     if not points:
         return
     level, mean, low, high = zip(*points, strict=True)
-    ax.fill_between(level, low, high, color=colour, alpha=0.14, lw=0)
-    ax.plot(level, mean, dashes, color=colour, marker=marker, ms=4.2, label=TITLES.get(scheme, scheme))
+    ax.fill_between(level, low, high, color=color, alpha=0.14, lw=0)
+    ax.plot(level, mean, dashes, color=color, marker=marker, ms=4.2, label=TITLES.get(scheme, scheme))
 
 
 def make(source: Path = LEDGER, out: Path = style.OUT) -> list[Path]:

@@ -27,7 +27,7 @@ from experiments.studies.study import TITLES, Study, label, study
 
 from . import style
 
-#: Colour, line and marker of each part of the loss.
+#: Color, line and marker of each part of the loss.
 PARTS = {
     "R1": (style.BLUE, "-", "o"),
     "R2": (style.ORANGE, "-", "s"),
@@ -72,8 +72,8 @@ def _parts(ax, found) -> None:
     epochs = [parts.epoch for parts in found]
     ax.plot(epochs, [parts.groups["standard"] for parts in found], "--", color=style.INK, lw=1.2)
     ax.plot(epochs, [parts.rise for parts in found], "-x", color=style.INK, ms=4)
-    for name, (colour, dash, marker) in PARTS.items():
-        ax.plot(epochs, [parts.groups[name] for parts in found], dash, color=colour, marker=marker, ms=4, lw=1.3)
+    for name, (color, dash, marker) in PARTS.items():
+        ax.plot(epochs, [parts.groups[name] for parts in found], dash, color=color, marker=marker, ms=4, lw=1.3)
     rest = np.array([parts.remainder for parts in found])
     error = 2 * np.array([parts.stderr for parts in found])
     ax.fill_between(epochs, rest - error, rest + error, color=style.INK, alpha=0.2, lw=0)
@@ -84,12 +84,12 @@ def _ends(gain: Paired) -> tuple[float, float]:
     return (gain.difference, gain.difference) if gain.interval is None else gain.interval
 
 
-def _point(ax, x: float, gain: Paired, colour: str, marker: str, *, across: bool = False) -> None:
+def _point(ax, x: float, gain: Paired, color: str, marker: str, *, across: bool = False) -> None:
     """A difference with its 95 % interval, the interval along y, or along x if `across`."""
     low, high = _ends(gain)
     line = ([low, high], [x, x]) if across else ([x, x], [low, high])
-    ax.plot(*line, color=colour, lw=1.5, alpha=0.8)
-    ax.plot(*((gain.difference, x) if across else (x, gain.difference)), marker, color=colour, ms=5, mec="none")
+    ax.plot(*line, color=color, lw=1.5, alpha=0.8)
+    ax.plot(*((gain.difference, x) if across else (x, gain.difference)), marker, color=color, ms=5, mec="none")
 
 
 def draw_scales(studies: Sequence[Study]) -> Figure:
@@ -121,14 +121,14 @@ def draw_scales(studies: Sequence[Study]) -> Figure:
 
 def _scales(ax, one: Study, metric: str) -> None:
     found = by_scale(one, metric)
-    for name, colour, dash, marker, shift in (
+    for name, color, dash, marker, shift in (
         ("exact", style.BLUE, "-", "o", -0.008),
         ("taylor", style.ORANGE, "--", "s", 0.008),
     ):
         some = {eps: gain for eps, both in found.items() if (gain := getattr(both, name)) is not None}
-        ax.plot([e + shift for e in some], [g.difference for g in some.values()], dash, color=colour, lw=1.3)
+        ax.plot([e + shift for e in some], [g.difference for g in some.values()], dash, color=color, lw=1.3)
         for eps, gain in some.items():
-            _point(ax, eps + shift, gain, colour, marker)
+            _point(ax, eps + shift, gain, color, marker)
     mixed = one.gain("nfm", "baseline", metric)
     if mixed is not None:
         _point(ax, 1.035, mixed, style.PINK, "D")
@@ -174,8 +174,8 @@ def _terms(ax, one: Study, metric: str, shown: Sequence[str]) -> None:
     found = terms_of(one, metric)
     for place, row in enumerate(shown):
         if row in found:
-            colour, marker = (style.BLUE, "o") if row in EXACT else (style.ORANGE, "s")
-            _point(ax, place, found[row], colour, marker, across=True)
+            color, marker = (style.BLUE, "o") if row in EXACT else (style.ORANGE, "s")
+            _point(ax, place, found[row], color, marker, across=True)
     ax.axvline(0, color=style.INK, lw=0.9)
 
 

@@ -25,7 +25,7 @@ PROBLEMS = {"nfm-figure-toy": 4, "noisymix-figure4": 3}
 #: Of the networks that are drawn.
 SEED = 1
 _COLUMNS, _POINTS = PROBLEMS, 161
-_COLOURS = LinearSegmentedColormap.from_list("classes", (style.ORANGE, "#ffffff", style.BLUE))
+_COLORS = LinearSegmentedColormap.from_list("classes", (style.ORANGE, "#ffffff", style.BLUE))
 
 
 def trained(recipe: Recipe, *, seed: int = SEED, runs: Path | None = None) -> tuple[nn.Module, ToyData]:
@@ -115,17 +115,17 @@ def show(ax, map_: np.ndarray, grid: np.ndarray, data: ToyData, *, levels: int =
         map_: `(n, n)`.
         grid: coordinates in both directions, `(n,)`.
         data: of the problem.
-        levels: number of colours of the map.
+        levels: number of colors of the map.
     """
-    colours = _COLOURS.resampled(levels)
+    colors = _COLORS.resampled(levels)
     points, labels = data.x_test.numpy(), data.y_test.numpy()
     extent = (grid[0], grid[-1], grid[0], grid[-1])
-    ax.imshow(map_, origin="lower", extent=extent, cmap=colours, vmin=0, vmax=1, alpha=0.75, interpolation="bilinear")
+    ax.imshow(map_, origin="lower", extent=extent, cmap=colors, vmin=0, vmax=1, alpha=0.75, interpolation="bilinear")
     if map_.min() < 0.5 < map_.max():  # without a boundary there is nothing to draw
         ax.contour(grid, grid, map_, levels=[0.5], colors="black", linewidths=1.1)
-    for label, colour, marker in ((0, style.ORANGE, "s"), (1, style.BLUE, "o")):
+    for label, color, marker in ((0, style.ORANGE, "s"), (1, style.BLUE, "o")):
         some = points[labels == label]
-        ax.plot(*some.T, marker, color=colour, ms=3.0, mec="white", mew=0.4)
+        ax.plot(*some.T, marker, color=color, ms=3.0, mec="white", mew=0.4)
 
 
 def networks_of(one: Study, *, runs: Path | None = None) -> dict[str, tuple[nn.Module, ToyData]]:

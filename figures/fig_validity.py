@@ -13,18 +13,18 @@ from experiments.record.files import RESULTS, read_lines
 
 from . import style
 
-#: Colour and line of every order of the polynomial.
+#: Color and line of every order of the polynomial.
 ORDERS = {"1": (style.PINK, ":"), "2": (style.BLUE, "-"), "3": (style.ORANGE, "--")}
 #: Errors below are not shown: the exact zero at a crossing would take the axis with it.
 SMALLEST = 1e-4
 
 
 def _draw(ax, curves: list[dict], order: str) -> None:
-    colour, dash = ORDERS[order]
+    color, dash = ORDERS[order]
     eps = np.array(curves[0]["eps"])
     errors = np.maximum([c["relative_error"][order] for c in curves], SMALLEST / 10)
-    ax.fill_between(eps, errors.min(0), errors.max(0), color=colour, alpha=0.16, lw=0)
-    ax.plot(eps, np.exp(np.median(np.log(errors), axis=0)), dash, color=colour)
+    ax.fill_between(eps, errors.min(0), errors.max(0), color=color, alpha=0.16, lw=0)
+    ax.plot(eps, np.exp(np.median(np.log(errors), axis=0)), dash, color=color)
 
 
 def draw(records: list[dict]) -> Figure:

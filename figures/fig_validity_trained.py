@@ -18,7 +18,7 @@ from . import style
 
 #: Columns of the curves, where there are records; the panel at the right has all trainings.
 TRAININGS = ("baseline", "mixup", "nfm")
-#: Colour and line of every order of the polynomial.
+#: Color and line of every order of the polynomial.
 LINES = {1: (style.PINK, ":"), 2: (style.BLUE, "-"), 3: (style.ORANGE, "--"), 4: (style.GREEN, "-.")}
 #: Errors below are not shown.
 SMALLEST, LARGEST = 1e-3, 5.0
@@ -41,12 +41,12 @@ def _curves(ax, records: list[dict]) -> None:
     found = [(LINES[p], [r["curve"]["relative_error"][str(p)] for r in records]) for p in ORDERS]
     if all(r["model"] in KINKED for r in records):
         found.append(((style.INK, "-"), [r["curve"]["linearised_error"] for r in records]))
-    for (colour, dash), rows in found:
+    for (color, dash), rows in found:
         errors = np.clip(np.array(rows, dtype=float), SMALLEST / 10, None)
-        if colour != style.INK:
-            ax.fill_between(eps, errors.min(0), errors.max(0), color=colour, alpha=0.14, lw=0)
+        if color != style.INK:
+            ax.fill_between(eps, errors.min(0), errors.max(0), color=color, alpha=0.14, lw=0)
         ax.plot(
-            eps, np.exp(np.median(np.log(errors), axis=0)), dash, color=colour, lw=1.0 if colour == style.INK else 1.6
+            eps, np.exp(np.median(np.log(errors), axis=0)), dash, color=color, lw=1.0 if color == style.INK else 1.6
         )
     ax.axhline(0.1, color=style.INK, lw=0.9, alpha=0.6)
 

@@ -1,7 +1,7 @@
 """One style for every figure.
 
 The background is transparent and the ink a middle grey, so that a figure can be read on a light and on a dark page;
-the colours are those of Okabe and Ito that have at least three times the luminance contrast to either.
+the colors are those of Okabe and Ito that have at least three times the luminance contrast to either.
 """
 
 from __future__ import annotations

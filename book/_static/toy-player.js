@@ -16,8 +16,8 @@
     return [1, 3, 5].map((k) => parseInt(hex.slice(k, k + 2), 16));
   }
 
-  /** 256 colours from class 0 over the middle, which is that of the page, to class 1. */
-  function colours(root) {
+  /** 256 colors from class 0 over the middle, which is that of the page, to class 1. */
+  function colors(root) {
     const style = getComputedStyle(root);
     const blend = (a, b, share) => a.map((x, k) => x + (b[k] - x) * share);
     const middle = rgb(style, "--middle");
@@ -113,7 +113,7 @@
 
     function draw() {
       const epoch = data.epochs[frame];
-      const palette = colours(root);
+      const palette = colors(root);
       panels.forEach((panel, k) => {
         const accuracy = `${panel.accuracy[frame].toFixed(1)} %`;
         paint(panel.canvas, values(k, frame), data, palette);

@@ -5,7 +5,7 @@ $$ \tilde x = (1 - m)\, x + m \sum_{i=1}^{w} w_i\, T_i(x), \qquad
 
 Each chain $T_i$ applies 1, 2 or 3 of the nine `operations`, drawn uniformly, each with its own level and direction.
 Source: Hendrycks et al. (2020), with the settings of NoisyMix: width 3, severity 3, alpha 1, operations on bytes, and
-the mixture of normalised pixels (protocol, section 2.4). Here pixels are mixed first and normalised once. Up to
+the mixture of normalized pixels (protocol, section 2.4). Here pixels are mixed first and normalized once. Up to
 rounding this is the same, since normalisation is affine in each channel and the weights sum to one.
 """
 

@@ -3,7 +3,7 @@ r"""Labels on grids by graph cuts: the alpha-beta swap, for a whole batch of gri
 $$ E(\ell) = \sum_i U_{i}(\ell_i) + \sum_{i \sim j} w_{ij} \left( \frac{\ell_i - \ell_j}{L - 1} \right)^2, \qquad
    \ell_i \in \{0, \dots, L - 1\}, \; w_{ij} \ge 0 $$
 
-where the second sum is over pairs of nearest neighbours. A swap move for two labels lets every place with one of them
+where the second sum is over pairs of nearest neighbors. A swap move for two labels lets every place with one of them
 choose between the two. A minimum cut finds the best such choice exactly (Boykov, Veksler and Zabih 2001). Moves are
 repeated until none lowers the energy. For two labels the first move is the global optimum. The grids of a batch are
 not connected, so they form one graph with one maximum flow. Costs are rounded to integers, multiples of 2^-29 of an
@@ -71,7 +71,7 @@ def swap(
         here, there = (member.ravel()[k] for k in (first, second))
         both = here & there
         edges.append((first[both], second[both], weight[both] * ((a - b) / steps) ** 2))
-        # A neighbour with another label favours the nearer one of the two labels.
+        # A neighbor with another label favors the nearer one of the two labels.
         for mine, other, lone in ((first, second, here & ~there), (second, first, there & ~here)):
             fixed = labels.ravel()[other[lone]]
             pull = weight[lone] * ((b - fixed) ** 2 - (a - fixed) ** 2) / steps**2

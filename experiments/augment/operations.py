@@ -9,7 +9,7 @@
 | shear_x, shear_y | `0.3 v / 10`, in both directions |
 | translate_x, translate_y | `int((side / 3) v / 10)` pixels, in both directions |
 
-Colour, contrast, brightness and sharpness are left out, since they overlap with the corruptions of the test sets.
+Color, contrast, brightness and sharpness are left out, since they overlap with the corruptions of the test sets.
 Source: AugMix (Hendrycks et al. 2020); protocol, section 2.4. Rotation and shear use Pillow, bilinear, with black
 outside the image. The other operations give the same bytes as Pillow but are much faster for small images.
 """

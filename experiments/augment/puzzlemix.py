@@ -46,7 +46,7 @@ class PuzzleOptions:
         beta: weight of the smoothness.
         gamma: share of the smoothness that belongs to the mixed picture, 0 to 1.
         eta: weight of the prior.
-        neighbourhood: side of the boxes over which pictures are averaged before edges are compared.
+        neighborhood: side of the boxes over which pictures are averaged before edges are compared.
         transport: True to move patches.
         t_eps: weight of the displacement.
         t_size: side of a moved patch in pixels. Choose it larger for large images, since the cost grows with the square
@@ -59,7 +59,7 @@ class PuzzleOptions:
     beta: float = 1.2
     gamma: float = 0.5
     eta: float = 0.2
-    neighbourhood: int = 4
+    neighborhood: int = 4
     transport: bool = True
     t_eps: float = 0.8
     t_size: int = 4
@@ -123,7 +123,7 @@ def edge_distance(upper: Tensor, lower: Tensor, grid: int) -> Tensor:
     """Mean absolute difference between each cell of a picture and the cell below it in another, `(n, grid - 1, grid)`.
 
     Args:
-        upper: picture with the upper cells, averaged over neighbourhoods, `(n, C, s, s)`.
+        upper: picture with the upper cells, averaged over neighborhoods, `(n, C, s, s)`.
         lower: picture with the lower cells.
         grid: number of cells along a side; divides s.
     """
@@ -136,7 +136,7 @@ def edge_distance(upper: Tensor, lower: Tensor, grid: int) -> Tensor:
 def mask_costs(
     shares: Tensor, partner_shares: Tensor, pictures: Tensor, partners: Tensor, lam: float, options: PuzzleOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The objective of the mask, as costs of labels and weights of neighbours for `graph_cut`.
+    """The objective of the mask, as costs of labels and weights of neighbors for `graph_cut`.
 
     Label l stands for the share z = 1 - l / (L - 1) of the first image. Up to a constant, the costs are those of the
     paper.
@@ -154,7 +154,7 @@ def mask_costs(
     """
     grid, steps = shares.shape[-1], options.n_labels - 1
     beta = options.beta / (16 * grid)
-    size = min(options.neighbourhood, pictures.shape[-1] // grid)
+    size = min(options.neighborhood, pictures.shape[-1] // grid)
     coarse = {1: F.avg_pool2d(pictures, size), 0: F.avg_pool2d(partners, size)}
     # Cost of a cell that shows the first image (key 1, the partner's saliency is lost) or its partner (key 0).
     cost = {1: partner_shares.clone(), 0: shares.clone()}
@@ -262,7 +262,7 @@ def apply_puzzlemix(
     """Mix a batch as drawn. Returns mixed images and mixed label weights.
 
     Args:
-        x: normalised images, `(n, C, H, H)`, which stay unchanged.
+        x: normalized images, `(n, C, H, H)`, which stay unchanged.
         targets: rows of label weights, `(n, K)`.
         saliency: saliency of each pixel, `(n, H, H)`, not negative.
         draw: lambda, partners and grid.
@@ -272,11 +272,11 @@ def apply_puzzlemix(
     """
     options, side = options or PuzzleOptions(), x.shape[-1]
     cell = max(side // draw.grid, 1)
-    sizes = (draw.grid * cell, *(cell if s >= cell else s for s in (options.neighbourhood, options.t_size)))
+    sizes = (draw.grid * cell, *(cell if s >= cell else s for s in (options.neighborhood, options.t_size)))
     if x.shape[-2] != side or side != sizes[0] or any(cell % s for s in sizes[1:]) or draw.grid < 2:
         raise ValueError(
             f"expected square images whose side is a multiple of the grid ({draw.grid}, at least 2), and cells whose "
-            f"side is a multiple of neighbourhood and t_size, got images of {x.shape[-2]} x {side} and {options}."
+            f"side is a multiple of neighborhood and t_size, got images of {x.shape[-2]} x {side} and {options}."
         )
     index = draw.index.to(x.device)
     scale, shift = (torch.tensor(v, dtype=x.dtype, device=x.device)[:, None, None] for v in (std, mean))
@@ -298,7 +298,7 @@ def puzzlemix(
     """PuzzleMix of a batch. Returns mixed images and soft labels `(n, num_classes)`.
 
     Args:
-        x: normalised images, `(n, C, H, H)`.
+        x: normalized images, `(n, C, H, H)`.
         y: class indices `(n,)` or weights `(n, num_classes)`.
         saliency: result of the function `saliency`, `(n, H, H)`.
         generator: source of randomness.

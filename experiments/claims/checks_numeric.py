@@ -16,7 +16,7 @@ from nfm_theory.adversarial import Effort, bound
 from nfm_theory.expansion.paths import taylor_coefficients
 
 from ..data.digits import load_digits, verification_subset
-from ..studies.networks import centred, trained_network
+from ..studies.networks import centered, trained_network
 from .check import FAILS, HOLDS, LIMITS, OPEN, Check
 
 NFM = nt.Law(add_noise=0.4, mult_noise=0.2)
@@ -41,10 +41,10 @@ def _digits(count: int) -> tuple[nn.Module, Tensor, Tensor]:
 
 @cache
 def _threes(model: str) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """A network that tells 3 from 8, its centred samples and labels, and the mean that was subtracted."""
+    """A network that tells 3 from 8, its centered samples and labels, and the mean that was subtracted."""
     network = trained_network(model, 2, centre=SAMPLES)
     raw, labels = verification_subset(load_digits(2), SAMPLES)
-    x = verification_subset(centred(load_digits(2), SAMPLES), SAMPLES)[0]
+    x = verification_subset(centered(load_digits(2), SAMPLES), SAMPLES)[0]
     return network.model, x, labels, (raw - x)[0]
 
 

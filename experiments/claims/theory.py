@@ -59,7 +59,7 @@ NFM = _statements(
     (
         "nfm-theorem-1", "theorem", "Theorem 1, the remainder",
         r"What the expansion leaves out vanishes faster than $\varepsilon^2$, for smooth heads as $\varepsilon^3$.",
-        "expansion#eq-expansion", (_EXPANSION, *_tests("verification")), verdicts.expansions(), _DIGITS,
+        "expansion#eq-expansion", (_EXPANSION, *_tests("verify")), verdicts.expansions(), _DIGITS,
     ),
     (
         "nfm-theorem-2", "theorem", "Theorem 2",
@@ -91,7 +91,7 @@ NOISYMIX = _statements(
     (
         "noisymix-theorem-1", "theorem", "Theorem 1, content inferred",
         "The part of the NoisyMix loss that is NFM's expands at the input as in NFM, Theorem 1.",
-        "expansion#thm-expansion", (_EXPANSION, *_tests("verification")), verdicts.expansions(_input), _DIGITS,
+        "expansion#thm-expansion", (_EXPANSION, *_tests("verify")), verdicts.expansions(_input), _DIGITS,
     ),
     (
         "noisymix-theorem-2-terms", "theorem", "Theorem 2, the terms",
@@ -127,7 +127,7 @@ MIXUP = _statements(
     (
         "mixup-lemma", "lemma", "Lemma 3.1, the remainder",
         r"What is left out vanishes faster than $\varepsilon^2$.",
-        "expansion#eq-expansion", (_EXPANSION, *_tests("verification")), verdicts.expansions(_mixup), _DIGITS,
+        "expansion#eq-expansion", (_EXPANSION, *_tests("verify")), verdicts.expansions(_mixup), _DIGITS,
     ),
     (
         "mixup-bound-linear", "theorem", "among Theorems 3.1 to 3.3, " + AS_STATED,
@@ -178,7 +178,7 @@ HERE = _statements(
     (
         "predicted-remainder", "proposition", "new here",
         r"On trained networks the remainder is $C_3\varepsilon^3$: the coefficient is met and not only the order.",
-        "expansion#eq-remainder", (_EXPANSION, *_tests("verification")), verdicts.expansions(_cubic), _DIGITS,
+        "expansion#eq-remainder", (_EXPANSION, *_tests("verify")), verdicts.expansions(_cubic), _DIGITS,
     ),
     (
         "any-order", "proposition", "new here",
@@ -199,7 +199,7 @@ HERE = _statements(
     (
         "scale-of-training", "claim", "new here",
         r"The second-order expansion is close to the loss at $\varepsilon=1$, where networks are trained.",
-        "expansion", (_VALIDITY, *_tests("verification")), verdicts.validity, _DIGITS,
+        "expansion", (_VALIDITY, *_tests("verify")), verdicts.validity, _DIGITS,
     ),
     (
         "sharp-radius", "theorem", "new here",

@@ -26,8 +26,8 @@ FUNCTIONS: dict[str, Callable] = {
     name: getattr(module, name) for name in NAMES for module in (noise, blur, weather, digital) if hasattr(module, name)
 }
 
-#: Corruptions that need colours. A single channel is tripled for them, and the result is averaged.
-COLOURED = ("frost", "spatter", "saturate")
+#: Corruptions that need colors. A single channel is tripled for them, and the result is averaged.
+COLORED = ("frost", "spatter", "saturate")
 
 
 def corrupt(
@@ -49,7 +49,7 @@ def corrupt(
     `frost="procedural"` uses our own noise texture instead. Such numbers are not those of the published frost, and the
     manifest of a generated set says so.
 
-    **One channel**: corruptions that need colours (frost, spatter, saturate) are applied to the tripled channel, and
+    **One channel**: corruptions that need colors (frost, spatter, saturate) are applied to the tripled channel, and
     the result is averaged over the three. **Small images** (a side below 32 pixels) are enlarged linearly by the
     smallest whole factor that makes the shorter side at least 32, corrupted, and averaged over boxes. This is our
     choice, since constants in pixels are made for 32. The averaging weakens fine noise (by a factor 4 for 8 x 8
@@ -77,16 +77,16 @@ def corrupt(
     check_images(images)
     draws = streams(name, severity, range(start, start + len(images)), seed=seed)
     constants = CONSTANTS[name][severity - 1]
-    return apply(lambda x: function(x, constants, draws), images, name in COLOURED)
+    return apply(lambda x: function(x, constants, draws), images, name in COLORED)
 
 
-def apply(function: Callable, images: np.ndarray, coloured: bool = False) -> np.ndarray:
+def apply(function: Callable, images: np.ndarray, colored: bool = False) -> np.ndarray:
     """Call a function of bytes `(n, H, W, C)` with images of the size and the channels that it needs.
 
     Args:
         function: keeps the shape, or inserts frames: `(n, F, H, W, C)`.
         images: `(n, H, W, C)`, uint8.
-        coloured: True if the function needs three channels.
+        colored: True if the function needs three channels.
 
     Returns:
         The result of the function, with the size and the channels of `images`.
@@ -97,7 +97,7 @@ def apply(function: Callable, images: np.ndarray, coloured: bool = False) -> np.
     height, width, channels = images.shape[1:]
     factor = -(-SIDE // min(height, width))
     x = images if factor == 1 else _enlarge(images, factor)
-    x = np.repeat(x, 3, axis=-1) if coloured and channels == 1 else x
+    x = np.repeat(x, 3, axis=-1) if colored and channels == 1 else x
     out = function(x)
     if factor == 1 and out.shape[-1] == channels:
         return out

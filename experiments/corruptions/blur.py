@@ -50,10 +50,10 @@ def defocus_blur(images: np.ndarray, constants: tuple[float, float], draws: Stre
 
 
 def glass_blur(images: np.ndarray, constants: tuple[float, int, int], draws: Streams) -> np.ndarray:
-    """Smooth, replace each pixel by a random near neighbour, and smooth again. Only reach 1 is supported.
+    """Smooth, replace each pixel by a random near neighbor, and smooth again. Only reach 1 is supported.
 
     The released generator intends to swap pixels, but swapping two views of one array *copies* one of them. So each
-    pixel takes the colour of a neighbour at offset (dy, dx), both uniform in {-reach, ..., reach - 1}. The generator
+    pixel takes the color of a neighbor at offset (dy, dx), both uniform in {-reach, ..., reach - 1}. The generator
     runs from the last pixel to the first, so with reach 1 (all CIFAR constants) the sources are not changed yet, and
     the whole pass is one lookup. Rows and columns 0 and 1 keep their pixels.
     """

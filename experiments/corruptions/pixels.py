@@ -39,7 +39,7 @@ def to_bytes(pixels: np.ndarray) -> np.ndarray:
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:
-    """Luma of colours: `(..., 3)` to `(..., 1)`. A single channel is kept."""
+    """Luma of colors: `(..., 3)` to `(..., 1)`. A single channel is kept."""
     if pixels.shape[-1] == 1:
         return pixels
     red, green, blue = (weight * pixels[..., i : i + 1] for i, weight in enumerate(LUMA))

@@ -189,4 +189,4 @@ def perturbation_sequences(
     draws = streams(f"sequence/{name}", 0, range(start, start + len(images)), seed=seed)
     if len(images) == 0:
         return np.empty((0, frames, *images.shape[1:]), dtype=np.uint8)
-    return apply(lambda x: function(x, frames, draws), images, coloured=name == "spatter")
+    return apply(lambda x: function(x, frames, draws), images, colored=name == "spatter")

@@ -111,5 +111,5 @@ def procedural_texture(number: int) -> np.ndarray:
         carried = 0.4 + 0.6 * ridge
     total = (total - total.mean()) / total.std()
     # The bright veins are whiter than the ice between them.
-    colour = np.array(PROCEDURAL_MEAN) + PROCEDURAL_STD * total[..., None] * np.array([1.1, 1.0, 0.9])
-    return np.clip(colour, 0, 255).astype(np.uint8)
+    color = np.array(PROCEDURAL_MEAN) + PROCEDURAL_STD * total[..., None] * np.array([1.1, 1.0, 0.9])
+    return np.clip(color, 0, 255).astype(np.uint8)

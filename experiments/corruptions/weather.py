@@ -10,13 +10,13 @@ import numpy as np
 from experiments.corruptions.blur import blur_along, smooth
 from experiments.corruptions.pixels import Streams, clipped_zoom, grey, to_bytes, to_unit
 
-#: Colours of the splashes, red, green, blue.
+#: Colors of the splashes, red, green, blue.
 WATER = (175, 238, 238)
 MUD = (63, 42, 20)
 
 
 def brightness(images: np.ndarray, shift: float, draws: Streams) -> np.ndarray:
-    """Add a shift to the value of HSV and clip it. Hue and saturation are kept, so colours are scaled."""
+    """Add a shift to the value of HSV and clip it. Hue and saturation are kept, so colors are scaled."""
     x = to_unit(images)
     value = x.max(axis=-1, keepdims=True)
     new = np.clip(value + shift, 0, 1)
@@ -26,18 +26,18 @@ def brightness(images: np.ndarray, shift: float, draws: Streams) -> np.ndarray:
 def plasma(side: int, decay: float, draws: Streams) -> np.ndarray:
     """Diamond-square heights on a torus, scaled to [0, 1]: `(n, side, side)`, float64.
 
-    Each midpoint is the mean of its four neighbours plus uniform noise. The noise of a level has amplitude w², where w
+    Each midpoint is the mean of its four neighbors plus uniform noise. The noise of a level has amplitude w², where w
     starts at 100 and is divided by `decay` after each level. The first corner is 0. The side is a power of two.
     """
     noise = np.stack([g.uniform(-1, 1, size=side * side - 1) for g in draws])
     heights = np.zeros((len(draws), side, side))
     used, step, amplitude = 0, side, 100.0
 
-    def fill(rows: slice, columns: slice, neighbours: np.ndarray) -> None:
+    def fill(rows: slice, columns: slice, neighbors: np.ndarray) -> None:
         nonlocal used
-        count = neighbours[0].size
-        bumps = noise[:, used : used + count].reshape(neighbours.shape)
-        heights[:, rows, columns] = neighbours / 4 + amplitude**2 * bumps
+        count = neighbors[0].size
+        bumps = noise[:, used : used + count].reshape(neighbors.shape)
+        heights[:, rows, columns] = neighbors / 4 + amplitude**2 * bumps
         used += count
 
     while step >= 2:
@@ -126,7 +126,7 @@ def liquid(shape: tuple[int, int], constants: tuple, draws: Streams) -> np.ndarr
 
 
 def water_mask(layer: np.ndarray, strength: float) -> np.ndarray:
-    """Weight of the water's colour at each pixel of a liquid layer `(H, W)`.
+    """Weight of the water's color at each pixel of a liquid layer `(H, W)`.
 
     The edges of the drops are found by Canny. The distance from them (at most 20 pixels) is equalised and embossed,
     multiplied by the layer, and scaled so that its largest value is `strength`. Without drops the weight is zero.

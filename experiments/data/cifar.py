@@ -242,7 +242,7 @@ def load_cifar(
     Args:
         classes: 10 or 100.
         folder: see `find_cifar`.
-        normalisation: one of `NORMALISATION`. It matters, since the papers' noise levels are in normalised units.
+        normalisation: one of `NORMALISATION`. It matters, since the papers' noise levels are in normalized units.
         check: True to compare every file with the official size and md5.
 
     Raises:

@@ -1,7 +1,7 @@
 """Real images that are part of a dependency: the 8 x 8 digits of scikit-learn, with a fixed split.
 
-Pixels are standardised by one mean and one standard deviation, those of all training pixels, as the channels of colour
-images are. So noise levels have the same meaning as in the papers, which also perturb standardised images. (Each pixel
+Pixels are standardized by one mean and one standard deviation, those of all training pixels, as the channels of color
+images are. So noise levels have the same meaning as in the papers, which also perturb standardized images. (Each pixel
 cannot have its own standard deviation, since some pixels are blank in every image.)
 """
 
@@ -68,7 +68,7 @@ def load_arrays(classes: int, test_share: float, seed: int) -> tuple[np.ndarray,
 
 
 def load_digits(classes: int = 10, *, images: bool = True, test_share: float = 0.25, seed: int = 0) -> Digits:
-    """The digits, standardised and split.
+    """The digits, standardized and split.
 
     Args:
         classes: 10 for all digits, 2 for 3 against 8.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..augment.standard import centre_view
 from .cifar import DATA_VARIABLE, NORMALISATION
-from .images import NormalisedData
+from .images import NormalizedData
 from .integrity import DataError
 
 PAGE = "https://www.image-net.org/download.php"
@@ -200,7 +200,7 @@ class FolderSource:
 
 
 @dataclass(frozen=True)
-class ImageNet(NormalisedData):
+class ImageNet(NormalizedData):
     """ImageNet on disk, the counterpart of `ImageData` in memory."""
 
     train: ImageFolder

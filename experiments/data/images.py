@@ -43,7 +43,7 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
-class NormalisedData:
+class NormalizedData:
     """Training and test images, and their normalisation.
 
     Attributes:
@@ -62,15 +62,15 @@ class NormalisedData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Normalise bytes, or floats in [0, 1], `(..., C, H, W)`. The result is float32, or has the floats' dtype."""
+    def normalize(self, images: Tensor) -> Tensor:
+        """Normalize bytes, or floats in [0, 1], `(..., C, H, W)`. The result is float32, or has the floats' dtype."""
         pixels = images if images.is_floating_point() else images.float() / 255
         mean, std = (torch.tensor(v, dtype=pixels.dtype, device=pixels.device) for v in (self.mean, self.std))
         return (pixels - mean[:, None, None]) / std[:, None, None]
 
 
 @dataclass(frozen=True)
-class ImageData(NormalisedData):
+class ImageData(NormalizedData):
     """A data set in memory."""
 
     train: ImageSet

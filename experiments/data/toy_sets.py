@@ -77,7 +77,7 @@ def noisymix_band(seed: int = 0, *, scale: float = 0.5, noise: float = 0.2) -> T
     - The noise is added to the points after labelling and before scaling, so it is 0.1 in the units of the result.
     - The first 250 of the independent points are for training.
 
-    With these choices the best possible accuracy is about 90 % (estimated by nearest neighbours among 30,000 points),
+    With these choices the best possible accuracy is about 90 % (estimated by nearest neighbors among 30,000 points),
     and a constant guess has 82 %. The trained networks of the released figure have 86.8 to 88.8 %.
 
     Args:

@@ -120,7 +120,7 @@ def _noise(subject: Subject, kinds: Mapping[str, tuple[str, str]], levels: tuple
 
 
 def white_noise(subject: Subject) -> Measured:
-    """Accuracy under white noise added to the normalised images."""
+    """Accuracy under white noise added to the normalized images."""
     return _noise(subject, {"white_noise": ("white_noise", "released")}, WHITE_NOISE)
 
 

@@ -42,7 +42,7 @@ def bring_to_size(images: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class SizedData(ImageData):
-    """Images in memory for a network that expects another size. They are resized when they are normalised.
+    """Images in memory for a network that expects another size. They are resized when they are normalized.
 
     Attributes:
         image_size: side in pixels of the images that the network sees.
@@ -50,14 +50,14 @@ class SizedData(ImageData):
 
     image_size: int
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Resize and normalise bytes `(n, C, H, W)`. Floats are refused, since the resizing has no gradient."""
+    def normalize(self, images: Tensor) -> Tensor:
+        """Resize and normalize bytes `(n, C, H, W)`. Floats are refused, since the resizing has no gradient."""
         if images.is_floating_point():
             raise ValueError(
                 f"images: expected bytes, since resizing to {self.image_size} pixels has no gradient, got "
                 f"{images.dtype}; for attacks take a recipe with image_size=0."
             )
-        return super().normalise(bring_to_size(images, self.image_size))
+        return super().normalize(bring_to_size(images, self.image_size))
 
 
 def at_size(data: ImageData | ImageNet | ToyData, size: int) -> ImageData | ImageNet | ToyData:

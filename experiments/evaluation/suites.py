@@ -50,7 +50,7 @@ def _curve(subject: Subject, kind: str, levels: tuple[float, ...], variant: str)
 
 
 def white_noise(subject: Subject) -> Measured:
-    """Accuracy under white noise added to the normalised images."""
+    """Accuracy under white noise added to the normalized images."""
     levels = DIGITS_WHITE_NOISE if subject.data.name == "digits" else WHITE_NOISE
     curve = _curve(subject, "white_noise", levels, "released")
     return {f"white_noise/{level:g}": value for level, value in curve.items()}, {"levels": list(levels)}

@@ -44,13 +44,13 @@ def logits_of(
     """Logits of all images in their order, `(n, K)`, float32, on the CPU.
 
     Args:
-        model: network in evaluation mode; maps normalised float32 images `(b, C, H, W)` to logits `(b, K)`.
+        model: network in evaluation mode; maps normalized float32 images `(b, C, H, W)` to logits `(b, K)`.
         images: the images, or only their bytes `(n, C, H, W)`.
-        data: data set whose mean and standard deviation normalise the images.
+        data: data set whose mean and standard deviation normalize the images.
         batch_size: number of images in a forward pass.
         device: device of the model; `None` for the device of its parameters.
         channels_last: True to pass the images to the model in this memory format.
-        transform: function applied to each normalised batch, such as noise; the batches come in order.
+        transform: function applied to each normalized batch, such as noise; the batches come in order.
     """
     check_evaluating(model)
     pixels = images.images if isinstance(images, ImageSet) else images
@@ -64,7 +64,7 @@ def logits_of(
     device, found = device_of(model, device), []
     with torch.inference_mode():
         for batch in pixels.split(batch_size):
-            x = data.normalise(batch.to(device))
+            x = data.normalize(batch.to(device))
             x = x if transform is None else transform(x)
             logits = model(x.contiguous(memory_format=torch.channels_last) if channels_last else x)
             if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:

@@ -116,7 +116,7 @@ def attack_curve(
     starts depend only on the seed, the norm, the radius and the index of the image in the test set.
 
     Args:
-        model: network in evaluation mode; maps normalised images to logits.
+        model: network in evaluation mode; maps normalized images to logits.
         data: data set whose test images are attacked.
         radii: ρ ≥ 0, for pixels in [0, 1]; 0 gives the clean accuracy.
         norm: `"linf"` or `"l2"`.
@@ -133,7 +133,7 @@ def attack_curve(
     device, test = device_of(model, device), data.test.first(limit)
 
     def head(pixels: Tensor) -> Tensor:
-        return model(data.normalise(pixels))
+        return model(data.normalize(pixels))
 
     clean = logits_of(model, test, data, batch_size=batch_size, device=device).argmax(1) == test.labels
     curve = {}

@@ -48,7 +48,7 @@ def rms_calibration_error(
 
     $$ \sqrt{\sum_b \frac{n_b}{N} \big(\overline{\mathrm{conf}}_b - \overline{\mathrm{correct}}_b\big)^2} $$
 
-    A bin holds `bin_size` images of neighbouring confidence. The last bin also takes the remainder, so there are
+    A bin holds `bin_size` images of neighboring confidence. The last bin also takes the remainder, so there are
     ⌊N / bin_size⌋ bins, and at least one. (Hendrycks, Mazeika and Dietterich 2019.)
 
     Args:

@@ -1,6 +1,6 @@
 """Accuracy under white noise and under salt and pepper noise (NFM Tables 1-3).
 
-The papers' code adds both to **normalised** images. White noise is not clipped. Its salt and pepper noise changes only
+The papers' code adds both to **normalized** images. White noise is not clipped. Its salt and pepper noise changes only
 the first channel, to the extreme values of that channel, and at the same places in every batch of 1024 images:
 `salt_pepper_released`. The textbook version, `salt_pepper`, makes whole pixels white or black. It is much stronger,
 so the numbers of the two cannot be compared.
@@ -26,7 +26,7 @@ KINDS, VARIANTS = ("white_noise", "salt_pepper"), ("released", "standard")
 
 
 def white_noise(x: Tensor, level: float, generator: torch.Generator) -> Tensor:
-    r"""White noise $x + \sigma Z$ on normalised images, not clipped. Here σ is the level itself, as in NFM's tests."""
+    r"""White noise $x + \sigma Z$ on normalized images, not clipped. Here σ is the level itself, as in NFM's tests."""
     if not 0 <= level < math.inf:
         raise ValueError(f"level: expected a finite standard deviation >= 0, got {level}.")
     return x + level * normal_like(x, generator)
@@ -38,7 +38,7 @@ def _check_share(level: float) -> None:
 
 
 def salt_pepper_released(x: Tensor, level: float, generator: np.random.RandomState) -> Tensor:
-    r"""Salt and pepper noise as in NFM's released evaluation: only channel 0, in normalised units.
+    r"""Salt and pepper noise as in NFM's released evaluation: only channel 0, in normalized units.
 
     In each image, $n = \lceil HW\gamma/2 \rceil$ places of the channel take its minimum. Then n places, drawn anew
     and possibly the same, take the maximum of the result. So a share of about $1-(1-\gamma/2)^2$ of one channel
@@ -46,7 +46,7 @@ def salt_pepper_released(x: Tensor, level: float, generator: np.random.RandomSta
     1024 images they are those of the released code, whose images have 32 x 32 pixels.
 
     Args:
-        x: normalised images, `(b, C, H, W)`.
+        x: normalized images, `(b, C, H, W)`.
         level: γ in [0, 1].
         generator: draws two permutations for each image, in order.
     """
@@ -70,7 +70,7 @@ def salt_pepper(
     """Textbook salt and pepper noise: half of the chosen pixels become white and half black, in all channels.
 
     Args:
-        x: normalised images, `(b, C, H, W)`.
+        x: normalized images, `(b, C, H, W)`.
         level: γ in [0, 1]; γ H W different pixels, rounded, are chosen. If their number is odd, one more is white.
         generator: draws one permutation for each image.
         mean: mean of each channel, for pixels in [0, 1].
@@ -90,7 +90,7 @@ def salt_pepper(
 
 
 def noise_of_chunk(kind: str, variant: str, data: ImageData, level: float, seed: int, chunk: int) -> Callable:
-    """The noise of one chunk of `CHUNK` images, as a function to be applied to its normalised batches in order."""
+    """The noise of one chunk of `CHUNK` images, as a function to be applied to its normalized batches in order."""
     if kind == "salt_pepper" and variant == "released":
         return partial(salt_pepper_released, level=level, generator=np.random.RandomState(RELEASED_SEED))
     generator = chunk_generator(seed, kind, level, chunk)
@@ -116,9 +116,9 @@ def noise_curve(
     depend on the batch size or on the number of images.
 
     Args:
-        model: network in evaluation mode; maps normalised images to logits.
+        model: network in evaluation mode; maps normalized images to logits.
         data: data set whose test images are used.
-        kind: `"white_noise"`, with level σ in normalised units, or `"salt_pepper"`, with level γ.
+        kind: `"white_noise"`, with level σ in normalized units, or `"salt_pepper"`, with level γ.
         levels: noise levels.
         seed: random seed of the noise, ≥ 0. The released salt and pepper noise has a fixed seed and ignores it.
         variant: `"released"` for salt and pepper noise as in the paper's tables, or `"standard"`. White noise is the

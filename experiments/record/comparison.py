@@ -85,7 +85,7 @@ def _t_interval(mean: float, stderr: float, n: int, level: float) -> tuple[float
     return mean - half, mean + half
 
 
-def summarise(values: Iterable[float], *, level: float = 0.95) -> Summary:
+def summarize(values: Iterable[float], *, level: float = 0.95) -> Summary:
     r"""Mean, extremes and Student's interval $\bar x \pm t_{n-1}\, s/\sqrt n$ of independent values.
 
     If the values are normal, the interval covers the mean over all seeds with probability `level`. With three to five

@@ -43,7 +43,7 @@ class Step:
         """The loss of a batch.
 
         Args:
-            x: normalised images, `(views * n, C, H, W)`, the clean views first.
+            x: normalized images, `(views * n, C, H, W)`, the clean views first.
             y: class indices, `(n,)`.
         """
         return F.cross_entropy(self.forward(x), y, label_smoothing=self.scheme.label_smoothing)

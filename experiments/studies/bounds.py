@@ -26,7 +26,7 @@ from nfm_theory.adversarial import BoundReport, Effort, bound, certify, flip_rad
 from ..data.cifar import read_batch
 from ..data.digits import CLASSES, Digits, load_digits, verification_subset
 from ..record.files import versions
-from .networks import NetworkRecipe, centred, train, trained_network
+from .networks import NetworkRecipe, centered, train, trained_network
 from .recorded import RecordedStudy, RecordFile, results_table
 
 _LAYERS = ("", "hidden1", "hidden2")
@@ -153,7 +153,7 @@ def run_case(case: BoundCase) -> tuple[list[dict]]:
     else:
         data = load_digits(case.classes)
         network = trained_network(**asdict(case.recipe))
-    data = centred(data, case.n)
+    data = centered(data, case.n)
     x, y = verification_subset(data, case.n)
     problem = nt.Problem(network.model, x, y, law=nt.Law(), loss=data.loss)
     options = {"certificate": "crown", "effort": _EFFORT}

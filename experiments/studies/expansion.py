@@ -112,7 +112,7 @@ def verdict_table(expansion: Sequence[dict], validity: Sequence[dict]) -> Table:
         expansion: records of the verdicts.
         validity: records of the error curves, in the same order.
     """
-    colours = {"holds": "green", "refuted": "bold red", "undecided": "yellow"}
+    colors = {"holds": "green", "refuted": "bold red", "undecided": "yellow"}
     rows = []
     for record, curve in zip(expansion, validity, strict=True):
         report, radius = record["report"], curve["curve"]["radius"]["2"]
@@ -121,7 +121,7 @@ def verdict_table(expansion: Sequence[dict], validity: Sequence[dict]) -> Table:
             str(report["num_samples"]), rule_name(record), _number(report["observed_order"], ".3f"),
             str(report["leading_order"]), _number(report["coefficient_ratio"], ".4f"),
             "> 1" if radius is None else f"{radius:.2f}", f"{record['seconds']:.1f}",
-            f"[{colours[report['verdict']]}]{report['verdict']}",
+            f"[{colors[report['verdict']]}]{report['verdict']}",
         ])  # fmt: skip
     header = ("model", "K", "layer", "scheme", "n", "rule", "order", "predicted", "ratio", "10 % at", "s", "verdict")
     text = ("model", "layer", "scheme", "rule", "verdict")

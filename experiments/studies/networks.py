@@ -137,7 +137,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return float((predicted == y).double().mean())
 
 
-def centred(data: Digits, count: int) -> Digits:
+def centered(data: Digits, count: int) -> Digits:
     """Subtract the mean of the first `count` samples of `verification_subset` from the data; 0 changes nothing.
 
     Args:
@@ -165,7 +165,7 @@ def train(recipe: NetworkRecipe, data: Digits | None = None) -> TrainedNetwork:
     """
     if recipe.model not in NETWORKS:
         raise ValueError(f"model: expected one of {sorted(NETWORKS)}, got {recipe.model!r}.")
-    data = centred(load_digits(recipe.classes) if data is None else data, recipe.centre)
+    data = centered(load_digits(recipe.classes) if data is None else data, recipe.centre)
     start = time.perf_counter()
     model = _initialised(recipe)
     generator = torch.Generator().manual_seed(recipe.seed)

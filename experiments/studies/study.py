@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..recipes import Recipe, select_recipes
-from ..record.comparison import Paired, Summary, by_seed, is_clear, paired_difference, summarise
+from ..record.comparison import Paired, Summary, by_seed, is_clear, paired_difference, summarize
 from ..record.ledger import LEDGER, Entry, read
 
 __all__ = [
@@ -105,9 +105,9 @@ class Study:
         return by_seed(self.entries.get(scheme, ()), metric)
 
     def summary(self, scheme: str, metric: str) -> Summary | None:
-        """A metric in percent, summarised over the seeds; `None` if it was not measured."""
+        """A metric in percent, summarized over the seeds; `None` if it was not measured."""
         found = self.values(scheme, metric)
-        return summarise(100 * value for value in found.values()) if found else None
+        return summarize(100 * value for value in found.values()) if found else None
 
     def seeds(self, scheme: str) -> int:
         """The number of networks that have a result."""
@@ -166,7 +166,7 @@ def format_summary(found: Summary | None) -> str:
         found: the summary; without a standard error for one network.
 
     Example:
-        >>> format_summary(summarise([90.0, 92.0]))
+        >>> format_summary(summarize([90.0, 92.0]))
         '91.0 ± 1.0'
     """
     if found is None:

@@ -166,6 +166,6 @@ def measured_network(
     network.load_state_dict(content["model"])
     network.eval().requires_grad_(False)
     part = data.train.first(settings.samples).first(samples)
-    x = data.normalise(part.images)
+    x = data.normalize(part.images)
     facts = {"train_accuracy": accuracy(network, x, part.labels), "test_accuracy": None, "seed": seed}
     return MeasuredNetwork(network, x, part.labels, settings.data, {**facts, "hash": settings.hash})

@@ -48,7 +48,7 @@ class MemorySource:
     """Samples in memory.
 
     Attributes:
-        samples: bytes `(n, H, W, C)`, or floats `(n, d)`, which are not normalised.
+        samples: bytes `(n, H, W, C)`, or floats `(n, d)`, which are not normalized.
         labels: class indices.
         mean: mean of each channel; empty for floats.
         std: standard deviation of each channel.
@@ -83,8 +83,8 @@ class Views(Dataset):
         self.source, self.training, self.seed, self.epoch = source, training, seed, epoch
         self.mean, self.std = np.asarray(source.mean, np.float32), np.asarray(source.std, np.float32)
 
-    def normalise(self, image: np.ndarray) -> np.ndarray:
-        """Bytes `(..., H, W, C)` to normalised float32 `(..., C, H, W)`. Samples without a mean stay as they are."""
+    def normalize(self, image: np.ndarray) -> np.ndarray:
+        """Bytes `(..., H, W, C)` to normalized float32 `(..., C, H, W)`. Samples without a mean stay as they are."""
         if not self.source.mean:
             return image
         return np.moveaxis((image.astype(np.float32) / 255 - self.mean) / self.std, -1, -3)
@@ -93,7 +93,7 @@ class Views(Dataset):
         """The batch of these samples."""
         labels = torch.as_tensor(np.asarray(self.source.labels)[indices], dtype=torch.long)
         if self.training.augmentation == "none" and not self.training.views:
-            clean = self.normalise(np.stack([self.source.sample(i) for i in indices]))
+            clean = self.normalize(np.stack([self.source.sample(i) for i in indices]))
             parts = [clean] * self.training.scheme.views
         else:
             parts = [np.stack(part) for part in zip(*[self._views(int(i)) for i in indices], strict=True)]
@@ -105,17 +105,17 @@ class Views(Dataset):
         image = augment(self.source.sample(index), self.training.augmentation, rng, size=size)
         count, kind = self.training.scheme.views, self.training.views
         if not kind:
-            return [self.normalise(image)] * count
+            return [self.normalize(image)] * count
         make = self._augmix if kind == "augmix" else self._autoaugment
         if count == 1:
             return [make(image, rng)]
-        return [self.normalise(image), *(make(image, rng) for _ in range(count - 1))]
+        return [self.normalize(image), *(make(image, rng) for _ in range(count - 1))]
 
     def _augmix(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return (augmix_pixels(image, rng) - self.mean[:, None, None]) / self.std[:, None, None]
 
     def _autoaugment(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return self.normalise(autoaugment(image, rng, policy="imagenet" if image.shape[0] > 64 else "cifar"))
+        return self.normalize(autoaugment(image, rng, policy="imagenet" if image.shape[0] > 64 else "cifar"))
 
 
 def augment(image: np.ndarray, kind: str, rng: np.random.Generator, *, size: int = IMAGENET_SIZE) -> np.ndarray:

@@ -25,7 +25,7 @@ from ..schemes import Step, build_step
 from .batches import Source, epoch_batches
 from .checkpoint import CheckpointError, exclusive, load_checkpoint, save_checkpoint
 from .distributed import World, join_world
-from .optimisation import build_optimiser, learning_rate
+from .optimization import build_optimiser, learning_rate
 from .pretrained import load_pretrained
 from .seeds import STEP, stream_seed
 

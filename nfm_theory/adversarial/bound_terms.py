@@ -69,13 +69,13 @@ def _hessian_norm(problem: Problem, objectives: Tensor, gradients: Tensor, gener
     return float((size * scale).max())
 
 
-def _regularizer(problem: Problem, rows: Tensor, curvature: Tensor, centred: bool) -> float:
+def _regularizer(problem: Problem, rows: Tensor, curvature: Tensor, centered: bool) -> float:
     """The regularizer L_reg / ε², from the rows of the Jacobian, `(n, K, d)`."""
     scales, g = problem.law.scales, problem.features.flatten(1)
     total = rows.new_zeros(len(g))
     forms = lambda t: torch.einsum("iks,ikl,ils->i", t, curvature, t)  # noqa: E731
     if "data" in scales:
-        partners = g - g.mean(0) if centred else g
+        partners = g - g.mean(0) if centered else g
         for block in partners.split(256):
             total = total + scales["data"] * forms(rows @ block.T) / len(g)
     if "additive" in scales:

@@ -23,7 +23,7 @@ def unit_vectors(h: Tensor, coordinates: Tensor) -> Tensor:
     return units
 
 
-def centred_features(features: Tensor) -> Tensor:
+def centered_features(features: Tensor) -> Tensor:
     r"""Directions `(n - 1, *feature)` whose second moment is the covariance of the features.
 
     They are the features, divided by √n, in Helmert's orthonormal basis of the vectors that sum to zero. A single
@@ -45,10 +45,10 @@ def second_moment_directions(features: Tensor) -> Tensor:
     exact although the rotation is held constant: the sum does not change under a constant rotation, and the directions
     that are left out are zero to first order.
     """
-    centred = (features - features.mean(0)).flatten(1) / len(features) ** 0.5
-    left, values, _ = torch.linalg.svd(centred.detach(), full_matrices=False)
-    keep = values > values.max() * max(centred.shape) * torch.finfo(values.dtype).eps
-    return (left[:, keep].T @ centred).reshape(-1, *features.shape[1:])
+    centered = (features - features.mean(0)).flatten(1) / len(features) ** 0.5
+    left, values, _ = torch.linalg.svd(centered.detach(), full_matrices=False)
+    keep = values > values.max() * max(centered.shape) * torch.finfo(values.dtype).eps
+    return (left[:, keep].T @ centered).reshape(-1, *features.shape[1:])
 
 
 def compressed(directions: Tensor) -> Tensor:

@@ -50,8 +50,8 @@ def _per_channel(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tenso
 
 
 def _standardize(z: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
-    centred = z - z.mean(dims, keepdim=True)
-    return centred * torch.rsqrt((centred * centred).mean(dims, keepdim=True) + eps)
+    centered = z - z.mean(dims, keepdim=True)
+    return centered * torch.rsqrt((centered * centered).mean(dims, keepdim=True) + eps)
 
 
 def _layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):

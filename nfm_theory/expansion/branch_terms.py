@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.func import jvp
 
 from ..calculus.derivatives import directional_derivatives, mapped_over_directions
-from ..calculus.directions import centred_features, compressed, coordinate_basis, unit_vectors
+from ..calculus.directions import centered_features, compressed, coordinate_basis, unit_vectors
 from ..calculus.engine import Linearization, linearize
 from ..setting.branches import Branches
 from ..setting.pointwise import CROSS_ENTROPY, LOGISTIC
@@ -153,7 +153,7 @@ def _second_order(branches: Branches, expanded: _Expanded) -> dict[str, Sequence
     sources = branches.law.scales
     if "data" in sources:
         drift = (g.mean(0) - g).unsqueeze(0)
-        spread = compressed(centred_features(g).flatten(1)).reshape(-1, 1, *g.shape[1:])
+        spread = compressed(centered_features(g).flatten(1)).reshape(-1, 1, *g.shape[1:])
         curvature = residual = g.new_zeros(n)
         for part in (drift, *spread.split(block)):
             tangents, hessian_forms = expanded.sweep(part)

@@ -7,7 +7,7 @@ noise or the multiplicative noise.
 | term | computation | cost, in forward passes |
 |---|---|---|
 | R2, all sources | K Jacobian rows and the second-moment matrices, no directions | about K |
-| R3 data | along the centred features, compressed after the first linear layers | min(n, d, w) |
+| R3 data | along the centered features, compressed after the first linear layers | min(n, d, w) |
 | R3 additive | along the unit vectors, compressed likewise; the data can share these directions | min(d, w) |
 | R3 multiplicative | along the unit vectors, weighted by g² for each sample | d |
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..calculus.derivatives import gauss_newton_forms
-from ..calculus.directions import centred_features, compressed, coordinate_basis, joint_directions, unit_vectors
+from ..calculus.directions import centered_features, compressed, coordinate_basis, joint_directions, unit_vectors
 from ..calculus.engine import Linearization
 from ..calculus.engine.base import block_bytes
 from ..setting.problem import Problem
@@ -101,7 +101,7 @@ def gauss_newton_terms(problem: Problem, at: Linearization, sources: Collection[
     elif "data" in sources:
         drift = at.propagate(problem.drift.unsqueeze(0))[0]
         tangent = (rows @ drift.unsqueeze(-1)).squeeze(-1)
-        spread = _summed_forms(curvature, rows, _propagated(at, centred_features(g)))
+        spread = _summed_forms(curvature, rows, _propagated(at, centered_features(g)))
         forms["data"] = spread + gauss_newton_forms(curvature, tangent)
     if {"additive", "multiplicative"} & set(sources):
         basis = None if at.width == g[0].numel() else _propagated(at, coordinate_basis(g))
@@ -122,7 +122,7 @@ def _families(problem: Problem, at: Linearization, sources: Collection[str]) -> 
         for directions, probability in _pairs(g, problem.partners, at):
             yield directions, {"data": probability}
     elif "data" in sources:
-        data = compressed(_propagated(at, centred_features(g)))
+        data = compressed(_propagated(at, centered_features(g)))
         if noisy == {"additive"} and _joined(problem, at):
             noise = None if at.width == d else _propagated(at, coordinate_basis(g))
             directions, weights = joint_directions(data, noise)

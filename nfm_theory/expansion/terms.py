@@ -4,7 +4,7 @@ r"""The second-order expansion of the NFM loss with its predicted remainder (NFM
 |---|---|---|
 | R1 | `m1 (p - y)ᵀ J (ḡ - g)` | one Jacobian-vector product with the mean feature |
 | R2 | `½ m2 E_r (J v)ᵀ F (J v)` | Jacobian rows and features, without a loop over pairs |
-| R3 | `½ m2 E_r (p - y)·∇²f[v, v]` | the centred features as directions, and ḡ - g |
+| R3 | `½ m2 E_r (p - y)·∇²f[v, v]` | the centered features as directions, and ḡ - g |
 | R2_add, R3_add | the same with `σ_add² E ξξᵀ` | Jacobian rows; diagonal of the Hessian |
 | R2_mult, R3_mult | the same with `σ_mult² E (ξ⊙g)(ξ⊙g)ᵀ` | the same, weighted by g² |
 | C3 | limit of remainder / ε³ as ε → 0 | `third_order` |

@@ -306,7 +306,7 @@ def glm_mixup_loss(
         mixed = scores[:, None, None] + t * ((1 - lam) / lam) * scores[:, None]
         # The difference from the standard loss has no constant part, which the quadrature would compute with an error
         values.append(((family.potential(mixed) - family.potential(scores)[:, None, None]) @ weight).mean())
-    # E_r of the label term is y_i θ·x_i, as the data are centred
+    # E_r of the label term is y_i θ·x_i, as the data are centered
     return standard + torch.stack(values).reshape(scales.shape)
 
 

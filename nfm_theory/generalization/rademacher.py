@@ -46,8 +46,8 @@ def covariance(features: Tensor) -> Tensor:
         >>> covariance(torch.tensor([[1.0], [3.0]]))
         tensor([[1.]])
     """
-    centred = features - features.mean(0)
-    return centred.T @ centred / len(features)
+    centered = features - features.mean(0)
+    return centered.T @ centered / len(features)
 
 
 def whitening(sigma: Tensor) -> Tensor:
@@ -258,11 +258,11 @@ def compare_glm_bound(
     Raises:
         ValueError: for everything that `glm_radius` or `ellipsoid_rademacher` refuses.
     """
-    centred, radius = x - x.mean(0), glm_radius(gamma, rho, sharp=sharp)
+    centered, radius = x - x.mean(0), glm_radius(gamma, rho, sharp=sharp)
     rank = whitening(covariance(x)).shape[1]
     return RademacherComparison(
-        empirical=ellipsoid_rademacher(centred, radius, method=method, samples=samples, generator=generator),
-        jensen=ellipsoid_bound(centred, radius),
+        empirical=ellipsoid_rademacher(centered, radius, method=method, samples=samples, generator=generator),
+        jensen=ellipsoid_bound(centered, radius),
         bound=glm_bound(gamma, rho, rank=rank, num_samples=len(x), sharp=sharp),
     )
 

@@ -61,7 +61,7 @@ class BranchNoise(NoiseLaw):
         return torch.stack(parts, dim=1)
 
 
-def _centred_logarithms(logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _centered_logarithms(logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`p`, `1 - p`, `p / mixture` and `log(p / mixture) - KL`, each `(m, b, max(K, 2))`, all accurate to rounding."""
     log_p = log_probabilities(logits.transpose(0, 1))
     pi = weights.to(log_p).reshape(-1, 1, 1)
@@ -87,8 +87,8 @@ def jsd_gradient(logits: Tensor, weights: Tensor) -> Tensor:
         >>> jsd_gradient(torch.tensor([[[900.0, 0.0], [0.0, 900.0]]]), torch.tensor([0.5, 0.5])).abs().max()
         tensor(0.)
     """
-    p, _, _, centred = _centred_logarithms(logits, weights)
-    gradient = weights.to(p).reshape(-1, 1, 1) * p * centred
+    p, _, _, centered = _centered_logarithms(logits, weights)
+    gradient = weights.to(p).reshape(-1, 1, 1) * p * centered
     return (gradient[..., 1:] if logits.shape[-1] == 1 else gradient).transpose(0, 1)
 
 
@@ -108,11 +108,11 @@ def jsd_hessian(logits: Tensor, weights: Tensor) -> Tensor:
         >>> jsd_hessian(equal, torch.tensor([0.5, 0.5])).flatten().tolist()  # (π_j δ_jl - π_j π_l) p (1 - p)
         [0.0625, -0.0625, -0.0625, 0.0625]
     """
-    p, rest, ratio, centred = _centred_logarithms(logits, weights)
+    p, rest, ratio, centered = _centered_logarithms(logits, weights)
     pi, m = weights.to(p), len(p)
     same = torch.eye(p.shape[-1], dtype=torch.bool, device=p.device)
     shift = torch.where(same, rest.unsqueeze(-1), -p.unsqueeze(-2))  # I - 1 pᵀ, so that F = diag(p) shift
-    own = p * centred
+    own = p * centered
     mixed = p.unsqueeze(-1) * own.unsqueeze(-2)
     diagonal = p.unsqueeze(-1) * shift + torch.diag_embed(own) - mixed - mixed.mT
     rows = []

@@ -47,19 +47,19 @@ def test_a_row_for_each_family_that_was_run_with_the_baseline_in_it():
     assert list(line.get_ydata()) == pytest.approx([81, 61, 41])
 
 
-def test_every_scheme_has_a_place_and_a_colour_in_the_curves():
+def test_every_scheme_has_a_place_and_a_color_in_the_curves():
     families = [s for family in fig_robustness.FAMILIES.values() for s in family]
     assert sorted([*families, "baseline"]) == sorted(study([], "digits").recipes)
-    assert max(map(len, fig_robustness.FAMILIES.values())) <= len(set(fig_robustness.COLOURS))
+    assert max(map(len, fig_robustness.FAMILIES.values())) <= len(set(fig_robustness.COLORS))
 
 
-def luminance(colour):
-    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+def luminance(color):
+    parts = [int(color[k : k + 2], 16) / 255 for k in (1, 3, 5)]
     linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_the_fifth_colour_can_be_read_on_light_and_dark():
+def test_the_fifth_color_can_be_read_on_light_and_dark():
     for background in (1.0, luminance("#121212")):
         high, low = sorted([luminance(fig_robustness.OLIVE), background], reverse=True)
         assert (high + 0.05) / (low + 0.05) >= 3

@@ -14,7 +14,7 @@ from experiments.augment.operations import Operation, apply_operation
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
-def normalise(pixels):
+def normalize(pixels):
     mean, std = (torch.tensor(v)[:, None, None] for v in (CIFAR_MEAN, CIFAR_STD))
     return (pixels - mean) / std
 
@@ -181,18 +181,18 @@ def test_low_levels_leave_the_image_or_its_highest_bits():
 # AugMix -------------------------------------------------------------------------------------------------------------
 
 
-def test_augmix_is_the_published_mixture_of_normalised_images():
+def test_augmix_is_the_published_mixture_of_normalized_images():
     image, pixels = picture(), lambda array: torch.from_numpy(array.copy()).permute(2, 0, 1).double() / 255
     for seed in range(30):
         draw = mix.sample_draw(np.random.default_rng(seed))
-        got = normalise(torch.from_numpy(mix.augmix_pixels(image, np.random.default_rng(seed))))
+        got = normalize(torch.from_numpy(mix.augmix_pixels(image, np.random.default_rng(seed))))
         mixture = torch.zeros(3, 32, 32, dtype=torch.float64)
         for weight, chain in zip(draw.weights, draw.chains, strict=True):
             changed = Image.fromarray(image)
             for operation in chain:
                 changed = Image.fromarray(apply_operation(np.asarray(changed), operation))
-            mixture += weight * normalise(pixels(np.asarray(changed)))
-        expected = (1 - draw.share) * normalise(pixels(image)) + draw.share * mixture
+            mixture += weight * normalize(pixels(np.asarray(changed)))
+        expected = (1 - draw.share) * normalize(pixels(image)) + draw.share * mixture
         assert got.dtype == torch.float32
         torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
 

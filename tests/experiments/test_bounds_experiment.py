@@ -19,7 +19,7 @@ from experiments.data.integrity import DataError, file_hash
 from experiments.models.small import MODELS, NETWORKS, PIECEWISE
 from experiments.record.files import read_lines
 from experiments.studies import bounds, commands
-from experiments.studies.networks import NetworkRecipe, centred, train
+from experiments.studies.networks import NetworkRecipe, centered, train
 from nfm_theory.adversarial import certify
 
 SHORT = {"classes": 2, "epochs": 2, "centre": 10}
@@ -46,8 +46,8 @@ def test_schemes_differ_and_ten_classes_mix_too():
     assert ten.test_accuracy > 0.7
 
 
-def test_the_checked_samples_are_centred_and_the_networks_are_what_they_claim():
-    data = centred(load_digits(10), 20)
+def test_the_checked_samples_are_centered_and_the_networks_are_what_they_claim():
+    data = centered(load_digits(10), 20)
     x, _ = verification_subset(data, 20)
     assert float(x.mean(0).abs().max()) < 1e-12
     assert set(NETWORKS) == set(MODELS) | set(PIECEWISE)

@@ -8,12 +8,12 @@ import pytest
 from ledger_processes import entry
 from scipy import stats
 
-from experiments.record.comparison import by_seed, holm, is_clear, paired_difference, sign_flip, summarise
+from experiments.record.comparison import by_seed, holm, is_clear, paired_difference, sign_flip, summarize
 
 
 def test_summary_by_hand():
     # 1, 2, 6: mean 3, squares 4 + 1 + 9 = 14, s² = 7, stderr √(7/3); t(0.975, 2) = 4.302653.
-    found = summarise([1, 2, 6])
+    found = summarize([1, 2, 6])
     assert (found.mean, found.min, found.max, found.n) == (3, 1, 6, 3)
     assert found.stderr == pytest.approx(math.sqrt(7 / 3), rel=1e-14)
     assert found.interval == pytest.approx((3 - 4.302653 * math.sqrt(7 / 3), 3 + 4.302653 * math.sqrt(7 / 3)), rel=1e-6)
@@ -23,14 +23,14 @@ def test_summary_by_hand():
 @pytest.mark.parametrize("n", [2, 3, 5, 30])
 def test_interval_is_that_of_scipy(n, level):
     x = np.random.default_rng(n).normal(size=n)
-    found = summarise(x, level=level)
+    found = summarize(x, level=level)
     assert found.interval == pytest.approx(stats.t.interval(level, n - 1, loc=x.mean(), scale=stats.sem(x)), rel=1e-12)
 
 
 def test_one_value_and_equal_values():
-    one = summarise([0.7])
+    one = summarize([0.7])
     assert (one.mean, one.min, one.max, one.n, one.stderr, one.interval) == (0.7, 0.7, 0.7, 1, None, None)
-    equal = summarise([0.1] * 3)
+    equal = summarize([0.1] * 3)
     assert equal.min == equal.mean == equal.max == 0.1
     assert equal.stderr == pytest.approx(0, abs=1e-16)
 
@@ -40,7 +40,7 @@ def test_interval_covers_the_mean_as_often_as_it_says(n):
     """The normal interval would cover 81 % (n = 3) or 88 % (n = 5)."""
     repeats, level = 3000, 0.95
     x = np.random.default_rng(n).normal(2, 3, size=(repeats, n))
-    covered = np.mean([low <= 2 <= high for low, high in (summarise(row, level=level).interval for row in x)])
+    covered = np.mean([low <= 2 <= high for low, high in (summarize(row, level=level).interval for row in x)])
     assert abs(covered - level) <= 5 * math.sqrt(level * (1 - level) / repeats)
 
 
@@ -153,9 +153,9 @@ def test_two_standard_errors_are_not_enough_for_three_seeds():
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: summarise([]), "values: expected at least one number"),
-        (lambda: summarise([1, float("nan")]), "values: expected at least one number, all finite"),
-        (lambda: summarise([1, 2], level=95), "level: expected a share between 0 and 1, got 95"),
+        (lambda: summarize([]), "values: expected at least one number"),
+        (lambda: summarize([1, float("nan")]), "values: expected at least one number, all finite"),
+        (lambda: summarize([1, 2], level=95), "level: expected a share between 0 and 1, got 95"),
         (lambda: paired_difference({0: 1.0}, {1: 1.0}), r"seeds: expected some in common, got \[0\] and \[1\]"),
         (lambda: paired_difference({0: 1.0}, {0: math.inf}), "b: expected at least one number, all finite"),
         (lambda: sign_flip(range(21)), "differences: expected at most 20, got 21"),

@@ -25,7 +25,7 @@ ICE = {"frost": "procedural"}
 
 
 def smooth_images(n=12, side=32, channels=3, seed=0):
-    """Smooth random colours that use most of the range, as photographs do."""
+    """Smooth random colors that use most of the range, as photographs do."""
     noise = np.random.default_rng(seed).normal(size=(n, side, side, channels))
     smooth = ndimage.gaussian_filter(noise, (0, 3, 3, 0), mode="reflect")
     smooth = 0.5 + 0.22 * smooth / smooth.std(axis=(1, 2), keepdims=True)
@@ -143,8 +143,8 @@ def test_blurs_against_naive_twins():
     np.testing.assert_allclose(clipped_zoom(layer, 1.75)[0], enlarged[:32, :32], atol=1e-12)
 
 
-def test_glass_takes_every_pixel_from_its_neighbourhood_and_leaves_two_lines():
-    # Sigma 0.05 does not smooth, so the result is a pure gather. Rows and columns are readable off the colours.
+def test_glass_takes_every_pixel_from_its_neighborhood_and_leaves_two_lines():
+    # Sigma 0.05 does not smooth, so the result is a pure gather. Rows and columns are readable off the colors.
     row, column = np.meshgrid(np.arange(32), np.arange(32), indexing="ij")
     x = np.stack([row, column, 0 * row], axis=-1).astype(np.uint8)[None].repeat(20, axis=0)
     out = corrupt(x, "glass_blur", 1, seed=0)
@@ -273,9 +273,9 @@ def test_draws_and_strengths_reach_the_functions(monkeypatch):
     for place, grid in zip(fields[0], (np.arange(32)[:, None], np.arange(32)), strict=True):
         assert (place - grid)[:, 4:-4, 4:-4].std() == pytest.approx(spread, rel=0.03)
     # 0.7 of the pixel and 0.3 of the larger of the pixel and 1.5 luma + 0.5.
-    colour = np.array([0.1, 0.4, 0.2])
+    color = np.array([0.1, 0.4, 0.2])
     light = 1.5 * (0.299 * 0.1 + 0.587 * 0.4 + 0.114 * 0.2) + 0.5
-    np.testing.assert_allclose(whiten(colour, 0.7), 0.7 * colour + 0.3 * light)
+    np.testing.assert_allclose(whiten(color, 0.7), 0.7 * color + 0.3 * light)
 
 
 def test_frost_names_the_way_out_and_mixes_a_piece_of_a_texture(tmp_path, monkeypatch):

@@ -155,7 +155,7 @@ def test_two_labels_give_the_global_optimum(grid):
         best = min(naive_energy(c, *(p[0] for p in parts)) for c in every_labelling(2, grid))
         assert energy(labels, *parts)[0] <= best + 1e-6
         changed += not np.array_equal(labels, parts[0].argmin(1))
-    assert changed > 5  # the neighbours matter in these problems
+    assert changed > 5  # the neighbors matter in these problems
 
 
 @pytest.mark.parametrize("grid", [(2, 2), (2, 3)])
@@ -218,7 +218,7 @@ def smoothness(z, a, b, size, grid, scale):
 @pytest.mark.parametrize(("side", "grid", "size"), [(16, 2, 4), (16, 2, 2), (12, 3, 4)])
 def test_costs_of_binary_masks_equal_the_formula_of_the_paper(side, grid, size):
     x, saliency, _ = batch(2, side)
-    options = pm.PuzzleOptions(neighbourhood=size, n_labels=3, beta=1.2, gamma=0.5, eta=0.2)
+    options = pm.PuzzleOptions(neighborhood=size, n_labels=3, beta=1.2, gamma=0.5, eta=0.2)
     shares = pm.cell_shares(saliency, side // grid)
     parts = pm.mask_costs(shares[:1], shares[1:], x[:1], x[1:], 0.3, options)
     parts = [p.double().numpy() for p in parts]
@@ -236,7 +236,7 @@ def test_costs_of_binary_masks_equal_the_formula_of_the_paper(side, grid, size):
     np.testing.assert_allclose(gaps, gaps[0], atol=1e-6)  # equal up to one constant for all masks
 
 
-def test_the_middle_label_costs_the_mean_of_its_neighbours_but_for_the_binomial_prior():
+def test_the_middle_label_costs_the_mean_of_its_neighbors_but_for_the_binomial_prior():
     x, saliency, _ = batch(2, 16)
     shares = pm.cell_shares(saliency, 8)
     unary = pm.mask_costs(shares[:1], shares[1:], x[:1], x[1:], 0.3, pm.PuzzleOptions())[0]
@@ -356,7 +356,7 @@ def test_puzzlemix_weighs_labels_by_the_mask_and_pixels_alike(grid, transport):
     assert mixed.shape == x.shape
     assert ((targets >= 0) & (targets <= 1)).all()
     torch.testing.assert_close(targets.sum(1), torch.ones(10))
-    # Transport permutes whole patches: images of one colour each show the mask's mean in their own mean.
+    # Transport permutes whole patches: images of one color each show the mask's mean in their own mean.
     flat = torch.arange(10.0)[:, None, None, None].expand(-1, 3, 32, 32)
     mixed, targets = pm.apply_puzzlemix(
         flat / 10, torch.eye(10), saliency, pm.PuzzleDraw(0.4, index, grid), **UNIT, options=options
@@ -364,15 +364,15 @@ def test_puzzlemix_weighs_labels_by_the_mask_and_pixels_alike(grid, transport):
     torch.testing.assert_close(mixed.mean((1, 2, 3)), targets @ (torch.arange(10.0) / 10))
 
 
-def test_normalised_images_get_the_mask_of_their_pixels():
+def test_normalized_images_get_the_mask_of_their_pixels():
     x, saliency, _ = batch(6, 32, seed=9)
     draw = pm.PuzzleDraw(0.5, torch.tensor([3, 4, 5, 0, 1, 2]), 8)
     plain = pm.apply_puzzlemix(x, torch.eye(6), saliency, draw, **UNIT)
     mean, std = (0.5, 0.4, 0.45), (0.25, 0.2, 0.22)
     shift, scale = (torch.tensor(v)[:, None, None] for v in (mean, std))
-    normalised = pm.apply_puzzlemix((x - shift) / scale, torch.eye(6), saliency, draw, mean=mean, std=std)
-    torch.testing.assert_close(normalised[1], plain[1])
-    torch.testing.assert_close(normalised[0] * scale + shift, plain[0], rtol=1e-4, atol=1e-5)
+    normalized = pm.apply_puzzlemix((x - shift) / scale, torch.eye(6), saliency, draw, mean=mean, std=std)
+    torch.testing.assert_close(normalized[1], plain[1])
+    torch.testing.assert_close(normalized[0] * scale + shift, plain[0], rtol=1e-4, atol=1e-5)
 
 
 def test_puzzlemix_replays_and_refuses_what_does_not_fit():

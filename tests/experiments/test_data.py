@@ -202,7 +202,7 @@ def test_normalisations_are_those_of_the_protocol(tmp_path):
         assert (found.mean, found.std) == (mean, std)
         pixels = found.train.images.numpy()[:2] / 255  # naive twin
         expected = np.stack([(pixels[:, c] - mean[c]) / std[c] for c in range(3)], axis=1)
-        np.testing.assert_allclose(found.normalise(found.train.images[:2]), expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found.normalize(found.train.images[:2]), expected, rtol=1e-5, atol=1e-5)
     assert [round(v, 3) for v in cifar.NORMALISATION["nfm_head_cifar10"][1]] == [0.247, 0.244, 0.262]
     with pytest.raises(ValueError, match=r"normalisation: expected one of nfm_preprint, .* got 'none'"):
         cifar.load_cifar(10, tmp_path / "c", normalisation="none")
@@ -340,10 +340,10 @@ def test_digits_as_bytes_are_the_same_digits():
     assert torch.equal(data.train.labels, other.y)
     assert torch.equal(data.test.labels, other.y_test)
     assert data.train.images.unique().tolist() == [round(255 * v / 16) for v in range(17)]
-    # bytes are rounded, so the standardised pixels agree to half a step
-    seen = data.normalise(data.test.images).double()
+    # bytes are rounded, so the standardized pixels agree to half a step
+    seen = data.normalize(data.test.images).double()
     assert float((seen - other.x_test).abs().max()) < 0.6 / 255 / data.std[0]
-    train = data.normalise(data.train.images)
+    train = data.normalize(data.train.images)
     assert float(train.mean()) == pytest.approx(0, abs=1e-5)
     assert float(train.std()) == pytest.approx(1, abs=1e-3)
     with pytest.raises(ValueError, match="test_share"):

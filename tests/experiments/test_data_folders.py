@@ -28,14 +28,14 @@ def _no_data_of_the_user(monkeypatch):
 
 
 WNIDS = ("n01", "n02", "n05")
-COLOURS = {"n01": (200, 30, 30), "n02": (30, 200, 30), "n05": (30, 30, 200)}
+COLORS = {"n01": (200, 30, 30), "n02": (30, 200, 30), "n05": (30, 30, 200)}
 
 
 def write_images(folder, wnids=WNIDS, count=2, size=(40, 30)):
     for wnid in wnids:
         (folder / wnid).mkdir(parents=True)
         for k in range(count):
-            Image.new("RGB", size, COLOURS[wnid]).save(folder / wnid / f"{wnid}_{k}.JPEG")
+            Image.new("RGB", size, COLORS[wnid]).save(folder / wnid / f"{wnid}_{k}.JPEG")
     return folder
 
 
@@ -49,7 +49,7 @@ def test_image_folders_are_sorted_lazy_and_rgb(tmp_path):
     for k in range(6):
         array, label = data[k]
         assert (array.dtype, array.shape) == (np.uint8, (30, 40, 3))
-        assert np.abs(array.astype(int).mean((0, 1)) - COLOURS[WNIDS[label]]).max() < 3
+        assert np.abs(array.astype(int).mean((0, 1)) - COLORS[WNIDS[label]]).max() < 3
     assert data[-1][0].shape == (30, 40, 3)
     batch, labels = next(iter(DataLoader(data, batch_size=7)))
     assert batch.shape == (7, 30, 40, 3)

@@ -19,7 +19,7 @@ from experiments.studies.networks import NetworkRecipe, train, trained_network
 SHORT = {"epochs": 2}
 
 
-def test_digits_are_standardised_split_once_and_balanced():
+def test_digits_are_standardized_split_once_and_balanced():
     data = load_digits(10)
     assert data.x.shape[1:] == (1, 8, 8)
     assert float(data.x.mean()) == pytest.approx(0, abs=1e-12)

@@ -135,12 +135,12 @@ def test_examples_are_the_largest_and_a_typical_image():
         assert int(fig_maps.total_map(one, "add").flatten(1).sum(1).argmax()) in chosen
 
 
-def test_colour_images_are_summed_over_their_channels(tmp_path, monkeypatch):
+def test_color_images_are_summed_over_their_channels(tmp_path, monkeypatch):
     x, y = data(channels=2)
-    colour = regularizer_maps(nt.Problem(network(), x, y, law=LAWS["normal"]), y)
-    assert isinstance(colour, RegularizerMaps)
-    shown = fig_maps.draw_pixels({"erm": colour}).axes[0].get_images()[0].get_array()
-    assert np.array(shown) == pytest.approx(fig_maps.total_map(colour, "add").mean(0).sum(0).numpy())
+    color = regularizer_maps(nt.Problem(network(), x, y, law=LAWS["normal"]), y)
+    assert isinstance(color, RegularizerMaps)
+    shown = fig_maps.draw_pixels({"erm": color}).axes[0].get_images()[0].get_array()
+    assert np.array(shown) == pytest.approx(fig_maps.total_map(color, "add").mean(0).sum(0).numpy())
     monkeypatch.setattr(fig_maps, "digits_maps", lambda: SOME)
     names = {path.name for path in fig_maps.make(tmp_path)}
     assert names == {

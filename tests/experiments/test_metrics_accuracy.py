@@ -32,7 +32,7 @@ def toy_model(size: int = 6, classes: int = 4) -> nn.Module:
 
 
 class Recorder(nn.Module):
-    """Keeps what it is given; the logits favour class 0."""
+    """Keeps what it is given; the logits favor class 0."""
 
     def __init__(self):
         super().__init__()
@@ -48,7 +48,7 @@ class Recorder(nn.Module):
         return torch.cat(self.seen)
 
 
-def normalised(images: torch.Tensor) -> torch.Tensor:
+def normalized(images: torch.Tensor) -> torch.Tensor:
     return (images.float() / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
@@ -71,7 +71,7 @@ def test_logits_are_those_of_one_pass_whatever_the_batches(batch_size, channels_
     data, model = toy_data(), toy_model()
     found = logits_of(model, data.test, data, batch_size=batch_size, channels_last=channels_last)
     with torch.no_grad():
-        expected = model(normalised(data.test.images))
+        expected = model(normalized(data.test.images))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert found.dtype == torch.float32
     assert not found.is_inference()
@@ -165,7 +165,7 @@ def test_released_salt_and_pepper_touches_the_expected_share_of_one_channel():
 @pytest.mark.parametrize(("gamma", "white", "black"), [(0.0, 0, 0), (0.1, 2, 2), (0.14, 3, 2), (1.0, 18, 18)])
 def test_salt_and_pepper_whitens_and_blackens_whole_pixels(gamma, white, black):
     data = toy_data()
-    x = normalised(data.test.images // 2 + 50)  # neither 0 nor 255 before
+    x = normalized(data.test.images // 2 + 50)  # neither 0 nor 255 before
     found = salt_pepper(x, gamma, chunk_generator(0), mean=MEAN, std=STD)
     pixels = found * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
     is_white, is_black = ((pixels - value).abs().amax(1) < 1e-6 for value in (1, 0))
@@ -190,7 +190,7 @@ def test_noise_depends_neither_on_the_batches_nor_on_the_limit(kind, variant, mo
     assert torch.equal(seen[0], seen[1])
     assert torch.equal(seen[0], seen[2])
     assert torch.equal(seen[0][:21], seen[3])
-    changed = (seen[0] != normalised(data.test.images)).any(1).flatten(1)
+    changed = (seen[0] != normalized(data.test.images)).any(1).flatten(1)
     assert changed.any(1).all()
     if variant == "released":  # the same places in each chunk, but for pixels that had the value before
         assert (changed[:16] == changed[16:32]).double().mean() > 0.9
@@ -203,7 +203,7 @@ def test_noise_curve_is_the_accuracy_of_what_the_model_saw():
     curve = noise_curve(model, data, "white_noise", [0.0, 2.0], seed=0)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert curve[0.0] == accuracy(logits_of(model, data.test, data), data.test.labels)
-    x = white_noise(normalised(data.test.images), 2.0, chunk_generator(0, "white_noise", 2.0, 0))
+    x = white_noise(normalized(data.test.images), 2.0, chunk_generator(0, "white_noise", 2.0, 0))
     with torch.no_grad():
         by_hand = sum(int(model(image[None]).argmax()) == int(y) for image, y in zip(x, data.test.labels, strict=True))
     assert curve[2.0] == by_hand / 60

@@ -42,11 +42,11 @@ def attackable(n: int = 48) -> tuple[nn.Module, ImageData, torch.Tensor]:
 
 
 def head_of(model, data):
-    return lambda pixels: model(data.normalise(pixels))
+    return lambda pixels: model(data.normalize(pixels))
 
 
 def linear_case() -> tuple[nn.Module, ImageData]:
-    """Logit difference 2 p - 1.2 of a single pixel p; normalised it is (p - 0.5) / 0.25."""
+    """Logit difference 2 p - 1.2 of a single pixel p; normalized it is (p - 0.5) / 0.25."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)).eval()
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([[0.0], [0.5]]))  # 2 (p - 0.5) in pixels

@@ -28,7 +28,7 @@ from experiments.schemes import build_step
 from experiments.training import CheckpointError, Execution, MemorySource, run_folder, train
 from experiments.training.batches import IMAGENET_SIZE, Views
 from experiments.training.checkpoint import load_checkpoint
-from experiments.training.optimisation import learning_rate
+from experiments.training.optimization import learning_rate
 from experiments.training.pretrained import classifier_name, load_pretrained
 
 SIDE = sets.SIDE
@@ -65,7 +65,7 @@ def data(shelf):
 
 
 def subject(data, model=None, batch_size=4):
-    model = (model or sets.Colour()).eval()
+    model = (model or sets.Color()).eval()
     return Subject(model, data, "paper", options={"batch_size": batch_size}, image_size=SIDE)
 
 
@@ -143,7 +143,7 @@ def test_training_images_are_whole_lazy_and_drawn_from_all_classes(data, monkeyp
     assert len(set(parts[1].labels)) == 3  # the first eight files would be of two classes
     for part in parts:
         for k, label in enumerate(part.labels):
-            assert part.sample(k).mean((0, 1)).argmax() == label  # colours are the classes
+            assert part.sample(k).mean((0, 1)).argmax() == label  # colors are the classes
     for count in (0, 13):
         with pytest.raises(ValueError, match="samples: expected 1 to 12"):
             data.source(replace(settings, samples=count))
@@ -161,7 +161,7 @@ def test_views_have_the_size_of_the_recipe(data):
         Views(data.source(settings), replace(settings, augmentation="none"), 0, 0)
 
 
-# Evaluation on files, with colours as classes --------------------------------------------------------------------
+# Evaluation on files, with colors as classes --------------------------------------------------------------------
 
 
 def test_accuracy_on_validation_images_and_renditions(data):
@@ -177,14 +177,14 @@ def test_accuracy_on_validation_images_and_renditions(data):
 def test_calibration_is_that_of_the_renditions(data):
     found, settings = run_suite("calibration", subject(data))
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
-    colours = [0, 2, 0, 2, 2, 1]
-    logits = ((torch.tensor(sets.COLOURS)[colours] / 255 - mean) / std)[:, [0, 2]]
+    colors = [0, 2, 0, 2, 2, 1]
+    logits = ((torch.tensor(sets.COLORS)[colors] / 255 - mean) / std)[:, [0, 2]]
     expected = calibration_summary(logits, torch.tensor([0, 0, 0, 1, 1, 1]))
     assert settings["set"] == "ImageNet-R"
     assert set(expected) == {"rms_calibration_error", "ece", "aurra"}
     assert set(found) == {f"imagenet_r/{key}" for key in expected}
     for key, value in expected.items():
-        assert found[f"imagenet_r/{key}"] == pytest.approx(value, abs=0.02)  # JPEG moves colours a little
+        assert found[f"imagenet_r/{key}"] == pytest.approx(value, abs=0.02)  # JPEG moves colors a little
 
 
 def test_corruptions_are_counted_where_they_are(data):
@@ -274,7 +274,7 @@ def test_only_a_batch_is_in_memory(data, monkeypatch):
 def test_renditions_need_files():
     digits = ImageData("digits", None, None, 10, (0.0,), (1.0,))
     with pytest.raises(ValueError, match=r"'renditions' needs .* images on disk, got 'digits'"):
-        run_suite("renditions", Subject(sets.Colour(), digits, "digits"))
+        run_suite("renditions", Subject(sets.Color(), digits, "digits"))
 
 
 # One step from files to the ledger --------------------------------------------------------------------------------
@@ -352,12 +352,12 @@ def test_images_in_memory_are_brought_to_size_batch_by_batch():
         view = np.array(Image.fromarray(image).resize((256, 256), Image.Resampling.BILINEAR))[16:240, 16:240]
         assert np.array_equal(bring_to_size(images[k : k + 1], 224)[0].permute(1, 2, 0).numpy(), view)
         expected = (torch.from_numpy(view).permute(2, 0, 1) / 255 - 0.5) / 0.25
-        assert torch.allclose(sized.normalise(images[k : k + 1])[0], expected, atol=1e-6)
+        assert torch.allclose(sized.normalize(images[k : k + 1])[0], expected, atol=1e-6)
     seen = []
     logits_of(lambda x: seen.append(tuple(x.shape)) or x.mean((2, 3)), test, sized, batch_size=2)
     assert seen == [(2, 3, 224, 224), (2, 3, 224, 224), (1, 3, 224, 224)]
     with pytest.raises(ValueError, match="images: expected bytes"):
-        sized.normalise(images.float() / 255)
+        sized.normalize(images.float() / 255)
     assert (resize_for(224), resize_for(64), resize_for(32)) == (256, 73, 37)
 
 

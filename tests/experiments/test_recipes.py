@@ -11,7 +11,7 @@ from experiments.recipes import SIZES, Recipe, Scheme, Training, all_recipes, ge
 from experiments.recipes.recipe import _changed
 from experiments.tables.published import ABLATION, load_published
 from experiments.tables.registry import TABLES
-from experiments.training.optimisation import learning_rate
+from experiments.training.optimization import learning_rate
 
 PAPER = select_recipes(size="paper")
 #: Names of table rows where the recipe has another: the ablation by its switches, rows with an α or epochs.

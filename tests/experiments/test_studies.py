@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from ledger_entries import entry
 
-from experiments.record.comparison import paired_difference, summarise
+from experiments.record.comparison import paired_difference, summarize
 from experiments.record.ledger import append
 from experiments.studies.gains import gains
 from experiments.studies.study import (
@@ -53,7 +53,7 @@ def test_summaries_are_percent_and_what_was_not_run_is_not_there():
     assert format_summary(found) == "91.0 ± 1.0"
     assert one.summary("mixup", "clean") is None
     assert format_summary(None) == format_gain(None) == "not run"
-    assert format_summary(summarise([91.23])) == "91.2"
+    assert format_summary(summarize([91.23])) == "91.2"
 
 
 def test_levels_rise_as_numbers_and_the_strongest_but_one_stands_for_them():

@@ -14,7 +14,7 @@ from experiments.recipes.recipe import Scheme
 from experiments.training.batches import Views, batch_indices, epoch_batches
 from experiments.training.distributed import World
 from experiments.training.loop import effective_epochs
-from experiments.training.optimisation import build_optimiser, learning_rate
+from experiments.training.optimization import build_optimiser, learning_rate
 from experiments.training.seeds import IMAGE, ORDER, STEP, epoch_order, image_generator, stream_seed
 
 # Rates --------------------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def test_loader_processes_make_the_same_batches():
 
 
 def test_views_by_hand():
-    """Clean views first, each crop and flip from the generator of its image; normalised bytes, channels first."""
+    """Clean views first, each crop and flip from the generator of its image; normalized bytes, channels first."""
     source = image_source()
     training = image_training("noisymix", views="augmix")
     indices = np.array([7, 2])

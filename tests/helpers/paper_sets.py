@@ -1,6 +1,6 @@
-"""Tiny stand-ins for the data of the papers' size: ImageNet, its test sets, CIFAR-10; solid colours, known by heart.
+"""Tiny stand-ins for the data of the papers' size: ImageNet, its test sets, CIFAR-10; solid colors, known by heart.
 
-A network that answers with the strongest channel (`Colour`) has class 0 for red, 1 for green, 2 for blue.
+A network that answers with the strongest channel (`Color`) has class 0 for red, 1 for green, 2 for blue.
 """
 
 import io
@@ -15,13 +15,13 @@ from torch import nn
 from experiments.metrics.corruption import CATEGORIES, CORRUPTIONS
 
 WNIDS = ("n01", "n02", "n05")
-COLOURS = ((200, 30, 30), (30, 200, 30), (30, 30, 200))
+COLORS = ((200, 30, 30), (30, 200, 30), (30, 30, 200))
 SIDE, PER_CLASS = 64, 2
 ARCHIVES = {"gaussian_noise": "noise", "translate": "digital"}  # others lie in the folder itself
 
 
-class Colour(nn.Module):
-    """The strongest of three channels, normalised."""
+class Color(nn.Module):
+    """The strongest of three channels, normalized."""
 
     def forward(self, x):
         return x.mean((2, 3))
@@ -38,22 +38,22 @@ class Projection(nn.Module):
         return x.flatten(1) @ self.w
 
 
-def jpeg(colour, size):
+def jpeg(color, size):
     file = io.BytesIO()
-    Image.new("RGB", size, COLOURS[colour]).save(file, "JPEG")
+    Image.new("RGB", size, COLORS[color]).save(file, "JPEG")
     return file.getvalue()
 
 
-def write_class_folders(folder, colours, size):
-    """`colours[wnid]` lists the colours of its images."""
-    for wnid, shown in colours.items():
+def write_class_folders(folder, colors, size):
+    """`colors[wnid]` lists the colors of its images."""
+    for wnid, shown in colors.items():
         (folder / wnid).mkdir(parents=True)
-        for k, colour in enumerate(shown):
-            (folder / wnid / f"{k}.JPEG").write_bytes(jpeg(colour, size))
+        for k, color in enumerate(shown):
+            (folder / wnid / f"{k}.JPEG").write_bytes(jpeg(color, size))
 
 
 def write_imagenet(folder):
-    """Four training and two validation images of each class; the second one of each class shows the next colour."""
+    """Four training and two validation images of each class; the second one of each class shows the next color."""
     write_class_folders(folder / "train", {w: [k] * 4 for k, w in enumerate(WNIDS)}, (90, 70))
     write_class_folders(folder / "val", {w: [k, (k + 1) % 3] for k, w in enumerate(WNIDS)}, (70, 90))
 
@@ -64,25 +64,25 @@ def write_imagenet_c(folder):
         for name in names:
             for severity in range(1, 6):
                 right = 6 if category == "noise" else severity
-                colours = {
+                colors = {
                     w: [(k + (PER_CLASS * k + j >= right)) % 3 for j in range(PER_CLASS)] for k, w in enumerate(WNIDS)
                 }
                 place = folder / category / name if category == "noise" else folder / name
-                write_class_folders(place / str(severity), colours, (SIDE, SIDE))
+                write_class_folders(place / str(severity), colors, (SIDE, SIDE))
 
 
 def write_imagenet_r(folder):
-    """Two of the classes; the last image shows the colour of the class that is not among them."""
+    """Two of the classes; the last image shows the color of the class that is not among them."""
     write_class_folders(folder, {"n01": [0, 2, 0], "n05": [2, 2, 1]}, (80, 100))
 
 
-def write_video(path, colours):
+def write_video(path, colors):
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (SIDE, SIDE))
     if not writer.isOpened():
         return False
-    for colour in colours:
-        writer.write(np.full((SIDE, SIDE, 3), COLOURS[colour][::-1], np.uint8))  # blue, green, red
+    for color in colors:
+        writer.write(np.full((SIDE, SIDE, 3), COLORS[color][::-1], np.uint8))  # blue, green, red
     writer.release()
     return True
 

@@ -4,8 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
+from email import message_from_bytes
 from importlib import metadata
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from installed import clean_environment
@@ -42,19 +44,24 @@ def wheel(tmp_path_factory):
     return path
 
 
-def runtime_dependencies() -> set[str]:
-    """Distributions that a plain install brings, by their metadata."""
-    seen, waiting = set(), ["nfm_theory"]
+def _required(lines: list[str]) -> list[str]:
+    """Names of the distributions that these requirements ask for without an extra."""
+    wanted = [Requirement(line) for line in lines]
+    return [w.name.lower() for w in wanted if w.marker is None or w.marker.evaluate({"extra": ""})]
+
+
+def runtime_dependencies(wheel: Path) -> set[str]:
+    """Distributions that a plain install of the wheel brings, by its own metadata and by theirs."""
+    with ZipFile(wheel) as packed:
+        (name,) = (n for n in packed.namelist() if n.endswith(".dist-info/METADATA"))
+        own = message_from_bytes(packed.read(name)).get_all("Requires-Dist", [])
+    seen, waiting = set(), _required(own)
     while waiting:
         name = waiting.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        for text in metadata.distribution(name).requires or ():
-            wanted = Requirement(text)
-            if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
-                waiting.append(wanted.name.lower())
-    return seen - {"nfm_theory"}
+        if name not in seen:
+            seen.add(name)
+            waiting += _required(metadata.distribution(name).requires or [])
+    return seen
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +72,7 @@ def bare(wheel, tmp_path_factory):
     install = [str(folder / "bin" / "pip"), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
     subprocess.run(install, check=True, env=clean_environment())
     (site,) = folder.glob("lib/python*/site-packages")
-    for name in runtime_dependencies():
+    for name in runtime_dependencies(wheel):
         for top in {file.parts[0] for file in metadata.distribution(name).files or () if file.parts[0] != ".."}:
             target = Path(metadata.distribution(name).locate_file(top))
             if top != "__pycache__" and not (site / top).exists():

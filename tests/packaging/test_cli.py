@@ -184,7 +184,7 @@ def test_the_bound_of_a_network_of_the_repository_with_noise(work):
 
 
 def test_the_help_documents_the_bound():
-    text = re.sub(r"\x1b\[[0-9;]*m", "", run("--help").output)  # colours split the names of options
+    text = re.sub(r"\x1b\[[0-9;]*m", "", run("--help").output)  # colors split the names of options
     assert "--bound" in text
     assert "certified" in text
 

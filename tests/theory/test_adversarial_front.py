@@ -324,7 +324,7 @@ def test_the_clean_branch_is_the_problem_of_the_first_inputs():
 def test_branches_without_gamma_have_no_bound():
     model = network()
     x, _ = data(model)
-    with pytest.raises(ValueError, match="give gamma="):
+    with pytest.raises(ValueError, match="set gamma="):
         bound(Branches(model, [x, 0.9 * x], law=Law()))
 
 

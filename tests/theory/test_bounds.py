@@ -32,7 +32,7 @@ def homogeneous(seed, sizes, scale=4.0):
     return model
 
 
-def centred(seed, n, d):
+def centered(seed, n, d):
     x = randn(seed, n // 2, d)
     return torch.cat([x, -x])
 
@@ -44,7 +44,7 @@ def labelled(model, x):
 
 
 def setting(seed=3, classes=1, sizes=(4, 16, 8), n=16):
-    """Centred data on the right side, none next to an activation boundary (those of -x are those of x)."""
+    """Centered data on the right side, none next to an activation boundary (those of -x are those of x)."""
     model = homogeneous(seed, [*sizes, classes])
     x = randn(seed + 1, 2 * n, sizes[0])
     x = x[region_distance(network_steps(model), x) > 1e-3][: n // 2]
@@ -154,7 +154,7 @@ def test_a_leaky_network_is_refuted_at_a_large_scale():
 
 
 def test_failed_assumptions_are_named():
-    x, y = centred(2, 8, 3), torch.arange(8) % 2
+    x, y = centered(2, 8, 3), torch.arange(8) % 2
     biased = bound(Problem(mlp(1, [3, 8, 1], "relu"), x + 1, y, law=Law(), loss="logistic"))
     assert {"homogeneity", "centring", "Θ"} <= set(biased.failed)
     assert "fails: homogeneity" in biased.reason

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 import nfm_theory as nt
 from nfm_theory import linearize
 from nfm_theory.calculus.directions import (
-    centred_features,
+    centered_features,
     compressed,
     coordinate_basis,
     joint_directions,
@@ -39,7 +39,7 @@ def covariance(x):
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 2, 3), (7, 1)])
 def test_directions_of_data_have_its_second_moment(shape):
     x = randn(0, *shape)
-    assert_close(moment(centred_features(x)), covariance(x), rtol=1e-12, atol=1e-14)
+    assert_close(moment(centered_features(x)), covariance(x), rtol=1e-12, atol=1e-14)
     eigen = second_moment_directions(x)
     assert_close(moment(eigen), covariance(x), rtol=1e-12, atol=1e-14)
     assert len(eigen) == min(len(x) - 1, x[0].numel())

@@ -30,7 +30,7 @@ def unmixed_density(lam, a, b):
     return lam * (p(lam) + p(1 - lam))
 
 
-def centred(seed, n, d, skew=0.3):
+def centered(seed, n, d, skew=0.3):
     x = randn(seed, n, d)
     x = x + skew * x**2  # not symmetric: the cubic term must not vanish
     return x - x.mean(0)
@@ -58,7 +58,7 @@ def test_moment_in_closed_form():
 
 @pytest.mark.parametrize(("a", "b"), [(1.0, None), (0.2, None), (1.0, 5.0), (5.0, 0.5)])
 def test_divergence_is_refused_and_real(a, b):
-    x, theta = centred(0, 5, 2), randn(1, 2)
+    x, theta = centered(0, 5, 2), randn(1, 2)
     with pytest.raises(ValueError, match="infinite") as caught:
         glm_regularizer(theta, x, alpha=a, beta=b)
     assert "min(α, β) > 1" in str(caught.value)
@@ -89,7 +89,7 @@ def test_derivatives_of_the_families(family):
     b=st.sampled_from([None, 3.0]),
 )
 def test_regularizer_is_the_double_loop(seed, n, d, family, a, b):
-    x, theta = centred(seed, n, d), randn(seed + 1, d)
+    x, theta = centered(seed, n, d), randn(seed + 1, d)
     second = glm_family(family).variance
     total = 0.0
     for i in range(n):
@@ -107,7 +107,7 @@ def test_regularizer_is_the_double_loop(seed, n, d, family, a, b):
 def test_exact_loss_is_the_integral(seed, a, b):
     """A second witness: adaptive integration in λ, pair by pair, with the definition of the density."""
     n = 3
-    x, theta = centred(seed, n, 2), randn(seed + 1, 2)
+    x, theta = centered(seed, n, 2), randn(seed + 1, 2)
     y = torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64)
     scores, targets, second = (x @ theta).numpy(), y.numpy(), a if b is None else b
 
@@ -132,7 +132,7 @@ def test_exact_loss_is_the_integral(seed, a, b):
 
 
 def test_square_loss_is_its_own_expansion():
-    x, theta, y = centred(0, 6, 3), randn(1, 3), randn(2, 6)
+    x, theta, y = centered(0, 6, 3), randn(1, 3), randn(2, 6)
     scores = x @ theta
     standard = (scores**2 / 2 - y * scores).mean()
     scale = torch.tensor([0.0, 0.3, 1.0], dtype=x.dtype)
@@ -158,7 +158,7 @@ def test_remainder_is_third_order_with_the_predicted_coefficient(a, b):
 
 def test_order_of_the_remainder_below_min_two():
     """1 < min(α, β) < 2: the second-order term exists, the remainder falls like t^(1 + min(α, β)) only."""
-    x, theta = centred(3, 6, 2), 2 * randn(4, 2)
+    x, theta = centered(3, 6, 2), 2 * randn(4, 2)
     y = torch.zeros(6, dtype=x.dtype)
     scales = torch.tensor([4e-3, 2e-3, 1e-3], dtype=x.dtype)
     exact = glm_mixup_loss(theta, x, y, alpha=1.5, scale=scales, num_lam=2000)
@@ -170,7 +170,7 @@ def test_order_of_the_remainder_below_min_two():
 
 
 def test_losses_that_are_infinite_are_refused():
-    x, theta, y = centred(0, 4, 2), randn(1, 2), randn(2, 4)
+    x, theta, y = centered(0, 4, 2), randn(1, 2), randn(2, 4)
     with pytest.raises(ValueError, match="square family is infinite"):
         glm_mixup_loss(theta, x, y, alpha=1.0, family="square")
     with pytest.raises(ValueError, match="poisson family is infinite"):
@@ -179,7 +179,7 @@ def test_losses_that_are_infinite_are_refused():
 
 
 def test_gradient_of_the_regularizer():
-    x, theta = centred(0, 5, 3), randn(1, 3).requires_grad_()
+    x, theta = centered(0, 5, 3), randn(1, 3).requires_grad_()
     assert torch.autograd.gradcheck(lambda t: glm_regularizer(t, x, alpha=2.0), (theta,))
 
 
@@ -192,7 +192,7 @@ def test_gradient_of_the_regularizer():
     ],
 )
 def test_unfit_data_are_refused(change, message):
-    parts = {"x": centred(0, 5, 3), "theta": randn(1, 3)}
+    parts = {"x": centered(0, 5, 3), "theta": randn(1, 3)}
     for name, edit in change.items():
         parts[name] = edit(parts[name])
     with pytest.raises(ValueError, match=message):
@@ -200,7 +200,7 @@ def test_unfit_data_are_refused(change, message):
 
 
 def test_unfit_options_are_refused():
-    x, theta = centred(0, 5, 3), randn(1, 3)
+    x, theta = centered(0, 5, 3), randn(1, 3)
     with pytest.raises(ValueError, match="family"):
         glm_regularizer(theta, x, alpha=2.0, family="probit")
     with pytest.raises(ValueError, match="alpha"):

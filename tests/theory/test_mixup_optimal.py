@@ -157,7 +157,7 @@ def binned_minimum(x, y, alpha, width, num=4000):
     i, r = (p.flatten() for p in torch.meshgrid(torch.arange(len(x)), torch.arange(len(x)), indexing="ij"))
     point = lam[:, None] * x[i] + (1 - lam[:, None]) * x[r]
     target = (lam[:, None] * y[i] + (1 - lam[:, None]) * y[r]).flatten()
-    bins = ((point.flatten() - x.min()) / width + 0.5).floor().long()  # bins centred at the data
+    bins = ((point.flatten() - x.min()) / width + 0.5).floor().long()  # bins centered at the data
     logits = torch.zeros(int(bins.max()) + 1, dtype=x.dtype, requires_grad=True)
     mass = torch.zeros(len(logits), dtype=x.dtype).index_add(0, bins, torch.ones_like(target)) / len(target)
     label = torch.zeros(len(logits), dtype=x.dtype).index_add(0, bins, target) / len(target)

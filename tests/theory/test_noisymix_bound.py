@@ -36,7 +36,7 @@ def homogeneous(seed, sizes):
 
 
 def setting(seed=0, classes=1, n=6, d=2, turn=0.2):
-    """Centred data on the right side and a turned, shrunk and shifted copy, all away from activation boundaries."""
+    """Centered data on the right side and a turned, shrunk and shifted copy, all away from activation boundaries."""
     model = homogeneous(seed, [d, 8, classes])
     x = randn(seed + 1, 20 * n, d)
     augment = lambda z: 0.9 * z + turn * z.flip(-1) * torch.tensor([1.0, -1.0]).repeat(d // 2) + turn / 4  # noqa: E731
@@ -246,7 +246,7 @@ ERRORS = [
     ({"gamma": -1.0}, "gamma: expected"),
     ({"eps": 0.0}, "eps: expected"),
     ({"law": Law(alpha=0.0)}, "needs mixing"),
-    ({"gamma": None, "loss": None}, "give gamma="),
+    ({"gamma": None, "loss": None}, "set gamma="),
     ({"weights": [0.5, 0.6]}, "weights"),
     ({"radius": "largest"}, "radius: expected"),
     ({"method": "guess"}, "method: expected"),

@@ -125,9 +125,9 @@ def test_logistic_loss_keeps_the_curvature_of_far_tails(z):
 
 
 def standardize(z, dims):
-    centred = z - z.sum(dims, keepdim=True) / math.prod(z.shape[d] for d in dims)
-    variance = (centred**2).sum(dims, keepdim=True) / math.prod(z.shape[d] for d in dims)
-    return centred / (variance + 1e-5) ** 0.5
+    centered = z - z.sum(dims, keepdim=True) / math.prod(z.shape[d] for d in dims)
+    variance = (centered**2).sum(dims, keepdim=True) / math.prod(z.shape[d] for d in dims)
+    return centered / (variance + 1e-5) ** 0.5
 
 
 def per_channel(z, p):

@@ -95,7 +95,7 @@ def test_glm_bound_is_never_below(seed, n, d, rank, gamma, rho, sharp):
     found = compare_glm_bound(x, gamma, rho, sharp=sharp)
     assert found.holds
     assert found.ratio + 1e-9 >= 1
-    assert found.bound == pytest.approx(found.jensen, rel=1e-6)  # centred data: Jensen is all that is lost
+    assert found.bound == pytest.approx(found.jensen, rel=1e-6)  # centered data: Jensen is all that is lost
     assert found.ratio < 1.6  # E‖·‖ ≥ (E‖·‖²)^{1/2} / √2 for Rademacher sums (Khinchin-Kahane)
 
 

@@ -151,19 +151,19 @@ def _softmax(rec, func, input, dim, dtype=None, **kwargs):
     axis = dim - input.ndim  # counted from the end, because tangents have one more dimension at the start
     s = rec.keep(out)
 
-    def centred(t):
+    def centered(t):
         return t - (s * t).sum(axis, keepdim=True)
 
     def form(adj):
         weight = (adj - (adj * s).sum(axis, keepdim=True)) * s
 
         def second(t):
-            t = centred(t)
+            t = centered(t)
             return t * t * weight
 
         return second
 
-    return rec.emit([x], out, lambda t: s * centred(t), form, layout=x.layout)
+    return rec.emit([x], out, lambda t: s * centered(t), form, layout=x.layout)
 
 
 @rule("log_softmax")
@@ -193,7 +193,7 @@ def _logsumexp(rec, func, input, dim, keepdim=False):
 
 
 def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float) -> Tensor:
-    r"""Record `y = c / sqrt(mean c² + eps)` over the last `dims` dimensions as one operation, c the centred input.
+    r"""Record `y = c / sqrt(mean c² + eps)` over the last `dims` dimensions as one operation, c the centered input.
 
     With r = 1 / sqrt(mean c² + eps), μ = mean(y ċ) and q = mean(ċ²): ẏ = r (ċ - y μ), ÿ = r² (y (3 μ² - q) - 2 ċ μ).
     """
