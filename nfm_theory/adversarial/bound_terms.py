@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..calculus.derivatives import jacobian_rows
 from ..calculus.engine import linearize
+from ..calculus.forward_mode import jvp
 from ..calculus.replacements import exact_derivatives
 from ..setting.problem import Problem
 from .bound_report import Assumption
@@ -63,7 +64,7 @@ def _hessian_norm(problem: Problem, objectives: Tensor, gradients: Tensor, gener
     with exact_derivatives():
         for _ in range(_POWER_STEPS):
             v = v / v.flatten(1).norm(dim=1).clamp(min=1e-30).reshape(-1, *[1] * (g.ndim - 1))
-            v = torch.func.jvp(slope, (g,), (v,))[1].detach()
+            v = jvp(slope, (g,), (v,))[1].detach()
             size = v.flatten(1).norm(dim=1)
     scale = g.flatten(1).norm(dim=1) / gradients[:, 0].norm(dim=1).clamp(min=1e-30)
     return float((size * scale).max())

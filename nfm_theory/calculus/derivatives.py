@@ -11,8 +11,10 @@ from math import factorial
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp
+from torch.func import vjp
 from tqdm import tqdm
+
+from .forward_mode import jvp
 
 
 def scalar_derivatives(path: Callable[[Tensor], Tensor], at: Tensor, order: int) -> list[Tensor]:
@@ -35,7 +37,7 @@ def scalar_derivatives(path: Callable[[Tensor], Tensor], at: Tensor, order: int)
             return lambda t: (path(t),)
 
         def raised(t: Tensor) -> tuple[Tensor, ...]:
-            values, tangents = jvp(jet(k - 1), (t,), (one,))[:2]
+            values, tangents = jvp(jet(k - 1), (t,), (one,))
             return (*values, tangents[-1])
 
         return raised

@@ -25,7 +25,6 @@ Sources: PyTorch issues 196699, 196700, 198017.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -33,11 +32,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
-
-# At its first use, forward mode loads its decompositions by a deprecated call, which fails under `-W error`.
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)
-    torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
 
 # Normalization ----------------------------------------------------------------------------------------------
 

@@ -23,11 +23,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import jvp
 
 from ..calculus.derivatives import directional_derivatives, mapped_over_directions
 from ..calculus.directions import centered_features, compressed, coordinate_basis, unit_vectors
 from ..calculus.engine import Linearization, linearize
+from ..calculus.forward_mode import jvp
 from ..setting.branches import Branches
 from ..setting.pointwise import CROSS_ENTROPY, LOGISTIC
 from ..setting.results import TaylorTerms

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import jvp
 
 from ..calculus.derivatives import directional_derivatives, mapped_over_directions
 from ..calculus.directions import coordinate_basis
+from ..calculus.forward_mode import jvp
 from ..setting.problem import Problem
 
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..calculus.forward_mode import jvp
 from ..calculus.replacements import exact_derivatives
 from .checks import one_of
 
@@ -61,8 +62,7 @@ class PointwiseLoss:
             return self.closed_hessian(outputs, labels)
         basis = torch.eye(outputs.shape[-1], dtype=outputs.dtype, device=outputs.device)
         columns = [
-            torch.func.jvp(lambda u: self.gradient(u, labels), (outputs,), (e.expand_as(outputs).clone(),))[1]
-            for e in basis
+            jvp(lambda u: self.gradient(u, labels), (outputs,), (e.expand_as(outputs).clone(),))[1] for e in basis
         ]
         return torch.stack(columns, dim=-1)
 

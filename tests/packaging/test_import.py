@@ -13,6 +13,8 @@ import json, sys
 import torch
 before = set(sys.modules)
 import nfm_theory
+for name in ("Law", "Problem", "Branches", "terms", "loss", "verify", "NoisyFeatureMixup", "TaylorRegularizer"):
+    getattr(nfm_theory, name)
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
 

@@ -24,7 +24,7 @@ def clock(monkeypatch):
 def test_pairs_are_interleaved_and_the_first_does_not_count(clock):
     seconds = import_time.measure(3)
     assert seconds == {"torch": [1.0] * 3, "nfm_theory": [1.2] * 3}
-    assert [set(clock[k : k + 2]) for k in (0, 2, 4, 6)] == [set(import_time.MODULES)] * 4
+    assert [set(clock[k : k + 2]) for k in (0, 2, 4, 6)] == [set(import_time.IMPORTS)] * 4
     assert clock[2] != clock[4]
 
 
@@ -40,4 +40,4 @@ def test_the_limit_decides_the_exit_status(clock, tmp_path):
 
 
 def test_an_import_is_timed_in_a_process_of_its_own():
-    assert 0 < import_time.import_seconds("json") < 30
+    assert 0 < import_time.import_seconds("torch") < 30

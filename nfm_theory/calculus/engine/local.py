@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.func import jvp
 
+from ..forward_mode import jvp
 from ..replacements import exact_derivatives
 from .rules import common, spread, tracked_elsewhere
 from .tape import Layout, Recorder, UnsupportedOperationError, tensors_in

@@ -1,0 +1,27 @@
+"""`torch.func.jvp`, whose first use is silent.
+
+At its first use PyTorch loads the decompositions of forward mode by a deprecated call, which takes a fifth of a second
+and fails under `-W error`. They are loaded here when a derivative is first asked for, and not when the package is
+imported.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+
+@cache
+def _load_decompositions() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
+
+
+def jvp(function: Callable, primals: tuple, tangents: tuple) -> tuple:
+    """Value and derivative of a function along tangents, as `torch.func.jvp` gives them."""
+    _load_decompositions()
+    return torch.func.jvp(function, primals, tangents)[:2]
