@@ -85,8 +85,7 @@ def problem_coefficients(problem: Problem, order: int, *, rule: str = "auto", ma
     rule = "smallest" if rule == "auto" else rule
     grid = problem.grid(rule=rule, degree=order, num_lam=nodes, num_noise=nodes, max_rows=max_rows)
     total: Tensor | float = 0.0
-    rows = problem.block_rows(passes=2**order)
-    for draw, weights in grid.blocks(rows, like=problem.features, title=f"coefficients to order {order}"):
+    for draw, weights in problem.blocks(grid, title=f"coefficients to order {order}", passes=2**order):
         total = total + torch.tensordot(weights, taylor_coefficients(problem.path(draw), order).double(), dims=1)
     return torch.as_tensor(total).to(problem.features.dtype)
 

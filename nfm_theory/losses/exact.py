@@ -25,7 +25,7 @@ def grid_loss(problem: Problem, grid: Grid, eps: Tensor) -> Tensor:
         return torch.stack([path(e) for e in eps], dim=-1)
 
     total: Tensor | float = 0.0
-    for draw, weights in grid.blocks(problem.block_rows(), like=problem.features, title="exact loss"):
+    for draw, weights in problem.blocks(grid, title="exact loss"):
         values = checkpoint(rows, draw, use_reentrant=False) if torch.is_grad_enabled() else rows(draw)
         total = total + torch.tensordot(weights, values.double(), dims=1)
     return torch.as_tensor(total)

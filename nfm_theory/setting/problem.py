@@ -14,7 +14,7 @@ r"""One layer of one network with its data, its loss and its law: the setting in
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -287,6 +287,10 @@ class Problem:
             len(self.features), self.feature_shape, self.mixing, *self.noises, partners=self.partners, rule=rule,
             degree=degree, num_lam=num_lam, num_noise=num_noise, unmixed=unmixed, max_rows=max_rows,
         )  # fmt: skip
+
+    def blocks(self, grid: Grid, *, title: str, passes: int = 1) -> Iterator[tuple[Draw, Tensor]]:
+        """The rows of a rule with their weights, in blocks of `block_rows(passes=passes)` rows."""
+        return grid.blocks(self.block_rows(passes=passes), like=self.features, title=title)
 
     def path(self, draw: Draw) -> Path:
         """φ: ε (0-dim, or one per row) to the losses of the rows with the label of the first sample, `(rows,)`."""

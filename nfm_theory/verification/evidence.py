@@ -128,8 +128,7 @@ class RuleEvidence:
         self.problem, self.grid, self.q = problem, grid, q
         small = problem.grid(rule="smallest", degree=q, num_lam=q // 2 + 1, max_rows=max_rows)
         total = problem.features.new_zeros((), dtype=torch.float64)
-        rows = problem.block_rows(passes=2**q)
-        for draw, weights in small.blocks(rows, like=problem.features, title="coefficients"):
+        for draw, weights in problem.blocks(small, title="coefficients", passes=2**q):
             values = taylor_coefficients(problem.path(draw), q)
             total = total + torch.tensordot(weights, torch.cat([values, values.abs()], dim=-1).double(), dims=1)
         coefficients, size = total.split(q + 1)
@@ -144,8 +143,7 @@ class RuleEvidence:
         problem, q, scales = self.problem, self.q, _scales(self.problem, eps)
         zero = torch.zeros((), dtype=problem.features.dtype, device=problem.features.device)
         total = problem.features.new_zeros((), dtype=torch.float64)
-        rows = problem.block_rows(passes=2**q if integral else 1)
-        for draw, weights in self.grid.blocks(rows, like=problem.features, title="remainders"):
+        for draw, weights in problem.blocks(self.grid, title="remainders", passes=2**q if integral else 1):
             if integral:
                 values = torch.stack([integral_remainder(problem, draw, e, order=q - 1) for e in eps], dim=-1)
             else:

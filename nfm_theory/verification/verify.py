@@ -76,13 +76,9 @@ def verify(
         >>> verify(Problem(lambda u: torch.sin(u), x, x, law=Law(), loss="square")).verdict
         'holds'
     """
-    problems = as_problems(problem)
-    one_of("method", method, ("auto", "exact", "monte_carlo"))
-    one_of("remainder_form", remainder_form, ("auto", "difference", "integral"))
-    scales = _checked(problems, order, eps)
-    first = problems[0]
-    integral = remainder_form == "integral" or (remainder_form == "auto" and first.features.dtype != torch.float64)
-    leading = order + 1 if first.mixing.mixes or order % 2 else order + 2
+    problems, scales, leading = _checked(problem, order, eps, method, remainder_form)
+    float64 = problems[0].features.dtype == torch.float64
+    integral = remainder_form == "integral" or (remainder_form == "auto" and not float64)
     seed = 0 if generator is None else int(torch.randint(2**62, (), generator=generator, device=generator.device))
     if not isinstance(terms, TaylorTerms):
         terms = (terms or expansion_terms)(problems)
@@ -111,8 +107,11 @@ def verify(
         scales = [*scales, *pending]
 
 
-def _checked(problems: list[Problem], order: int, eps) -> list[float]:
-    """The scales, decreasing; whatever cannot be verified is refused."""
+def _checked(problem, order: int, eps, method: str, remainder_form: str) -> tuple[list[Problem], list[float], int]:
+    """The problems, the scales (decreasing) and the order of the remainder; what cannot be verified is refused."""
+    problems = as_problems(problem)
+    one_of("method", method, ("auto", "exact", "monte_carlo"))
+    one_of("remainder_form", remainder_form, ("auto", "difference", "integral"))
     if order < 0:
         raise ValueError(f"order: expected >= 0, got {order}.")
     scales = DEFAULT_EPS if eps is None else torch.as_tensor(eps, dtype=torch.float64).flatten().tolist()
@@ -125,7 +124,8 @@ def _checked(problems: list[Problem], order: int, eps) -> list[float]:
         alike = first.shared_noise or first.noises == (None, None)
         if alike and bool((first.features == first.features[:, :1]).all()):
             raise ValueError("xs: nothing tells the branches apart, the stability loss is 0 at every scale.")
-    return sorted(scales, reverse=True)
+    leading = order + 1 if first.mixing.mixes or order % 2 else order + 2  # symmetric noise has no odd powers
+    return problems, sorted(scales, reverse=True), leading
 
 
 def _pathwise(problem: Problem, order: int, seed: int) -> tuple[int, int]:
