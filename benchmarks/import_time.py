@@ -60,7 +60,7 @@ def median_ratio(seconds: dict[str, list[float]]) -> float:
     """Median over the pairs of the time of `nfm_theory` by that of `torch`.
 
     Args:
-        seconds: as `measure` returns them.
+        seconds: the times that `measure` returns.
     """
     return median(ours / torch for torch, ours in zip(seconds["torch"], seconds["nfm_theory"], strict=True))
 

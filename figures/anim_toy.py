@@ -54,8 +54,8 @@ def film(recipe: Recipe, *, seed: int = fig_toy.SEED, runs: Path | None = None) 
     """The frames of a recipe, from its training in full.
 
     Args:
-        recipe: of a toy problem.
-        seed: of the training.
+        recipe: the recipe of a toy problem.
+        seed: the seed of the training.
         runs: folder where the weights are kept; `None` for the usual one.
     """
     training = recipe.training
@@ -77,7 +77,7 @@ def films(one: Study, *, runs: Path | None = None) -> tuple[dict[str, Film], Toy
 
     Args:
         one: the study of the problem.
-        runs: as `film`.
+        runs: the same as in `film`.
 
     Raises:
         ValueError: if the ledger knows none.
@@ -98,8 +98,8 @@ def frame(found: Mapping[str, Film], data: ToyData, number: int, *, columns: int
 
     Args:
         found: by scheme.
-        data: of the problem.
-        number: of the frame.
+        data: the data of the problem.
+        number: the number of the frame.
         columns: panels in a row.
     """
     rows = -(-len(found) // columns)
@@ -133,7 +133,7 @@ def save(found: Mapping[str, Film], data: ToyData, path: Path) -> Path:
 
     Args:
         found: by scheme.
-        data: of the problem.
+        data: the data of the problem.
         path: file.
     """
     count = len(next(iter(found.values())).epochs)
@@ -163,9 +163,9 @@ def player(name: str, found: Mapping[str, Film], data: ToyData) -> str:
     """HTML of the player: the last frame as an image, which the script replaces, and the data for it.
 
     Args:
-        name: of the problem, in words.
+        name: the name of the problem, in words.
         found: by scheme.
-        data: of the problem.
+        data: the data of the problem.
     """
     first = next(iter(found.values()))
     content = {

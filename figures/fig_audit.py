@@ -23,9 +23,9 @@ class Mean:
     """A printed mean and the mean of the columns that it stands for.
 
     Attributes:
-        table: with the columns.
-        row: of it.
-        label: of the row, as printed.
+        table: the table with the columns.
+        row: the row of the table.
+        label: the printed label of the row.
         kind: `"all"`, or `"without noise"`.
         printed: percent.
         columns: mean of the printed columns, percent.
@@ -88,7 +88,7 @@ def draw(found: Sequence[Mean]) -> Figure:
     """Mean of the columns less the printed mean, by table; linear within ±1 point and logarithmic beyond.
 
     Args:
-        found: of `means`.
+        found: the result of `means`.
     """
     tables = list(dict.fromkeys(mean.table for mean in found))
     with style.style():

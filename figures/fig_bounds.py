@@ -54,7 +54,7 @@ def draw_sides(records: list[dict]) -> Figure:
     """Left and right side of the bound, both less L_std and divided by ε, for the first seed of each network.
 
     Args:
-        records: of the study `bounds`.
+        records: the records of the study `bounds`.
     """
     networks, schemes = _networks(records), _schemes(records)
     first = {}
@@ -105,7 +105,7 @@ def draw_radii(records: list[dict]) -> Figure:
     """Implied radii (at ε = 1), certified radii and flip radii per scheme: median, and the middle half of all samples.
 
     Args:
-        records: of the study `bounds`.
+        records: the records of the study `bounds`.
     """
     networks, schemes = _networks(records), _schemes(records)
     with style.style():

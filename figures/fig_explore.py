@@ -27,7 +27,7 @@ def curves(record: dict, **laws: float) -> dict[str, np.ndarray]:
     """Exact loss, its standard error and the polynomials of order 0..3 at the scales of a record.
 
     Args:
-        record: of the study `explore`.
+        record: the record of the study `explore`.
         **laws: `alpha`, `add_noise`, `mult_noise`, each on the grid of the record.
 
     Returns:
@@ -46,8 +46,8 @@ def radius(found: dict[str, np.ndarray], order: int, *, tolerance: float = 0.1) 
     """The largest scale on the grid up to which a polynomial is within the tolerance, 0 if there is none.
 
     Args:
-        found: of `curves`.
-        order: of the polynomial.
+        found: the result of `curves`.
+        order: the order of the polynomial.
         tolerance: relative error.
     """
     wrong = np.abs(found["loss"] - found["polynomials"][order]) > tolerance * np.abs(found["loss"])
@@ -59,7 +59,7 @@ def draw(record: dict, **laws: float) -> Figure:
     """Loss and polynomials, and what the polynomials leave, against ε.
 
     Args:
-        record: of the study `explore`.
+        record: the record of the study `explore`.
         **laws: as `curves`.
     """
     found = curves(record, **laws)
@@ -96,7 +96,7 @@ def figure(records: list[dict]) -> str:
     """HTML of the interactive figure.
 
     Args:
-        records: of the study `explore`.
+        records: the records of the study `explore`.
     """
     signs = zip(("α", "σ_add", "σ_mult"), START.values(), strict=True)
     laws = ", ".join(f"{sign} = {value:g}" for sign, value in signs)

@@ -33,7 +33,7 @@ def curve(one: Study, scheme: str, kind: str) -> list[tuple[float, float, float,
 
     Args:
         one: a study.
-        scheme: of it.
+        scheme: a scheme of the study.
         kind: first part of the keys, such as `"white_noise"`.
     """
     keys = [(0.0, "clean"), *((float(level), f"{kind}/{level}") for level in one.levels(kind))]

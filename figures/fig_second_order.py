@@ -42,7 +42,7 @@ def draw_decomposition(records: Sequence[dict]) -> Figure:
     """What mixing and noise add to the plain loss, and the parts of it, against the epoch.
 
     Args:
-        records: of the study `decomposition`.
+        records: the records of the study `decomposition`.
     """
     rows = [a for a in ACTIVATIONS if any(r["activation"] == a for r in records)]
     columns = [s for s in SCHEMES if any(r["scheme"] == s for r in records)]
@@ -183,7 +183,7 @@ def studies_of(entries: Sequence, kind: str) -> list[Study]:
     """The study of each network.
 
     Args:
-        entries: of the ledger.
+        entries: the entries of the ledger.
         kind: `"eps"` or `"terms"`.
     """
     return [study(entries, f"digits-{kind}{suffix}") for suffix in NETWORKS]

@@ -32,8 +32,8 @@ def trained(recipe: Recipe, *, seed: int = SEED, runs: Path | None = None) -> tu
     """A network of a toy problem, from the folder of runs or trained now in a second, and its data.
 
     Args:
-        recipe: of a toy problem.
-        seed: of the training.
+        recipe: the recipe of a toy problem.
+        seed: the seed of the training.
         runs: folder of checkpoints; `None` for the usual one.
     """
     source, data, classes = load_training_data(recipe.training)
@@ -95,7 +95,7 @@ def axis(data: ToyData, count: int = _POINTS) -> np.ndarray:
     """Coordinates of a grid that shows all test points, `(count,)`, the same in both directions.
 
     Args:
-        data: of a toy problem.
+        data: the data of a toy problem.
         count: points on a side.
     """
     reach = 1.08 * float(np.abs(data.x_test.numpy()).max())
@@ -114,7 +114,7 @@ def show(ax, map_: np.ndarray, grid: np.ndarray, data: ToyData, *, levels: int =
         ax: where.
         map_: `(n, n)`.
         grid: coordinates in both directions, `(n,)`.
-        data: of the problem.
+        data: the data of the problem.
         levels: number of colors of the map.
     """
     colors = _COLORS.resampled(levels)

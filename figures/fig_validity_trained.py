@@ -74,7 +74,7 @@ def draw(records: list[dict]) -> Figure:
     """Relative error against ε by network, training and order; ε₁₀ by training and layer.
 
     Args:
-        records: of the study `validity`; the law `LAW` is shown.
+        records: the records of the study `validity`; the law `LAW` is shown.
 
     Raises:
         ValueError: if a network is unknown, or no record has the law.

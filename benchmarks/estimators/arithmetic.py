@@ -47,7 +47,7 @@ def case_flops(case: Case, cells: list[dict]) -> None:
 
     Args:
         case: built case.
-        cells: of that case; changed in place.
+        cells: the cells of that case; changed in place.
     """
     known = {(method.quantity, method.name): method for method in METHODS[case.name](case)}
     for variant in (case, case.trained, case.double):

@@ -81,8 +81,8 @@ def _train_step(case: Case, mixup: NoisyFeatureMixup | None) -> Tensor:
 def _values(case: Case) -> list[Method]:
     problem, probes = case.problem, case.probes(4)
     dim, rank = problem.features[0].numel(), min(problem.features[0].numel(), len(case.x) - 1)
-    data = problem.changed(law=replace(case.law, add_noise=0.0, mult_noise=0.0))
-    both = problem.changed(law=replace(case.law, mult_noise=0.0))
+    data = problem.with_law(replace(case.law, add_noise=0.0, mult_noise=0.0))
+    both = problem.with_law(replace(case.law, mult_noise=0.0))
     found = [
         Method(NAME, "R2+R3, 4 probes", partial(_value_along, problem, probes), passes=8),
         Method(NAME, "R2+R3, data, exact", partial(_exact, data, ("R2", "R3")), passes=rank),

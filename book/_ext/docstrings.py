@@ -98,7 +98,7 @@ def table(rows: Sequence[str], link: Link = no_link) -> list[str]:
 
     Args:
         rows: its lines, of one indentation.
-        link: as `inline`.
+        link: the same as in `inline`.
     """
     indent = " " * (len(rows[0]) - len(rows[0].lstrip()))
     lines = ["", ".. list-table::", "   :header-rows: 1", ""]
@@ -135,8 +135,8 @@ def to_rst(lines: Sequence[str], link: Link = no_link) -> list[str]:
     """A docstring in reStructuredText, its Google sections left as they are.
 
     Args:
-        lines: of the docstring, dedented.
-        link: as `inline`.
+        lines: the lines of the docstring, dedented.
+        link: the same as in `inline`.
 
     Raises:
         ValueError: for double dollars without their counterpart.

@@ -92,7 +92,7 @@ def portable(notebook: nbformat.NotebookNode, values: dict[str, str], titles: di
     """A notebook of the build as one to run elsewhere: plain Markdown, no outputs, nothing of the book's tools.
 
     Args:
-        notebook: as the build executed it.
+        notebook: the notebook that the build has executed.
         values: what its cells glue into the text.
         titles: title of every page.
         book: title of the book.

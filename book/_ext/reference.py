@@ -67,7 +67,7 @@ def resolve(name: str):
     """The object with a full name.
 
     Args:
-        name: of a module, or of something in one.
+        name: the name of a module, or of something in one.
 
     Raises:
         AttributeError: if the module has no such name.
@@ -112,7 +112,7 @@ def find_link(name: str, home: str) -> str | None:
     """The full name under which something mentioned in a docstring is documented.
 
     Args:
-        name: as written, such as `terms`, `nt.terms` or `adversarial.worst_case`.
+        name: the name as it is written, such as `terms`, `nt.terms` or `adversarial.worst_case`.
         home: the module of the docstring; the packages around it are searched from the inside out.
     """
     known, parts = documented_as(), home.split(".")
@@ -211,7 +211,7 @@ def list_table(header: list[str], rows: list[list[str]], widths: str = "auto") -
     Args:
         header: titles.
         rows: cells in reStructuredText.
-        widths: of the columns.
+        widths: the widths of the columns.
     """
     lines = ["", ".. list-table::", "   :header-rows: 1", f"   :widths: {widths}", ""]
     for row in [header, *rows]:

@@ -170,7 +170,7 @@ def run_case(case: BoundCase) -> tuple[list[dict]]:
             side["certified_paper"] = int(robust.sum())
         noisy = None
         if not case.cifar:
-            noisy = _side(bound(problem.changed(law=nt.Law(**NOISE)), NOISY_EPS, **options))
+            noisy = _side(bound(problem.with_law(nt.Law(**NOISE)), NOISY_EPS, **options))
     points = {"sharp": first.sharp_radius / first.eps, "paper": first.paper_radius / first.eps}
     points |= {"certified": certified, "flip": flip}
     record = {

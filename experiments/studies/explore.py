@@ -165,7 +165,7 @@ def run_case(case: GridCase) -> tuple[list[dict]]:
     problem = nt.Problem(network.model, x, y, **options)
 
     def at(alpha: float, add_noise: float, mult_noise: float) -> tuple[list[float], list[float]]:
-        return excess(problem.changed(law=nt.Law(alpha, None, add_noise, mult_noise)), grid)
+        return excess(problem.with_law(nt.Law(alpha, None, add_noise, mult_noise)), grid)
 
     nested = [[[at(a, s, t) for t in grid.mult_noise] for s in grid.add_noise] for a in grid.alpha]
     record = {

@@ -129,7 +129,7 @@ class _Check:
         self.problem, self.effort, self.seed = problem, effort, seed
         self.method: LossMethod = method
         self.certificate: CertificateName = certificate
-        self.measured = measure(problem.changed(features=problem.features.detach()), radius, seed)
+        self.measured = measure(problem._changed(features=problem.features.detach()), radius, seed)
         self.chain, self.missing = self._chain()
 
     def _chain(self) -> tuple[list[Step] | None, str]:

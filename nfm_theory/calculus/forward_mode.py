@@ -22,6 +22,6 @@ def _load_decompositions() -> None:
 
 
 def jvp(function: Callable, primals: tuple, tangents: tuple) -> tuple:
-    """Value and derivative of a function along tangents, as `torch.func.jvp` gives them."""
+    """Value and derivative of a function along tangents: the same numbers that `torch.func.jvp` gives."""
     _load_decompositions()
     return torch.func.jvp(function, primals, tangents)[:2]

@@ -186,7 +186,7 @@ def sample_paths(
     """
     if replicates < 2 or order < 2:
         raise ValueError(f"Expected replicates >= 2 and order >= 2, got {replicates} and {order}.")
-    problem = problem.changed(loss=_in_double(problem.loss), features=problem.features.detach())
+    problem = problem._changed(loss=_in_double(problem.loss), features=problem.features.detach())
     at = linearize(problem.head, problem.features, differentiable=False)
     n, scales = len(problem.features), eps.to(problem.features)
     signs = 1 if problem.noises == (None, None) else 2

@@ -55,9 +55,10 @@ class BranchNoise(NoiseLaw):
         picks = np.indices([len(scale)] * self.branches).reshape(self.branches, -1)
         return np.repeat(scale[picks], self.size, axis=0).T, weight[picks].prod(0)
 
-    def sample(self, shape: tuple[int, ...], **options) -> Tensor:
+    def sample(self, shape: tuple[int, ...], *, shared: int = 1, generator=None, dtype=None, device=None) -> Tensor:
         """Random noise `(rows, m, *feature)`. Each branch is drawn by `NoiseLaw.sample`."""
-        parts = [NoiseLaw.sample(self, (shape[0], *shape[2:]), **options) for _ in range(self.branches)]
+        one, options = (shape[0], *shape[2:]), {"generator": generator, "dtype": dtype, "device": device}
+        parts = [NoiseLaw.sample(self, one, shared=shared, **options) for _ in range(self.branches)]
         return torch.stack(parts, dim=1)
 
 
@@ -268,16 +269,16 @@ class Branches(Problem):
             raise ValueError("gamma: expected the NoisyMix loss, whose labels belong to the clean branch; set gamma=.")
         return self.single(features=self.features[:, 0], loss=self.label_loss)
 
-    def single(self, **attributes) -> Problem:
-        """A problem with the head of one branch, and with these features, loss and labels."""
+    def single(self, features: Tensor, loss: PointwiseLoss, labels: Tensor | None = None) -> Problem:
+        """A problem with the head of one branch, and with these features, loss and labels (by default the same)."""
         problem = Problem.__new__(Problem)
         vars(problem).update(vars(self))
-        return problem.changed(**attributes)
+        return problem._changed(features=features, loss=loss, labels=self.labels if labels is None else labels)
 
     @property
     def divergence(self) -> Branches:
         """The same branches with the stability loss alone."""
-        return self.changed(loss=_stability(self.branches, self.weights), gamma=None, label_loss=None)
+        return self._changed(loss=_stability(self.branches, self.weights), gamma=None, label_loss=None)
 
     @property
     def _sampled_law(self) -> Law:

@@ -161,15 +161,14 @@ class Problem:
         if not values.isfinite().all():
             raise ValueError(f"loss: {int((~values.isfinite()).sum())} of {n} per-sample losses are not finite.")
 
-    def changed(self: Self, **attributes) -> Self:
-        """A copy with other attributes, such as `features`, `labels`, `loss` or `law`; nothing is checked again.
+    def with_law(self: Self, law: Law) -> Self:
+        """The same network, samples and loss with another law; the features are not computed again."""
+        return self._changed(_law=law)
 
-        Args:
-            **attributes: new values by name.
-        """
+    def _changed(self: Self, **attributes) -> Self:
+        """A copy with other attributes; nothing is checked again."""
         other = copy.copy(self)
-        for name, value in attributes.items():
-            setattr(other, "_law" if name == "law" else name, value)
+        vars(other).update(attributes)
         return other
 
     def __repr__(self) -> str:
@@ -312,7 +311,7 @@ class Problem:
         for rows in (1, 2):  # the difference: what lies before the layer runs once, however many rows there are
             with torch.no_grad(), _OutputBytes() as count:
                 index = torch.zeros(rows, dtype=torch.long, device=self.features.device)
-                self.losses(self.features[index], index)
+                self.loss(self.head(self.features[index]), self.labels[index])
             totals.append(count.total)
         per_row = (totals[1] - totals[0] + 4 * self.features[0].nbytes) * passes
         if limit is not None and limit < per_row:

@@ -256,7 +256,8 @@ def test_the_loss_with_partners_and_noise_is_that_of_draws(eps):
     assert abs(value - exact) <= 5 * stderr
     sampled = nt.loss(problem, eps, "monte_carlo", samples=40_000, generator=torch.Generator().manual_seed(0))
     assert abs(float(sampled) - exact) <= 5 * float(sampled.stderr)
-    uniform = float(nt.loss(problem.changed(partners=None), eps, "exact", quadrature=nt.Quadrature(num_noise=4)))
+    other = nt.Problem(MODEL, X, Y, law=NOISY)
+    uniform = float(nt.loss(other, eps, "exact", quadrature=nt.Quadrature(num_noise=4)))
     assert abs(uniform - exact) > 5 * stderr  # the partners matter
 
 
@@ -303,3 +304,17 @@ def test_a_permutation_of_a_batch_has_uniform_partners():
     problem = nt.Problem(MODEL, X, Y, law=nt.Law(), partners=PARTNERS)
     with pytest.raises(ValueError, match=r"partners: one permutation .* use method='monte_carlo'"):
         nt.loss(problem, method="as_trained")
+
+
+@pytest.mark.parametrize("branches", [False, True])
+def test_another_law_is_as_good_as_a_new_problem(branches):
+    def built(law):
+        return nt.Branches(MODEL, [X, X + 0.1], Y, law=law, gamma=2.0) if branches else nt.Problem(MODEL, X, Y, law=law)
+
+    first = built(nt.Law(2.0, add_noise=0.1))
+    before, other = nt.terms(first), nt.Law(1.0, add_noise=0.5, mult_noise=0.3)
+    changed = first.with_law(other)
+    assert type(changed) is type(first)
+    assert changed.law == other
+    assert nt.terms(changed).to_dict() == nt.terms(built(other)).to_dict()
+    assert nt.terms(first).to_dict() == before.to_dict() != nt.terms(changed).to_dict()
