@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 #: Slow to load, and needed by some functions only.
 LATER = ("sympy", "scipy", "torch._dynamo", "matplotlib")
@@ -17,6 +19,14 @@ for name in ("Law", "Problem", "Branches", "terms", "loss", "verify", "NoisyFeat
     getattr(nfm_theory, name)
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
+USE = """
+import torch, nfm_theory as nt
+x = torch.linspace(-1, 1, 6).reshape(6, 1).double()
+law = nt.Law(add_noise=0.1)
+problem = nt.Problem(torch.nn.Linear(1, 2).double().eval(), x, torch.arange(6) % 2, law=law)
+{first}
+print(nt.verify(problem).verdict)
+"""
 
 
 def test_import_is_silent_and_loads_nothing_that_is_needed_later_only():
@@ -26,3 +36,12 @@ def test_import_is_silent_and_loads_nothing_that_is_needed_later_only():
     assert "nfm_theory" in loaded
     assert [name for name in loaded if any(f"{name}.".startswith(f"{late}.") for late in LATER)] == []
     assert [line for line in done.stderr.splitlines() if "nfm_theory" in line or "Warning" in line] == []
+
+
+@pytest.mark.parametrize(
+    "first", ["nt.terms(problem)", "nt.coefficients(problem, 3)", "nt.adversarial.bound(problem, 0.1)"]
+)
+def test_the_first_use_of_forward_mode_is_silent(first):
+    command = [sys.executable, "-W", "error", "-c", USE.format(first=first)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout) == (0, "holds\n"), done.stderr[-2000:]
