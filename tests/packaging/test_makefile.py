@@ -164,6 +164,7 @@ def test_what_make_writes_is_ignored_by_git():
 
 
 def test_help_lists_every_target_in_one_line(tree):
-    text = subprocess.run(["make", "--no-print-directory", "help"], cwd=tree, capture_output=True, text=True, check=True).stdout
+    command = ["make", "--no-print-directory", "help"]
+    text = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=True).stdout
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert {line.split()[1] for line in text.splitlines()} == set(phony[1].split())
