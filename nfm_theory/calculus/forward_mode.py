@@ -17,7 +17,7 @@ import torch
 @cache
 def _load_decompositions() -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")  # the category changed in PyTorch 2.14
         torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
 
 

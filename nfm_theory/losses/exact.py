@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..setting.draws import Draw
 from ..setting.problem import Problem
@@ -17,6 +16,7 @@ def grid_loss(problem: Problem, grid: Grid, eps: Tensor) -> Tensor:
 
     With gradients enabled each block is recomputed in the backward pass, so that memory does not grow with the grid.
     """
+    from torch.utils.checkpoint import checkpoint  # PyTorch 2.6 loads SymPy with it
 
     def rows(draw: Draw) -> Tensor:
         if not grid.unmixed:
