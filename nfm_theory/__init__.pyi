@@ -4,6 +4,7 @@ from . import adversarial, generalization, symbolic
 from .calculus.engine import linearize
 from .calculus.replacements import exact_derivatives
 from .estimators.regularizers import Regularizers, regularizers
+from .estimators.streaming import StreamingRegularizers
 from .expansion.branch_terms import StabilityTerms, equal_branches_term
 from .expansion.paths import integral_remainder, lagrange_interval
 from .expansion.terms import coefficients, terms
@@ -21,6 +22,7 @@ from .setting.pointwise import PointwiseLoss
 from .setting.problem import Problem
 from .setting.quadrature import GridTooLargeError, Quadrature
 from .setting.results import Estimate, Interval, TaylorTerms
+from .setting.streamed import StreamedProblem
 from .training.consistency import JSDConsistency
 from .training.layer_draw import LayerDraw
 from .training.mixup import NoisyFeatureMixup
@@ -49,6 +51,8 @@ __all__ = [
     "Quadrature",
     "Regularizers",
     "StabilityTerms",
+    "StreamedProblem",
+    "StreamingRegularizers",
     "TaylorRegularizer",
     "TaylorTerms",
     "adversarial",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..derivatives import scalar_derivatives
 from ..forward_mode import jvp
 from ..replacements import exact_derivatives
 from .rules import common, spread, tracked_elsewhere
@@ -46,13 +48,30 @@ def local_rule(rec: Recorder, func: Callable, *args, **kwargs):
         return torch.vmap(lambda *d: jvp(function, points, d)[1])(*tangents)
 
     def form(adj):
-        def second(*tangents):
-            tangents = [spread(t, v) for t, v in zip(tangents, inputs, strict=True)]
-            return adj * torch.vmap(lambda *d: jvp(lambda *z: jvp(function, z, d)[1], points, d)[1])(*tangents)
+        return lambda *tangents: adj * second(*tangents)
 
-        return second
+    def second(*tangents):
+        tangents = [spread(t, v) for t, v in zip(tangents, inputs, strict=True)]
+        return torch.vmap(lambda *d: jvp(lambda *z: jvp(function, z, d)[1], points, d)[1])(*tangents)
 
-    return rec.emit(inputs, out, push, form, layout=layout)
+    def cubic(adj):
+        def third(*tangents):
+            full = [spread(t, v) for t, v in zip(tangents, (*inputs, *inputs), strict=True)]
+            return adj * torch.vmap(partial(_third, function, points))(*full)
+
+        return third
+
+    return rec.emit(inputs, out, push, form, second, cubic, layout=layout)
+
+
+def _third(function, points, *tangents):
+    """The third derivative of the function along `z + t d + t² s / 2`; all d come before all s."""
+    first, second = tangents[: len(points)], tangents[len(points) :]
+
+    def path(t):
+        return function(*(z + t * d + t * t / 2 * s for z, d, s in zip(points, first, second, strict=True)))
+
+    return scalar_derivatives(path, points[0].new_zeros(()), 3)[3]
 
 
 def _keeps_samples(function, points, layout: Layout, out: Tensor, samples: int) -> bool:
