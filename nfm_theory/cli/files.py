@@ -95,7 +95,7 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     """
     target = writable_file(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".writing-", suffix=Path(path).suffix)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:50]}.", suffix=Path(path).suffix)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -101,7 +101,7 @@ REFUSED = {
     "one tensor more": (lambda m: m.state_dict() | {"4.weight": torch.ones(2)}, "1 tensors that the model has not"),
     "one tensor less": (lambda m: dict(list(m.state_dict().items())[1:]), "lacks 1 of the model's 4 names"),
     "other names": (lambda m: {f"layer{k}": v for k, v in m.state_dict().items()}, "Rename them"),
-    "other shapes": (lambda m: nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).state_dict(), "size mismatch"),
+    "other shapes": (lambda m: m.state_dict() | {"2.weight": torch.ones(3, 7)}, "size mismatch for '2.weight'"),
     "no weights": (lambda m: {"epoch": 3, "loss": 0.5}, "no weights were found inside; its keys are 'epoch', 'loss'"),
     "nothing": (lambda m: {}, "no weights were found inside"),
     "numbers as keys": (lambda m: {0: torch.ones(2)}, "does not fit the model"),
