@@ -46,16 +46,20 @@ LINES = (
     "raise TypeError('t')", "raise RuntimeError", "raise NotImplementedError", "import no_such", "sys.exit(0)",
     "sys.exit(1)", "sys.exit('words')", "raise SystemExit", "exit()", "raise EOFError", "raise StopIteration",
     "raise MemoryError", "raise BaseException", "raise GeneratorExit", "b'\\xff'.decode()", "10.0 ** 400",
-    "open('/nonexistent/x')", "f = lambda: f()\nf()", "torch.ones(2) @ torch.ones(3)", "torch.linalg.inv(torch.zeros(2, 2))",
+    "open('/nonexistent/x')", "f = lambda: f()\nf()", "torch.ones(2) @ torch.ones(3)",
+    "torch.linalg.inv(torch.zeros(2, 2))",
     "raise OSError(2, 'No such file', 'their file')", "raise KeyError('{}')", "raise Exception('\\ud800')",
 )  # fmt: skip
 RETURNS = (
     "None", "3", "(build(), 1)", "(build(), *data(), 1)", "(None, *data())", "(build(), None, None)", "[build()]",
-    "(build(), data()[0].numpy(), data()[1])", "(build(), data()[0], data()[1][:4])", "(build(), data()[0] + 1j, data()[1])",
+    "(build(), data()[0].numpy(), data()[1])", "(build(), data()[0], data()[1][:4])",
+    "(build(), data()[0] + 1j, data()[1])",
     "(build(), data()[0].to_sparse(), data()[1])", "(build(), data()[0] * float('nan'), data()[1])",
     "(build(), data()[0][:0], data()[1][:0])", "(build(), data()[0].bool(), data()[1])",
-    "(build(), data()[0], data()[1] + 7)", "(build(), data()[0], data()[1] - 1)", "(build(), torch.tensor(1.0), data()[1])",
-    "(torch.nn.LSTM(3, 2), *data())", "(torch.nn.Linear(5, 2), *data())", "(torch.nn.Identity(), data()[0][:, 0], data()[1])",
+    "(build(), data()[0], data()[1] + 7)", "(build(), data()[0], data()[1] - 1)",
+    "(build(), torch.tensor(1.0), data()[1])",
+    "(torch.nn.LSTM(3, 2), *data())", "(torch.nn.Linear(5, 2), *data())",
+    "(torch.nn.Identity(), data()[0][:, 0], data()[1])",
     "(torch.nn.Module(), *data())", "(torch.nn.Flatten(0), *data())", "(torch.nn.Linear(3, 2).to('meta'), *data())",
     "(torch.nn.LazyLinear(2), *data())", "(torch.nn.Embedding(3, 2), *data())", "torch.nn.Linear", "type",
 )  # fmt: skip
@@ -161,7 +165,8 @@ NOT_READABLE = (
     "n" * 400, "zero\0byte",
 )  # fmt: skip
 GARBAGE = (
-    "", " ", "-", "--", "x", "é", "ε", "{}", "%s", "\\", "'", '"', "../..", "*", "[", "\x1b[31m", "a\nb", "\udcff", "None",
+    "", " ", "-", "--", "x", "é", "ε", "{}", "%s", "\\", "'", '"', "../..", "*", "[", "\x1b[31m", "a\nb", "\udcff",
+    "None",
     "true", "n" * 300, "0x10", "1e400", "-1", "nan", "1_000", "²", "١", "1,2", "😀", "a:b", ":", "::", "a.b:", ":c",
 )  # fmt: skip
 NO_NUMBER = ("", "x", "1,5", "--", "0x10", "1e", "²", "one", "1 2", "\0")
@@ -180,16 +185,20 @@ def _field(name: str, text: str) -> str:
 
 NEST = "[" * 5000 + "]" * 5000
 VALUES = (
-    "null", "true", "[]", "{}", '""', '"a"', "-1", "0.5", "NaN", "Infinity", "-Infinity", "1" + "0" * 400, "1" + "0" * 5000,
-    "1e400", "-0.0", '"\\ud800"', '"\\u0000"', '"a\\nb"', "[" * 30 + "]" * 30, "[" * 900 + "]" * 900, NEST, '{"a":' * 500 + "1" + "}" * 500,
+    "null", "true", "[]", "{}", '""', '"a"', "-1", "0.5", "NaN", "Infinity", "-Infinity", "1" + "0" * 400,
+    "1" + "0" * 5000,
+    "1e400", "-0.0", '"\\ud800"', '"\\u0000"', '"a\\nb"', "[" * 30 + "]" * 30, "[" * 900 + "]" * 900, NEST,
+    '{"a":' * 500 + "1" + "}" * 500,
     '{"clean": 1e308, "mce": 1e308}', '{"clean": 0.5, "clean": 0.6}', '{"": 0.5}', '{"clean": true}', '{"mce": 1e308}',
     '{"mce": -1}', '{"clean": 1' + "0" * 400 + "}", '{"\\ud800": 0.5}', '{"corrupted/mean": 0.3, "flip_rate": 1e200}',
-    '{"corrupted/noise": null}', '{"clean": [0.5]}', str(2**63), str(2**64), "1.0", '"2026-01-31T12:00:00"', '"0001-01-01T00:00:00+23:59"',
+    '{"corrupted/noise": null}', '{"clean": [0.5]}', str(2**63), str(2**64), "1.0", '"2026-01-31T12:00:00"',
+    '"0001-01-01T00:00:00+23:59"',
 )  # fmt: skip
 FIELDS = tuple(json.loads(line()))
 RAW = (
     b"", b"\n\n", b"{", b"[]", b"null", b"\xff\xfe", b"\x00", NEST.encode(), b"\xef\xbb\xbf{}", b"{}", b'{"schema": 1}',
-    b'{"schema": 2}', b'{"schema": true}', b'{"schema": 1' + b"0" * 400 + b"}", "é".encode("latin1"), b'"' + b"a" * 10**5,
+    b'{"schema": 2}', b'{"schema": true}', b'{"schema": 1' + b"0" * 400 + b"}", "é".encode("latin1"),
+    b'"' + b"a" * 10**5,
 )  # fmt: skip
 
 
@@ -219,22 +228,28 @@ NFM_OPTIONS = {
     "--alpha": (*NO_NUMBER, "-1", "nan", "inf"), "--beta": (*NO_NUMBER, "-1", "nan", "inf", "0"),
     "--add-noise": (*NO_NUMBER, "-0.1", "nan", "inf"), "--mult-noise": (*NO_NUMBER, "-0.1", "nan", "inf"),
     "--order": (*NO_INTEGER, "0", "-1"), "--budget": (*NO_INTEGER, "0", "-5"), "--seed": (*NO_INTEGER, "-1", "9" * 30),
-    "--num-samples": (*NO_INTEGER, "0", "-1"), "--eps": ("0.1,0.1,0.1", "0", "-1", "nan", ",", "0.1;0.2", "x", "1e400", "0.1,"),
-    "--dtype": ("float16", "double", "", "int"), "--device": ("cpu:7", "cpu:0", "meta", "gpu", "", "cuda:99", "mps", "cuda:x"),
+    "--num-samples": (*NO_INTEGER, "0", "-1"), "--eps": ("0.1,0.1,0.1", "0", "-1", "nan", ",", "0.1;0.2", "x", "1e400",
+    "0.1,"),
+    "--dtype": ("float16", "double", "", "int"), "--device": ("cpu:7", "cpu:0", "meta", "gpu", "", "cuda:99", "mps",
+    "cuda:x"),
     "--noise": ("gauss", "", "Normal "), "--loss": ("mse", "", "cross entropy"), "--method": ("MC", "", "exactly"),
     "--layer": ("nosuch", "9", "0.0", " ", "weight"), "--json": NOT_WRITABLE, "--plot": (*NOT_WRITABLE, "p.txt", "p"),
     "--state-dict": (*NOT_READABLE, *(f"{n}.pt" for n in (
-        "sparse", "doubled", "less", "more", "deep", "infinite", "huge", "imaginary", "whole", "shaped", "numbers", "keys",
+        "sparse", "doubled", "less", "more", "deep", "infinite", "huge", "imaginary", "whole", "shaped", "numbers",
+        "keys",
         "nothing", "mixed", "flipped", "cut", "text", "zero", "model", "number", "none"))),
     "--data": (*NOT_READABLE, *(f"{n}.pt" for n in (
-        "sparse", "nested", "quantized", "complex", "shorter", "longer", "scalar", "empty", "nan", "many", "words", "other",
+        "sparse", "nested", "quantized", "complex", "shorter", "longer", "scalar", "empty", "nan", "many", "words",
+        "other",
         "list", "model", "number", "none", "labels", "negative", "wide", "csr", "cut", "text", "zero")),
         *(f"{n}.npz" for n in ("complex", "words", "objects", "shorter", "scalar", "empty", "nan", "infinite", "time",
         "fields", "labels", "bytes", "unnamed", "plain", "cut", "text"))),
     "--radius": ("sharp", "round", ""), "--certificate": ("auto", "oracle", ""),
     "--model": (
-        "", ":", "mine.py", "mine.py:", ":build", "mine.py:nosuch", "gone.py:build", "a_folder:x", "a_pipe:x", "no.such:x",
-        "..:x", ".a:x", "a..b:c", "mine.py:number", "mine.py:nothing", "mine.py:text", "syntax.py:x", "zero.py:x", "latin.py:x",
+        "", ":", "mine.py", "mine.py:", ":build", "mine.py:nosuch", "gone.py:build", "a_folder:x", "a_pipe:x",
+        "no.such:x",
+        "..:x", ".a:x", "a..b:c", "mine.py:number", "mine.py:nothing", "mine.py:text", "syntax.py:x", "zero.py:x",
+        "latin.py:x",
         *(f"mine.py:{kind}_{i}" for kind in ("line", "net") for i in range(len(LINES))),
         *(f"module_{i}.py:x" for i in range(len(LINES))),
     ),
@@ -258,10 +273,13 @@ COMMANDS = (
     (("train", TOY), {**RUN, "--seed": (*NO_INTEGER, "-1", "9" * 30), "--stop-after": (*NO_INTEGER, "0", "-1")}),
     (("sweep",), {"": (*GARBAGE[4:9], "noisymix-table1/stylized_imagenet")}),
     (("sweep", TOY), {
-        **RUN, "--size": GARBAGE[4:9], "--seeds": ("x", "1,1", "-1", "1,,2", "²", "9" * 30, "1.5"), "--cluster": ("moon", "slurm"),
+        **RUN, "--size": GARBAGE[4:9], "--seeds": ("x", "1,1", "-1", "1,,2", "²", "9" * 30, "1.5"),
+        "--cluster": ("moon", "slurm"),
         "--workers": (*NO_INTEGER, "0", "-1", "9" * 9), "--threads": (*NO_INTEGER, "-1", "9" * 9),
-        "--parameter": ("x", "=1", "", "nosuch=1", "cluster=here", "workers=2", "poll=0", "nodes=2", "timeout_min=x", "²=²",
-                        "slurm_max_num_timeout=50", "gpus_per_node=x", "folder=a", "visible_gpus=1", "tasks_per_node=x"),
+        "--parameter": ("x", "=1", "", "nosuch=1", "cluster=here", "workers=2", "poll=0", "nodes=2", "timeout_min=x",
+        "²=²",
+                        "slurm_max_num_timeout=50", "gpus_per_node=x", "folder=a", "visible_gpus=1",
+                        "tasks_per_node=x"),
     }),
     (("sets",), {"": (*GARBAGE[4:9], "imagenet", "toy_rings", "cifar10")}),
     (("sets", "digits"), {"--workers": (*NO_INTEGER, "0", "-1", "9" * 9)}),
