@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .rules import RuleKind, beta_nodes
+
 
 def uniform(shape: tuple[int, ...], generator: torch.Generator | None, device) -> Tensor:
     """Uniform(0, 1) in float64, drawn on the generator's device: a CPU seed gives the same numbers everywhere."""
@@ -27,14 +29,6 @@ def uniform(shape: tuple[int, ...], generator: torch.Generator | None, device) -
 def beta_moment(a: float, b: float, j: int) -> float:
     """The exact moment E X^j of X ~ Beta(a, b)."""
     return prod((a + k) / (a + b + k) for k in range(j))
-
-
-def beta_nodes(num: int, a: float, b: float) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss nodes and weights (with sum 1) of Beta(a, b) on (0, 1)."""
-    from scipy.special import roots_jacobi
-
-    nodes, weights = roots_jacobi(num, b - 1, a - 1)
-    return (nodes + 1) / 2, weights / weights.sum()
 
 
 @dataclass(frozen=True)
@@ -92,11 +86,19 @@ class MixingLaw:
             return float(j == 0)
         return sum(w * beta_moment(b, a, j) for w, a, b in self._parts(unmixed))
 
-    def nodes(self, num: int, *, unmixed: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Gauss-Jacobi nodes λ and their weights; exact for polynomials in λ of degree `2 num - 1`."""
+    def nodes(
+        self, num: int, *, unmixed: bool = True, kind: RuleKind = "gauss"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Nodes λ and their weights. `num` Gauss-Jacobi nodes are exact for polynomials in λ of degree `2 num - 1`.
+
+        Args:
+            num: number of nodes for each Beta law, or of panels, see `rules`.
+            unmixed: True for the law after label unmixing.
+            kind: kind of the rule.
+        """
         if not self.mixes:
             return np.ones(1), np.ones(1)
-        rules = [(w, *beta_nodes(num, a, b)) for w, a, b in self._parts(unmixed)]
+        rules = [(w, *beta_nodes(num, a, b, kind)) for w, a, b in self._parts(unmixed)]
         return np.concatenate([lam for _, lam, _ in rules]), np.concatenate([w * weight for w, _, weight in rules])
 
     def sample(
@@ -159,8 +161,10 @@ class FixedMixing:
         lam, weight = self._atoms(unmixed)
         return float(weight @ (1 - lam) ** j)
 
-    def nodes(self, num: int, *, unmixed: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """The values of λ and their probabilities; `num` plays no part."""
+    def nodes(
+        self, num: int, *, unmixed: bool = True, kind: RuleKind = "gauss"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The values of λ and their probabilities; `num` and `kind` play no part."""
         return self._atoms(unmixed)
 
     def sample(
