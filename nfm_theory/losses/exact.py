@@ -36,13 +36,13 @@ REFINED_ROWS = 1_000_000
 #: A composite rule is good enough at this multiple of the error that a Gauss rule should have: kinks cost more a digit.
 _KINKS = 100.0
 #: Two rules whose relative difference is smaller than this show that the head is smooth.
-_SMOOTH = 1e-7
+_SMOOTH = 1e-10
 #: The changes of composite rules fall faster than this, whenever the panels are halved, if the head is smooth.
 _FAST = 1 / 32
 #: Largest number of parts that are kept apart when two rules are compared, in all.
 _MOST_PARTS = 4_000_000
 #: Multiples of the machine precision that count as rounding.
-_ROUNDING = 8.0
+_ROUNDING = 100.0
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,8 @@ def _composite(problem: Problem, grid: Grid, eps: Tensor, rows: int) -> Iterator
         if earlier:
             change = (now - earlier[-1]).abs().sum(0)
             fast = last is not None and bool((change <= _FAST * last).all())
-            changes = [(now - one).abs() / 4**k for k, one in enumerate(earlier[: -3 if fast else -4 : -1])]
+            others = (earlier[1:] or earlier)[: -3 if fast else -4 : -1]  # the coarsest rule is only a start
+            changes = [(now - one).abs() / 4**k for k, one in enumerate(others)]
             last, change = change, SAFETY * torch.stack(changes).amax(0).sum(0)
             rounding = _rounding(problem, finer, found.size)
             words = f", {panels} panels of each variable"

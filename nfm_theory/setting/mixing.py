@@ -86,9 +86,7 @@ class MixingLaw:
             return float(j == 0)
         return sum(w * beta_moment(b, a, j) for w, a, b in self._parts(unmixed))
 
-    def nodes(
-        self, num: int, *, unmixed: bool = True, kind: RuleKind = "gauss"
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def nodes(self, num: int, *, unmixed: bool = True, kind: RuleKind = "gauss") -> tuple[np.ndarray, np.ndarray]:
         """Nodes λ and their weights. `num` Gauss-Jacobi nodes are exact for polynomials in λ of degree `2 num - 1`.
 
         Args:
@@ -161,9 +159,7 @@ class FixedMixing:
         lam, weight = self._atoms(unmixed)
         return float(weight @ (1 - lam) ** j)
 
-    def nodes(
-        self, num: int, *, unmixed: bool = True, kind: RuleKind = "gauss"
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def nodes(self, num: int, *, unmixed: bool = True, kind: RuleKind = "gauss") -> tuple[np.ndarray, np.ndarray]:
         """The values of λ and their probabilities; `num` and `kind` play no part."""
         return self._atoms(unmixed)
 

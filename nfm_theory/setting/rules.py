@@ -1,13 +1,14 @@
 r"""Quadrature rules for one random variable: nodes, and weights that sum to 1.
 
-| kind | nodes | what it is for |
+| kind | nodes | for |
 |---|---|---|
 | `"gauss"` | `num` Gauss nodes | smooth functions |
-| `"closed"` | `num` nodes with both ends of a bounded law (Gauss-Lobatto) | the witness of a Gauss rule: it sees the ends |
-| `"panels"` | `num` panels with `PANEL_ORDER` nodes each | functions with kinks or jumps: the error falls with the panels |
+| `"closed"` | `num` nodes, with both ends of a bounded law (Gauss-Lobatto) | a comparison that sees the ends |
+| `"panels"` | `num` panels of `PANEL_ORDER` Gauss nodes | functions with kinks or jumps |
 
 A Beta law has a density that may be singular at both ends. Its panels are equal in x, where t = x^q / 2 is the distance
-from the end. This makes panels near a singular end as narrow as their share of the probability asks for.
+from the end. Near a singular end the panels are narrow, so that none has a large share of the
+probability.
 """
 
 from __future__ import annotations
