@@ -217,7 +217,8 @@ def bound(
         eps: scale ε > 0.
         radius: radius of the balls, `"sharp"`, `"paper"` or `"mean"`; see the module.
         method: method of the left side, `"exact"` (quadrature), `"monte_carlo"`, or `"auto"` for quadrature if it takes
-            few enough evaluations.
+            few enough evaluations. If the error of the quadrature leaves the verdict open, finer rules follow, and with
+            `"auto"` Monte Carlo if its error is smaller.
         certificate: method of `certify`, or `"none"` for the attack alone. `"auto"` lets `certify` choose, and does
             without a certificate if the model has none.
         effort: how much computation is spent; `None` means `Effort()`.

@@ -120,10 +120,10 @@ def _witnesses(num: int) -> list[int]:
     The first one is odd if `num` is even: two rules with an even number of nodes have a wide gap in common, around 0.
     """
     if num < 4:
-        return [num + 1, num + 2]
+        return [3 if num == 2 else 2]
     fewer = 3 * num // 4
     fewer -= (num - fewer + 1) % 2
-    return [fewer, num - 1, num // 2 + 1]
+    return list(dict.fromkeys([fewer, num - 1, num // 2 + 1]))
 
 
 def _rounding(problem: Problem, grid: Grid, size: Tensor) -> Tensor:
