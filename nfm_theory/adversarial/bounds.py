@@ -107,7 +107,7 @@ def left_side(
                 raise
         else:
             found = float(by_rule.value), float(by_rule.error), by_rule.method.replace("deterministic", "quadrature")
-            if method == "exact" or rtol is None or found[1] <= 100 * rtol * abs(found[0]):
+            if method == "exact" or rtol is None or found[1] <= rtol * abs(found[0]):
                 return found
     generator = torch.Generator(problem.features.device).manual_seed(seed)
     variate = None if isinstance(problem, Branches) and problem.shared_noise else effort.control_variate

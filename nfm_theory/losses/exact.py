@@ -33,11 +33,9 @@ SAFETY = 4.0
 FIRST_PANELS = 4
 #: Largest number of evaluations of the head that one finer rule may take, for all ε together.
 REFINED_ROWS = 1_000_000
-#: A composite rule is good enough at this multiple of the error that a Gauss rule should have: kinks cost more a digit.
-_KINKS = 100.0
 #: Two rules whose relative difference is smaller than this show that the head is smooth.
 _SMOOTH = 1e-10
-#: The changes of composite rules fall faster than this, whenever the panels are halved, if the head is smooth.
+#: The differences of neighboring rules fall faster than this if the head is smooth.
 _FAST = 1 / 32
 #: Largest number of parts that are kept apart when two rules are compared, in all.
 _MOST_PARTS = 4_000_000
@@ -117,13 +115,13 @@ def _sums(problem: Problem, grid: Grid, eps: Tensor, cells: Sequence[tuple[int, 
 def _witnesses(num: int) -> list[int]:
     """Numbers of nodes of the rules that a rule with `num` nodes is compared with.
 
-    The first one is odd if `num` is even: two rules with an even number of nodes have a wide gap in common, around 0.
+    The first two are odd if `num` is even: two rules with an even number of nodes have a wide gap in common, around 0.
     """
     if num < 4:
         return [3 if num == 2 else 2]
     fewer = 3 * num // 4
     fewer -= (num - fewer + 1) % 2
-    return list(dict.fromkeys([fewer, num - 1, num // 2 + 1]))
+    return list(dict.fromkeys([num - 1, fewer, num // 2 + 1]))
 
 
 def _rounding(problem: Problem, grid: Grid, size: Tensor) -> Tensor:
@@ -141,18 +139,29 @@ def _noise_rule(problem: Problem, num: int, kind: RuleKind) -> NoiseRule:
     return noise_rule("tensor", _features(problem), *problem.noises, num_nodes=num, kind=kind)
 
 
-def _difference(problem: Problem, part: Tensor, others: Iterator[Grid], cells: tuple[int, int], eps: Tensor) -> Tensor:
+def _difference(
+    problem: Problem, part: Tensor, num: int, others: Iterator[tuple[int, Grid]], cells: tuple[int, int], eps: Tensor
+) -> Tensor:
     """The sum over all parts of the largest difference from the other rules, `(E,)`.
 
-    One other rule is enough for a smooth head. With kinks it could be wrong by the same amount.
+    The error by a kink is about proportional to the inverse square of the number of nodes, so that the differences are
+    scaled by it. One other rule can be wrong by the same amount, hence there are three. If the differences fall much
+    faster with the number of nodes than a kink allows, the rule with the most nodes decides alone.
     """
-    largest = torch.zeros_like(part)
-    for other in others:
+    differences: list[Tensor] = []
+    for count, other in others:
         (found,) = _sums(problem, other, eps, [cells]).parts
-        largest = torch.maximum(largest, (found - part).abs())
-        if (largest.sum(0) <= _SMOOTH * part.abs().sum(0)).all():
+        differences.append((found - part).abs() * min(1.0, (count / num) ** 2))
+        if (differences[0].sum(0) <= _SMOOTH * part.abs().sum(0)).all():
             break
-    return SAFETY * largest.sum(0)
+    if not differences:
+        return torch.zeros_like(part[0])
+    largest = torch.stack(differences).amax(0).sum(0)
+    nearest, *farther = (one.sum(0) for one in differences)
+    if len(farther) == 2:
+        smooth = (nearest <= _FAST * farther[0]) & (farther[0] <= farther[1])
+        largest = torch.where(smooth, nearest, largest)
+    return SAFETY * largest
 
 
 def _gauss(problem: Problem, grid: Grid, num_noise: int, eps: Tensor) -> _Attempt:
@@ -160,13 +169,13 @@ def _gauss(problem: Problem, grid: Grid, num_noise: int, eps: Tensor) -> _Attemp
     pairs, lams, noises = grid.shape
     chunks = max(1, min(noises, _MOST_PARTS // (pairs * len(eps))))
     found = _sums(problem, grid, eps, [(1, chunks), (lams, 1)])
-    at_lam = (replace(grid, num_lam=num, lam_kind="closed") for num in _witnesses(grid.num_lam))
-    lam_grids = (other for other in at_lam if other.shape[1] != lams)  # none if λ has a few values only
-    at_noise = (replace(grid, rule=_noise_rule(problem, num, "closed")) for num in _witnesses(num_noise))
-    noise_grids = (other for other in at_noise if other.shape[2] != noises)
+    at_lam = ((num, replace(grid, num_lam=num, lam_kind="closed")) for num in _witnesses(grid.num_lam))
+    lam_grids = (other for other in at_lam if other[1].shape[1] != lams)  # none if λ has a few values only
+    at_noise = ((num, replace(grid, rule=_noise_rule(problem, num, "closed"))) for num in _witnesses(num_noise))
+    noise_grids = (other for other in at_noise if other[1].shape[2] != noises)
     with torch.no_grad():
-        lam_error = _difference(problem, found.parts[0], lam_grids, (1, chunks), eps)
-        noise_error = _difference(problem, found.parts[1], noise_grids, (lams, 1), eps)
+        lam_error = _difference(problem, found.parts[0], grid.num_lam, lam_grids, (1, chunks), eps)
+        noise_error = _difference(problem, found.parts[1], num_noise, noise_grids, (lams, 1), eps)
         lam_error = lam_error + _rounding(problem, grid, found.size)
     return _Attempt(grid, found.total, found.size, lam_error, noise_error)
 
@@ -235,11 +244,11 @@ def _refined(problem: Problem, first: _Attempt, eps: Tensor, limit: Tensor, quad
     rows, num = min(quadrature.max_rows, REFINED_ROWS // len(eps)), (quadrature.num_lam, quadrature.num_noise)
     more = _more_nodes(problem, first, eps, limit, num, rows // 4)
     best = first if more is None or more.error.max() >= first.error.max() else more
-    if (best.error <= _KINKS * limit).all():
+    if (best.error <= limit).all():
         return best
     for attempt in _composite(problem, first.grid, eps, rows):
         best = attempt if attempt.error.max() < best.error.max() else best
-        if (attempt.error <= _KINKS * limit).all():
+        if (attempt.error <= limit).all():
             break
     return best
 

@@ -28,7 +28,7 @@ from .monte_carlo import DEFAULT_SAMPLES, ControlVariate, monte_carlo_loss
 #: Rows of the deterministic rule up to which `method="auto"` takes it.
 AUTO_ROWS = 500_000
 #: Relative error above which the rule is refined, unless the caller chooses a rule.
-RTOL = 1e-8
+RTOL = 1e-6
 #: Relative error of the rule above which `method="auto"` tries Monte Carlo.
 AUTO_RTOL = 1e-4
 
@@ -63,7 +63,7 @@ def loss(
             `"quadratic"`, `"cubic"`; `None` or `"auto"` takes the best by a pilot run.
         batch_size: size of the minibatches as trained; `None` for all samples.
         quadrature: rule and nodes of the deterministic method; `None` refines the rule until its relative error is
-            below 1e-8, or a finer one takes more than 2 million evaluations.
+            below 1e-6, or a finer one takes more than a million evaluations.
         generator: random generator of the draws; the global one if `None`.
 
     Returns:

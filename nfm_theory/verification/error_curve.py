@@ -11,11 +11,11 @@ import torch
 
 from ..expansion.random_paths import PathSample, sample_paths, stratified
 from ..expansion.terms import terms
-from ..losses.loss import RTOL, loss
+from ..losses.loss import loss
 from ..losses.monte_carlo import DEFAULT_SAMPLES
 from ..setting.checks import one_of
 from ..setting.problem import Problem, as_problems
-from ..setting.quadrature import Quadrature
+from ..setting.quadrature import GridTooLargeError, Quadrature
 from ..setting.results import Estimate
 
 #: Scales at which the error is measured: up to ε = 1, the loss that is trained.
@@ -171,7 +171,7 @@ def error_curve(
 
     | method | loss | polynomials |
     |---|---|---|
-    | `"auto"` | deterministic rule, or Monte Carlo: see `loss` | exact, order 3 at most |
+    | `"auto"` | deterministic rule, or Monte Carlo if that has a smaller error | exact, order 3 at most |
     | `"pathwise"` | Monte Carlo | along the same draws, of any order |
 
     The second is for networks and layers of any size, and gives the errors a standard error (book:
@@ -208,13 +208,26 @@ def error_curve(
     if method == "pathwise":
         return _pathwise_curve(problems, scales, list(orders), tolerance, samples, generator)
     known = terms(problems, remainder=max(orders) >= 3)
-    rule = Quadrature(num_noise=6, max_rows=max_rows, rtol=RTOL)
-    found = loss(problems, scales, "auto", samples=samples, quadrature=rule, generator=generator)
+    found = _measured_loss(problems, scales, tolerance / 10, samples, max_rows, generator)
     at = torch.tensor(scales, dtype=found.value.dtype, device=device)
     polynomials = {p: known.polynomial(at, p).tolist() for p in orders}
     return ErrorCurve(
         scales, found, float(known.standard), polynomials, tolerance, _radii(found, scales, polynomials, tolerance)
     )
+
+
+def _measured_loss(problems, scales, rtol: float, samples: int, max_rows: int, generator: torch.Generator) -> Estimate:
+    """The loss by a rule whose relative error is at most `rtol`, otherwise by what has the smaller error."""
+    by_rule = None
+    try:
+        rule = Quadrature(num_noise=6, max_rows=max_rows, rtol=rtol)
+        by_rule = loss(problems, scales, "exact", quadrature=rule)
+        if (by_rule.error <= rtol * by_rule.value.abs()).all():
+            return by_rule
+    except GridTooLargeError:
+        pass
+    sampled = loss(problems, scales, "monte_carlo", samples=samples, generator=generator)
+    return sampled if by_rule is None or sampled.error.max() < by_rule.error.max() else by_rule
 
 
 def _radii(found: Estimate, scales, polynomials, tolerance) -> dict[int, float]:
