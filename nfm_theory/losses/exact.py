@@ -70,8 +70,8 @@ class _Attempt:
 
     def __getitem__(self, chosen: Tensor) -> _Attempt:
         """The same at some of the scales."""
-        values = (part[chosen] for part in (self.total, self.size, self.lam_error, self.noise_error))
-        return _Attempt(self.grid, *values)
+        names = ("total", "size", "lam_error", "noise_error")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
 
 
 def _sums(problem: Problem, grid: Grid, eps: Tensor, cells: Sequence[tuple[int, int]] = ()) -> _Sums:
