@@ -32,9 +32,11 @@ class Assumption:
 class Inequality:
     """An inequality whose right side is known to lie between two numbers; the reports of all bounds are one.
 
-    A report has the attributes `left`, `left_error`, `right_lower`, `right_upper`, `predicted_slack` and `assumptions`.
+    A report has the attributes `verdict`, `left`, `left_error`, `right_lower`, `right_upper`, `predicted_slack` and
+    `assumptions`.
     """
 
+    verdict: str
     left: float
     left_error: float
     right_lower: float
@@ -61,8 +63,14 @@ class Inequality:
         """Names of the assumptions that are needed but fail."""
         return [a.name for a in self.assumptions if a.needed and not a.holds]
 
+    @property
+    def open_by_error(self) -> bool:
+        """True if there is no verdict, and a smaller error of the left side could give one."""
+        low, high = self.slack
+        return self.verdict == "undecided" and (low + self.left_error >= 0 or high - self.left_error < 0)
+
     def judged(self, precision: float, missing: str) -> dict[str, str]:
-        """The verdict and the reason for it, in a dict.
+        """The verdict and the reason for it, in a dict. There is a verdict only if the slack exceeds the error.
 
         Args:
             precision: machine precision of the numbers.
@@ -77,7 +85,10 @@ class Inequality:
             verdict, reason = self.affirmed, f"the certified right side stays {low:.3g} below the left side"
         else:
             verdict = "undecided"
-            reason = f"not decided: {missing or f'the slack lies in {low:.3g} .. {high:.3g} +- {error:.2g}'}"
+            slack = f"the slack lies in {low:.3g} .. {high:.3g} +- {error:.2g}"
+            if low >= 0 or high < 0:
+                slack += ", the error of the left side; allow more evaluations (Effort: max_rows, samples)"
+            reason = f"not decided: {missing if missing and high >= 0 else slack}"
         return {"verdict": verdict, "reason": reason + failed}
 
     def assumption_lines(self) -> list[str]:
@@ -110,7 +121,7 @@ class BoundReport(Inequality):
         margins: smallest margin of each example, `(n,)`; negative if the example is misclassified.
         standard_loss: loss L_std without perturbation.
         nfm_loss: loss L_NFM(ε), the left side.
-        nfm_error: error of the left side: four standard errors, or the change from a coarser deterministic rule.
+        nfm_error: error of the left side: four standard errors, or the error of the quadrature rule.
         regularizer: regularizer L_reg.
         inner_lower: losses that some point of the ball has, `(n,)`.
         inner_upper: certified upper bounds of the losses in the ball, `(n,)`; infinite if there is no certificate.

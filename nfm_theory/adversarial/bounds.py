@@ -40,7 +40,7 @@ from typing import Literal, get_args
 
 import torch
 
-from ..losses.loss import loss
+from ..losses.loss import RTOL, loss
 from ..losses.monte_carlo import DEFAULT_SAMPLES, ControlVariate
 from ..setting.branches import Branches, as_problem
 from ..setting.checks import one_of
@@ -83,28 +83,37 @@ class Effort:
     control_variate: ControlVariate = "auto"
 
 
-def left_side(problem: Problem, eps: float, method: LossMethod, effort: Effort, seed: int) -> tuple[float, float, str]:
+def left_side(
+    problem: Problem, eps: float, method: LossMethod, effort: Effort, seed: int, rtol: float | None = None
+) -> tuple[float, float, str]:
     """The left side of the bound: its value, an estimate of the error, and how it was computed.
 
     Args:
         problem: the setting.
         eps: scale ε.
-        method: `"exact"` for quadrature, `"monte_carlo"`, or `"auto"` for quadrature if it takes few evaluations.
+        method: `"exact"` for quadrature, `"monte_carlo"`, or `"auto"` for quadrature if it takes few evaluations; with
+            `rtol` also Monte Carlo, if its error is smaller.
         effort: limits of quadrature and Monte Carlo.
         seed: random seed of Monte Carlo.
+        rtol: relative error up to which the quadrature is refined; `None` keeps the first rule.
     """
+    found = None
     if method != "monte_carlo":
+        rule = Quadrature(num_lam=24, max_rows=effort.max_rows, rtol=rtol)
         try:
-            rules = [Quadrature(num_lam=nodes, max_rows=effort.max_rows) for nodes in (24, 16)]
-            values = [float(loss(problem, eps, "exact", quadrature=rule).value) for rule in rules]
-            return values[0], abs(values[0] - values[1]), "exact by quadrature"
+            by_rule = loss(problem, eps, "exact", quadrature=rule)
         except GridTooLargeError:
             if method == "exact":
                 raise
+        else:
+            found = float(by_rule.value), float(by_rule.error), by_rule.method.replace("deterministic", "quadrature")
+            if method == "exact" or rtol is None or found[1] <= rtol * abs(found[0]):
+                return found
     generator = torch.Generator(problem.features.device).manual_seed(seed)
     variate = None if isinstance(problem, Branches) and problem.shared_noise else effort.control_variate
-    found = loss(problem, eps, "monte_carlo", samples=effort.samples, control_variate=variate, generator=generator)
-    return float(found.value), 4 * float(found.stderr), found.method
+    sampled = loss(problem, eps, "monte_carlo", samples=effort.samples, control_variate=variate, generator=generator)
+    by_draws = float(sampled.value), float(sampled.error), sampled.method
+    return by_draws if found is None or by_draws[1] < found[1] else found
 
 
 class _Check:
@@ -157,7 +166,7 @@ class _Check:
             problem.head, ball, problem.labels, problem.loss, steps=effort.steps, restarts=effort.restarts,
             generator=torch.Generator(problem.features.device).manual_seed(self.seed),
         )  # fmt: skip
-        lower, upper, inside = attack.losses, torch.full_like(attack.losses, torch.inf), 0
+        lower, upper, inside, upper_bounds = attack.losses, torch.full_like(attack.losses, torch.inf), 0, ""
         kept = {"certified": 0, "refuted": int(attack.flipped.sum()), "undecided": int((~attack.flipped).sum())}
         if self.chain is not None and self.certificate != "none":
             certificate = steps_certificate(
@@ -165,7 +174,7 @@ class _Check:
             )
             both = between(attack, certificate)
             lower, upper, inside, kept = both.lower, both.upper, int(certificate.inside.sum()), both.counts()
-            how += f", upper bounds by {certificate.method}"
+            upper_bounds = f", upper bounds by {certificate.method}"
         binary = m.margins.shape[1] == 1
         report = BoundReport(
             verdict="undecided", reason="", layer=problem.layer, eps=float(eps), radius_kind=m.kind,
@@ -174,9 +183,16 @@ class _Check:
             standard_loss=float(problem.loss(m.outputs, problem.labels).mean()), nfm_loss=left, nfm_error=error,
             regularizer=eps**2 * m.regularizer, inner_lower=lower, inner_upper=upper,
             predicted_slack=eps * m.slack[0] + eps**2 * m.slack[1],
-            inside=inside, label_kept={name: kept[name] for name in VERDICTS}, method=how, binary=binary,
+            inside=inside, label_kept={name: kept[name] for name in VERDICTS}, method=how + upper_bounds,
+            binary=binary,
         )  # fmt: skip
-        return replace(report, **report.judged(torch.finfo(radius.dtype).eps, self.missing))
+        precision = torch.finfo(radius.dtype).eps
+        report = replace(report, **report.judged(precision, self.missing))
+        if self.method == "monte_carlo" or not report.open_by_error:
+            return report
+        left, error, how = left_side(self.problem, eps, self.method, effort, self.seed, RTOL)
+        report = replace(report, nfm_loss=left, nfm_error=error, method=how + upper_bounds)
+        return replace(report, **report.judged(precision, self.missing))
 
 
 def bound(
@@ -201,7 +217,8 @@ def bound(
         eps: scale ε > 0.
         radius: radius of the balls, `"sharp"`, `"paper"` or `"mean"`; see the module.
         method: method of the left side, `"exact"` (quadrature), `"monte_carlo"`, or `"auto"` for quadrature if it takes
-            few enough evaluations.
+            few enough evaluations. If the error of the quadrature leaves the verdict open, finer rules follow, and with
+            `"auto"` Monte Carlo if its error is smaller.
         certificate: method of `certify`, or `"none"` for the attack alone. `"auto"` lets `certify` choose, and does
             without a certificate if the model has none.
         effort: how much computation is spent; `None` means `Effort()`.
@@ -225,8 +242,10 @@ def bound(
         return _Check(problem, radius, method, certificate, effort, seed).at(eps)
     clean = _Check(problem.clean, radius, method, certificate, effort, seed).at(eps)
     with torch.no_grad():
-        left = left_side(problem, eps, method, effort, seed)
-    return noisymix_report(problem, clean, left)
+        report = noisymix_report(problem, clean, left_side(problem, eps, method, effort, seed))
+        if method != "monte_carlo" and report.open_by_error:
+            report = noisymix_report(problem, clean, left_side(problem, eps, method, effort, seed, RTOL))
+    return report
 
 
 def _seed(generator: torch.Generator | None) -> int:

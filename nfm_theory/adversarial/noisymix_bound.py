@@ -44,7 +44,7 @@ class NoisyMixBoundReport(Inequality):
         weights: weights π of the branches.
         shared_noise: True if all branches have the same noise.
         noisymix_loss: loss L_NFM(ε) + γ L_JSD(ε), the left side.
-        noisymix_error: error of the left side: four standard errors, or the change from a coarser deterministic rule.
+        noisymix_error: error of the left side: four standard errors, or the error of the quadrature rule.
         stability: terms S0, S1, S2 and C3 of the stability loss.
         clean: the adversarial bound of the clean branch alone.
         assumptions: the assumptions on the clean branch, and the one on all branches if it can be measured.

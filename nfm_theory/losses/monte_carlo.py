@@ -73,7 +73,7 @@ def block_sweeps(problem: Problem, order: int) -> int:
 
 
 def sweep_means(
-    problem: Problem, polynomials: Polynomials, draw: Draw, eps: Tensor, order: int, both_signs: bool
+    problem: Problem, polynomials: Polynomials | None, draw: Draw, eps: Tensor, order: int, both_signs: bool
 ) -> tuple[Tensor, Tensor]:
     """Sweep means of the loss at every ε, `(sweeps, E)`, and of the Taylor coefficients, `(sweeps, order + 1)`."""
     n = len(problem.features)
@@ -81,7 +81,7 @@ def sweep_means(
     for rows in (draw, antithetic(draw)) if both_signs else (draw,):
         path = problem.path(rows)
         losses.append(torch.stack([path(e) for e in eps], dim=-1))
-        coefficients.append(polynomials(path, order) if order >= 0 else losses[-1][:, :0])
+        coefficients.append(polynomials(path, order) if polynomials is not None and order >= 0 else losses[-1][:, :0])
     sweeps = len(draw) // n
     loss_means, coefficient_means = (
         sum(part[1:], part[0]).reshape(sweeps, n, part[0].shape[-1]).mean(1).double() / len(part)
@@ -155,7 +155,7 @@ def monte_carlo_loss(
             f"{', twice for antithetic noise' if both_signs else ''}, {pilot} pilot sweeps), got {samples}."
         )
 
-    polynomials = Polynomials(problem)
+    polynomials = None if control_variate == "none" else Polynomials(problem)
     if control_variate == "auto":
         draw = problem.draw(n, pilot, generator=generator)
         losses, coefficients = sweep_means(problem, polynomials, draw, eps, 3, both_signs)

@@ -31,6 +31,7 @@ from .law import Law
 from .noise import NoiseLaw
 from .pointwise import PointwiseLoss, pointwise_loss
 from .problem import Loss, Model, Problem
+from .rules import Rule, RuleKind
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class BranchNoise(NoiseLaw):
         own = NoiseLaw(self.base, self.beta_scaled, self.sparsity).mixed_fourth
         return np.kron(np.eye(self.branches), np.full((self.size, self.size), own - self.second**2)) + self.second**2
 
-    def scale_nodes(self, num: int) -> tuple[np.ndarray, np.ndarray]:
+    def scale_nodes(self, num: int, kind: RuleKind = "gauss") -> Rule:
         """Nodes of the m scales b, each repeated for the features of its branch, `(num^m, m size)`, and weights."""
-        scale, weight = super().scale_nodes(num)
+        scale, weight = super().scale_nodes(num, kind)
         picks = np.indices([len(scale)] * self.branches).reshape(self.branches, -1)
         return np.repeat(scale[picks], self.size, axis=0).T, weight[picks].prod(0)
 

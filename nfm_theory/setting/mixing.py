@@ -18,19 +18,12 @@ import torch
 from torch import Tensor
 
 from .random_numbers import uniform
+from .rules import RuleKind, beta_nodes
 
 
 def beta_moment(a: float, b: float, j: int) -> float:
     """The exact moment E X^j of X ~ Beta(a, b)."""
     return prod((a + k) / (a + b + k) for k in range(j))
-
-
-def beta_nodes(num: int, a: float, b: float) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss nodes and weights (with sum 1) of Beta(a, b) on (0, 1)."""
-    from scipy.special import roots_jacobi
-
-    nodes, weights = roots_jacobi(num, b - 1, a - 1)
-    return (nodes + 1) / 2, weights / weights.sum()
 
 
 @dataclass(frozen=True)
@@ -88,11 +81,17 @@ class MixingLaw:
             return float(j == 0)
         return sum(w * beta_moment(b, a, j) for w, a, b in self._parts(unmixed))
 
-    def nodes(self, num: int, *, unmixed: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """Gauss-Jacobi nodes λ and their weights; exact for polynomials in λ of degree `2 num - 1`."""
+    def nodes(self, num: int, *, unmixed: bool = True, kind: RuleKind = "gauss") -> tuple[np.ndarray, np.ndarray]:
+        """Nodes λ and their weights. `num` Gauss-Jacobi nodes are exact for polynomials in λ of degree `2 num - 1`.
+
+        Args:
+            num: number of nodes for each Beta law, or of panels, see `rules`.
+            unmixed: True for the law after label unmixing.
+            kind: kind of the rule.
+        """
         if not self.mixes:
             return np.ones(1), np.ones(1)
-        rules = [(w, *beta_nodes(num, a, b)) for w, a, b in self._parts(unmixed)]
+        rules = [(w, *beta_nodes(num, a, b, kind)) for w, a, b in self._parts(unmixed)]
         return np.concatenate([lam for _, lam, _ in rules]), np.concatenate([w * weight for w, _, weight in rules])
 
     def sample(
@@ -155,8 +154,8 @@ class FixedMixing:
         lam, weight = self._atoms(unmixed)
         return float(weight @ (1 - lam) ** j)
 
-    def nodes(self, num: int, *, unmixed: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """The values of λ and their probabilities; `num` plays no part."""
+    def nodes(self, num: int, *, unmixed: bool = True, kind: RuleKind = "gauss") -> tuple[np.ndarray, np.ndarray]:
+        """The values of λ and their probabilities; `num` and `kind` play no part."""
         return self._atoms(unmixed)
 
     def sample(

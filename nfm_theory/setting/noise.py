@@ -18,28 +18,13 @@ import torch
 from torch import Tensor
 
 from .checks import one_of
-from .mixing import beta_moment, beta_nodes
+from .mixing import beta_moment
 from .random_numbers import at_least_single, uniform
+from .rules import Rule, RuleKind, beta_nodes, normal_nodes, sign_nodes, uniform_nodes
 
 NoiseName = Literal["normal", "uniform", "rademacher", "released"]
 #: The released code of the papers multiplies both noises by one Beta(2, 5) number per call.
 SCALE_ALPHA, SCALE_BETA = 2.0, 5.0
-
-
-def _hermite_nodes(num: int) -> tuple[np.ndarray, np.ndarray]:
-    from scipy.special import roots_hermitenorm
-
-    return roots_hermitenorm(num)
-
-
-def _legendre_nodes(num: int) -> tuple[np.ndarray, np.ndarray]:
-    from scipy.special import roots_legendre
-
-    return roots_legendre(num)
-
-
-def _signs(num: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([-1.0, 1.0]), np.array([0.5, 0.5])
 
 
 def _sample_uniform(shape: tuple[int, ...], **place) -> Tensor:
@@ -58,21 +43,22 @@ class BaseLaw:
     Attributes:
         second: E z².
         fourth: E z⁴.
-        nodes: a number n to a rule of n nodes and weights, exact for polynomials of degree 2n - 1.
+        nodes: a number n and a kind of rule to nodes and weights, see `rules`; n Gauss nodes are exact for polynomials
+            of degree 2n - 1.
         sample: a shape, and `generator`, `dtype` and `device`, to independent elements.
     """
 
     second: float
     fourth: float
-    nodes: Callable[[int], tuple[np.ndarray, np.ndarray]]
+    nodes: Callable[[int, RuleKind], Rule]
     sample: Callable[..., Tensor]
 
 
 #: The base laws by name. A new one goes here, into `NoiseName`, and into `symbolic.moments`.
 BASES: dict[str, BaseLaw] = {
-    "normal": BaseLaw(1.0, 3.0, _hermite_nodes, torch.randn),
-    "uniform": BaseLaw(1 / 3, 1 / 5, _legendre_nodes, _sample_uniform),
-    "rademacher": BaseLaw(1.0, 1.0, _signs, _sample_signs),
+    "normal": BaseLaw(1.0, 3.0, normal_nodes, torch.randn),
+    "uniform": BaseLaw(1 / 3, 1 / 5, uniform_nodes, _sample_uniform),
+    "rademacher": BaseLaw(1.0, 1.0, sign_nodes, _sample_signs),
 }
 
 
@@ -116,17 +102,17 @@ class NoiseLaw:
         """The exact E ξ_j² ξ_k² for j ≠ k; it differs from `second**2` when the elements are dependent."""
         return self._scale_moment(4) * ((1 - self.sparsity) * BASES[self.base].second) ** 2
 
-    def nodes(self, num: int) -> tuple[np.ndarray, np.ndarray]:
+    def nodes(self, num: int, kind: RuleKind = "gauss") -> Rule:
         """A rule for one element given b = 1: `num` Gauss nodes (two for Rademacher), and 0 if elements may vanish."""
-        z, w = BASES[self.base].nodes(num)
+        z, w = BASES[self.base].nodes(num, kind)
         w = w / w.sum()
         if self.sparsity:
             z, w = np.append(z, 0.0), np.append(w * (1 - self.sparsity), self.sparsity)
         return z, w
 
-    def scale_nodes(self, num: int) -> tuple[np.ndarray, np.ndarray]:
-        """A Gauss-Jacobi rule for the shared number b; the single node 1 where there is none."""
-        return beta_nodes(num, SCALE_ALPHA, SCALE_BETA) if self.beta_scaled else (np.ones(1), np.ones(1))
+    def scale_nodes(self, num: int, kind: RuleKind = "gauss") -> Rule:
+        """A rule for the shared number b; the single node 1 where there is none."""
+        return beta_nodes(num, SCALE_ALPHA, SCALE_BETA, kind) if self.beta_scaled else (np.ones(1), np.ones(1))
 
     def sample(self, shape: tuple[int, ...], *, shared: int = 1, generator=None, dtype=None, device=None) -> Tensor:
         """Random ξ with `shape[0]` rows; each group of `shared` consecutive rows has one number b.

@@ -29,6 +29,7 @@ from .draws import Draw
 from .mixing import FixedMixing, MixingLaw
 from .noise import NoiseLaw
 from .options import progress_bar
+from .rules import Rule, RuleKind
 
 #: Default of the largest number of rows of a grid (evaluations of the head).
 MAX_ROWS = 50_000_000
@@ -57,23 +58,25 @@ class NoiseRule:
         return float(self.weights.abs().sum())
 
 
-def rule_points(name: str, d: int, add: NoiseLaw | None, mult: NoiseLaw | None, num_nodes: int) -> int:
+def rule_points(
+    name: str, d: int, add: NoiseLaw | None, mult: NoiseLaw | None, num_nodes: int, kind: RuleKind = "gauss"
+) -> int:
     """The number of points of a noise rule, computed without building it."""
     one_of("rule", name, RULES)
     laws = [law for law in (add, mult) if law is not None]
     if not laws:
         return 1
     if name == "tensor":
-        return prod(len(law.scale_nodes(num_nodes)[0]) * len(law.nodes(num_nodes)[0]) ** d for law in laws)
+        return prod(len(law.scale_nodes(num_nodes, kind)[0]) * len(law.nodes(num_nodes, kind)[0]) ** d for law in laws)
     total = d * len(laws)
     return 2 * total if name == "cubature-3" else 1 + 2 * total + 4 * comb(total, 2)
 
 
-def _tensor_points(law: NoiseLaw, d: int, num: int) -> tuple[np.ndarray, np.ndarray]:
-    z, w = law.nodes(num)
+def _tensor_points(law: NoiseLaw, d: int, num: int, kind: RuleKind) -> Rule:
+    z, w = law.nodes(num, kind)
     points = np.array(list(itertools.product(z, repeat=d)))
     weights = np.array([prod(c) for c in itertools.product(w, repeat=d)])
-    scale, scale_weight = law.scale_nodes(num)
+    scale, scale_weight = law.scale_nodes(num, kind)
     return (scale[:, None, None] * points).reshape(-1, d), np.outer(scale_weight, weights).ravel()
 
 
@@ -110,14 +113,22 @@ def _degree_five(second: np.ndarray, moments: np.ndarray) -> tuple[np.ndarray, n
     return np.concatenate(points) * np.sqrt(second), np.concatenate([[1 - rest.sum()], rest])
 
 
-def noise_rule(name: str, d: int, add: NoiseLaw | None, mult: NoiseLaw | None, *, num_nodes: int = 12) -> NoiseRule:
-    """Build a rule of the noise for d features; `"tensor"` has `num_nodes` nodes for each element.
+def noise_rule(
+    name: str,
+    d: int,
+    add: NoiseLaw | None,
+    mult: NoiseLaw | None,
+    *,
+    num_nodes: int = 12,
+    kind: RuleKind = "gauss",
+) -> NoiseRule:
+    """Build a rule of the noise for d features; `"tensor"` has `num_nodes` nodes, or panels, for each element.
 
     Raises:
         ValueError: for an unknown rule, or if no rule of degree 5 exists for the law.
         GridTooLargeError: if the rule does not fit in memory.
     """
-    points = rule_points(name, d, add, mult, num_nodes)
+    points = rule_points(name, d, add, mult, num_nodes, kind)
     laws = [law for law in (add, mult) if law is not None]
     if not laws:
         return NoiseRule("no noise", torch.ones(1, dtype=torch.float64))
@@ -127,7 +138,7 @@ def noise_rule(name: str, d: int, add: NoiseLaw | None, mult: NoiseLaw | None, *
             "fewer nodes, or method='monte_carlo'."
         )
     if name == "tensor":
-        parts = [_tensor_points(law, d, num_nodes) for law in laws]
+        parts = [_tensor_points(law, d, num_nodes, kind) for law in laws]
         sizes = [len(w) for _, w in parts]
         picks = np.indices(sizes).reshape(len(sizes), -1)
         nodes = [p[pick] for (p, _), pick in zip(parts, picks, strict=True)]
@@ -163,7 +174,8 @@ class Grid:
         feature_shape: shape of one sample's features.
         mixing: law of λ.
         rule: rule of the noise.
-        num_lam: number of Gauss-Jacobi nodes for each Beta law.
+        num_lam: number of nodes, or of panels, for each Beta law.
+        lam_kind: kind of the rule of λ.
         unmixed: True uses the law of λ after label unmixing, False uses Beta(α, β).
         partners: `P(r|i)`, `(n, n)`; `None` means uniform partners. Pairs of probability 0 are left out.
     """
@@ -175,12 +187,18 @@ class Grid:
     num_lam: int = 8
     unmixed: bool = True
     partners: Tensor | None = None
+    lam_kind: RuleKind = "gauss"
+
+    @property
+    def lam_rule(self) -> Rule:
+        """The nodes of λ and their weights."""
+        return self.mixing.nodes(self.num_lam, unmixed=self.unmixed, kind=self.lam_kind)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """The numbers of pairs of samples, of λ nodes and of noise nodes."""
         pairs = _num_pairs(self.num_samples, self.mixing, self.unmixed, self.partners)
-        return pairs, len(self.mixing.nodes(self.num_lam, unmixed=self.unmixed)[0]), len(self.rule.weights)
+        return pairs, len(self.lam_rule[0]), len(self.rule.weights)
 
     @property
     def rows(self) -> int:
@@ -190,7 +208,7 @@ class Grid:
     def blocks(self, block_rows: int, *, like: Tensor, title: str) -> Iterator[tuple[Draw, Tensor]]:
         """The rows with their weights, in blocks, with a progress bar; they get dtype and device of `like`."""
         dtype, device = like.dtype, like.device
-        lam, lam_weight = (torch.from_numpy(a) for a in self.mixing.nodes(self.num_lam, unmixed=self.unmixed))
+        lam, lam_weight = (torch.from_numpy(a) for a in self.lam_rule)
         lam, weight = lam.to(device, dtype), lam_weight.to(device, torch.float64)
         add, mult = (
             None if part is None else part.to(device, dtype).reshape(-1, *self.feature_shape)
@@ -284,12 +302,22 @@ class Quadrature:
         num_lam: number of Gauss-Jacobi nodes of λ for each Beta law.
         num_noise: number of nodes for each element of the noise.
         max_rows: largest number of evaluations of the head.
+        rtol: relative error above which the rule is replaced by finer ones, as far as the number of evaluations allows;
+            `None` keeps the rule. The error of the value is stated in both cases.
+
+    Raises:
+        ValueError: for an unknown rule, or numbers that are not positive.
     """
 
     rule: Literal["tensor", "auto", "cubature-3", "cubature-5"] = "tensor"
     num_lam: int = 16
     num_noise: int = 12
     max_rows: int = MAX_ROWS
+    rtol: float | None = None
 
     def __post_init__(self):
         one_of("rule", self.rule, (*RULES, "auto"))
+        for name in ("num_lam", "num_noise", "max_rows", "rtol"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: expected a number > 0, got {value!r}.")

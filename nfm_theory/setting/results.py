@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: Number of standard errors that count as the error of a sampled value.
+STDERRS = 4
 #: Names of the second-order terms, in the order in which they are printed.
 SECOND_ORDER = ("R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult")
 
@@ -38,14 +40,15 @@ class Record:
 
 @dataclass(frozen=True)
 class Estimate(Record):
-    """A value with its standard error; `float(estimate)` is the value.
+    """A value with its errors; `float(estimate)` is the value.
 
     Attributes:
         value: the estimate; 0-dim, or `(num_eps,)` when several ε were asked for at once.
-        stderr: its standard error, same shape; zero when the value carries no sampling error.
+        stderr: its standard error, same shape; zero if nothing was sampled.
         samples: number of evaluations of the head behind it.
         method: how it was computed, in words.
         converged: True if a requested standard error was reached; `None` if none was requested.
+        quadrature_error: estimated error of the quadrature rule, same shape as the value; `None` if there was no rule.
     """
 
     value: Tensor
@@ -53,14 +56,22 @@ class Estimate(Record):
     samples: int
     method: str = ""
     converged: bool | None = None
+    quadrature_error: Tensor | None = None
+
+    @property
+    def error(self) -> Tensor:
+        """How far the value may be off: four standard errors plus the error of the quadrature rule."""
+        sampled = STDERRS * self.stderr
+        return sampled if self.quadrature_error is None else sampled + self.quadrature_error
 
     def __float__(self) -> float:
         """The value, if there is one only."""
         return float(self.value.detach())
 
     def __str__(self) -> str:
-        """Value, standard error and method, a line for each value."""
-        rows = zip(self.value.detach().reshape(-1).tolist(), self.stderr.detach().reshape(-1).tolist(), strict=True)
+        """A line for each value: value, standard error (or error of the quadrature rule) and method."""
+        errors = self.stderr if self.quadrature_error is None else self.error
+        rows = zip(self.value.detach().reshape(-1).tolist(), errors.detach().reshape(-1).tolist(), strict=True)
         return "\n".join(f"{v:.6g} ± {s:.2g}  ({self.method}, {self.samples:,} evaluations)" for v, s in rows)
 
 

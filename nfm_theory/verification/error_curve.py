@@ -28,7 +28,7 @@ class ErrorCurve:
 
     Attributes:
         eps: scales, increasing.
-        loss: the NFM loss at every scale, with its standard error.
+        loss: the NFM loss at every scale, with its error.
         standard: the loss at ε = 0.
         polynomials: Taylor polynomial of order p at every scale, by p.
         tolerance: relative error that counts as good.
@@ -55,30 +55,32 @@ class ErrorCurve:
         return _relative(self.loss.value.tolist(), self.polynomials[order])
 
     def radius_range(self, order: int, stderrs: float = 2.0) -> tuple[float, float]:
-        """Where the radius may lie: the crossings of the relative error plus and minus some standard errors.
+        """Where the radius may lie: the crossings of the relative error plus and minus its own error.
+
+        With `"pathwise"` that error is some standard errors; otherwise it follows from the error of the loss.
 
         Args:
             order: p.
-            stderrs: how many.
-
-        Raises:
-            ValueError: if there are no standard errors.
+            stderrs: how many standard errors.
         """
-        if order not in self.relative_stderr:
-            raise ValueError("radius_range: the standard errors are known with method='pathwise' only.")
-        pairs = list(zip(self.relative_error(order), self.relative_stderr[order], strict=True))
-        low, high = ([e + sign * stderrs * s for e, s in pairs] for sign in (1, -1))
+        if order in self.relative_stderr:
+            own = [stderrs * s for s in self.relative_stderr[order]]
+        else:
+            numbers = zip(self.loss.error.tolist(), self.loss.value.tolist(), self.polynomials[order], strict=True)
+            own = [error * abs(p) / value**2 if value else math.inf for error, value, p in numbers]
+        pairs = list(zip(self.relative_error(order), own, strict=True))
+        low, high = ([e + sign * s for e, s in pairs] for sign in (1, -1))
         return crossing(self.eps, low, self.tolerance), crossing(self.eps, high, self.tolerance)
 
     def __str__(self) -> str:
         """A table: the loss and the relative error of every order at each scale, and the radii."""
-        lines = [f"{'eps':>8}{'loss':>12}{'stderr':>10}" + "".join(f"{f'order {p}':>10}" for p in self.polynomials)]
+        lines = [f"{'eps':>8}{'loss':>12}{'error':>10}" + "".join(f"{f'order {p}':>10}" for p in self.polynomials)]
         errors = {p: self.relative_error(p) for p in self.polynomials}
-        for k, (e, value, stderr) in enumerate(
-            zip(self.eps, self.loss.value.tolist(), self.loss.stderr.tolist(), strict=True)
+        for k, (e, value, error) in enumerate(
+            zip(self.eps, self.loss.value.tolist(), self.loss.error.tolist(), strict=True)
         ):
             row = "".join(f"{errors[p][k]:10.2%}" for p in errors)
-            lines.append(f"{e:8.3g}{value:12.6g}{stderr:10.2g}{row}")
+            lines.append(f"{e:8.3g}{value:12.6g}{error:10.2g}{row}")
         for p, radius in self.radius.items():
             reach = f"up to eps = {radius:.3g}" if math.isfinite(radius) else "at every scale"
             lines.append(f"order {p}: within {self.tolerance:.0%} {reach}")
@@ -106,6 +108,7 @@ class ErrorCurve:
             "eps": self.eps,
             "loss": self.loss.value.tolist(),
             "stderr": self.loss.stderr.tolist(),
+            "error": self.loss.error.tolist(),
             "method": self.loss.method,
             "standard": self.standard,
             "polynomials": {str(p): values for p, values in self.polynomials.items()},
@@ -168,7 +171,7 @@ def error_curve(
 
     | method | loss | polynomials |
     |---|---|---|
-    | `"auto"` | deterministic rule where that fits `max_rows`, Monte Carlo otherwise | exact, order 3 at most |
+    | `"auto"` | deterministic rule, or Monte Carlo if that has a smaller error | exact, order 3 at most |
     | `"pathwise"` | Monte Carlo | along the same draws, of any order |
 
     The second is for networks and layers of any size, and gives the errors a standard error (book:
@@ -205,15 +208,26 @@ def error_curve(
     if method == "pathwise":
         return _pathwise_curve(problems, scales, list(orders), tolerance, samples, generator)
     known = terms(problems, remainder=max(orders) >= 3)
-    try:
-        found = loss(problems, scales, "exact", quadrature=Quadrature(num_noise=6, max_rows=max_rows))
-    except GridTooLargeError:
-        found = loss(problems, scales, "monte_carlo", samples=samples, generator=generator)
+    found = _measured_loss(problems, scales, tolerance / 10, samples, max_rows, generator)
     at = torch.tensor(scales, dtype=found.value.dtype, device=device)
     polynomials = {p: known.polynomial(at, p).tolist() for p in orders}
     return ErrorCurve(
         scales, found, float(known.standard), polynomials, tolerance, _radii(found, scales, polynomials, tolerance)
     )
+
+
+def _measured_loss(problems, scales, rtol: float, samples: int, max_rows: int, generator: torch.Generator) -> Estimate:
+    """The loss by a rule whose relative error is at most `rtol`, otherwise by what has the smaller error."""
+    by_rule = None
+    try:
+        rule = Quadrature(num_noise=6, max_rows=max_rows, rtol=rtol)
+        by_rule = loss(problems, scales, "exact", quadrature=rule)
+        if (by_rule.error <= rtol * by_rule.value.abs()).all():
+            return by_rule
+    except GridTooLargeError:
+        pass
+    sampled = loss(problems, scales, "monte_carlo", samples=samples, generator=generator)
+    return sampled if by_rule is None or sampled.error.max() < by_rule.error.max() else by_rule
 
 
 def _radii(found: Estimate, scales, polynomials, tolerance) -> dict[int, float]:

@@ -146,8 +146,10 @@ def test_errors_agree_with_quadrature_and_their_standard_error_is_right():
     exact = nt.error_curve(build_problem(MODEL, X, Y), eps=scales, orders=(1, 2, 3), max_rows=100_000)
     assert exact.coefficients is None
     assert "relative_stderr" not in exact.to_dict()
-    with pytest.raises(ValueError, match="pathwise"):
-        exact.radius_range(2)
+    low, high = exact.radius_range(2)
+    assert low == pytest.approx(exact.radius[2], rel=1e-8)  # the quadrature of a smooth head is almost exact
+    assert high == pytest.approx(low, rel=1e-8)
+    assert exact.to_dict()["error"] == exact.loss.error.tolist()
     misses = []
     for seed in range(40):
         curve = nt.error_curve(
