@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..setting.branches import as_problem
 from ..setting.options import progress_bar
 from ..setting.pointwise import PointwiseLoss
 from ..setting.problem import Problem
 from ..setting.results import Record
+from .guards import attackable, columns, input_gradient, raise_if_cut
+from .label_margins import deficit_gradient, hard_labels, margin_deficit
 from .linear_bounds import Ball, Norm, check_ball
+from .rounding import in_double
 
 #: Length of the first step, as a part of the radius; the steps then shrink to 0 along half a cosine.
 FIRST_STEP = 0.5
@@ -64,10 +66,6 @@ class FlipRadius(Record):
     evaluations: int
 
 
-def _columns(outputs: Tensor) -> Tensor:
-    return outputs.unsqueeze(-1) if outputs.ndim == 1 else outputs
-
-
 def predicted_class(outputs: Tensor) -> Tensor:
     """Index of the largest output, `(b,)`; with a single output, 1 if it is positive and 0 otherwise."""
     return (outputs[:, 0] > 0).long() if outputs.shape[1] == 1 else outputs.argmax(1)
@@ -94,9 +92,9 @@ def project(h: Tensor, ball: Ball) -> Tensor:
     """Project points onto the ball and then onto the box, `(b, *feature)`; the results lie in both."""
     delta = h - ball.center
     radius = _per_row(ball.radius, h)
-    if ball.norm == "l2":
-        size = _per_row(_length(delta, "l2"), h)
-        delta = delta * (radius / size.clamp(min=torch.finfo(h.dtype).tiny)).clamp(max=1)
+    if ball.norm == "l2":  # in double precision, so that the points stay in the ball of a certificate
+        size = _per_row(_length(in_double(delta), "l2"), h)
+        delta = delta * (radius / size.clamp(min=torch.finfo(h.dtype).tiny)).clamp(max=1).to(h)
     else:
         delta = torch.minimum(torch.maximum(delta, -radius), radius)
     h = ball.center + delta
@@ -127,19 +125,67 @@ def _random_start(ball: Ball, generator: torch.Generator | None) -> Tensor:
     return project(h + _per_row(ball.radius, h) * delta, ball)
 
 
+class _Aim:
+    """What an attack increases: the loss, or where the label is one class, the margin deficit, which never saturates."""
+
+    def __init__(self, labels: Tensor, loss: PointwiseLoss, target: Tensor):
+        self.labels, self.loss, self.target = labels, loss, target
+        self.hard = hard_labels(labels, loss)
+        self.all_hard = bool(self.hard.all())
+
+    def score(self, outputs: Tensor) -> Tensor:
+        """A number that grows with the loss, also where the loss rounds to a constant, `(b,)`."""
+        return margin_deficit(outputs, self.target)
+
+    def slopes(self, outputs: Tensor) -> Tensor:
+        """The direction in which the outputs should move, `(b, K)`; its largest entry has the size 1."""
+        if self.all_hard:
+            return deficit_gradient(outputs, self.target)
+        if self.loss.closed_gradient is not None:
+            slopes = self.loss.closed_gradient(outputs, self.labels)
+        else:
+            with torch.enable_grad():
+                leaf = outputs.detach().requires_grad_()
+                (slopes,) = torch.autograd.grad(self.loss(leaf, self.labels).sum(), leaf)
+        size = slopes.abs().amax(1, keepdim=True)
+        usable = size.isfinite() & (size > 0) & ~self.hard.unsqueeze(1)
+        if usable.all():
+            return slopes / size
+        towards = deficit_gradient(outputs, self.target)
+        return torch.where(usable, slopes / torch.where(usable, size, 1), towards)
+
+
+def _unstuck(gradient: Tensor | None, at: Tensor, generator: torch.Generator) -> Tensor:
+    """The gradient, with random directions where it is zero or not finite."""
+    gradient = torch.zeros_like(at) if gradient is None else gradient
+    stuck = (gradient == 0).flatten(1).all(1) | ~gradient.isfinite().flatten(1).all(1)
+    if not stuck.any():
+        return gradient
+    random = torch.randn(at.shape, generator=generator, dtype=at.dtype).to(at.device)
+    return torch.where(_per_row(stuck, at), random, gradient)
+
+
+def _check_repeatable(outputs: Tensor, again: Tensor) -> None:
+    """Refuse a network that gives other outputs in a second call."""
+    if (outputs - again).abs().max() > 3 * torch.finfo(outputs.dtype).eps ** 0.5 * again.abs().max():
+        raise ValueError("model: the outputs differ from call to call, the network is random; call model.eval().")
+
+
 class _Best:
     """The best points that the attack has met so far."""
 
     def __init__(self, ball: Ball, losses: Tensor, flipped: Tensor, target: Tensor):
         self.ball, self.target = ball, target
+        self.scores = torch.full_like(losses, -torch.inf)
         self.features, self.losses = ball.center.clone(), losses.clone()
         self.flip_features = ball.center.clone()
         self.flip_distance = torch.where(flipped, torch.zeros_like(losses), torch.full_like(losses, torch.inf))
 
-    def see(self, h: Tensor, outputs: Tensor, losses: Tensor) -> None:
-        """Keep each of the points that is better than the best one so far."""
-        better = losses > self.losses
+    def see(self, h: Tensor, outputs: Tensor, losses: Tensor, scores: Tensor) -> None:
+        """Keep each of the points that is better than the best one so far; scores decide between equal losses."""
+        better = (losses > self.losses) | ((losses == self.losses) & (scores > self.scores))
         self.losses = torch.where(better, losses, self.losses)
+        self.scores = torch.where(better, scores, self.scores)
         self.features = torch.where(_per_row(better, h), h, self.features)
         distance = _length(h - self.ball.center, self.ball.norm)
         nearer = (predicted_class(outputs) != self.target) & (distance < self.flip_distance)
@@ -163,6 +209,9 @@ def pgd_attack(
     $$ h \leftarrow \Pi\Big(h + s_t\,\rho\, \frac{\nabla \ell}{\|\nabla \ell\|_2}\Big) \quad (l_2), \qquad
        h \leftarrow \Pi\big(h + s_t\,\rho\, \mathrm{sign}\,\nabla \ell\big) \quad (l_\infty) $$
 
+    If the label is one class, the gradient is that of `label_margins.margin_deficit`, which has the direction of ∇ℓ and
+    does not round to 0 where the network is confident. Where the gradient is zero, the step has a random direction.
+
     The first run starts at the center, the others start at random points. The attack keeps the best point of all runs,
     so that the loss that it returns is never below the clean one. (Madry et al. 2018.)
 
@@ -178,7 +227,8 @@ def pgd_attack(
         generator: random generator of the starting points; the global one if `None`.
 
     Raises:
-        ValueError: for radii, norms, boxes or numbers of steps that are not allowed.
+        ValueError: for radii, norms, boxes or numbers of steps that are not allowed; for a network in training mode, a
+            network that is random, and a network whose derivative is cut.
         TypeError: for anything but one `Problem`.
 
     Example:
@@ -188,8 +238,8 @@ def pgd_attack(
         >>> round(float(head(found.features)), 3), bool(found.flipped)  # 7 - 2 ‖(3, 4)‖
         (-3.0, True)
     """
-    ball = check_ball(as_problem(problem).features.detach(), radius, norm, box)
-    with progress_bar(title="attack", total=restarts * steps) as bar:
+    with attackable(problem), progress_bar(title="attack", total=restarts * steps) as bar:
+        ball = check_ball(problem.features.detach(), radius, norm, box)
         return ascend(
             problem.head, ball, problem.labels, problem.loss, steps=steps, restarts=restarts, step_size=step_size,
             generator=generator, after_step=bar.update,
@@ -231,25 +281,26 @@ def ascend(
         raise ValueError(f"step_size: expected a number > 0, a fraction of the radius, got {step_size!r}.")
     h = ball.center
     with torch.no_grad():
-        outputs = _columns(head(h))
-        clean = loss(outputs, labels)
-        target = label_class(labels, outputs, loss)
-        best = _Best(ball, clean, predicted_class(outputs) != target, target)
+        center = columns(head(h))
+        clean = loss(center, labels)
+        target = label_class(labels, center, loss)
+        best = _Best(ball, clean, predicted_class(center) != target, target)
+    aim, spare = _Aim(labels, loss, target), torch.Generator().manual_seed(0)
     for run in range(restarts):
         at = h if run == 0 else _random_start(ball, generator)
         for t in range(steps + 1):
-            with torch.enable_grad():
-                leaf = at.detach().requires_grad_()
-                outputs = _columns(head(leaf))
-                losses = loss(outputs, labels)
-                (gradient,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
+            outputs, gradient = input_gradient(head, at, aim.slopes)
+            if run == t == 0:
+                _check_repeatable(outputs, center)
+                if gradient is None or not gradient.any():
+                    raise_if_cut(head, h, _random_start(ball, spare), aim.slopes)
             with torch.no_grad():
-                best.see(at, outputs, losses)
+                best.see(at, outputs, loss(outputs, labels), aim.score(outputs))
                 if t == steps:
                     break
                 part = FIRST_STEP * (1 + math.cos(math.pi * t / steps)) / 2 if step_size is None else step_size
-                if gradient is not None:
-                    at = project(at + part * _per_row(ball.radius, at) * _ascent(gradient, ball.norm), ball)
+                direction = _ascent(_unstuck(gradient, at, spare), ball.norm)
+                at = project(at + part * _per_row(ball.radius, at) * direction, ball)
             after_step()
     return Attack(
         features=best.features,
@@ -262,17 +313,26 @@ def ascend(
     )
 
 
-def _margin_deficit(target: Tensor) -> PointwiseLoss:
+def _margin_loss(target: Tensor, classes: int) -> PointwiseLoss:
     """The largest other output minus the output of the class; it is positive if the prediction is another class."""
+    own = torch.nn.functional.one_hot(target, max(2, classes))
+
+    def others(outputs: Tensor) -> Tensor:
+        return outputs.masked_fill(own.bool(), -torch.inf)
 
     def deficit(outputs: Tensor, labels: Tensor) -> Tensor:
         if outputs.shape[1] == 1:
-            return (1 - 2 * labels.to(outputs)) * outputs[:, 0]
-        own = torch.nn.functional.one_hot(labels, outputs.shape[1]).bool()
-        others = outputs.masked_fill(own, -torch.inf).amax(1)
-        return others - outputs.gather(1, labels.unsqueeze(1))[:, 0]
+            return (1 - 2 * target.to(outputs)) * outputs[:, 0]
+        return others(outputs).amax(1) - outputs.gather(1, target.unsqueeze(1))[:, 0]
 
-    return PointwiseLoss("margin", deficit, lambda outputs, labels: target)
+    def gradient(outputs: Tensor, labels: Tensor) -> Tensor:
+        if outputs.shape[1] == 1:
+            return (1 - 2 * target.to(outputs)).unsqueeze(1)
+        rivals = others(outputs)
+        top = (rivals == rivals.amax(1, keepdim=True)).to(outputs)
+        return top / top.sum(1, keepdim=True) - own.to(outputs)
+
+    return PointwiseLoss("margin", deficit, lambda outputs, labels: target, closed_gradient=gradient)
 
 
 def _shorten(head, h: Tensor, flip: Tensor, target: Tensor, halvings: int) -> Tensor:
@@ -280,7 +340,7 @@ def _shorten(head, h: Tensor, flip: Tensor, target: Tensor, halvings: int) -> Te
     low, high = h.new_zeros(len(h)), h.new_ones(len(h))
     for _ in range(halvings):
         middle = (low + high) / 2
-        changed = predicted_class(_columns(head(h + _per_row(middle, h) * (flip - h)))) != target
+        changed = predicted_class(columns(head(h + _per_row(middle, h) * (flip - h)))) != target
         high, low = torch.where(changed, middle, high), torch.where(changed, low, middle)
     return h + _per_row(high, h) * (flip - h)
 
@@ -313,7 +373,8 @@ def flip_radius(
         generator: random generator of the starting points; the global one if `None`.
 
     Raises:
-        ValueError: for radii, norms, boxes or numbers of steps that are not allowed.
+        ValueError: for radii, norms, boxes or numbers of steps that are not allowed; for a network in training mode, a
+            network that is random, and a network whose derivative is cut.
         TypeError: for anything but one `Problem`.
 
     Example:
@@ -322,13 +383,21 @@ def flip_radius(
         >>> round(float(flip_radius(problem, 9.0).radius), 3)  # 7 / ‖(3, 4)‖
         1.4
     """
-    head, loss, h = as_problem(problem).head, problem.loss, problem.features.detach()
+    with attackable(problem):
+        return _flip_radius(problem, max_radius, norm, bisections, steps, restarts, box, generator)
+
+
+def _flip_radius(
+    problem: Problem, max_radius, norm: Norm, bisections: int, steps: int, restarts: int, box, generator
+) -> FlipRadius:
+    """The search of `flip_radius`, with its arguments."""
+    head, loss, h = problem.head, problem.loss, problem.features.detach()
     high = check_ball(h, _length(h, norm) if max_radius is None else max_radius, norm, box).radius
     with torch.no_grad():
-        outputs = _columns(head(h))
+        outputs = columns(head(h))
         target = label_class(problem.labels, outputs, loss)
         wrong = predicted_class(outputs) != target
-    margin = _margin_deficit(target)
+    margin = _margin_loss(target, outputs.shape[1])
     best, nearest = torch.where(wrong, torch.zeros_like(high), torch.full_like(high, torch.inf)), h.clone()
     low, high, evaluations = torch.zeros_like(high), torch.where(wrong, torch.zeros_like(high), high), len(h)
     for turn in progress_bar(range(bisections + 1), title="flip radius"):
