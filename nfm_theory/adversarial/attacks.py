@@ -50,22 +50,6 @@ class Attack(Record):
     evaluations: int
 
 
-@dataclass(frozen=True)
-class FlipRadius(Record):
-    """The nearest change of the prediction that `flip_radius` found.
-
-    Attributes:
-        radius: distance of the nearest point with another prediction, `(b,)`. The true distance is not larger. It is 0
-            for examples that are misclassified already, and infinite if no such point was found.
-        features: these points, `(b, *feature)`; the center if there is none.
-        evaluations: number of points at which the head was evaluated.
-    """
-
-    radius: Tensor
-    features: Tensor
-    evaluations: int
-
-
 def predicted_class(outputs: Tensor) -> Tensor:
     """Index of the largest output, `(b,)`; with a single output, 1 if it is positive and 0 otherwise."""
     return (outputs[:, 0] > 0).long() if outputs.shape[1] == 1 else outputs.argmax(1)
@@ -80,20 +64,22 @@ def label_class(labels: Tensor, outputs: Tensor, loss: PointwiseLoss) -> Tensor:
     return predicted_class(outputs)
 
 
-def _length(z: Tensor, norm: str) -> Tensor:
+def length(z: Tensor, norm: str) -> Tensor:
+    """The norm of each row, `(b,)`."""
     return z.flatten(1).norm(dim=1) if norm == "l2" else z.flatten(1).abs().amax(1)
 
 
-def _per_row(value: Tensor, like: Tensor) -> Tensor:
+def per_row(value: Tensor, like: Tensor) -> Tensor:
+    """One number for each row `(b,)`, in a shape that broadcasts with `like`."""
     return value.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def project(h: Tensor, ball: Ball) -> Tensor:
     """Project points onto the ball and then onto the box, `(b, *feature)`; the results lie in both."""
     delta = h - ball.center
-    radius = _per_row(ball.radius, h)
+    radius = per_row(ball.radius, h)
     if ball.norm == "l2":  # in double precision, so that the points stay in the ball of a certificate
-        size = _per_row(_length(in_double(delta), "l2"), h)
+        size = per_row(length(in_double(delta), "l2"), h)
         delta = delta * (radius / size.clamp(min=torch.finfo(h.dtype).tiny)).clamp(max=1).to(h)
     else:
         delta = torch.minimum(torch.maximum(delta, -radius), radius)
@@ -105,10 +91,8 @@ def _ascent(gradient: Tensor, norm: str) -> Tensor:
     """The direction of steepest ascent, of length 1 in the norm."""
     if norm == "linf":
         return gradient.sign()
-    scaled = gradient / _per_row(gradient.flatten(1).abs().amax(1), gradient).clamp(
-        min=torch.finfo(gradient.dtype).tiny
-    )
-    return scaled / _per_row(_length(scaled, "l2"), scaled).clamp(min=torch.finfo(gradient.dtype).tiny)
+    scaled = gradient / per_row(gradient.flatten(1).abs().amax(1), gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
+    return scaled / per_row(length(scaled, "l2"), scaled).clamp(min=torch.finfo(gradient.dtype).tiny)
 
 
 def _random_start(ball: Ball, generator: torch.Generator | None) -> Tensor:
@@ -121,12 +105,12 @@ def _random_start(ball: Ball, generator: torch.Generator | None) -> Tensor:
     else:
         delta = torch.randn(h.shape, **options).to(h.device)
         part = torch.rand((len(h),), **options).to(h.device) ** (1 / h[0].numel())
-        delta = delta * _per_row(part / _length(delta, "l2"), delta)
-    return project(h + _per_row(ball.radius, h) * delta, ball)
+        delta = delta * per_row(part / length(delta, "l2"), delta)
+    return project(h + per_row(ball.radius, h) * delta, ball)
 
 
 class _Aim:
-    """What an attack increases: the loss, or where the label is one class, the margin deficit, which never saturates."""
+    """What an attack increases: the loss, or the margin deficit, which never saturates, if the label is one class."""
 
     def __init__(self, labels: Tensor, loss: PointwiseLoss, target: Tensor):
         self.labels, self.loss, self.target = labels, loss, target
@@ -162,7 +146,7 @@ def _unstuck(gradient: Tensor | None, at: Tensor, generator: torch.Generator) ->
     if not stuck.any():
         return gradient
     random = torch.randn(at.shape, generator=generator, dtype=at.dtype).to(at.device)
-    return torch.where(_per_row(stuck, at), random, gradient)
+    return torch.where(per_row(stuck, at), random, gradient)
 
 
 def _check_repeatable(outputs: Tensor, again: Tensor) -> None:
@@ -186,11 +170,11 @@ class _Best:
         better = (losses > self.losses) | ((losses == self.losses) & (scores > self.scores))
         self.losses = torch.where(better, losses, self.losses)
         self.scores = torch.where(better, scores, self.scores)
-        self.features = torch.where(_per_row(better, h), h, self.features)
-        distance = _length(h - self.ball.center, self.ball.norm)
+        self.features = torch.where(per_row(better, h), h, self.features)
+        distance = length(h - self.ball.center, self.ball.norm)
         nearer = (predicted_class(outputs) != self.target) & (distance < self.flip_distance)
         self.flip_distance = torch.where(nearer, distance, self.flip_distance)
-        self.flip_features = torch.where(_per_row(nearer, h), h, self.flip_features)
+        self.flip_features = torch.where(per_row(nearer, h), h, self.flip_features)
 
 
 def pgd_attack(
@@ -300,7 +284,7 @@ def ascend(
                     break
                 part = FIRST_STEP * (1 + math.cos(math.pi * t / steps)) / 2 if step_size is None else step_size
                 direction = _ascent(_unstuck(gradient, at, spare), ball.norm)
-                at = project(at + part * _per_row(ball.radius, at) * direction, ball)
+                at = project(at + part * per_row(ball.radius, at) * direction, ball)
             after_step()
     return Attack(
         features=best.features,
@@ -311,112 +295,3 @@ def ascend(
         flip_distance=best.flip_distance,
         evaluations=len(h) * (1 + restarts * (steps + 1)),
     )
-
-
-def _margin_loss(target: Tensor, classes: int) -> PointwiseLoss:
-    """The largest other output minus the output of the class; it is positive if the prediction is another class."""
-    own = torch.nn.functional.one_hot(target, max(2, classes))
-
-    def others(outputs: Tensor) -> Tensor:
-        return outputs.masked_fill(own.bool(), -torch.inf)
-
-    def deficit(outputs: Tensor, labels: Tensor) -> Tensor:
-        if outputs.shape[1] == 1:
-            return (1 - 2 * target.to(outputs)) * outputs[:, 0]
-        return others(outputs).amax(1) - outputs.gather(1, target.unsqueeze(1))[:, 0]
-
-    def gradient(outputs: Tensor, labels: Tensor) -> Tensor:
-        if outputs.shape[1] == 1:
-            return (1 - 2 * target.to(outputs)).unsqueeze(1)
-        rivals = others(outputs)
-        top = (rivals == rivals.amax(1, keepdim=True)).to(outputs)
-        return top / top.sum(1, keepdim=True) - own.to(outputs)
-
-    return PointwiseLoss("margin", deficit, lambda outputs, labels: target, closed_gradient=gradient)
-
-
-def _shorten(head, h: Tensor, flip: Tensor, target: Tensor, halvings: int) -> Tensor:
-    """Bisect the segments from `h` to points of another prediction: the nearest such points on the segments."""
-    low, high = h.new_zeros(len(h)), h.new_ones(len(h))
-    for _ in range(halvings):
-        middle = (low + high) / 2
-        changed = predicted_class(columns(head(h + _per_row(middle, h) * (flip - h)))) != target
-        high, low = torch.where(changed, middle, high), torch.where(changed, low, middle)
-    return h + _per_row(high, h) * (flip - h)
-
-
-def flip_radius(
-    problem: Problem,
-    max_radius: float | Tensor | None = None,
-    *,
-    norm: Norm = "l2",
-    bisections: int = 12,
-    steps: int = 40,
-    restarts: int = 2,
-    box: tuple[float, float] | None = None,
-    generator: torch.Generator | None = None,
-) -> FlipRadius:
-    """The smallest radius at which the attack changes the prediction: an upper bound of the true one (theory §5).
-
-    The function bisects the radius, for all examples at once. Each attack maximizes the margin of the wrong classes,
-    and every point that it finds is moved back towards the example until it meets the decision boundary.
-
-    Args:
-        problem: network, layer, data and loss, which says how labels are read; the search needs no law.
-        max_radius: largest radius that is searched, one number for all examples or one for each, `(n,)`; `None` takes
-            the norm of the features of each example.
-        norm: norm that defines the balls, `"l2"` or `"linf"`.
-        bisections: number of attacks after the first one.
-        steps: number of gradient steps of each run of an attack.
-        restarts: number of runs of each attack.
-        box: smallest and largest value of a feature; the features must lie in it.
-        generator: random generator of the starting points; the global one if `None`.
-
-    Raises:
-        ValueError: for radii, norms, boxes or numbers of steps that are not allowed; for a network in training mode, a
-            network that is random, and a network whose derivative is cut.
-        TypeError: for anything but one `Problem`.
-
-    Example:
-        >>> head = lambda u: u @ torch.tensor([[3.0], [4.0]])
-        >>> problem = Problem(head, torch.ones(1, 2), torch.tensor([1.0]), loss="logistic")
-        >>> round(float(flip_radius(problem, 9.0).radius), 3)  # 7 / ‖(3, 4)‖
-        1.4
-    """
-    with attackable(problem):
-        return _flip_radius(problem, max_radius, norm, bisections, steps, restarts, box, generator)
-
-
-def _flip_radius(
-    problem: Problem, max_radius, norm: Norm, bisections: int, steps: int, restarts: int, box, generator
-) -> FlipRadius:
-    """The search of `flip_radius`, with its arguments."""
-    head, loss, h = problem.head, problem.loss, problem.features.detach()
-    high = check_ball(h, _length(h, norm) if max_radius is None else max_radius, norm, box).radius
-    with torch.no_grad():
-        outputs = columns(head(h))
-        target = label_class(problem.labels, outputs, loss)
-        wrong = predicted_class(outputs) != target
-    margin = _margin_loss(target, outputs.shape[1])
-    best, nearest = torch.where(wrong, torch.zeros_like(high), torch.full_like(high, torch.inf)), h.clone()
-    low, high, evaluations = torch.zeros_like(high), torch.where(wrong, torch.zeros_like(high), high), len(h)
-    for turn in progress_bar(range(bisections + 1), title="flip radius"):
-        trial = high if turn == 0 else (low + high) / 2
-        found = ascend(
-            head, check_ball(h, trial, norm, box), target, margin, steps=steps, restarts=restarts, generator=generator
-        )
-        with torch.no_grad():
-            changed = found.losses > 0
-            points = torch.where(_per_row(changed, h), found.features, h)
-            nearer = (found.flip_distance < _length(points - h, norm)) | ~changed
-            points = torch.where(_per_row(nearer, h), found.flip_features, points)
-            changed = changed | found.flipped
-            points = _shorten(head, h, points, target, 40)
-            distance = _length(points - h, norm)
-            improved = changed & ~wrong & (distance < best)
-            best = torch.where(improved, distance, best)
-            nearest = torch.where(_per_row(improved, h), points, nearest)
-        evaluations += found.evaluations + 40 * len(h)
-        high = torch.where(changed, torch.minimum(high, best), high)
-        low = torch.where(changed, torch.minimum(low, high), trial)
-    return FlipRadius(best, nearest, evaluations)

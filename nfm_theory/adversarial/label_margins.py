@@ -25,9 +25,10 @@ def margin_objectives(outputs: Tensor, labels: Tensor, loss: PointwiseLoss) -> T
         ValueError: for other losses, and for labels that are no single class.
     """
     if loss not in (CROSS_ENTROPY, LOGISTIC):  # a function of the same name may be another loss
+        found = loss.name if loss.name not in _NAMES else f"{loss.name} (a function of this name)"
         raise ValueError(
-            "loss: certificates and bounds are for the losses that loss='cross_entropy' and loss='logistic' name, which "
-            f"decrease in every margin; got {'a function' if loss.name in _NAMES else ''}{loss.name!r}."
+            "loss: certificates and bounds are for the losses named 'cross_entropy' and 'logistic', which decrease in "
+            f"every margin; got {found!r}."
         )
     if not ((labels == 0) | (labels == 1)).all():
         raise ValueError("labels: expected one class for each example (no mixtures), since margins refer to a class.")
@@ -60,7 +61,7 @@ def _rivals(outputs: Tensor, own: Tensor) -> Tensor:
 
 
 def margin_deficit(outputs: Tensor, own: Tensor) -> Tensor:
-    r"""The logsumexp of the other outputs minus the own one, `(b,)`; with one output it is -f for class 1, f for class 0.
+    r"""The logsumexp of the other outputs minus the own one, `(b,)`; with one output, -f for class 1 and f for class 0.
 
     The loss with one class as label is `log(1 + exp(deficit))`, so that both grow in the same directions. But the
     gradient of the loss rounds to 0 if the margin is large, and the gradient of the deficit does not.
