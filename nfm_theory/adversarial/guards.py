@@ -33,7 +33,10 @@ def attackable(problem: Problem) -> Iterator[Problem]:
         TypeError: for anything but one `Problem`.
     """
     network = network_of(as_problem(problem))
-    network.check_model()  # the mode may have changed since the problem was built
+    try:
+        network.check_model()  # the mode may have changed since the problem was built
+    except ValueError as error:
+        raise ValueError(f"model: it is in training mode; {str(error).removeprefix('model: ')}") from None
     modules = dict(network.model.named_modules()) if isinstance(network.model, nn.Module) else {}
     kept = [
         (module, name, f"{path}.{name}".lstrip("."), buffer, buffer.clone())

@@ -24,13 +24,13 @@ UNIT = 2.0**-53
 #: Error of an activation that is computed, in unit roundoffs of `1 + |z| + |σ(z)|`.
 FUNCTION_ERROR = 16
 _ROUNDOFF = {torch.float64: UNIT, torch.float32: 2.0**-24}
-#: Roundoff of the factors of float32 products under `torch.set_float32_matmul_precision`, and in TF32.
-_REDUCED = {"highest": 2.0**-24, "high": 2.0**-11, "medium": 2.0**-8}
+#: Rounding of the factors of float32 products under `torch.set_float32_matmul_precision`; "high" is TF32.
+_REDUCED = {"highest": 0.0, "high": 2.0**-11, "medium": 2.0**-8}
 
 
 def in_double(z: Tensor) -> Tensor:
-    """The tensor in float64; unchanged on a device that has no float64."""
-    return z if z.device.type == "mps" else z.double()
+    """The tensor in float64, on the CPU if its device has no float64."""
+    return z.cpu().double() if z.device.type == "mps" else z.double()
 
 
 def sum_error(count: int, unit: float = UNIT) -> float:
@@ -39,28 +39,40 @@ def sum_error(count: int, unit: float = UNIT) -> float:
     return part / (1 - part) if part < 0.5 else math.inf
 
 
-def unit_roundoff(dtype: torch.dtype, device: torch.device, *, convolution: bool = False) -> float:
-    """Unit roundoff with which a network of this dtype multiplies on this device.
-
-    Args:
-        dtype: float32 or float64.
-        device: device of the network.
-        convolution: True for a convolution, which CUDA devices may compute in TF32.
+def check_precision(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a network, if its rounding errors are known.
 
     Raises:
-        ValueError: for other dtypes.
+        ValueError: for all dtypes but float32 and float64.
     """
     if dtype not in _ROUNDOFF:
         raise ValueError(
             f"model: certificates are for float32 and float64, got {dtype}; model.float() and x.float() have the same "
             "weights and features without any rounding."
         )
-    if dtype == torch.float64:
-        return UNIT
-    unit = _REDUCED[torch.get_float32_matmul_precision()]
-    if convolution and device.type == "cuda" and torch.backends.cudnn.allow_tf32:
-        unit = max(unit, _REDUCED["high"])
-    return unit
+    return dtype
+
+
+def network_error(magnitude: Tensor, count: int, dtype: torch.dtype, *, convolution: bool = False) -> Tensor:
+    """Bound of the rounding error of a network that sums `count` products, which have the total size `magnitude`.
+
+    Args:
+        magnitude: total sizes of the products.
+        count: number of products in one sum.
+        dtype: dtype of the network, float32 or float64.
+        convolution: True for a convolution, whose factors CUDA devices may round to TF32.
+
+    Returns:
+        The bounds; infinite where the network may overflow.
+    """
+    low = 0.0
+    if dtype == torch.float32:
+        low = _REDUCED[torch.get_float32_matmul_precision()]
+        if convolution and torch.cuda.is_available() and torch.backends.cudnn.allow_tf32:
+            low = max(low, _REDUCED["high"])
+    relative = 1.001 * (sum_error(count, _ROUNDOFF[dtype]) + 3 * low)
+    error = relative * magnitude + count * torch.finfo(dtype).tiny * (magnitude > 0)
+    return torch.where(magnitude < torch.finfo(dtype).max / 8, error, torch.inf)
 
 
 def _towards(values: Tensor, dtype: torch.dtype, end: float) -> Tensor:
