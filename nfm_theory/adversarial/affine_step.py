@@ -89,9 +89,9 @@ class Affine:
         m = self.module
         if isinstance(m, UNMIXED):
             return torch.zeros_like(magnitude)
-        count = 16
+        count = 16  # batch norm scales and shifts in a few operations
         if isinstance(m, (nn.Linear, *CONVOLUTIONS)):
-            count += m.weight[0].numel()
+            count = m.weight[0].numel() + 1  # the products and the bias
         elif isinstance(m, AVERAGES):
             size = getattr(m, "kernel_size", before.shape[2:])
             count += math.prod(size) if isinstance(size, tuple) else size**3

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..setting.checks import one_of
 from ..setting.options import progress_bar
 from .affine_step import Affine
-from .max_pooling import WindowLines
+from .max_pooling import MaxPool, WindowLines
 from .relaxations import Lines, Scalar, Step
 from .rounding import UNIT, in_double, sum_error
 
@@ -52,12 +52,14 @@ class Ball:
         radius: radii ρ ≥ 0, `(b,)`.
         norm: norm that defines the balls, `"l2"` or `"linf"`.
         box: smallest and largest value of a feature; `None` for no box.
+        inner: radii before they were widened for rounding, `(b,)`; `None` if they were not.
     """
 
     center: Tensor
     radius: Tensor
     norm: Norm = "l2"
     box: tuple[float, float] | None = None
+    inner: Tensor | None = None
 
     @property
     def limits(self) -> tuple[Tensor, Tensor]:
@@ -71,12 +73,17 @@ class Ball:
         unit = torch.finfo(self.center.dtype).eps / 2
         center, radius = in_double(self.center), in_double(self.radius)
         size = center.flatten(1).norm(p=2 if self.norm == "l2" else torch.inf, dim=1)
-        steps = 16 * unit + 4 * (center[0].numel() + 8) * UNIT
+        steps = 8 * unit + 4 * (center[0].numel() + 8) * UNIT
         wide = torch.where(radius > 0, radius * (1 + steps) + 2 * unit * size, radius)
         if self.box is None:
-            return Ball(center, wide, self.norm)
+            return Ball(center, wide, self.norm, None, radius)
         ends = torch.tensor(self.box, dtype=self.center.dtype).tolist()  # the box as `clamp` rounds it
-        return Ball(center, wide, self.norm, (min(self.box[0], ends[0]), max(self.box[1], ends[1])))
+        return Ball(center, wide, self.norm, (min(self.box[0], ends[0]), max(self.box[1], ends[1])), radius)
+
+    def rows(self, index: Tensor) -> Ball:
+        """The balls of some examples."""
+        inner = None if self.inner is None else self.inner[index]
+        return Ball(self.center[index], self.radius[index], self.norm, self.box, inner)
 
     @property
     def size(self) -> Tensor:
@@ -160,8 +167,10 @@ class _Chain:
                 raise ValueError(f"certificate: {step.module!r} changes the number of samples; keep them apart.")
         self.lines: dict[int, Lines | WindowLines] = {}
         self.errors: dict[int, Tensor] = {}
-        longest = max(value[0].numel() for value in self.values)
-        self.rounding = 2 * sum_error(4 * (longest + len(self.steps) + 16))  # of all sums of a backward pass
+
+    def rounding(self, count: int) -> float:
+        """Relative error of a sum of `count` products in a pass through all steps, whose results are added up."""
+        return sum_error(count + len(self.steps) + 8)
 
     def backward(self, c: Tensor, start: int, slopes: dict[int, Tensor] | None = None, stop: int = 0):
         """Carry coefficients `c`, `(J, b, *shape)`, from the input of step `start` back to that of step `stop`.
@@ -184,28 +193,31 @@ class _Chain:
     def minimum(self, c: Tensor, start: int, slopes: dict[int, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Lower bounds over the ball of linear functions of the input of step `start`, and the rounding in them."""
         c, constant, error = self.backward(c, start, slopes)
-        error = 1.001 * (error + self.rounding * (c.abs() * self.ball.size).flatten(2).sum(2)) + TINY
+        size = (c.abs() * self.ball.size).flatten(2).sum(2)
+        error = 1.001 * (error + self.rounding(c[0, 0].numel()) * size) + TINY
         return self.ball.minimum(c) + constant - error, error
 
-    def affine_error(self, k: int, size: Tensor) -> Tensor:
-        """E of an affine step whose input has entries up to `size`."""
+    def affine_errors(self, k: int, size: Tensor) -> tuple[Tensor, Tensor]:
+        """E of an affine step in a backward pass and in an interval, for an input with entries up to `size`."""
         step = self.steps[k]
         assert isinstance(step, Affine)
         magnitude = step.magnitude(size)
-        return self.rounding * magnitude + step.network_error(magnitude, size)
+        own = step.network_error(magnitude, size)
+        across, ahead = self.rounding(magnitude[0].numel()), self.rounding(4 * size[0].numel())
+        return across * magnitude + own, ahead * magnitude + own
 
-    def activation_error(self, k: int, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+    def activation_errors(self, k: int, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
         """E of an activation on `[lo, hi]`, and the part of it that is the network's own rounding."""
         step, lines, size = self.steps[k], self.lines[k], torch.maximum(lo.abs(), hi.abs())
         assert not isinstance(step, Affine)
-        if isinstance(lines, WindowLines):
-            magnitude = step(size) + lines.magnitude(self.values[k + 1])
-            own = torch.zeros_like(magnitude)
+        if isinstance(step, MaxPool):
+            own = torch.zeros_like(self.values[k + 1])
         else:
-            top = torch.maximum(step(hi).abs(), step(lo).abs())
-            own = step.network_error(1 + size + top, hi)
-            magnitude = lines.magnitude(size)
-        return self.rounding * magnitude + own, own
+            own = step.network_error(1 + size + torch.maximum(step(hi).abs(), step(lo).abs()), hi)
+        entries, offsets = lines.magnitudes(step, size)
+        count = own[0].numel()
+        windows = count if isinstance(step, MaxPool) else 2
+        return self.rounding(windows) * entries + self.rounding(count) * offsets + own, own
 
     def units(self, k: int):
         """Unit coefficients of the input of step k, in blocks `(J, b, *shape)`."""
@@ -240,7 +252,7 @@ def _interval(chain: _Chain, method: str) -> tuple[list[tuple[Tensor, Tensor]], 
     found = [(lo, hi)]
     for k, step in enumerate(progress_bar(chain.steps, title="bounds")):
         if isinstance(step, Affine):
-            chain.errors[k] = error = chain.affine_error(k, torch.maximum(lo.abs(), hi.abs()))
+            chain.errors[k], error = chain.affine_errors(k, torch.maximum(lo.abs(), hi.abs()))
             middle, spread = step((lo + hi) / 2), step.spread((hi - lo) / 2) + error
             lo, hi = middle - spread, middle + spread
             if squares is not None:
@@ -249,7 +261,7 @@ def _interval(chain: _Chain, method: str) -> tuple[list[tuple[Tensor, Tensor]], 
                 drift = 1.001 * step.spread(drift) + error
             if squares is not None:
                 radius = ball.radius.reshape(-1, *[1] * (lo.ndim - 1))
-                reach = radius * squares.sqrt() * (1 + chain.rounding) + drift + TINY
+                reach = radius * squares.sqrt() * (1 + chain.rounding(2 * squares[0].numel())) + drift + TINY
                 lo, hi = (
                     torch.maximum(lo, chain.values[k + 1] - reach),
                     torch.minimum(hi, chain.values[k + 1] + reach),
@@ -262,7 +274,7 @@ def _interval(chain: _Chain, method: str) -> tuple[list[tuple[Tensor, Tensor]], 
             lo, hi, slack = torch.maximum(lo, below), torch.minimum(hi, above), slack + 2 * error
         squares, behind = None, k + 1
         chain.lines[k] = step.lines(lo, hi, slack)
-        chain.errors[k], own = chain.activation_error(k, lo, hi)
+        chain.errors[k], own = chain.activation_errors(k, lo, hi)
         lo, hi = step.interval(lo, hi)
         lo, hi = lo - own, hi + own
         found.append((lo, hi))
@@ -331,7 +343,7 @@ def _relaxed(chain: _Chain, objectives: Tensor, method: Relaxation, slope_steps:
         lo, hi = ranges[behind]
         size = (last.abs() * torch.maximum(lo.abs(), hi.abs())).flatten(2).sum(2)
         boxed = (last.clamp(min=0) * lo + last.clamp(max=0) * hi).flatten(2).sum(2) + constant
-        boxed = boxed - 1.001 * (error + chain.rounding * size) - TINY
+        boxed = boxed - 1.001 * (error + chain.rounding(last[0, 0].numel()) * size) - TINY
         lower = boxed if lower is None else torch.fmax(lower, boxed)
     assert lower is not None  # without activations every method has a backward pass
     lower = torch.where(lower.isnan(), -torch.inf, lower)

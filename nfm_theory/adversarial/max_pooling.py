@@ -81,9 +81,10 @@ class WindowLines:
         """True for windows in which several entries may be the largest one."""
         return ~self.wins
 
-    def magnitude(self, like: Tensor) -> Tensor:
-        """Sizes of the ceilings, in the shape of the step's output."""
-        return self.ceiling.abs().reshape(like.shape)
+    def magnitudes(self, step: MaxPool, size: Tensor) -> tuple[Tensor, Tensor]:
+        """Sizes of the entries, for sizes of all of them, and of the ceilings."""
+        largest = step(size)
+        return largest, self.ceiling.abs().reshape(largest.shape)
 
     def pull(self, c: Tensor, slope: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Bound a linear function of the maxima from below by one of the entries.

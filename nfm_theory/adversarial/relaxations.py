@@ -48,10 +48,10 @@ class Lines:
     upper_offset: Tensor
     loose: Tensor
 
-    def magnitude(self, size: Tensor) -> Tensor:
-        """Sizes of what a line adds up, for sizes of z; the slopes of lines through 0 are at most 1."""
+    def magnitudes(self, step: Scalar, size: Tensor) -> tuple[Tensor, Tensor]:
+        """Sizes of slope times z, for sizes of z, and of the offsets; slopes of lines through 0 are at most 1."""
         slope = torch.maximum(self.lower_slope.abs(), self.upper_slope.abs()).clamp(min=1)
-        return slope * size + torch.maximum(self.lower_offset.abs(), self.upper_offset.abs())
+        return slope * size, torch.maximum(self.lower_offset.abs(), self.upper_offset.abs())
 
     def pull(self, c: Tensor, slope: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Bound a linear function of the step's output from below by one of its input.
