@@ -50,6 +50,7 @@ from .attacks import ascend
 from .bound_report import BoundReport, ValidityRadius
 from .bound_terms import RADII, measure
 from .certificates import VERDICTS, between, checked_steps, steps_certificate
+from .guards import attackable
 from .linear_bounds import check_ball
 from .noisymix_bound import NoisyMixBoundReport, noisymix_report
 from .relaxations import Step
@@ -129,8 +130,9 @@ class _Check:
         self.problem, self.effort, self.seed = problem, effort, seed
         self.method: LossMethod = method
         self.certificate: CertificateName = certificate
-        self.measured = measure(problem._changed(features=problem.features.detach()), radius, seed)
-        self.chain, self.missing = self._chain()
+        with attackable(problem):
+            self.measured = measure(problem._changed(features=problem.features.detach()), radius, seed)
+            self.chain, self.missing = self._chain()
 
     def _chain(self) -> tuple[list[Step] | None, str]:
         """The network as steps, or the reason why it has no certificate."""

@@ -12,8 +12,8 @@ from ..setting.branches import as_problem
 from ..setting.network import Network
 from ..setting.problem import Problem
 
-#: Parts of the way from the centers to random points at which `raise_if_cut` looks for a gradient.
-_PROBES = (1.0, 0.5, 0.1, 0.01)
+#: Parts of the way from the centers to other points at which `raise_if_cut` looks for a gradient.
+_PROBES = (1.0, -1.0, 0.5, -0.5, 0.1, 0.01)
 
 
 def network_of(problem: Problem) -> Network:

@@ -77,7 +77,8 @@ class Scalar:
 
     def __call__(self, z: Tensor) -> Tensor:
         """The output σ(z)."""
-        return self.module(z)
+        slope = self.kink_slope
+        return self.module(z) if slope is None else z.clamp(min=0) + slope * z.clamp(max=0)
 
     @property
     def kink_slope(self) -> float | None:
