@@ -267,7 +267,7 @@ def _checked_tensor(label: str, value: Any) -> Tensor:
 
 def _plain(module: nn.Module, kind: type[nn.Module], tensors: Mapping[str, Tensor]) -> nn.Module:
     """A new module of this type with the settings of `module` and these tensors, in float64, and nothing else."""
-    made = kind.__new__(kind)
+    made = object.__new__(kind)
     nn.Module.__init__(made)
     internal = vars(made).keys()
     for key, value in vars(module).items():

@@ -29,8 +29,9 @@ import torch
 from scipy.optimize import linprog, nnls
 from torch import Tensor
 
+from .affine_step import Affine
 from .linear_bounds import Ball
-from .relaxations import Affine, Step
+from .relaxations import Scalar, Step
 from .rounding import sum_error
 
 #: Number of cells above which enumeration gives up.
@@ -307,7 +308,7 @@ def _deviation(steps: Sequence[Step], ball: Ball) -> Tensor:
         if isinstance(step, Affine):
             before, size, far = size, step.magnitude(size), 1.001 * step.spread(far)
             far = far + sum_error(before[0].numel() + 8) * size + step.network_error(size + far, before)
-        else:  # slopes are at most 1, and a unit may count as on one side of its kink up to rounding
+        elif isinstance(step, Scalar):  # slopes are at most 1; a unit may count as on one side of its kink
             far = far + sum_error(count + 8) * size + step.network_error(1 + 2 * (size + far), size)
     return far + sum_error(2 * (count + size[0].numel() + 8)) * size
 
