@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from benchmarks.estimators.measure import num_threads
 from nfm_theory import Problem
 from nfm_theory.adversarial import certify
+from nfm_theory.adversarial.certificates import CertificateMethod
 
-METHODS = ("region", "crown", "crown-ibp", "interval", "enumeration")
+METHODS: tuple[CertificateMethod, ...] = ("region", "crown", "crown-ibp", "interval", "enumeration")
 #: Units in the last place around the exact distance, and parts of it.
 ULPS, PARTS = (-64, -8, -2, -1, 0, 1, 2, 8), (0.5, 0.99, 1.01)
 
@@ -147,7 +148,7 @@ def _radii(distance: Fraction, dtype: torch.dtype) -> Tensor:
     return torch.stack([*found, *(at * part for part in PARTS)])
 
 
-def check(found: Found, seed: int, methods: tuple[str, ...] = METHODS) -> None:
+def check(found: Found, seed: int, methods: tuple[CertificateMethod, ...] = METHODS) -> None:
     """Certify one network with radii around its exact distance."""
     network, x = random_network(seed)
     line, at = Line.of(network), Fraction(float(x))
@@ -188,7 +189,7 @@ def check(found: Found, seed: int, methods: tuple[str, ...] = METHODS) -> None:
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.certificate_rounding", description=__doc__.splitlines()[0]
+        prog="python -m benchmarks.certificate_rounding", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--num", type=int, default=10_000, help="number of networks")
     args = parser.parse_args()

@@ -12,9 +12,10 @@ r"""NFM training as adversarial training: attacks, certificates, and the adversa
 from .attacks import Attack, pgd_attack
 from .bound_report import Assumption, BoundReport, ValidityRadius
 from .bounds import Effort, bound, validity_radius
-from .certificates import Certificate, WorstCase, certify, worst_case
+from .certificates import Certificate, certify
 from .flips import FlipRadius, flip_radius
 from .noisymix_bound import NoisyMixBoundReport
+from .worst_cases import WorstCase, worst_case
 
 __all__ = [
     "Assumption",

@@ -18,9 +18,9 @@ from ..setting.options import progress_bar
 from ..setting.pointwise import PointwiseLoss
 from ..setting.problem import Problem
 from ..setting.results import Record
+from .balls import Ball, Norm, check_ball
 from .guards import attackable, columns, input_gradient, raise_if_cut
 from .label_margins import deficit_gradient, hard_labels, margin_deficit
-from .linear_bounds import Ball, Norm, check_ball
 from .rounding import in_double
 
 #: Length of the first step, as a part of the radius; the steps then shrink to 0 along half a cosine.

@@ -47,13 +47,14 @@ from ..setting.checks import one_of
 from ..setting.problem import Problem
 from ..setting.quadrature import GridTooLargeError, Quadrature
 from .attacks import ascend
+from .balls import check_ball
 from .bound_report import BoundReport, ValidityRadius
 from .bound_terms import RADII, measure
-from .certificates import VERDICTS, between, checked_steps, steps_certificate
+from .certificates import checked_steps, steps_certificate
 from .guards import attackable
-from .linear_bounds import check_ball
 from .noisymix_bound import NoisyMixBoundReport, noisymix_report
 from .relaxations import Step
+from .worst_cases import VERDICTS, between
 
 Radius = Literal["sharp", "paper", "mean"]
 LossMethod = Literal["auto", "exact", "monte_carlo"]

@@ -12,8 +12,8 @@ from ..setting.pointwise import PointwiseLoss
 from ..setting.problem import Problem
 from ..setting.results import Record
 from .attacks import ascend, label_class, length, per_row, predicted_class
+from .balls import Norm, check_ball
 from .guards import attackable, columns
-from .linear_bounds import Norm, check_ball
 
 
 @dataclass(frozen=True)

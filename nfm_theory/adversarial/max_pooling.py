@@ -81,9 +81,9 @@ class WindowLines:
         """True for windows in which several entries may be the largest one."""
         return ~self.wins
 
-    def magnitudes(self, step: MaxPool, size: Tensor) -> tuple[Tensor, Tensor]:
+    def magnitudes(self, size: Tensor) -> tuple[Tensor, Tensor]:
         """Sizes of the entries, for sizes of all of them, and of the ceilings."""
-        largest = step(size)
+        largest = self.pool(size)
         return largest, self.ceiling.abs().reshape(largest.shape)
 
     def pull(self, c: Tensor, slope: Tensor | None = None) -> tuple[Tensor, Tensor]:

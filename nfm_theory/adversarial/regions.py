@@ -30,7 +30,7 @@ from scipy.optimize import linprog, nnls
 from torch import Tensor
 
 from .affine_step import Affine
-from .linear_bounds import Ball
+from .balls import Ball
 from .relaxations import Scalar, Step
 from .rounding import sum_error
 

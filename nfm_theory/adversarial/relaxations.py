@@ -48,7 +48,7 @@ class Lines:
     upper_offset: Tensor
     loose: Tensor
 
-    def magnitudes(self, step: Scalar, size: Tensor) -> tuple[Tensor, Tensor]:
+    def magnitudes(self, size: Tensor) -> tuple[Tensor, Tensor]:
         """Sizes of slope times z, for sizes of z, and of the offsets; slopes of lines through 0 are at most 1."""
         slope = torch.maximum(self.lower_slope.abs(), self.upper_slope.abs()).clamp(min=1)
         return slope * size, torch.maximum(self.lower_offset.abs(), self.upper_offset.abs())

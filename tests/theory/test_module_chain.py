@@ -13,8 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 
 from nfm_theory import Problem
-from nfm_theory.adversarial import certify, pgd_attack, worst_case
-from nfm_theory.adversarial.certificates import WorstCase
+from nfm_theory.adversarial import WorstCase, certify, pgd_attack, worst_case
 from nfm_theory.adversarial.relaxations import network_steps
 
 
