@@ -14,6 +14,7 @@ from ..calculus.forward_mode import jvp
 from ..calculus.replacements import exact_derivatives
 from ..setting.problem import Problem
 from .bound_report import Assumption
+from .guards import raise_if_cut
 from .label_margins import margin_objectives
 
 RADII = ("sharp", "paper", "mean")
@@ -102,6 +103,8 @@ def measure(problem: Problem, kind: str, seed: int) -> Measured:
         rows = jacobian_rows(problem.head, problem.features).flatten(2).detach()
     gradients = objectives @ rows
     steepness = gradients.norm(dim=2)
+    if not steepness.any():  # else the radii would be as large as numbers get
+        raise_if_cut(problem.head, problem.features, -problem.features)
     margins = (objectives * outputs.unsqueeze(1)).sum(2)
     along = (rows @ (g - g.mean(0)).unsqueeze(-1)).squeeze(-1)
     reach = (objectives * along.unsqueeze(1)).sum(2)

@@ -47,12 +47,14 @@ from ..setting.checks import one_of
 from ..setting.problem import Problem
 from ..setting.quadrature import GridTooLargeError, Quadrature
 from .attacks import ascend
+from .balls import check_ball
 from .bound_report import BoundReport, ValidityRadius
 from .bound_terms import RADII, measure
-from .certificates import VERDICTS, between, steps_certificate
-from .linear_bounds import check_ball
+from .certificates import checked_steps, steps_certificate
+from .guards import attackable
 from .noisymix_bound import NoisyMixBoundReport, noisymix_report
-from .relaxations import Step, network_steps
+from .relaxations import Step
+from .worst_cases import VERDICTS, between
 
 Radius = Literal["sharp", "paper", "mean"]
 LossMethod = Literal["auto", "exact", "monte_carlo"]
@@ -138,15 +140,16 @@ class _Check:
         self.problem, self.effort, self.seed = problem, effort, seed
         self.method: LossMethod = method
         self.certificate: CertificateName = certificate
-        self.measured = measure(problem._changed(features=problem.features.detach()), radius, seed)
-        self.chain, self.missing = self._chain()
+        with attackable(problem):
+            self.measured = measure(problem._changed(features=problem.features.detach()), radius, seed)
+            self.chain, self.missing = self._chain()
 
     def _chain(self) -> tuple[list[Step] | None, str]:
         """The network as steps, or the reason why it has no certificate."""
         if self.certificate == "none":
             return None, "no certificate was requested"
         try:
-            return network_steps(self.problem.model, self.problem.layer, self.problem.params), ""
+            return checked_steps(self.problem), ""
         except ValueError as error:
             if self.certificate != "auto":
                 raise
@@ -172,7 +175,7 @@ class _Check:
             certificate = steps_certificate(
                 self.chain, ball, problem.labels, problem.loss, method=self.certificate, slope_steps=effort.slope_steps
             )
-            both = between(attack, certificate)
+            both = between(problem, attack, certificate)
             lower, upper, inside, kept = both.lower, both.upper, int(certificate.inside.sum()), both.counts()
             upper_bounds = f", upper bounds by {certificate.method}"
         binary = m.margins.shape[1] == 1

@@ -16,6 +16,11 @@ so lower bounds of the margins over the ball give an upper bound of the loss. Ho
 | `"region"` | ReLU, LeakyReLU; balls in one linear region | exact; no bound for other balls |
 | `"enumeration"` | small networks with ReLU, LeakyReLU | exact up to a gap that is reported |
 | `"crown"`, `"crown-ibp"`, `"interval"` | all supported modules | bounds, each looser and cheaper than the last |
+
+A certificate is about two functions at once: the network in exact arithmetic with its weights, and the network as it
+computes in its own precision, with sums in any order. It is computed in float64, and bounds of all rounding errors are
+added (`rounding`). A network that may compute anything else than its modules one after the other is refused
+(`module_chain`).
 """
 
 from __future__ import annotations
@@ -26,12 +31,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..setting.branches import as_problem
 from ..setting.checks import one_of
 from ..setting.options import progress_bar
 from ..setting.pointwise import PointwiseLoss
 from ..setting.problem import Problem
-from .attacks import Attack, pgd_attack
+from .guards import attackable, network_of
 from .label_margins import loss_of_margins, margin_objectives
 from .linear_bounds import (
     FEW_ACTIVATIONS,
@@ -41,15 +45,16 @@ from .linear_bounds import (
     Relaxed,
     activation_count,
     check_ball,
+    output_range,
     region_minimum,
     relaxed_minimum,
 )
 from .regions import MAX_CELLS, enumerated_minimum
 from .relaxations import Step, network_steps
+from .rounding import UNIT, in_double, rounded_down, rounded_up
 
 CertificateMethod = Literal["auto", "region", "enumeration", "crown", "crown-ibp", "interval"]
 METHODS = ("auto", "region", "enumeration", *RELAXATIONS)
-VERDICTS = ("certified", "refuted", "undecided")
 #: Number of examples that are certified at once.
 BLOCK_EXAMPLES = 64
 
@@ -92,81 +97,11 @@ class Certificate:
 
     def to_dict(self) -> dict:
         """All fields as plain lists, for JSON; infinite numbers become None."""
-        return {name: _listed(getattr(self, name)) for name in self.__dataclass_fields__}
+        return {name: listed(getattr(self, name)) for name in self.__dataclass_fields__}
 
 
-@dataclass(frozen=True)
-class WorstCase:
-    """The largest loss in each ball, enclosed between an attack and a certificate.
-
-    Attributes:
-        lower: lower bounds: losses that some point of the ball has, `(b,)`.
-        upper: certified upper bounds, `(b,)`.
-        attack: the attack that gave lower bounds.
-        certificate: the certificate that gave the upper bounds.
-    """
-
-    lower: Tensor
-    upper: Tensor
-    attack: Attack
-    certificate: Certificate
-
-    @property
-    def gap(self) -> Tensor:
-        """Upper minus lower bound, `(b,)`: how much remains unknown."""
-        return self.upper - self.lower
-
-    def verdicts(self, threshold: float | Tensor | None = None) -> list[str]:
-        """For each example, "certified" if the loss is at most `threshold` in the whole ball, "refuted" or "undecided".
-
-        Args:
-            threshold: one number for all examples or one for each, `(b,)`; `None` asks instead if every point of the
-                ball is classified as the label says.
-        """
-        if threshold is None:
-            held, broken = self.certificate.robust, self.attack.flipped | (self.certificate.attained < 0).any(1)
-        else:
-            held, broken = self.upper <= threshold, self.lower > threshold
-        return ["refuted" if b else "certified" if h else "undecided" for h, b in zip(held, broken, strict=True)]
-
-    def counts(self, threshold: float | Tensor | None = None) -> dict[str, int]:
-        """The number of examples with each verdict.
-
-        Args:
-            threshold: the threshold of `verdicts`.
-        """
-        verdicts = self.verdicts(threshold)
-        return {name: verdicts.count(name) for name in VERDICTS}
-
-    def to_dict(self) -> dict:
-        """Bounds, verdicts on the label and the certificate as plain lists, for JSON."""
-        return {
-            "lower": _listed(self.lower),
-            "upper": _listed(self.upper),
-            "label_kept": self.verdicts(),
-            "certificate": self.certificate.to_dict(),
-        }
-
-    def __str__(self) -> str:
-        """A table with mean bounds, the largest gap and the number of examples with each verdict."""
-        c, counts = self.certificate, self.counts()
-        tightness = self.gap.isfinite()
-        gap = self.gap[tightness]
-        lines = [
-            f"Inner maximum over {c.norm} balls, {len(self.lower)} examples, upper bounds by {c.method}",
-            f"  radius       {float(c.radius.min()):.4g} .. {float(c.radius.max()):.4g}",
-            f"  clean loss   {float(c.clean_losses.mean()):.6g}",
-            f"  from below   {float(self.lower.mean()):.6g}",
-            f"  from above   {float(self.upper.mean()):.6g}",
-            f"  largest gap  {float(gap.max()) if len(gap) else float('inf'):.3g}"
-            + ("" if tightness.all() else f"   ({int((~tightness).sum())} without an upper bound)"),
-            f"  one region   {int(c.inside.sum())} of {len(self.lower)}",
-            "  label kept   " + ", ".join(f"{name} {counts[name]}" for name in VERDICTS),
-        ]
-        return "\n".join(lines)
-
-
-def _listed(value):
+def listed(value):
+    """A tensor as plain lists, for JSON, with None for infinite numbers; everything else as it is."""
     if not isinstance(value, Tensor):
         return value
     if not value.is_floating_point():
@@ -206,15 +141,16 @@ def steps_certificate(
         ValueError: for an unknown method, other losses and soft labels.
     """
     one_of("method", method, METHODS)
+    like, radius, ball = ball.center, ball.radius, ball.covering()
     with torch.no_grad():
         outputs = _run(steps, ball.center)
-    objectives = margin_objectives(outputs, labels, loss)
+    objectives = in_double(margin_objectives(outputs, labels.to(outputs), loss))
     if method == "auto":
         method = "crown" if activation_count(steps, ball.center) <= FEW_ACTIVATIONS else "crown-ibp"
     parts = []
     blocks = torch.arange(len(outputs), device=outputs.device).split(BLOCK_EXAMPLES)
     for rows in progress_bar(blocks, title="certificates"):
-        some = Ball(ball.center[rows], ball.radius[rows], ball.norm, ball.box)
+        some = ball.rows(rows)
         if method == "enumeration":
             parts.append(enumerated_minimum(steps, some, objectives[rows], max_cells=max_cells))
         elif method == "region":
@@ -223,7 +159,8 @@ def steps_certificate(
             parts.append(relaxed_minimum(steps, some, objectives[rows], method=method, slope_steps=slope_steps))
     clean = (objectives * outputs.unsqueeze(1)).sum(2)
     clean_losses, regions, attained = loss_of_margins(clean), None, clean
-    loss_lower, margins = clean_losses, torch.cat([part.lower for part in parts])
+    loss_lower = loss_below(clean, like)
+    margins = torch.cat([part.lower for part in parts])
     if isinstance(parts[0], Relaxed):
         inside = torch.cat([part.inside for part in parts])
     else:
@@ -233,21 +170,65 @@ def steps_certificate(
         with torch.no_grad():
             found = _run(steps, points.flatten(0, 1)).unflatten(0, points.shape[:2])
         found = (objectives.unsqueeze(1) * found.unsqueeze(2)).sum(3)  # (b, points, margins)
-        loss_lower = torch.maximum(loss_lower, loss_of_margins(found).amax(1))
-    margins = torch.minimum(margins, clean)
+        met = loss_below(found.flatten(0, 1), like).unflatten(0, points.shape[:2])
+        loss_lower = torch.maximum(loss_lower, met.amax(1))
+    margins = rounded_down(torch.minimum(margins, clean), like)
     return Certificate(
         method=method if not slope_steps or method not in RELAXATIONS[1:] else f"{method}, {slope_steps} slope steps",
         norm=ball.norm,
-        radius=ball.radius,
-        clean_margins=clean,
+        radius=radius,
+        clean_margins=clean.to(like),
         margins=margins,
-        attained=attained,
-        clean_losses=clean_losses,
-        loss_upper=loss_of_margins(margins),
+        attained=rounded_up(attained, like),
+        clean_losses=clean_losses.to(like),
+        loss_upper=_loss_above(margins, like),
         loss_lower=loss_lower,
-        inside=inside,
-        regions=regions,
+        inside=inside.to(like.device),
+        regions=None if regions is None else regions.to(like.device),
     )
+
+
+def _loss_error(losses: Tensor, margins: Tensor) -> Tensor:
+    """Rounding error of losses `(b,)` that are computed from margins `(b, J)` in float64."""
+    relative = UNIT * (8 + 2 * margins.shape[-1] + 4 * margins.abs().amax(-1))
+    return torch.where(losses.isinf(), torch.zeros_like(losses), losses * relative)
+
+
+def _loss_above(margins: Tensor, like: Tensor) -> Tensor:
+    """The loss at margins `(b, J)`, rounded upwards."""
+    margins = in_double(margins)
+    losses = loss_of_margins(margins)
+    return rounded_up(losses + _loss_error(losses, margins), like)
+
+
+def loss_below(margins: Tensor, like: Tensor) -> Tensor:
+    """The loss at margins `(b, J)`, rounded downwards."""
+    losses = loss_of_margins(margins)
+    return rounded_down(losses - _loss_error(losses, margins), like)
+
+
+def checked_steps(problem: Problem) -> list[Step]:
+    """The network behind the layer as steps, after a check that they give its outputs at the features."""
+    network = network_of(problem)
+    if network.output is not None:
+        raise ValueError(
+            f"output: a certificate needs a model that returns its outputs alone, got output={network.output!r}; build "
+            "the problem with a model that returns the logits."
+        )
+    steps = network_steps(problem.model, problem.layer, problem.params)
+    h = problem.features.detach()
+    with torch.no_grad():
+        outputs = in_double(problem.head(h))
+        for rows in torch.arange(len(h)).split(BLOCK_EXAMPLES):
+            center = in_double(h[rows])
+            lo, hi = output_range(steps, Ball(center, center.new_zeros(len(rows))))
+            found = outputs[rows].to(lo)
+            if found.shape != lo.shape or ((found < lo) | (found > hi)).any():
+                raise ValueError(
+                    "certificate: the network does not give the outputs of its modules one after the other; something "
+                    "changes what it computes. Write it as a plain nn.Sequential."
+                )
+    return steps
 
 
 def certify(
@@ -283,70 +264,12 @@ def certify(
         >>> net = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False))
         >>> _ = net.requires_grad_(False)[0].weight.copy_(torch.tensor([[3.0, 4.0]]))
         >>> found = certify(Problem(net, torch.ones(1, 2), torch.tensor([1.0]), loss="logistic"), radius=1.0)
-        >>> found.margins.tolist(), found.robust.tolist()  # 7 - ‖(3, 4)‖
-        ([[2.0]], [True])
+        >>> round(float(found.margins), 4), found.robust.tolist()  # 7 - ‖(3, 4)‖, less all rounding errors
+        (2.0, [True])
     """
-    steps = network_steps(as_problem(problem).model, problem.layer, problem.params)
-    ball = check_ball(problem.features.detach(), radius, norm, box)
-    return steps_certificate(
-        steps, ball, problem.labels, problem.loss, method=method, slope_steps=slope_steps, max_cells=max_cells
-    )
-
-
-def between(attack: Attack, certificate: Certificate) -> WorstCase:
-    """Combine the lower bounds of an attack with the upper bounds of a certificate."""
-    return WorstCase(
-        lower=torch.maximum(attack.losses, certificate.loss_lower),
-        upper=certificate.loss_upper,
-        attack=attack,
-        certificate=certificate,
-    )
-
-
-def worst_case(
-    problem: Problem,
-    radius: float | Tensor,
-    *,
-    norm: Norm = "l2",
-    method: CertificateMethod = "auto",
-    box: tuple[float, float] | None = None,
-    slope_steps: int = 0,
-    max_cells: int = MAX_CELLS,
-    steps: int = 40,
-    restarts: int = 4,
-    generator: torch.Generator | None = None,
-) -> WorstCase:
-    """The inner maximum from below (`pgd_attack`) and from above (`certify`), example by example (theory §5).
-
-    Args:
-        problem: network, layer, data and loss, with the restrictions of `certify`; no law is needed.
-        radius: ρ ≥ 0, one number for all examples or one for each, `(n,)`.
-        norm: norm that defines the balls, `"l2"` or `"linf"`.
-        method: method of the certificate.
-        box: smallest and largest value of a feature; the features must lie in it.
-        slope_steps: number of gradient steps that improve the free slopes of the CROWN methods.
-        max_cells: largest number of linear regions that enumeration follows.
-        steps: number of gradient steps of each run of the attack.
-        restarts: number of runs of the attack.
-        generator: random generator of the attack; the global one if `None`.
-
-    Raises:
-        ValueError: for everything that `certify` or `pgd_attack` refuses.
-        TypeError: for anything but one `Problem`.
-
-    Example:
-        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False))
-        >>> _ = net.requires_grad_(False)[0].weight.copy_(torch.tensor([[3.0, 4.0]]))
-        >>> problem = Problem(net, torch.ones(1, 2), torch.tensor([1.0]), loss="logistic")
-        >>> found = worst_case(problem, radius=1.0)
-        >>> bool(found.gap.abs() < 1e-5), found.counts()["certified"]
-        (True, 1)
-    """
-    network_steps(
-        as_problem(problem).model, problem.layer, problem.params
-    )  # an unsupported network is refused before the attack takes its time
-    attack = pgd_attack(problem, radius, norm=norm, steps=steps, restarts=restarts, box=box, generator=generator)
-    certificate = certify(
-        problem, radius, norm=norm, method=method, box=box, slope_steps=slope_steps, max_cells=max_cells
-    )
-    return between(attack, certificate)
+    with attackable(problem):
+        steps = checked_steps(problem)
+        ball = check_ball(problem.features.detach(), radius, norm, box)
+        return steps_certificate(
+            steps, ball, problem.labels, problem.loss, method=method, slope_steps=slope_steps, max_cells=max_cells
+        )

@@ -12,6 +12,10 @@ trust the solver:
 
 For the l2 ball the multipliers come from least-distance problems, solved by non-negative least squares (Lawson and
 Hanson); for the l∞ ball they come from linear programs.
+
+The cells are those of the network with its coefficients as they are rounded in float64. At no point of the ball does it
+differ by more than D from the network in exact arithmetic, or from the network as it computes, and D is added to every
+bound: D passes through the steps as `|A| D + E`, with the rounding error E of each step (`rounding`).
 """
 
 from __future__ import annotations
@@ -25,12 +29,14 @@ import torch
 from scipy.optimize import linprog, nnls
 from torch import Tensor
 
-from .linear_bounds import Ball
-from .relaxations import Affine, Step
+from .affine_step import Affine
+from .balls import Ball
+from .relaxations import Scalar, Step
+from .rounding import sum_error
 
 #: Number of cells above which enumeration gives up.
 MAX_CELLS = 20_000
-_GROWTHS, _BISECTIONS, _MARGIN = 16, 60, 1e-10
+_GROWTHS, _BISECTIONS = 16, 60
 
 
 class RegionLimitError(ValueError):
@@ -61,13 +67,22 @@ class Enumerated:
 
 @dataclass(frozen=True)
 class _Set:
-    """One ball around `center` in flat coordinates, with the box `lo <= x <= hi`; `round` is True for l2."""
+    """One ball around `center` in flat coordinates, with the box `lo <= x <= hi`; `round` is True for l2.
+
+    The points of the set that `admit` returns lie in the ball of the radius `inner`, which is not widened for rounding.
+    """
 
     center: np.ndarray
     radius: float
     lo: np.ndarray
     hi: np.ndarray
     round: bool
+    inner: float
+
+    @property
+    def size(self) -> np.ndarray:
+        """Largest absolute value of each coordinate."""
+        return np.abs(self.center) + self.radius
 
     def lowest(self, c: np.ndarray) -> np.ndarray:
         """The minima of `c·x` over the ball (l2) or the box (l∞), for each row c."""
@@ -84,36 +99,42 @@ class _Set:
 
     def admit(self, x: np.ndarray) -> np.ndarray:
         """A point of the set close to x."""
-        away = x - self.center
-        size = np.linalg.norm(away)
-        if self.round and size > self.radius:
-            x = self.center + away * (self.radius / size)
-        return np.clip(x, self.lo, self.hi)
+        away, rounding = x - self.center, sum_error(4 * len(x) + 32)
+        size = float(np.linalg.norm(away, ord=None if self.round else np.inf))
+        scale = min(1.0, self.inner / size) if size > 0 else 1.0
+        for _ in range(3):
+            x = np.clip(self.center + away * scale, self.lo, self.hi)
+            if np.linalg.norm(x - self.center, ord=None if self.round else np.inf) * (1 + rounding) <= self.inner:
+                return x
+            scale *= 1 - 4 * rounding
+        return self.center.copy()
 
 
 def _dual(ball: _Set, c: np.ndarray, a: np.ndarray, b: np.ndarray, mu: np.ndarray) -> float:
-    """A lower bound of `min c·x` over `{a x <= b}` and the set, valid for every μ ≥ 0."""
-    return float(ball.lowest(c + a.T @ mu) - mu @ b)
+    """A lower bound of `min c·x` over `{a x <= b}` and the set, valid for every μ ≥ 0, rounding included."""
+    size = (np.abs(c) + np.abs(a).T @ mu) @ ball.size + mu @ np.abs(b)
+    rounding = sum_error(len(c) + 2 * len(b) + 16)
+    return float(ball.lowest(c + a.T @ mu) - mu @ b - rounding * size)
+
+
+def _lowest(ball: _Set, c: np.ndarray) -> float:
+    """A lower bound of `min c·x` over the set."""
+    return _dual(ball, c, np.zeros((0, len(c))), np.zeros(0), np.zeros(0))
 
 
 def _empty(ball: _Set, a: np.ndarray, b: np.ndarray) -> bool:
     """True if it is proved that `{a x <= b}` does not meet the set."""
-    scale = np.abs(b).max() + 1.0
-    if ball.round:
-        excess = a @ ball.center - b
-        mu = _nearest(a, excess)[1]
-        push = np.linalg.norm(a.T @ mu)
-        if push == 0:
-            return bool(mu @ excess > 0)
-        return bool(mu @ excess / push > ball.radius * (1 + _MARGIN) + _MARGIN * 1e-2)
     d = len(ball.center)
-    cost = np.append(np.zeros(d), 1.0)
-    limits = [*zip(ball.lo, ball.hi, strict=True), (None, None)]
-    found = linprog(cost, A_ub=np.hstack([a, -np.ones((len(a), 1))]), b_ub=b, bounds=limits, method="highs")
-    if found.status != 0:
-        return False
-    mu = np.maximum(-found.ineqlin.marginals, 0)
-    return _dual(ball, np.zeros(d), a, b, mu / max(mu.sum(), 1e-300)) > _MARGIN * scale
+    if ball.round:
+        mu = _nearest(a, a @ ball.center - b)[1]
+    else:
+        cost = np.append(np.zeros(d), 1.0)
+        limits = [*zip(ball.lo, ball.hi, strict=True), (None, None)]
+        found = linprog(cost, A_ub=np.hstack([a, -np.ones((len(a), 1))]), b_ub=b, bounds=limits, method="highs")
+        if found.status != 0:
+            return False
+        mu = np.maximum(-found.ineqlin.marginals, 0)
+    return bool(_dual(ball, np.zeros(d), a, b, mu / max(mu.sum(), 1e-300)) > 0)
 
 
 def _nearest(a: np.ndarray, excess: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
@@ -133,7 +154,7 @@ def _nearest(a: np.ndarray, excess: np.ndarray) -> tuple[np.ndarray | None, np.n
 
 def _solve_round(ball: _Set, c: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[float, np.ndarray]:
     """Lower bound and candidates of `min c·x` over cell and l2 ball: projections of `x₀ - t c`, with t by bisection."""
-    best, points = float(ball.lowest(c)), [ball.corner(c)]
+    best, points = _lowest(ball, c), [ball.corner(c)]
     size = np.linalg.norm(c)
     if size == 0:
         return best, np.stack(points)
@@ -168,7 +189,7 @@ def _solve_round(ball: _Set, c: np.ndarray, a: np.ndarray, b: np.ndarray) -> tup
 
 def _solve_box(ball: _Set, c: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[float, np.ndarray]:
     """Lower bound and candidate of `min c·x` over cell and l∞ ball, by a linear program."""
-    best, point = float(ball.lowest(c)), ball.corner(c)
+    best, point = _lowest(ball, c), ball.corner(c)
     found = linprog(c, A_ub=a, b_ub=b, bounds=list(zip(ball.lo, ball.hi, strict=True)), method="highs")
     if found.status == 0:
         best = max(best, _dual(ball, c, a, b, np.maximum(-found.ineqlin.marginals, 0)))
@@ -222,7 +243,7 @@ def _maps(steps: Sequence[Step], h: Tensor) -> list[tuple[np.ndarray, np.ndarray
             d = value.numel()
             units = torch.eye(d, dtype=value.dtype, device=value.device).reshape(d, *value.shape[1:])
             bias = step(torch.zeros_like(value)).flatten()
-            weight = step(units).flatten(1) - bias
+            weight = step.linear(units).flatten(1)
             found.append((weight.T.double().cpu().numpy(), bias.double().cpu().numpy()))
         elif step.kink_slope is None:
             raise ValueError("enumeration: expected ReLU and LeakyReLU activations only; use method='crown'.")
@@ -279,6 +300,19 @@ def _minimum(cells: list[_Cell], ball: _Set, objective: np.ndarray, value) -> tu
     return min(lower, upper), upper, point
 
 
+def _deviation(steps: Sequence[Step], ball: Ball) -> Tensor:
+    """D, the largest difference of the outputs from those on the cells, with the rounding of the bounds, `(b, K)`."""
+    count = ball.center[0].numel()
+    size, far = ball.size, torch.zeros_like(ball.center)
+    for step in steps:
+        if isinstance(step, Affine):
+            before, size, far = size, step.magnitude(size), 1.001 * step.spread(far)
+            far = far + sum_error(before[0].numel() + 8) * size + step.network_error(size + far, before)
+        elif isinstance(step, Scalar):  # slopes are at most 1; a unit may count as on one side of its kink
+            far = far + sum_error(count + 8) * size + step.network_error(1 + 2 * (size + far), size)
+    return far + sum_error(2 * (count + size[0].numel() + 8)) * size
+
+
 @torch.no_grad()
 def enumerated_minimum(
     steps: Sequence[Step], ball: Ball, objectives: Tensor, *, max_cells: int = MAX_CELLS
@@ -301,9 +335,11 @@ def enumerated_minimum(
     if ball.norm == "l2":
         low, high = (-np.inf, np.inf) if ball.box is None else ball.box
         lo, hi = np.full_like(lo, low), np.full_like(hi, high)
+    charge = (objectives.abs() * _deviation(steps, ball).reshape(len(h), 1, -1)).sum(2) * 1.001
+    inner = ball.radius if ball.inner is None else ball.inner
     lower, upper, points, regions = [], [], [], []
     for row, center in enumerate(h.flatten(1).double().cpu().numpy()):
-        local = _Set(center, float(ball.radius[row]), lo[row], hi[row], ball.norm == "l2")
+        local = _Set(center, float(ball.radius[row]), lo[row], hi[row], ball.norm == "l2", float(inner[row]))
         cells = _cells(maps, local, max_cells)
         regions.append(len(cells))
 
@@ -318,8 +354,8 @@ def enumerated_minimum(
         upper.append([f[1] for f in found])
         points.append(np.stack([f[2] for f in found]))
     return Enumerated(
-        lower=torch.tensor(lower, dtype=torch.float64).to(h),
-        upper=torch.tensor(upper, dtype=torch.float64).to(h),
+        lower=torch.tensor(lower, dtype=torch.float64).to(h) - charge,
+        upper=torch.tensor(upper, dtype=torch.float64).to(h) + charge,
         points=torch.tensor(np.stack(points)).to(h).unflatten(2, h.shape[1:]),
         regions=torch.tensor(regions, device=h.device),
     )
