@@ -33,6 +33,11 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
+from ..setting.ambient import full_precision
+from .linear_algebra import LINEAR_ALGEBRA
+from .refusals import REFUSED, refuse, refuse_wrapped
+from .substitutes import SUBSTITUTES, power_norm
+
 # Normalization ----------------------------------------------------------------------------------------------
 
 
@@ -86,6 +91,7 @@ def _batch_norm(
     if not training:
         return _running_norm(input, running_mean, running_var, weight, bias, eps)
     if running_mean is not None:  # only PyTorch's own function can update the buffers
+        refuse_wrapped("batch norm", input, "it updates its statistics; call model.eval()")
         return F.batch_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
     dims = (0, *range(2, input.dim()))
     return _per_channel(_standardize(input, dims, eps), weight, bias)
@@ -97,6 +103,7 @@ def _instance_norm(
     if not use_input_stats:
         return _running_norm(input, running_mean, running_var, weight, bias, eps)
     if running_mean is not None:
+        refuse_wrapped("instance norm", input, "it updates its statistics; call model.eval()")
         return F.instance_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
     return _per_channel(_standardize(input, tuple(range(2, input.dim())), eps), weight, bias)
 
@@ -136,23 +143,61 @@ def _std(input, dim=None, unbiased=None, keepdim=False, *, correction=None):
     return torch.var(input, dim, correction=correction, keepdim=keepdim).sqrt()
 
 
+def _std_mean(input, dim=None, unbiased=None, keepdim=False, *, correction=None):
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    mean = input.mean() if dim is None and not keepdim else input.mean(dim, keepdim=keepdim)
+    return _std(input, dim, unbiased, keepdim, correction=correction), mean
+
+
 def _vector_norm(x, ord=2, dim=None, keepdim=False, *, dtype=None, out=None):
-    if ord != 2 or out is not None:
+    if out is not None or x.is_complex():
         return torch.linalg.vector_norm(x, ord, dim, keepdim, dtype=dtype, out=out)
     x = x if dtype is None else x.to(dtype)
     dim = tuple(range(x.dim())) if dim is None else dim
-    return (x * x).sum(dim, keepdim=keepdim).sqrt()
+    if ord == 2:
+        return (x * x).sum(dim, keepdim=keepdim).sqrt()
+    if ord == 1:
+        return x.abs().sum(dim, keepdim=keepdim)
+    if ord in (0, math.inf, -math.inf):
+        return torch.linalg.vector_norm(x, ord, dim, keepdim)
+    return power_norm(x, ord, dim, keepdim)
 
 
 def _norm(input, p="fro", dim=None, keepdim=False, out=None, dtype=None):
-    if p not in (None, "fro", 2) or out is not None:
+    if p == "nuc" or out is not None:
         return torch.norm(input, p, dim, keepdim, out=out, dtype=dtype)
-    return _vector_norm(input, 2, dim, keepdim, dtype=dtype)
+    return _vector_norm(input, 2 if p in (None, "fro") else p, dim, keepdim, dtype=dtype)
+
+
+def _matrix_norm(A, ord="fro", dim=(-2, -1), keepdim=False, *, dtype=None, out=None):
+    if ord != "fro" or out is not None:
+        return torch.linalg.matrix_norm(A, ord, dim, keepdim, dtype=dtype, out=out)
+    return _vector_norm(A, 2, dim, keepdim, dtype=dtype)
+
+
+def _linalg_norm(A, ord=None, dim=None, keepdim=False, *, dtype=None, out=None):
+    plain = ord is None or isinstance(dim, int) or (dim is None and A.ndim == 1)
+    if out is None and plain:
+        return _vector_norm(A, 2 if ord is None else ord, dim, keepdim, dtype=dtype)
+    if out is None and ord == "fro":
+        return _matrix_norm(A, ord, (-2, -1) if dim is None else dim, keepdim, dtype=dtype)
+    return torch.linalg.norm(A, ord, dim, keepdim, dtype=dtype, out=out)
+
+
+def _pairwise_distance(x1, x2, p=2.0, eps=1e-6, keepdim=False):
+    return _vector_norm(x1 - x2 + eps, p, -1, keepdim)
+
+
+def _dist(input, other, p=2):
+    return _vector_norm(input - other, p)
 
 
 def _normalize(input, p=2.0, dim=1, eps=1e-12, out=None):
-    if p != 2 or out is not None:
+    if out is not None:
         return F.normalize(input, p, dim, eps, out)
+    if p != 2:
+        return input / _vector_norm(input, p, dim, True).clamp_min(eps)
     # Clamp before the root: the slope of the root is infinite at a row of zeros.
     return input * torch.rsqrt((input * input).sum(dim, keepdim=True).clamp_min(eps * eps))
 
@@ -283,6 +328,13 @@ REPLACEMENTS: dict[Callable, Callable] = {
     F.normalize: _normalize,
     F.cosine_similarity: _cosine_similarity,
     torch.linalg.vector_norm: _vector_norm,
+    torch.linalg.matrix_norm: _matrix_norm,
+    torch.linalg.norm: _linalg_norm,
+    F.pairwise_distance: _pairwise_distance,
+    torch.pairwise_distance: _pairwise_distance,
+    torch.dist: _dist,
+    Tensor.dist: _dist,
+    torch.std_mean: _std_mean,
     torch.norm: _norm,
     Tensor.norm: _norm,
     torch.std: _std,
@@ -292,13 +344,25 @@ REPLACEMENTS: dict[Callable, Callable] = {
     F.huber_loss: _huber_loss,
     F.scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _multi_head_attention,
-}
+} | LINEAR_ALGEBRA | SUBSTITUTES
 
 #: Maps a method that overwrites its tensor, as `x += y` does, to the one that returns a new tensor.
 OUT_OF_PLACE: dict[Callable, Callable] = {torch.relu_: torch.relu} | {
     getattr(Tensor, f"{name}_"): getattr(Tensor, name)
     for name in ("add", "sub", "mul", "div", "relu", "sigmoid", "tanh", "clamp", "masked_fill")
 }
+
+
+class plain_operations(TorchFunctionMode):
+    """Context manager within which every operation is PyTorch's own, in full precision."""
+
+    #: `exact_derivatives` has no effect inside this context.
+    exact = True
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Call PyTorch's function without autocast."""
+        with torch._C.DisableTorchFunction(), full_precision():
+            return func(*args, **(kwargs or {}))
 
 
 class exact_derivatives(TorchFunctionMode):
@@ -345,7 +409,12 @@ class exact_derivatives(TorchFunctionMode):
         kwargs = kwargs or {}
         if kwargs.get("inplace"):
             kwargs = {**kwargs, "inplace": False}
+        if func in REFUSED:
+            refuse(func, args, kwargs)
         replacement = REPLACEMENTS.get(func)
         if replacement is None and func in OUT_OF_PLACE and is_functorch_wrapped_tensor(args[0]):
             replacement = OUT_OF_PLACE[func]
+        if torch._C._is_any_autocast_enabled():
+            with full_precision():
+                return (replacement or func)(*args, **kwargs)
         return (replacement or func)(*args, **kwargs)

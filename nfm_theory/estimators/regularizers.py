@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..calculus.engine import Linearization, linearize
 from ..expansion.second_order import JOINT_WIDTH, SOURCES, exact_terms, num_directions
+from ..setting.ambient import undisturbed
 from ..setting.branches import Branches
 from ..setting.checks import one_of
 from ..setting.options import block_bytes
@@ -233,6 +234,7 @@ def _methods(method: str | Mapping[str, str], names: list[str]) -> dict[str, str
     return chosen
 
 
+@undisturbed()
 def regularizers(
     problem: Problem | Sequence[Problem],
     method: Method | Mapping[str, Method] = "auto",
@@ -279,6 +281,8 @@ def regularizers(
     problems = as_problems(problem)
     if any(isinstance(one, Branches) for one in problems):
         raise TypeError("problem: expected a Problem, got Branches; terms(branches) gives their exact terms.")
+    for one in problems:
+        one.check_derivatives(2)
     found = [
         problem_regularizers(
             one, method, rtol, num_probes=num_probes, max_passes=max_passes, deflate=deflate,

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..calculus.engine import linearize
+from ..setting.ambient import undisturbed
 from ..setting.branches import Branches
 from ..setting.options import block_bytes
 from ..setting.problem import Problem, as_problems
@@ -42,6 +43,7 @@ def problem_terms(problem: Problem, *, remainder: bool = True) -> TaylorTerms:
     return TaylorTerms(standard=problem.loss(at.outputs, problem.labels).mean(), C3=third, per_layer={}, **found)
 
 
+@undisturbed()
 def terms(problem: Problem | Sequence[Problem], *, remainder: bool = True) -> TaylorTerms:
     r"""Terms of the second-order expansion of the NFM loss, exact over all n² pairs (book: eq-expansion).
 
@@ -59,7 +61,7 @@ def terms(problem: Problem | Sequence[Problem], *, remainder: bool = True) -> Ta
         `TaylorTerms`, or `StabilityTerms` for branches. The noise terms include the second moments σ² E ξ².
 
     Raises:
-        ValueError: if the problem has no law.
+        ValueError: if the problem has no law, and `DerivativeError`, which is one, if a derivative is cut in the model.
         TypeError: if `problem` is neither a problem nor a list of problems.
 
     Example:
@@ -72,6 +74,7 @@ def terms(problem: Problem | Sequence[Problem], *, remainder: bool = True) -> Ta
     """
     found = []
     for one in as_problems(problem):
+        one.check_derivatives(3 if remainder else 2)
         if isinstance(one, Branches):
             found.append((one.layer, branch_terms(one, remainder=remainder)))
         else:
@@ -90,6 +93,7 @@ def problem_coefficients(problem: Problem, order: int, *, rule: str = "auto", ma
     return torch.as_tensor(total).to(problem.features.dtype)
 
 
+@undisturbed()
 def coefficients(
     problem: Problem | Sequence[Problem],
     order: int = 4,
@@ -120,5 +124,8 @@ def coefficients(
     """
     if order < 0:
         raise ValueError(f"order: expected >= 0, got {order}.")
-    found = [problem_coefficients(one, order, rule=rule, max_rows=max_rows) for one in as_problems(problem)]
+    problems = as_problems(problem)
+    for one in problems:
+        one.check_derivatives(order)
+    found = [problem_coefficients(one, order, rule=rule, max_rows=max_rows) for one in problems]
     return torch.stack(found).mean(0)

@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..calculus.replacements import exact_derivatives
+from ..calculus.failures import explained
+from ..calculus.replacements import exact_derivatives, plain_operations
 from .network import Network, Output, kind, replayed
 
 #: The number of samples on which `split` tests the network. Of the others only the inputs are checked.
@@ -53,12 +54,19 @@ class Split:
 
         The layers before the split run on one example, without any effect. Modules with a known output do not run.
         """
-        if not self.layer:
-            return self.network(h.clone())
-        dummy = self._dummy.expand(len(h), *self._dummy.shape[1:]) if self._repeat else self._dummy
-        # Copies, because an in-place layer must not overwrite the caller's tensors
-        with self.network.hook(self.layer, lambda module, args, output: h.clone()), replayed(self._before):
-            return self.network(dummy.clone())
+        with explained(self.network.modules):
+            if not self.layer:
+                return self.network(h.clone())
+            dummy = self._dummy.expand(len(h), *self._dummy.shape[1:]) if self._repeat else self._dummy
+            # Copies, because an in-place layer must not overwrite the caller's tensors
+            with self.network.hook(self.layer, lambda module, args, output: h.clone()), replayed(self._before):
+                return self.network(dummy.clone())
+
+    def in_float64(self) -> Split:
+        """The same split with parameters in float64, which are copies without a graph."""
+        wide = lambda z: z.double() if z.is_floating_point() else z  # noqa: E731
+        before = {module: wide(output) for module, output in self._before.items()}
+        return Split(self.network.in_float64(), self.layer, wide(self._dummy), repeat=self._repeat, before=before)
 
 
 def split(
@@ -214,7 +222,7 @@ def _check_samples(network: Network, x: Tensor, outputs: Tensor) -> None:
 
 def _check_rewriting(cut: Split, x: Tensor) -> None:
     """Refuse a network whose outputs change within `exact_derivatives` and a transform."""
-    with torch.no_grad(), torch._C.DisableTorchFunction():
+    with torch.no_grad(), plain_operations():
         features = cut.encode(x)
         plain = cut.head(features)
     with exact_derivatives():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,6 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
+from ..calculus.failures import explained
+from .ambient import taking_turns, without_checkpointing
 from .checks import near
 
 #: The part of the model's return value that holds the outputs: a name, a position or a function.
@@ -43,6 +46,8 @@ def replayed(outputs: Mapping[nn.Module, Tensor]):
 class Network:
     """A model that can be called, and whose layers can be read and overwritten by name.
 
+    Threads that share a model take turns, because the hooks of one of them would act in the passes of the others.
+
     Args:
         model: network or callable.
         params: parameters and buffers by name, used instead of the model's own.
@@ -65,6 +70,11 @@ class Network:
                 self.compiled |= name != plain_name(name) or module._compiled_call_impl is not None
             del self.modules[""]
         self.params = self._own_names(params)
+        if isinstance(model, nn.Module) and not torch.is_inference_mode_enabled():
+            own = dict((*model.named_parameters(), *model.named_buffers()))
+            copies = {name: value.clone() for name, value in own.items() if value.is_inference()}
+            if copies:  # tensors made inside `torch.inference_mode()` cannot be differentiated, their copies can
+                self.params = copies | (self.params or {})
 
     def _own_names(self, params):
         if params is None:
@@ -90,7 +100,8 @@ class Network:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The outputs. Compiled models run eagerly: compiled code ignores hooks and fails under nested transforms."""
-        with torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext():
+        eager = torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
+        with taking_turns(self.model), without_checkpointing(), eager:
             if isinstance(self.model, nn.Module) and self.params is not None:
                 found = functional_call(self.model, self.params, (x,))
             else:
@@ -115,17 +126,19 @@ class Network:
     @contextlib.contextmanager
     def hook(self, layer: str, action: Callable):
         """Within this context, call `action(module, args, output)` after the layer."""
-        handle = self.modules[layer].register_forward_hook(action)
-        try:
-            yield
-        finally:
-            handle.remove()
+        with taking_turns(self.model):
+            handle = self.modules[layer].register_forward_hook(action)
+            try:
+                yield
+            finally:
+                handle.remove()
 
     def outputs(self, x: Tensor, record: Callable | None = None, layer: str = "") -> Tensor:
         """The outputs `(n, K)` or `(n,)` without a graph, after checks of their type, shape and values."""
         with torch.no_grad(), self.hook(layer, record) if record else contextlib.nullcontext():
             try:
-                outputs = self(x.clone())
+                with explained(self.modules):
+                    outputs = self(x.clone())
             except RuntimeError as error:
                 message = f"model: it does not take x of shape {tuple(x.shape)}, {x.dtype}; check the inputs. ({error})"
                 raise ValueError(message) from error
@@ -175,7 +188,7 @@ class Network:
             if module is self.modules[layer]:
                 before.extend(returned)
 
-        with contextlib.ExitStack() as hooks, torch.no_grad():
+        with taking_turns(self.model), contextlib.ExitStack() as hooks, torch.no_grad():
             for module in set(self.modules.values()):
                 hooks.callback(module.register_forward_pre_hook(begin, prepend=True).remove)
                 hooks.callback(module.register_forward_hook(end).remove)
@@ -185,6 +198,16 @@ class Network:
             for module, output in before
             if calls[module] == 1 and isinstance(output, Tensor) and not isinstance(module, torch.jit.ScriptModule)
         }
+
+    def in_float64(self) -> Network:
+        """The same network with its parameters in float64, which are copies without a graph."""
+        other = copy.copy(self)
+        if isinstance(self.model, nn.Module):
+            own = dict((*self.model.named_parameters(), *self.model.named_buffers())) | (self.params or {})
+            other.params = {
+                name: value.detach().double() if value.is_floating_point() else value for name, value in own.items()
+            }
+        return other
 
     def check(self, x: Tensor, layer: str) -> None:
         """Refuse inputs and layers that do not fit the model, as far as this is known without running it."""

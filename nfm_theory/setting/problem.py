@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..calculus.replacements import exact_derivatives
+from .ambient import undisturbed
 from .draws import Draw, sample_draw
 from .law import Law
 from .layers import split
 from .network import Output
 from .noise import NoiseLaw
-from .options import block_bytes
+from .options import block_bytes, checks_derivatives
 from .perturbation import displaced, perturbation
 from .pointwise import LossName, PointwiseLoss, pointwise_loss
 from .quadrature import MAX_ROWS, Grid, build_grid
@@ -86,7 +87,9 @@ class Problem:
 
     labels: Tensor
     loss: PointwiseLoss
+    _checked_order = 0
 
+    @undisturbed()
     def __init__(
         self,
         model: Model,
@@ -147,6 +150,7 @@ class Problem:
         if law is not None and not isinstance(law, Law):
             raise TypeError(f"law: expected an nfm_theory.Law, got {type(law).__name__}.")
         self.model, self.layer, self.params, self._law = model, layer, params, law
+        x = x.clone() if x.is_inference() else x
         with exact_derivatives():
             self._split = split(model, x, layer=layer, params=params, output=output)
             self.features = self._split.encode(x)
@@ -154,6 +158,7 @@ class Problem:
     def _set_loss(self, loss: PointwiseLoss, y: Tensor, outputs: Tensor) -> None:
         """Bring the labels into the form of the loss, and check its values."""
         self.loss, n = loss, len(outputs)
+        y = y.clone() if y.is_inference() else y
         self.labels = loss.prepare(outputs.detach(), y.to(outputs.device))
         values = loss(outputs, self.labels)
         if values.shape != (n,):
@@ -232,6 +237,41 @@ class Problem:
     def losses(self, h: Tensor, rows: Tensor) -> Tensor:
         """ℓ(f(h_b), y_{rows_b}), `(b,)`."""
         return self.loss(self.head(h), self.labels[rows])
+
+    @undisturbed()
+    def check_derivatives(self, order: int = 2) -> None:
+        """Refuse a model whose derivatives are not those of what it computes; done once, and cheap.
+
+        Every verb that differentiates the head calls it first. `options(check_derivatives=False)` leaves it out.
+
+        Args:
+            order: highest order of the derivatives that are needed, 1, 2 or 3.
+
+        Raises:
+            DerivativeError: if a derivative is cut, wrong or missing; the message names the module.
+        """
+        inside = torch._C._functorch.peek_interpreter_stack() is not None  # `vmap` hides the values
+        if order <= self._checked_order or inside or not checks_derivatives():
+            return
+        from ..calculus.cuts import check_derivatives  # its imports need this module
+
+        modules = {**self._split.network.modules}
+        if isinstance(self.model, nn.Module):
+            modules[""] = self.model
+        check_derivatives(*self._in_float64(), order=min(order, 3), modules=modules)
+        self._checked_order = order
+
+    def _in_float64(self) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """Head and features in float64 if the model can compute in it, as they are otherwise."""
+        if self.features.dtype == torch.float64:
+            return self.head, self.features
+        wide = self._changed(_split=self._split.in_float64(), features=self.features.detach().double())
+        try:
+            with torch.no_grad():
+                works = wide.head(wide.features[:1]).dtype == torch.float64
+        except (RuntimeError, TypeError, ValueError):
+            works = False
+        return (wide.head, wide.features) if works else (self.head, self.features)
 
     def perturbation(self, draw: Draw) -> tuple[Tensor, Tensor, Tensor | None]:
         """`(g_i, e¹, e²)` of every row, see `perturbation`."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..failures import DerivativeError, cause
 from ..forward_mode import jvp
 from ..replacements import exact_derivatives
 from .rules import common, spread, tracked_elsewhere
@@ -41,18 +42,38 @@ def local_rule(rec: Recorder, func: Callable, *args, **kwargs):
     if layout is None or not _keeps_samples(function, points, layout, out, rec.samples):
         raise UnsupportedOperationError(f"{name}, after which the samples cannot be told apart")
 
+    def first(*d):
+        return jvp(function, points, d)[1]
+
+    def second(*d):
+        return jvp(lambda *z: jvp(function, z, d)[1], points, d)[1]
+
+    def along(derivative, tangents):
+        return _along(derivative, [spread(t, v) for t, v in zip(tangents, inputs, strict=True)], name)
+
     def push(*tangents):
-        tangents = [spread(t, v) for t, v in zip(tangents, inputs, strict=True)]
-        return torch.vmap(lambda *d: jvp(function, points, d)[1])(*tangents)
+        return along(first, tangents)
 
     def form(adj):
-        def second(*tangents):
-            tangents = [spread(t, v) for t, v in zip(tangents, inputs, strict=True)]
-            return adj * torch.vmap(lambda *d: jvp(lambda *z: jvp(function, z, d)[1], points, d)[1])(*tangents)
-
-        return second
+        return lambda *tangents: adj * along(second, tangents)
 
     return rec.emit(inputs, out, push, form, layout=layout)
+
+
+def _along(derivative: Callable[..., Tensor], tangents: list[Tensor], name: str) -> Tensor:
+    """A derivative along every direction: for all at once, or one by one if the operation does not allow that."""
+    try:
+        return torch.vmap(derivative)(*tangents)
+    except RuntimeError as error:
+        try:
+            if cause(error) is None:
+                raise
+            return torch.stack([derivative(*directions) for directions in zip(*tangents, strict=True)])
+        except RuntimeError as again:
+            if (known := cause(again)) is None:
+                raise
+            meaning, cure = known
+            raise DerivativeError(f"model: no derivative of {name}: {meaning}; {cure}.") from again
 
 
 def _keeps_samples(function, points, layout: Layout, out: Tensor, samples: int) -> bool:

@@ -1,0 +1,70 @@
+"""Operations whose derivatives PyTorch reports wrongly, and for which there is no composition: they are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+
+from .failures import DerivativeError
+
+_RANDOM = "it draws numbers that depend on its arguments; write mean + std * torch.randn_like(mean)"
+_STATISTICS = "its derivatives are wrong beside batch statistics; use torch.nn.functional.batch_norm in evaluation mode"
+_EIGEN = "its third derivative is wrong; use torch.linalg.eigh if the matrix is symmetric"
+_BESSEL = "its third derivative is wrong at 0"
+_PRODUCT = "its first derivative is wrong for reduce='prod'; use torch.prod"
+
+#: Maps a function of PyTorch to what is wrong with it, and the way out.
+REFUSED: dict[Callable, str] = {
+    torch.normal: _RANDOM,
+    torch.native_batch_norm: _STATISTICS,
+    torch._native_batch_norm_legit: _STATISTICS,
+    **({torch._batch_norm_with_update: _STATISTICS} if hasattr(torch, "_batch_norm_with_update") else {}),
+    torch.ops.aten._native_batch_norm_legit.default: _STATISTICS,
+    torch.ops.aten._batch_norm_with_update.default: _STATISTICS,
+    torch.linalg.eig: _EIGEN,
+    torch.linalg.eigvals: _EIGEN,
+    torch.special.i1: _BESSEL,
+    torch.special.i1e: _BESSEL,
+    torch.as_strided_scatter: "its gradient is wrong where its strides overlap; use torch.scatter",
+    Tensor.as_strided_scatter: "its gradient is wrong where its strides overlap; use torch.scatter",
+    torch.scatter_reduce: _PRODUCT,
+    Tensor.scatter_reduce: _PRODUCT,
+    Tensor.scatter_reduce_: _PRODUCT,
+}
+
+
+def _is_differentiated(item) -> bool:
+    if isinstance(item, (list, tuple)):
+        return any(map(_is_differentiated, item))
+    return isinstance(item, Tensor) and (item.requires_grad or is_functorch_wrapped_tensor(item))
+
+
+def refuse(function: Callable, args: tuple, kwargs: dict) -> None:
+    """Refuse a function of `REFUSED` if it is differentiated.
+
+    Raises:
+        DerivativeError: with the name of the function and the way out.
+    """
+    if REFUSED[function] is _PRODUCT and not any(isinstance(z, str) and z == "prod" for z in (*args, *kwargs.values())):
+        return
+    if _is_differentiated([*args, *kwargs.values()]):
+        name = getattr(function, "__name__", str(function))
+        raise DerivativeError(f"model: {name} cannot be differentiated here: {REFUSED[function]}.")
+
+
+def refuse_wrapped(name: str, input: Tensor, reason: str) -> None:
+    """Refuse a layer inside of a transform of `torch.func`.
+
+    Args:
+        name: name of the layer.
+        input: its input.
+        reason: what is wrong, and the way out.
+
+    Raises:
+        DerivativeError: if the input is inside of a transform.
+    """
+    if is_functorch_wrapped_tensor(input):
+        raise DerivativeError(f"model: {name} cannot be differentiated here: {reason}.")
