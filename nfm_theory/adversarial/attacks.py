@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..setting.ambient import undisturbed
 from ..setting.branches import as_problem
 from ..setting.options import progress_bar
 from ..setting.pointwise import PointwiseLoss
@@ -147,6 +148,7 @@ class _Best:
         self.flip_features = torch.where(_per_row(nearer, h), h, self.flip_features)
 
 
+@undisturbed()
 def pgd_attack(
     problem: Problem,
     radius: float | Tensor,
@@ -189,6 +191,7 @@ def pgd_attack(
         (-3.0, True)
     """
     ball = check_ball(as_problem(problem).features.detach(), radius, norm, box)
+    problem.check_derivatives(1)
     with progress_bar(title="attack", total=restarts * steps) as bar:
         return ascend(
             problem.head, ball, problem.labels, problem.loss, steps=steps, restarts=restarts, step_size=step_size,
@@ -285,6 +288,7 @@ def _shorten(head, h: Tensor, flip: Tensor, target: Tensor, halvings: int) -> Te
     return h + _per_row(high, h) * (flip - h)
 
 
+@undisturbed()
 def flip_radius(
     problem: Problem,
     max_radius: float | Tensor | None = None,
@@ -323,6 +327,7 @@ def flip_radius(
         1.4
     """
     head, loss, h = as_problem(problem).head, problem.loss, problem.features.detach()
+    problem.check_derivatives(1)
     high = check_ball(h, _length(h, norm) if max_radius is None else max_radius, norm, box).radius
     with torch.no_grad():
         outputs = _columns(head(h))

@@ -42,6 +42,7 @@ import torch
 
 from ..losses.loss import loss
 from ..losses.monte_carlo import DEFAULT_SAMPLES, ControlVariate
+from ..setting.ambient import undisturbed
 from ..setting.branches import Branches, as_problem
 from ..setting.checks import one_of
 from ..setting.problem import Problem
@@ -126,6 +127,7 @@ class _Check:
             raise ValueError("law: the bound needs mixing, alpha > 0 and beta > 0; without mixing every radius is 0.")
         if problem.partners is not None:
             raise ValueError("partners: the bound is about uniform partners; build the problem without `partners`.")
+        problem.check_derivatives(2)
         self.problem, self.effort, self.seed = problem, effort, seed
         self.method: LossMethod = method
         self.certificate: CertificateName = certificate
@@ -179,6 +181,7 @@ class _Check:
         return replace(report, **report.judged(torch.finfo(radius.dtype).eps, self.missing))
 
 
+@undisturbed()
 def bound(
     problem: Problem,
     eps: float = 0.05,
@@ -234,6 +237,7 @@ def _seed(generator: torch.Generator | None) -> int:
     return 0 if generator is None else int(torch.randint(2**62, (), generator=generator, device=generator.device))
 
 
+@undisturbed()
 def validity_radius(
     problem: Problem,
     scales: Sequence[float] = SCALES,

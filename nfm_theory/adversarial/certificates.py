@@ -26,6 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..setting.ambient import undisturbed
 from ..setting.branches import as_problem
 from ..setting.checks import one_of
 from ..setting.options import progress_bar
@@ -250,6 +251,7 @@ def steps_certificate(
     )
 
 
+@undisturbed()
 def certify(
     problem: Problem,
     radius: float | Tensor,
@@ -303,6 +305,7 @@ def between(attack: Attack, certificate: Certificate) -> WorstCase:
     )
 
 
+@undisturbed()
 def worst_case(
     problem: Problem,
     radius: float | Tensor,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .derivatives import directional_derivatives
 from .engine import linearize
-from .failures import DerivativeError, explained
+from .failures import DerivativeError, described, explained
 from .forward_mode import jvp
 
 Head = Callable[[Tensor], Tensor]
@@ -69,13 +69,10 @@ def check_derivatives(
     which = ("", "derivative", "second derivative", "third derivative")[wrong[0]]
     with explained(modules):
         place = find_cut(head, points, directions, modules, order=wrong[0])
-    if place is None:
-        where = "the module is not known"
-    else:
-        where = f"it is cut in module {place!r} ({type(modules[place]).__name__})" if place else "it is cut in its forward"
+    where = described(place, modules[place]) if place is not None and place in modules else "its forward"
     raise DerivativeError(
         f"model: the {which} that PyTorch reports is not the {which} of what the model computes: along a random "
-        f"direction it has the size {wrong[1]:.3g}, while the values change by {wrong[2]:.3g}; {where}: {ADVICE}."
+        f"direction it has the size {wrong[1]:.3g}, while the values change by {wrong[2]:.3g}. It is cut in {where}: {ADVICE}."
     )
 
 

@@ -84,14 +84,19 @@ def cause(error: BaseException) -> tuple[str, str] | None:
     return next((cure for part, cure in CURES.items() if part in message), None)
 
 
+def described(name: str, module: nn.Module) -> str:
+    """A module for a message, with the name of its class."""
+    return f"module {name!r} ({type(module).__name__})" if name else f"the forward of {type(module).__name__}"
+
+
 def failing_module(error: BaseException, modules: Mapping[str, nn.Module]) -> str:
-    """The innermost module of the model in whose `forward` the error was raised, as `"name (class)"`; `""` if none."""
+    """The innermost module of the model in whose `forward` the error was raised, for a message; `""` if none."""
     names = {id(module): name for name, module in modules.items()}
     found, trace = "", error.__traceback__
     while trace is not None:
         owner = trace.tb_frame.f_locals.get("self")
         if isinstance(owner, nn.Module) and id(owner) in names:
-            found = f"{names[id(owner)]!r} ({type(owner).__name__})"
+            found = described(names[id(owner)], owner)
         trace = trace.tb_next
     return found
 
@@ -115,5 +120,5 @@ def explained(modules: Mapping[str, nn.Module] | None = None) -> Iterator[None]:
         place = failing_module(error, modules or {})
         meaning, cure = known
         first = str(error).splitlines()[0][:200]
-        where = f" in module {place}" if place else ""
+        where = f" in {place}" if place else ""
         raise DerivativeError(f"model: no derivative{where}: {meaning}; {cure}. (PyTorch: {first})") from error

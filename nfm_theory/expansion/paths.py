@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..calculus.derivatives import directional_derivatives, gauss_newton_forms, scalar_coefficients, scalar_derivatives
 from ..calculus.engine import Linearization, linearize
+from ..setting.ambient import undisturbed
 from ..setting.draws import Draw
 from ..setting.problem import Path, Problem
 from ..setting.results import Interval
@@ -102,6 +103,7 @@ def _at_points(problem: Problem, draw: Draw, points: Tensor, order: int) -> Tens
     return scalar_derivatives(path, points.repeat_interleave(rows), order)[-1].reshape(len(points), rows)
 
 
+@undisturbed()
 def integral_remainder(
     problem: Problem, draw: Draw, eps: float | Tensor, *, order: int = 2, num_nodes: int = 4
 ) -> Tensor:
@@ -124,6 +126,7 @@ def integral_remainder(
     return mean * at ** (order + 1) / factorial(order + 1)
 
 
+@undisturbed()
 def lagrange_interval(
     problem: Problem, draw: Draw, eps: float | Tensor, *, order: int = 2, num_points: int = 33
 ) -> Interval:

@@ -16,6 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..calculus.failures import DerivativeError
+from ..setting.ambient import undisturbed
 from ..setting.branches import Branches
 from ..setting.checks import one_of
 from ..setting.problem import Problem, as_problems
@@ -29,6 +31,7 @@ from .monte_carlo import DEFAULT_SAMPLES, ControlVariate, monte_carlo_loss
 AUTO_ROWS = 500_000
 
 
+@undisturbed()
 def loss(
     problem: Problem | Sequence[Problem],
     eps: float | Sequence[float] | Tensor = 1.0,
@@ -126,6 +129,14 @@ def _refuse(choice: str, **options) -> None:
 def _variate(problem: Problem, control_variate: ControlVariate | None) -> ControlVariate:
     """The control variate; shared noise allows none, since it needs independent elements."""
     if not (isinstance(problem, Branches) and problem.shared_noise):
+        if control_variate == "none":
+            return control_variate
+        try:
+            problem.check_derivatives(3)
+        except DerivativeError:  # the loss itself needs no derivative
+            if control_variate not in (None, "auto"):
+                raise
+            return "none"
         return control_variate or "auto"
     if control_variate not in (None, "auto", "none"):
         raise ValueError("shared_noise: expected control_variate='none', the others need independent elements.")

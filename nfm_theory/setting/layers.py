@@ -54,7 +54,7 @@ class Split:
 
         The layers before the split run on one example, without any effect. Modules with a known output do not run.
         """
-        with explained(self.network.modules):
+        with explained(self.network.named):
             if not self.layer:
                 return self.network(h.clone())
             dummy = self._dummy.expand(len(h), *self._dummy.shape[1:]) if self._repeat else self._dummy

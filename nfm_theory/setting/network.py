@@ -69,10 +69,12 @@ class Network:
                 self.modules[plain_name(name)] = module
                 self.compiled |= name != plain_name(name) or module._compiled_call_impl is not None
             del self.modules[""]
+        #: The modules by name, with the model itself as `""`, for messages.
+        self.named = {**self.modules, **({"": model} if isinstance(model, nn.Module) else {})}
         self.params = self._own_names(params)
         if isinstance(model, nn.Module) and not torch.is_inference_mode_enabled():
             own = dict((*model.named_parameters(), *model.named_buffers()))
-            copies = {name: value.clone() for name, value in own.items() if value.is_inference()}
+            copies = {name: value.clone() for name, value in own.items() if not is_lazy(value) and value.is_inference()}
             if copies:  # tensors made inside `torch.inference_mode()` cannot be differentiated, their copies can
                 self.params = copies | (self.params or {})
 
@@ -137,7 +139,7 @@ class Network:
         """The outputs `(n, K)` or `(n,)` without a graph, after checks of their type, shape and values."""
         with torch.no_grad(), self.hook(layer, record) if record else contextlib.nullcontext():
             try:
-                with explained(self.modules):
+                with explained(self.named):
                     outputs = self(x.clone())
             except RuntimeError as error:
                 message = f"model: it does not take x of shape {tuple(x.shape)}, {x.dtype}; check the inputs. ({error})"
@@ -238,8 +240,7 @@ class Network:
 
     def check_model(self) -> None:
         """Refuse a model that is not initialized, draws random numbers or uses the statistics of a batch."""
-        modules = self.modules | ({"": self.model} if isinstance(self.model, nn.Module) else {})
-        for name, module in modules.items():
+        for name, module in self.named.items():
             label = f"{type(module).__name__} {name!r}"
             tensors = (*module._parameters.values(), *module._buffers.values())
             if any(value is not None and is_lazy(value) for value in tensors):

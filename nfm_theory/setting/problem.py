@@ -255,10 +255,7 @@ class Problem:
             return
         from ..calculus.cuts import check_derivatives  # its imports need this module
 
-        modules = {**self._split.network.modules}
-        if isinstance(self.model, nn.Module):
-            modules[""] = self.model
-        check_derivatives(*self._in_float64(), order=min(order, 3), modules=modules)
+        check_derivatives(*self._in_float64(), order=min(order, 3), modules=self._split.network.named)
         self._checked_order = order
 
     def _in_float64(self) -> tuple[Callable[[Tensor], Tensor], Tensor]:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ...setting.ambient import undisturbed
 from ...setting.layers import split
 from ...setting.network import Network
 from ..derivatives import directional_derivatives, jacobian_rows
@@ -68,6 +69,7 @@ class _Nested(Linearization):
         return found, None if slope is None else (results[2].unflatten(0, (m, b)) * slope).sum(-1)
 
 
+@undisturbed()
 def linearize(
     head: Callable[[Tensor], Tensor], h: Tensor, *, engine: str = "auto", differentiable: bool | None = None
 ) -> Linearization:
