@@ -259,6 +259,7 @@ def _pulled(z: Tensor, t: Tensor) -> Tensor:
 
 
 def _disagrees(reported: Tensor, quotient: Tensor, values: Tensor, step: float) -> bool:
+    reported, quotient, values = reported.detach(), quotient.detach(), values.detach()
     rounding = 16 * torch.finfo(values.dtype).eps * float(values.norm()) / step
     size = max(float(reported.norm()), float(quotient.norm()))
     return float((reported - quotient).norm()) > TOLERANCE[values.dtype] * size + CERTAINTY * rounding

@@ -47,6 +47,14 @@ CURES = {
         "PyTorch has no derivative of an operation",
         "write the operation with others, such as products, sums and indexing",
     ),
+    "data-dependent control flow": (
+        "torch.vmap hides the values that are checked, or on which a branch depends",
+        "loop over what is mapped",
+    ),
+    "functorch transform": (
+        "this computation takes gradients of its own, which torch.func cannot transform",
+        "use torch.autograd with params= that require gradients",
+    ),
     "vmap": (
         "an operation cannot run for many directions at once",
         "write it without in-place changes, .item() and branches that depend on values",

@@ -57,10 +57,14 @@ class Polynomials:
     def __init__(self, problem: Problem):
         self.problem = problem
         with torch.enable_grad():
-            features = problem.features.detach().requires_grad_()
-            losses = problem.losses(features, torch.arange(len(features), device=features.device))
-            (gradient,) = torch.autograd.grad(losses.sum(), features)
-        self.losses, self.gradient = losses.detach(), gradient.flatten(1)
+            self._features = problem.features.detach().requires_grad_()
+            self._losses = problem.losses(self._features, torch.arange(len(self._features), device=problem.labels.device))
+        self.losses = self._losses.detach()
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """The gradient of the loss in the features, `(n, d)`."""
+        return torch.autograd.grad(self._losses.sum(), self._features)[0].flatten(1)
 
     @cached_property
     def _head(self) -> tuple[Linearization, Tensor, Tensor]:

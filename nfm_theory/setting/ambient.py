@@ -5,15 +5,12 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
 
-_LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
-_SWITCH = threading.Lock()
+_TURN = threading.RLock()
 _INSIDE = 0
 
 
@@ -43,15 +40,13 @@ def undisturbed() -> Iterator[None]:
         yield
 
 
-def taking_turns(model: object):
-    """A context in which no other thread of this library runs the same module, whose hooks it would meet."""
-    if not isinstance(model, nn.Module):
-        return nullcontext()
-    lock = _LOCKS.get(model)
-    if lock is None:
-        with _SWITCH:
-            lock = _LOCKS.setdefault(model, threading.RLock())
-    return lock
+def taking_turns():
+    """The context in which one thread at a time runs models and their derivatives.
+
+    Hooks and exchanged parameters of one thread would act in the passes of another one, and forward-mode
+    differentiation has one stack of levels for all threads of a process, so that it would be silently wrong.
+    """
+    return _TURN
 
 
 class _Direct:
@@ -81,7 +76,7 @@ def without_checkpointing() -> Iterator[None]:
     if module is None:
         yield
         return
-    with _SWITCH:
+    with _TURN:
         _INSIDE += 1
         if _INSIDE == 1:
             _ORIGINAL.update({name: vars(module)[name] for name in _REPLACED if name in vars(module)})
@@ -89,7 +84,7 @@ def without_checkpointing() -> Iterator[None]:
     try:
         yield
     finally:
-        with _SWITCH:
+        with _TURN:
             _INSIDE -= 1
             if _INSIDE == 0:
                 vars(module).update(_ORIGINAL)

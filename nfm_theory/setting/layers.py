@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..calculus.failures import explained
 from ..calculus.replacements import exact_derivatives, plain_operations
+from .ambient import taking_turns
 from .network import Network, Output, kind, replayed
 
 #: The number of samples on which `split` tests the network. Of the others only the inputs are checked.
@@ -83,7 +84,8 @@ def split(
 
     Both parts can be differentiated in features and parameters by `torch.func` and `torch.autograd`, to any order
     within `exact_derivatives()`. Neither changes its argument, even if the model has in-place layers. A compiled model
-    runs uncompiled, because it would ignore hooks that are set after compilation.
+    runs uncompiled, because it would ignore hooks that are set after compilation. Threads take turns;
+    a thread that calls the model itself meanwhile meets the hooks and parameters of this library.
 
     Args:
         model: network in evaluation mode, or any callable from `(batch, *input)` to outputs.
@@ -112,17 +114,18 @@ def split(
         >>> cut.encode(x).shape, torch.equal(cut.head(cut.encode(x)), model(x))
         (torch.Size([5, 4]), True)
     """
-    network = Network(model, params, output)
-    network.check(x, layer)
-    try:
-        cut, outputs = _cut(network, x, layer)
-    except _Bypass:
-        raise ValueError(
-            f"layer {layer!r}: the outputs depend on the inputs other than through this layer (a skip "
-            f"connection or a mask around it), so there is no head; {_enclosing(network, x, layer)}."
-        ) from None
-    _check_samples(network, x[:PROBE_ROWS], outputs)
-    _check_rewriting(cut, x[:PROBE_ROWS])
+    with taking_turns():
+        network = Network(model, params, output)
+        network.check(x, layer)
+        try:
+            cut, outputs = _cut(network, x, layer)
+        except _Bypass:
+            raise ValueError(
+                f"layer {layer!r}: the outputs depend on the inputs other than through this layer (a skip "
+                f"connection or a mask around it), so there is no head; {_enclosing(network, x, layer)}."
+            ) from None
+        _check_samples(network, x[:PROBE_ROWS], outputs)
+        _check_rewriting(cut, x[:PROBE_ROWS])
     return cut
 
 

@@ -46,7 +46,7 @@ def replayed(outputs: Mapping[nn.Module, Tensor]):
 class Network:
     """A model that can be called, and whose layers can be read and overwritten by name.
 
-    Threads that share a model take turns, because the hooks of one of them would act in the passes of the others.
+    Threads take turns, because the hooks of one of them would act in the passes of the others.
 
     Args:
         model: network or callable.
@@ -103,7 +103,7 @@ class Network:
     def __call__(self, x: Tensor) -> Tensor:
         """The outputs. Compiled models run eagerly: compiled code ignores hooks and fails under nested transforms."""
         eager = torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
-        with taking_turns(self.model), without_checkpointing(), eager:
+        with taking_turns(), without_checkpointing(), eager:
             if isinstance(self.model, nn.Module) and self.params is not None:
                 found = functional_call(self.model, self.params, (x,))
             else:
@@ -128,7 +128,7 @@ class Network:
     @contextlib.contextmanager
     def hook(self, layer: str, action: Callable):
         """Within this context, call `action(module, args, output)` after the layer."""
-        with taking_turns(self.model):
+        with taking_turns():
             handle = self.modules[layer].register_forward_hook(action)
             try:
                 yield
@@ -190,7 +190,7 @@ class Network:
             if module is self.modules[layer]:
                 before.extend(returned)
 
-        with taking_turns(self.model), contextlib.ExitStack() as hooks, torch.no_grad():
+        with taking_turns(), contextlib.ExitStack() as hooks, torch.no_grad():
             for module in set(self.modules.values()):
                 hooks.callback(module.register_forward_pre_hook(begin, prepend=True).remove)
                 hooks.callback(module.register_forward_hook(end).remove)
@@ -205,7 +205,8 @@ class Network:
         """The same network with its parameters in float64, which are copies without a graph."""
         other = copy.copy(self)
         if isinstance(self.model, nn.Module):
-            own = dict((*self.model.named_parameters(), *self.model.named_buffers())) | (self.params or {})
+            with taking_turns():
+                own = dict((*self.model.named_parameters(), *self.model.named_buffers())) | (self.params or {})
             other.params = {
                 name: value.detach().double() if value.is_floating_point() else value for name, value in own.items()
             }

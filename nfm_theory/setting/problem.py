@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..calculus.failures import explained
 from ..calculus.replacements import exact_derivatives
 from .ambient import undisturbed
 from .draws import Draw, sample_draw
@@ -151,7 +152,7 @@ class Problem:
             raise TypeError(f"law: expected an nfm_theory.Law, got {type(law).__name__}.")
         self.model, self.layer, self.params, self._law = model, layer, params, law
         x = x.clone() if x.is_inference() else x
-        with exact_derivatives():
+        with explained(), exact_derivatives():
             self._split = split(model, x, layer=layer, params=params, output=output)
             self.features = self._split.encode(x)
 

@@ -150,7 +150,7 @@ class TaylorRegularizer(nn.Module):
                     f"{name}: expected float32 or float64, got {tensor.dtype}, whose rounding hides second "
                     "derivatives; keep the parameters in float32 and use torch.autocast for the rest of the step."
                 )
-        with undisturbed(), taking_turns(model):
+        with undisturbed(), taking_turns():
             modes = [(module, module.training) for module in model.modules()]
             try:
                 model.eval()
