@@ -1,8 +1,8 @@
-"""Derivatives of every operation of PyTorch within `exact_derivatives()`: `python -m benchmarks.operations [--json PATH]`.
+"""Derivatives of every operation of PyTorch in `exact_derivatives()`: `python -m benchmarks.operations [--json PATH]`.
 
 The operations and their arguments are those with which PyTorch tests itself. All arguments move along a random
-direction, and the outputs are summed with random weights: a function φ(t) of one number. Its derivatives of order 1 to 3
-by the compositions that the library nests are compared with those of a polynomial that interpolates *values* of φ.
+direction, and the outputs are summed with random weights: a function φ(t) of one number. Its derivatives of order 1 to
+3, by the compositions that the library nests, are compared with those of a polynomial that interpolates *values* of φ.
 
 | verdict | meaning |
 |---|---|

@@ -14,14 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ..setting.options import checks_derivatives
 from .derivatives import directional_derivatives
 from .engine import linearize
 from .failures import DerivativeError, described, explained
 from .forward_mode import jvp
+
+if TYPE_CHECKING:
+    from ..setting.problem import Problem
 
 Head = Callable[[Tensor], Tensor]
 #: The number of samples at which a head is checked, and how far these points are from the features.
@@ -36,6 +41,36 @@ ADVICE = (
     "look there for detach(), no_grad(), .data, .item(), NumPy, rounding, or a custom autograd function. If the cut is "
     "meant, nfm_theory.options(check_derivatives=False) takes the reported derivatives"
 )
+
+
+def check_problem(problem: Problem, order: int) -> None:
+    """`check_derivatives` for a problem, once for each order, and not if the caller has switched it off.
+
+    Args:
+        problem: the problem.
+        order: highest order of the derivatives that are needed.
+
+    Raises:
+        DerivativeError: if a derivative is cut, wrong or missing.
+    """
+    inside = torch._C._functorch.peek_interpreter_stack() is not None  # `vmap` hides the values
+    if order <= problem.checked_order or inside or not checks_derivatives():
+        return
+    check_derivatives(*_in_float64(problem), order=min(order, 3), modules=problem._split.network.named)
+    problem.checked_order = order
+
+
+def _in_float64(problem: Problem) -> tuple[Head, Tensor]:
+    """Head and features in float64 if the model can compute in it, as they are otherwise."""
+    if problem.features.dtype == torch.float64:
+        return problem.head, problem.features
+    wide = problem._changed(_split=problem._split.in_float64(), features=problem.features.detach().double())
+    try:
+        with torch.no_grad():
+            works = wide.head(wide.features[:1]).dtype == torch.float64
+    except (RuntimeError, TypeError, ValueError):
+        works = False
+    return (wide.head, wide.features) if works else (problem.head, problem.features)
 
 
 def check_derivatives(
@@ -72,7 +107,8 @@ def check_derivatives(
     where = described(place, modules[place]) if place is not None and place in modules else "its forward"
     raise DerivativeError(
         f"model: the {which} that PyTorch reports is not the {which} of what the model computes: along a random "
-        f"direction it has the size {wrong[1]:.3g}, while the values change by {wrong[2]:.3g}. It is cut in {where}: {ADVICE}."
+        f"direction it has the size {wrong[1]:.3g}, while the values change by {wrong[2]:.3g}. It is cut in {where}: "
+        f"{ADVICE}."
     )
 
 
@@ -200,9 +236,7 @@ def _tensors(items) -> list[Tensor]:
     return [z for item in items for z in _tensors(item)] if isinstance(items, (list, tuple)) else []
 
 
-def find_cut(
-    head: Head, h: Tensor, v: Tensor, modules: Mapping[str, nn.Module], *, order: int = 1
-) -> str | None:
+def find_cut(head: Head, h: Tensor, v: Tensor, modules: Mapping[str, nn.Module], *, order: int = 1) -> str | None:
     """The name of the innermost module whose arguments have the right derivative and whose result has not.
 
     Args:

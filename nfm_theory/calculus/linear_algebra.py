@@ -127,7 +127,7 @@ def _eigen(A: Tensor, UPLO: str = "L") -> tuple[Tensor, Tensor]:
     start, values = start.detach(), values.detach()
     same = torch.eye(A.shape[-1], dtype=torch.bool, device=A.device)
     inner, eye = start.mH @ A @ start, same.to(A.dtype)
-    inner = torch.where(same, inner - torch.where(same, inner.detach(), 0) + torch.diag_embed(values), inner - inner.detach())
+    inner = inner - inner.detach() + torch.diag_embed(values)  # without the rounding errors of the product
     vectors, refined = eye.expand(A.shape), values
     for _ in range(_REFINEMENTS):
         defect, form = eye - vectors.mH @ vectors, vectors.mH @ inner @ vectors

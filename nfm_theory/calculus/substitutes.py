@@ -161,7 +161,9 @@ def _cumprod(input: Tensor, dim: int, *, dtype: torch.dtype | None = None, out=N
         return torch.cumprod(z, dim)
     count, reach = z.shape[dim], 1
     while reach < count:
-        z = torch.cat([z.narrow(dim, 0, reach), z.narrow(dim, reach, count - reach) * z.narrow(dim, 0, count - reach)], dim)
+        z = torch.cat(
+            [z.narrow(dim, 0, reach), z.narrow(dim, reach, count - reach) * z.narrow(dim, 0, count - reach)], dim
+        )
         reach *= 2
     return z
 
@@ -220,6 +222,9 @@ SUBSTITUTES: dict[Callable, Callable] = {
     torch.logaddexp: _logaddexp,
     Tensor.logaddexp: _logaddexp,
     torch.ops.aten._safe_softmax.default: _safe_softmax,
-    **{function: _unpool(function, k + 1) for k, function in enumerate((F.max_unpool1d, F.max_unpool2d, F.max_unpool3d))},
+    **{
+        function: _unpool(function, k + 1)
+        for k, function in enumerate((F.max_unpool1d, F.max_unpool2d, F.max_unpool3d))
+    },
     **({F.linear_cross_entropy: _linear_cross_entropy} if hasattr(F, "linear_cross_entropy") else {}),
 }

@@ -58,7 +58,8 @@ class Polynomials:
         self.problem = problem
         with torch.enable_grad():
             self._features = problem.features.detach().requires_grad_()
-            self._losses = problem.losses(self._features, torch.arange(len(self._features), device=problem.labels.device))
+            rows = torch.arange(len(self._features), device=self._features.device)
+            self._losses = problem.losses(self._features, rows)
         self.losses = self._losses.detach()
 
     @cached_property

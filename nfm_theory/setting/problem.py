@@ -30,7 +30,7 @@ from .law import Law
 from .layers import split
 from .network import Output
 from .noise import NoiseLaw
-from .options import block_bytes, checks_derivatives
+from .options import block_bytes
 from .perturbation import displaced, perturbation
 from .pointwise import LossName, PointwiseLoss, pointwise_loss
 from .quadrature import MAX_ROWS, Grid, build_grid
@@ -88,7 +88,7 @@ class Problem:
 
     labels: Tensor
     loss: PointwiseLoss
-    _checked_order = 0
+    checked_order = 0  # of derivatives, see `check_derivatives`
 
     @undisturbed()
     def __init__(
@@ -241,9 +241,7 @@ class Problem:
 
     @undisturbed()
     def check_derivatives(self, order: int = 2) -> None:
-        """Refuse a model whose derivatives are not those of what it computes; done once, and cheap.
-
-        Every verb that differentiates the head calls it first. `options(check_derivatives=False)` leaves it out.
+        """Refuse a model whose derivatives are not those of its values; cheap, and done once before they are used.
 
         Args:
             order: highest order of the derivatives that are needed, 1, 2 or 3.
@@ -251,25 +249,9 @@ class Problem:
         Raises:
             DerivativeError: if a derivative is cut, wrong or missing; the message names the module.
         """
-        inside = torch._C._functorch.peek_interpreter_stack() is not None  # `vmap` hides the values
-        if order <= self._checked_order or inside or not checks_derivatives():
-            return
-        from ..calculus.cuts import check_derivatives  # its imports need this module
+        from ..calculus.cuts import check_problem  # whose imports need this module
 
-        check_derivatives(*self._in_float64(), order=min(order, 3), modules=self._split.network.named)
-        self._checked_order = order
-
-    def _in_float64(self) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """Head and features in float64 if the model can compute in it, as they are otherwise."""
-        if self.features.dtype == torch.float64:
-            return self.head, self.features
-        wide = self._changed(_split=self._split.in_float64(), features=self.features.detach().double())
-        try:
-            with torch.no_grad():
-                works = wide.head(wide.features[:1]).dtype == torch.float64
-        except (RuntimeError, TypeError, ValueError):
-            works = False
-        return (wide.head, wide.features) if works else (self.head, self.features)
+        check_problem(self, order)
 
     def perturbation(self, draw: Draw) -> tuple[Tensor, Tensor, Tensor | None]:
         """`(g_i, e¹, e²)` of every row, see `perturbation`."""
