@@ -151,8 +151,8 @@ class Problem:
         if law is not None and not isinstance(law, Law):
             raise TypeError(f"law: expected an nfm_theory.Law, got {type(law).__name__}.")
         self.model, self.layer, self.params, self._law = model, layer, params, law
-        x = x.clone() if x.is_inference() else x
         with explained(), exact_derivatives():
+            x = x.clone() if x.is_inference() else x
             self._split = split(model, x, layer=layer, params=params, output=output)
             self.features = self._split.encode(x)
 
@@ -243,11 +243,8 @@ class Problem:
     def check_derivatives(self, order: int = 2) -> None:
         """Refuse a model whose derivatives are not those of its values; cheap, and done once before they are used.
 
-        Args:
-            order: highest order of the derivatives that are needed, 1, 2 or 3.
-
         Raises:
-            DerivativeError: if a derivative is cut, wrong or missing; the message names the module.
+            DerivativeError: if one of these derivatives, up to this order, is cut, wrong or missing.
         """
         from ..calculus.cuts import check_problem  # whose imports need this module
 

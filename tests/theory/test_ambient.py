@@ -103,7 +103,7 @@ def test_activation_checkpointing_changes_nothing(name, reentrant):
 def test_checkpointing_works_again_afterwards():
     calls = []
     layer = nn.Linear(4, 3)
-    layer.register_forward_hook(lambda *args: calls.append(1))
+    layer.register_forward_pre_hook(lambda *args: calls.append(1))
     problem(Saved(False))
     x = X.clone().requires_grad_()
     checkpoint(layer, x, use_reentrant=False).sum().backward()

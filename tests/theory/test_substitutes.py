@@ -7,6 +7,7 @@ from problems import finish, randn
 from torch import nn
 
 import nfm_theory as nt
+from nfm_theory.calculus.engine.local import _along
 from nfm_theory.calculus.failures import DerivativeError
 
 X, Y = randn(1, 4, 8), torch.arange(4) % 3
@@ -65,8 +66,8 @@ NETWORKS = {
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_terms_are_those_of_the_coefficients(name, dtype):
-    """Coefficients by differences of losses along each direction of an exact rule, without any derivative."""
+def test_second_order_terms_are_those_of_the_values(name, dtype):
+    """The second difference of losses along every direction of an exact rule takes no derivative."""
     model = NETWORKS[name]()
     model = model.to(dtype) if isinstance(model, nn.Module) else model
     problem = nt.Problem(model, X.to(dtype), Y, law=nt.Law())
@@ -114,9 +115,8 @@ def test_distances_have_pytorchs_values_and_gradients(p):
         torch.testing.assert_close(F.pdist(known_at, p), torch.pdist(known_at.detach(), p))
     if p:
         weights = randn(6, 4, 2)
-        (one,), (two,) = (
-            torch.autograd.grad((z * weights).sum(), at) for z, at in ((known, known_at), (found, found_at))
-        )
+        (one,) = torch.autograd.grad((known * weights).sum(), known_at)
+        (two,) = torch.autograd.grad((found * weights).sum(), found_at)
         torch.testing.assert_close(one, two)
 
 
@@ -124,7 +124,7 @@ REFUSALS = {
     "bicubic sampling": (lambda x: F.grid_sample(x.reshape(-1, 1, 2, 4), GRID.expand(len(x), -1, -1, -1), "bicubic",
                                                  align_corners=False).flatten(1) @ V, "forward-mode derivative"),
     "NumPy": (lambda x: x[:, :3] * torch.from_numpy(x.detach().numpy()[:, :3] ** 2), "NumPy"),
-    "eigenvalues of any matrix": (lambda x: torch.linalg.eigvals(x[:, :4].reshape(-1, 2, 2)).real, "use torch.linalg.eigh"),
+    "eigenvalues of any matrix": (lambda x: torch.linalg.eigvals(x[:, :4].reshape(-1, 2, 2)).real, "torch.linalg.eigh"),
     "old custom function": (lambda x: Old.apply(x)[:, :3], r"setup_context\(\) and jvp\(\)"),
 }  # fmt: skip
 
@@ -159,28 +159,48 @@ def test_the_error_names_the_module_in_which_it_happens():
         nt.terms(nt.Problem(model, X, Y, law=LAW))
 
 
+class Cubed(torch.autograd.Function):
+    """z³ with right rules; PyTorch holds what they have saved constant in nested forward mode."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_forward(*inputs)
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 3 * ctx.saved_tensors[0] ** 2 * gradient
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 3 * ctx.saved_tensors[0] ** 2 * tangent
+
+
+def test_a_custom_function_is_refused_where_pytorch_forgets_its_second_derivative():
+    with pytest.raises(DerivativeError, match="second derivative that PyTorch reports is not"):
+        nt.terms(nt.Problem(lambda x: Cubed.apply(x)[:, :3], X, Y, law=LAW))
+
+
 def test_an_operation_that_vmap_refuses_goes_direction_by_direction():
-    def branching(x):
-        return Looped.apply(x)[:, :3]
+    directions = randn(4, 5, 2, 3)
 
-    class Looped(torch.autograd.Function):
-        @staticmethod
-        def forward(x):
-            return x**3
+    def quadratic(d):
+        return d * float(d.sum())
 
-        @staticmethod
-        def setup_context(ctx, inputs, output):
-            ctx.save_for_forward(*inputs)
-            ctx.save_for_backward(*inputs)
+    found = _along(quadratic, [directions], "quadratic")
+    assert torch.equal(found, torch.stack([quadratic(d) for d in directions]))
 
-        @staticmethod
-        def backward(ctx, gradient):
-            return 3 * ctx.saved_tensors[0] ** 2 * gradient
 
-        @staticmethod
-        def jvp(ctx, tangent):
-            return 3 * ctx.saved_tensors[0] ** 2 * tangent
-
-    found = nt.terms(nt.Problem(branching, X, Y, law=LAW), remainder=False).to_dict()
-    known = nt.terms(nt.Problem(lambda x: (x**3)[:, :3], X, Y, law=LAW), remainder=False).to_dict()
+def test_images_in_channels_last_order():
+    layer = finish(lambda: nn.Conv2d(2, 3, 2), 0)
+    images = randn(6, 3, 2, 3, 3)
+    plain = lambda x: layer(x).tanh().flatten(2).mean(2)  # noqa: E731
+    last = lambda x: plain(x.contiguous(memory_format=torch.channels_last).to(memory_format=torch.channels_last))  # noqa: E731
+    found, known = (nt.terms(nt.Problem(head, images, torch.arange(3), law=LAW)).to_dict() for head in (last, plain))
     assert found == pytest.approx(known, rel=1e-9)
