@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 
 from ..setting.options import checks_derivatives
 from .derivatives import directional_derivatives
@@ -53,7 +54,7 @@ def check_problem(problem: Problem, order: int) -> None:
     Raises:
         DerivativeError: if a derivative is cut, wrong or missing.
     """
-    inside = torch._C._functorch.peek_interpreter_stack() is not None  # `vmap` hides the values
+    inside = peek_interpreter_stack() is not None  # `vmap` hides the values
     if order <= problem.checked_order or inside or not checks_derivatives():
         return
     check_derivatives(*_in_float64(problem), order=min(order, 3), modules=problem._split.network.named)

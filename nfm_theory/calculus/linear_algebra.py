@@ -17,6 +17,11 @@ import torch
 from torch import Tensor
 
 
+def _named(name: str, parts: tuple):
+    """Several results in the type that PyTorch has for them."""
+    return getattr(torch.return_types, name)(parts)
+
+
 def _factorized(A: Tensor) -> tuple[Tensor, Tensor]:
     LU, pivots = torch.linalg.lu_factor_ex(A)[:2]  # a singular matrix has the determinant 0, and no inverse
     return LU, pivots
@@ -49,11 +54,11 @@ def _sign_and_log(A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _slogdet(A: Tensor):
-    return torch.return_types.linalg_slogdet(_sign_and_log(A))
+    return _named("linalg_slogdet", _sign_and_log(A))
 
 
 def _old_slogdet(input: Tensor):
-    return torch.return_types.slogdet(_sign_and_log(input))
+    return _named("slogdet", _sign_and_log(input))
 
 
 def _logdet(input: Tensor) -> Tensor:
@@ -73,7 +78,7 @@ def _solve(A: Tensor, B: Tensor, *, left: bool = True, out=None) -> Tensor:
 
 def _solve_ex(A: Tensor, B: Tensor, *, left: bool = True, check_errors: bool = False, out=None):
     info = torch.linalg.lu_factor_ex(A, check_errors=check_errors).info
-    return torch.return_types.linalg_solve_ex((_solve(A, B, left=left), info))
+    return _named("linalg_solve_ex", (_solve(A, B, left=left), info))
 
 
 def _tensorsolve(A: Tensor, B: Tensor, dims=None, *, out=None) -> Tensor:
@@ -111,7 +116,7 @@ def _lstsq(A: Tensor, B: Tensor, rcond: float | None = None, *, driver: str | No
     if residuals.numel():  # PyTorch reports neither their derivative nor that of the singular values
         residuals = ((A @ found.solution - B).abs() ** 2).sum(-2)
     singular = torch.linalg.svdvals(A) if singular.numel() else singular
-    return torch.return_types.linalg_lstsq((found.solution, residuals, found.rank, singular))
+    return _named("linalg_lstsq", (found.solution, residuals, found.rank, singular))
 
 
 # Eigenvalues ------------------------------------------------------------------------------------------------
@@ -141,7 +146,7 @@ def _eigen(A: Tensor, UPLO: str = "L") -> tuple[Tensor, Tensor]:
 
 
 def _eigh(A: Tensor, UPLO: str = "L", *, out=None):
-    return torch.return_types.linalg_eigh(_eigen(A, UPLO))
+    return _named("linalg_eigh", _eigen(A, UPLO))
 
 
 def _eigvalsh(A: Tensor, UPLO: str = "L", *, out=None) -> Tensor:

@@ -27,7 +27,7 @@ def _std_mean(input, dim=None, unbiased=None, keepdim=False, *, correction=None)
     return _std(input, dim, unbiased, keepdim, correction=correction), mean
 
 
-def _vector_norm(x, ord=2, dim=None, keepdim=False, *, dtype=None, out=None):
+def _vector_norm(x: Tensor, ord: float = 2, dim=None, keepdim=False, *, dtype=None, out=None):
     if out is not None or x.is_complex():
         return torch.linalg.vector_norm(x, ord, dim, keepdim, dtype=dtype, out=out)
     x = x if dtype is None else x.to(dtype)
@@ -44,7 +44,7 @@ def _vector_norm(x, ord=2, dim=None, keepdim=False, *, dtype=None, out=None):
 def _norm(input, p="fro", dim=None, keepdim=False, out=None, dtype=None):
     if p == "nuc" or out is not None:
         return torch.norm(input, p, dim, keepdim, out=out, dtype=dtype)
-    return _vector_norm(input, 2 if p in (None, "fro") else p, dim, keepdim, dtype=dtype)
+    return _vector_norm(input, 2 if isinstance(p, str) or p is None else p, dim, keepdim, dtype=dtype)
 
 
 def _matrix_norm(A, ord="fro", dim=(-2, -1), keepdim=False, *, dtype=None, out=None):

@@ -20,7 +20,7 @@ _PRODUCT = "its first derivative is wrong for reduce='prod'; use torch.prod"
 REFUSED: dict[Callable, str] = {
     torch.normal: _RANDOM,
     torch.native_batch_norm: _STATISTICS,
-    torch._native_batch_norm_legit: _STATISTICS,
+    torch._native_batch_norm_legit: _STATISTICS,  # pyright: ignore[reportPrivateImportUsage]
     torch.ops.aten._batch_norm_with_update: _STATISTICS,
     torch.linalg.eig: _EIGEN,
     torch.linalg.eigvals: _EIGEN,

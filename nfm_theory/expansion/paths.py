@@ -65,7 +65,8 @@ class Polynomials:
     @cached_property
     def gradient(self) -> Tensor:
         """The gradient of the loss in the features, `(n, d)`."""
-        return torch.autograd.grad(self._losses.sum(), self._features)[0].flatten(1)
+        with torch.enable_grad():
+            return torch.autograd.grad(self._losses.sum(), self._features)[0].flatten(1)
 
     @cached_property
     def _head(self) -> tuple[Linearization, Tensor, Tensor]:

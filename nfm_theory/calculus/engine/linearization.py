@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 
 from ...setting.ambient import undisturbed
 from ...setting.layers import split
@@ -101,7 +102,7 @@ def linearize(
     h = h.clone() if h.is_inference() else h
     if engine == "nested":
         return _Nested(head, h, differentiable, "as asked")
-    if torch._C._functorch.peek_interpreter_stack() is not None:  # the tape needs gradients of its own
+    if peek_interpreter_stack() is not None:  # the tape needs gradients of its own
         return _Nested(head, h, differentiable, "inside a transform of torch.func")
     leaf = h if differentiable and h.requires_grad else h.detach().requires_grad_()
 
