@@ -17,7 +17,7 @@ _BESSEL = "its third derivative is wrong at 0"
 _PRODUCT = "its first derivative is wrong for reduce='prod'; use torch.prod"
 
 #: Maps a function of PyTorch to what is wrong with it, and the way out.
-REFUSED: dict[Callable, str] = {
+_REASONS: dict[Callable, str] = {
     torch.normal: _RANDOM,
     torch.native_batch_norm: _STATISTICS,
     torch._native_batch_norm_legit: _STATISTICS,  # pyright: ignore[reportPrivateImportUsage]
@@ -40,17 +40,18 @@ def _is_differentiated(item) -> bool:
     return isinstance(item, Tensor) and (item.requires_grad or is_functorch_wrapped_tensor(item))
 
 
-def refuse(function: Callable, args: tuple, kwargs: dict) -> None:
-    """Refuse a function of `REFUSED` if it is differentiated.
+def _refusing(function: Callable, reason: str) -> Callable:
+    """The function, which raises a `DerivativeError` with its name and the way out if it is differentiated."""
 
-    Raises:
-        DerivativeError: with the name of the function and the way out.
-    """
-    if REFUSED[function] is _PRODUCT and not any(isinstance(z, str) and z == "prod" for z in (*args, *kwargs.values())):
-        return
-    if _is_differentiated([*args, *kwargs.values()]):
-        name = getattr(function, "__name__", str(function))
-        raise DerivativeError(f"model: {name} cannot be differentiated here: {REFUSED[function]}.")
+    def refusing(*args, **kwargs):
+        given = [*args, *kwargs.values()]
+        harmless = reason is _PRODUCT and not any(isinstance(z, str) and z == "prod" for z in given)
+        if not harmless and _is_differentiated(given):
+            name = getattr(function, "__name__", str(function))
+            raise DerivativeError(f"model: {name} cannot be differentiated here: {reason}.")
+        return function(*args, **kwargs)
+
+    return refusing
 
 
 def refuse_wrapped(name: str, input: Tensor, reason: str) -> None:
@@ -66,3 +67,7 @@ def refuse_wrapped(name: str, input: Tensor, reason: str) -> None:
     """
     if is_functorch_wrapped_tensor(input):
         raise DerivativeError(f"model: {name} cannot be differentiated here: {reason}.")
+
+
+#: Maps a function of PyTorch to one that refuses to be differentiated.
+REFUSED: dict[Callable, Callable] = {function: _refusing(function, reason) for function, reason in _REASONS.items()}

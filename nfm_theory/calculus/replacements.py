@@ -13,6 +13,8 @@ These problems were found with PyTorch 2.13, order by order up to five:
 | binary cross entropy on logits | `vmap(jvp(jvp))` raises |
 | vector norms, normalization, standard deviation | `grad(jvp(jvp))` raises |
 | in-place activations, `+=` and the like | `vmap(jvp(jvp))` raises; `y *= y` is **silently wrong** from order 1 |
+| determinants, solves, products, and others of `linear_algebra.py` | **silently wrong** from order 2 |
+| recurrent layers in float32, distances, `grid_sample`, and others of `substitutes.py` | raise from order 1 |
 
 Through a norm on the sample's own statistics, `jvp(jvp)` and `grad(jvp)` are wrong. Hence the parameter gradient of a
 single `jvp` is wrong, and so is that of $v^\top H v$ in every composition, `jvp(grad)` and double backward included.
@@ -36,7 +38,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from ..setting.ambient import full_precision
 from .linear_algebra import LINEAR_ALGEBRA
 from .norms import NORMS
-from .refusals import REFUSED, refuse, refuse_wrapped
+from .refusals import REFUSED, refuse_wrapped
 from .substitutes import SUBSTITUTES
 
 # Normalization ----------------------------------------------------------------------------------------------
@@ -260,6 +262,7 @@ REPLACEMENTS: dict[Callable, Callable] = (
     }
     | LINEAR_ALGEBRA
     | NORMS
+    | REFUSED
     | SUBSTITUTES
 )
 
@@ -289,12 +292,14 @@ class exact_derivatives(TorchFunctionMode):
     `x += y` make a new tensor where `jvp`, `grad` or `vmap` track x. Values agree with PyTorch's to rounding. The only
     exception is a network that reads a tensor again after an in-place operation has overwritten it; `layers.split`
     refuses such a network. The context can be nested, can be used inside functions that are transformed, and changes
-    no global setting. Batch norm that updates its statistics is left as it is.
+    no global setting. Autocast is off for what is computed inside. Batch norm that updates its statistics is left as it
+    is, and refused within a transform of `torch.func`, where its second derivative would be wrong.
 
     Source: the PyTorch issues named at the top of the module.
 
     Raises:
-        ValueError: for attention with dropout or with two masks, and for a loss called with `size_average`.
+        ValueError: for attention with dropout or with two masks, and for a loss called with `size_average`;
+            `DerivativeError`, which is one, for operations in `REFUSED`.
 
     Example:
         >>> f = lambda t: torch.nn.functional.silu(t)
@@ -326,8 +331,6 @@ class exact_derivatives(TorchFunctionMode):
         kwargs = kwargs or {}
         if kwargs.get("inplace"):
             kwargs = {**kwargs, "inplace": False}
-        if func in REFUSED:
-            refuse(func, args, kwargs)
         replacement = REPLACEMENTS.get(func)
         if replacement is None and func in OUT_OF_PLACE and is_functorch_wrapped_tensor(args[0]):
             replacement = OUT_OF_PLACE[func]

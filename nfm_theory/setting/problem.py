@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..calculus.failures import explained
 from ..calculus.replacements import exact_derivatives
@@ -30,7 +29,7 @@ from .law import Law
 from .layers import split
 from .network import Output
 from .noise import NoiseLaw
-from .options import block_bytes
+from .options import OutputBytes, block_bytes
 from .perturbation import displaced, perturbation
 from .pointwise import LossName, PointwiseLoss, pointwise_loss
 from .quadrature import MAX_ROWS, Grid, build_grid
@@ -42,22 +41,10 @@ Loss = LossName | PointwiseLoss | Callable[[Tensor, Tensor], Tensor]
 Self = TypeVar("Self", bound="Problem")
 
 
-class _OutputBytes(TorchFunctionMode):
-    """Adds up the size of everything computed: an upper bound of the memory of one pass."""
-
-    def __init__(self):
-        super().__init__()
-        self.total = 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor):
-            self.total += out.nbytes
-        return out
-
-
 class Problem:
     r"""One layer of one network with data, loss and law, checked and cut once; every verb of the library takes one.
+
+    Autocast, inference mode and checkpointing are switched off in its computations, and threads take turns.
 
     Args:
         model: network in eval mode, or any callable from inputs to outputs `(n, K)` or `(n,)`.
@@ -326,7 +313,7 @@ class Problem:
         """
         totals, limit = [], block_bytes()
         for rows in (1, 2):  # the difference: what lies before the layer runs once, however many rows there are
-            with torch.no_grad(), _OutputBytes() as count:
+            with torch.no_grad(), OutputBytes() as count:
                 index = torch.zeros(rows, dtype=torch.long, device=self.features.device)
                 self.loss(self.head(self.features[index]), self.labels[index])
             totals.append(count.total)

@@ -27,7 +27,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
 from ...setting.ambient import full_precision
-from ..refusals import REFUSED, refuse
 from ..replacements import OUT_OF_PLACE, REPLACEMENTS
 
 #: Where the samples are in a tensor: (dimension k, entries per sample c). Index j along k belongs to sample j // c.
@@ -214,16 +213,12 @@ class Recorder(TorchFunctionMode):
         """Record one call, in full precision. The mode is off meanwhile."""
         if torch._C._is_any_autocast_enabled():
             with full_precision():
-                return self._called(func, args, dict(kwargs or {}))
-        return self._called(func, args, dict(kwargs or {}))
-
-    def _called(self, func, args, kwargs):
+                return self.__torch_function__(func, types, args, kwargs)
+        kwargs = dict(kwargs or {})
         if self.value is None:
             return func(*args, **kwargs)
         tensors = tensors_in(args, kwargs)
         self._check(func, tensors, self.value)
-        if func in REFUSED:
-            refuse(func, args, kwargs)
         overwrites = bool(kwargs.get("inplace")) or func in OUT_OF_PLACE
         if not any(id(t) in self._values for t in tensors):
             return self._constant(func, args, kwargs)
