@@ -71,6 +71,9 @@ class Network:
             del self.modules[""]
         #: The modules by name, with the model itself as `""`, for messages.
         self.named = {**self.modules, **({"": model} if isinstance(model, nn.Module) else {})}
+        # Pruning and the old weight_norm keep a tensor that each pass replaces, also by one inside of a transform
+        self._kept = [(vars(module), name) for module in self.named.values() for name, value in vars(module).items()
+                      if isinstance(value, Tensor)]  # fmt: skip
         self.params = self._own_names(params)
         if isinstance(model, nn.Module) and not torch.is_inference_mode_enabled():
             own = dict((*model.named_parameters(), *model.named_buffers()))
@@ -104,10 +107,15 @@ class Network:
         """The outputs. Compiled models run eagerly: compiled code ignores hooks and fails under nested transforms."""
         eager = torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
         with taking_turns(), without_checkpointing(), eager:
-            if isinstance(self.model, nn.Module) and self.params is not None:
-                found = functional_call(self.model, self.params, (x,))
-            else:
-                found = self.model(x)
+            kept = [(attributes, name, attributes.get(name)) for attributes, name in self._kept]
+            try:
+                if isinstance(self.model, nn.Module) and self.params is not None:
+                    found = functional_call(self.model, self.params, (x,))
+                else:
+                    found = self.model(x)
+            finally:
+                for attributes, name, value in kept:
+                    attributes[name] = value
         return found if self.output is None else self._picked(found)
 
     def _picked(self, found):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from problems import generator, mlp, randn
 from torch import nn
+from torch.nn.utils import prune, weight_norm
 from torch.utils.checkpoint import checkpoint
 
 import nfm_theory as nt
@@ -152,3 +153,30 @@ def test_vmap_over_parameters_is_refused_with_the_way_out():
     params = {key: torch.stack([value, 2 * value]).detach() for key, value in MODEL.named_parameters()}
     with pytest.raises(DerivativeError, match="loop over what is mapped"):
         torch.func.vmap(lambda p: nt.terms(nt.Problem(MODEL, X, Y, law=LAW, params=p)).R2)(params)
+
+
+def loose_weight(kind):
+    layer = nn.Linear(4, 6)
+    if kind == "pruned":
+        return prune.l1_unstructured(layer, "weight", amount=0.3)
+    return weight_norm(layer)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+@pytest.mark.parametrize("kind", ["pruned", "weight_norm"])
+def test_weights_that_are_recomputed_in_each_pass_stay_as_they_were(kind):
+    model = nn.Sequential(loose_weight(kind), nn.Tanh(), nn.Linear(6, 3)).eval()
+    before = model[0].weight
+    found = nt.terms(problem(model))
+    assert model[0].weight is before
+    plain = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), model[2])
+    plain[0].load_state_dict({"weight": before.detach(), "bias": model[0].bias.detach()})
+    assert found.to_dict() == pytest.approx(nt.terms(problem(plain)).to_dict(), rel=1e-5, abs=1e-8)
+
+
+def test_half_precision_has_terms():
+    model = mlp(0, [4, 6, 3]).bfloat16()
+    found = nt.terms(nt.Problem(model, X.bfloat16(), Y, law=LAW), remainder=False)
+    assert found.R2_add.dtype == torch.bfloat16
+    known = nt.terms(problem(), remainder=False).R2_add
+    assert float(found.R2_add.detach()) == pytest.approx(float(known.detach()), rel=0.1)
