@@ -5,6 +5,7 @@ from .calculus.engine import linearize
 from .calculus.failures import DerivativeError
 from .calculus.replacements import exact_derivatives
 from .estimators.regularizers import Regularizers, regularizers
+from .estimators.streaming import StreamingRegularizers
 from .expansion.branch_terms import StabilityTerms, equal_branches_term
 from .expansion.paths import integral_remainder, lagrange_interval
 from .expansion.terms import coefficients, terms
@@ -22,8 +23,10 @@ from .setting.pointwise import PointwiseLoss
 from .setting.problem import Problem
 from .setting.quadrature import GridTooLargeError, Quadrature
 from .setting.results import Estimate, Interval, TaylorTerms
+from .setting.streamed import StreamedProblem
 from .training.consistency import JSDConsistency
-from .training.mixup import LayerDraw, NoisyFeatureMixup
+from .training.layer_draw import LayerDraw
+from .training.mixup import NoisyFeatureMixup
 from .training.penalty import TaylorRegularizer
 from .verification.error_curve import ErrorCurve, error_curve
 from .verification.report import ExpansionReport, observed_order
@@ -50,6 +53,8 @@ __all__ = [
     "Quadrature",
     "Regularizers",
     "StabilityTerms",
+    "StreamedProblem",
+    "StreamingRegularizers",
     "TaylorRegularizer",
     "TaylorTerms",
     "adversarial",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..calculus.cuts import check_problem
 from ..setting.ambient import undisturbed
 from ..setting.branches import as_problem
 from ..setting.options import progress_bar
@@ -191,7 +192,7 @@ def pgd_attack(
         (-3.0, True)
     """
     ball = check_ball(as_problem(problem).features.detach(), radius, norm, box)
-    problem.check_derivatives(1)
+    check_problem(problem, 1)
     with progress_bar(title="attack", total=restarts * steps) as bar:
         return ascend(
             problem.head, ball, problem.labels, problem.loss, steps=steps, restarts=restarts, step_size=step_size,
@@ -327,7 +328,7 @@ def flip_radius(
         1.4
     """
     head, loss, h = as_problem(problem).head, problem.loss, problem.features.detach()
-    problem.check_derivatives(1)
+    check_problem(problem, 1)
     high = check_ball(h, _length(h, norm) if max_radius is None else max_radius, norm, box).radius
     with torch.no_grad():
         outputs = _columns(head(h))

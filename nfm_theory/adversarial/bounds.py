@@ -40,6 +40,7 @@ from typing import Literal, get_args
 
 import torch
 
+from ..calculus.cuts import check_problem
 from ..losses.loss import loss
 from ..losses.monte_carlo import DEFAULT_SAMPLES, ControlVariate
 from ..setting.ambient import undisturbed
@@ -127,7 +128,7 @@ class _Check:
             raise ValueError("law: the bound needs mixing, alpha > 0 and beta > 0; without mixing every radius is 0.")
         if problem.partners is not None:
             raise ValueError("partners: the bound is about uniform partners; build the problem without `partners`.")
-        problem.check_derivatives(2)
+        check_problem(problem, 2)
         self.problem, self.effort, self.seed = problem, effort, seed
         self.method: LossMethod = method
         self.certificate: CertificateName = certificate

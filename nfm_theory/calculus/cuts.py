@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 
+from ..setting.ambient import undisturbed
 from ..setting.options import checks_derivatives
 from .derivatives import directional_derivatives
 from .engine import linearize
@@ -44,6 +45,7 @@ ADVICE = (
 )
 
 
+@undisturbed()
 def check_problem(problem: Problem, order: int) -> None:
     """`check_derivatives` for a problem, once for each order, and not if the caller has switched it off.
 
@@ -55,10 +57,10 @@ def check_problem(problem: Problem, order: int) -> None:
         DerivativeError: if a derivative is cut, wrong or missing.
     """
     inside = peek_interpreter_stack() is not None  # `vmap` hides the values
-    if order <= problem.checked_order or inside or not checks_derivatives():
+    if order <= getattr(problem, "checked_order", 0) or inside or not checks_derivatives():
         return
     check_derivatives(*_in_float64(problem), order=min(order, 3), modules=problem._split.network.named)
-    problem.checked_order = order
+    vars(problem)["checked_order"] = order
 
 
 def _in_float64(problem: Problem) -> tuple[Head, Tensor]:

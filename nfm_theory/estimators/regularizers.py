@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..calculus.cuts import check_problem
 from ..calculus.engine import Linearization, linearize
 from ..expansion.second_order import JOINT_WIDTH, SOURCES, exact_terms, num_directions
 from ..setting.ambient import undisturbed
@@ -27,6 +28,7 @@ from ..setting.checks import one_of
 from ..setting.options import block_bytes
 from ..setting.problem import Problem, as_problems
 from ..setting.results import SECOND_ORDER, Estimate, Record, TaylorTerms
+from ..setting.streamed import StreamedProblem
 from .probes import mean_and_stderr, probe_forms
 
 Method = Literal["auto", "exact", "probes", "pairs"]
@@ -236,7 +238,7 @@ def _methods(method: str | Mapping[str, str], names: list[str]) -> dict[str, str
 
 @undisturbed()
 def regularizers(
-    problem: Problem | Sequence[Problem],
+    problem: Problem | StreamedProblem | Sequence[Problem],
     method: Method | Mapping[str, Method] = "auto",
     rtol: float = 0.01,
     generator: torch.Generator | None = None,
@@ -255,7 +257,8 @@ def regularizers(
     Values are differentiable in the parameters while gradients are enabled.
 
     Args:
-        problem: the setting; a list of problems is averaged over.
+        problem: the setting; a list of problems is averaged over. With a loader (`Problem.from_loader`) the terms are
+            exact or come from the pairs within the batches, have no gradients, and ignore the other arguments.
         method: `"exact"`, `"probes"`, `"pairs"` or `"auto"`, for all terms or as a mapping from their names
             (`{"R3_add": "probes"}`; the others are `"auto"`).
         rtol: relative standard error that `"auto"` aims at.
@@ -278,11 +281,15 @@ def regularizers(
         >>> round(float(found.R2_add), 4), found["R3_add"].method, found.engine  # ½ (2 g)², ½ (f - y) 2 d
         (2.0, 'exact', 'tangent-adjoint')
     """
+    if isinstance(problem, StreamedProblem):
+        from .streaming import streamed_regularizers
+
+        return streamed_regularizers(problem)
     problems = as_problems(problem)
     if any(isinstance(one, Branches) for one in problems):
         raise TypeError("problem: expected a Problem, got Branches; terms(branches) gives their exact terms.")
     for one in problems:
-        one.check_derivatives(2)
+        check_problem(one, 2)
     found = [
         problem_regularizers(
             one, method, rtol, num_probes=num_probes, max_passes=max_passes, deflate=deflate,

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..calculus.derivatives import gauss_newton_forms
-from ..calculus.directions import centered_features, compressed, coordinate_basis, joint_directions, unit_vectors
+from ..calculus.directions import compressed, coordinate_basis, joint_directions, unit_vectors
 from ..calculus.engine import Linearization
 from ..calculus.engine.base import block_bytes
 from ..setting.problem import Problem
@@ -42,7 +42,7 @@ def _propagated(at: Linearization, directions: Tensor) -> Tensor:
 
 def num_directions(problem: Problem, at: Linearization, sources: Collection[str]) -> int:
     """The number of directions that the exact R3 of these sources needs."""
-    d, n = problem.features[0].numel(), len(problem.features)
+    d, n = problem.features[0].numel(), problem.num_partners
     data = (min(n, at.width) + 1 if problem.partners is None else n) if "data" in sources else 0
     if "multiplicative" in sources:
         return data + d
@@ -101,7 +101,7 @@ def gauss_newton_terms(problem: Problem, at: Linearization, sources: Collection[
     elif "data" in sources:
         drift = at.propagate(problem.drift.unsqueeze(0))[0]
         tangent = (rows @ drift.unsqueeze(-1)).squeeze(-1)
-        spread = _summed_forms(curvature, rows, _propagated(at, centered_features(g)))
+        spread = _summed_forms(curvature, rows, _propagated(at, problem.spread))
         forms["data"] = spread + gauss_newton_forms(curvature, tangent)
     if {"additive", "multiplicative"} & set(sources):
         basis = None if at.width == g[0].numel() else _propagated(at, coordinate_basis(g))
@@ -122,7 +122,7 @@ def _families(problem: Problem, at: Linearization, sources: Collection[str]) -> 
         for directions, probability in _pairs(g, problem.partners, at):
             yield directions, {"data": probability}
     elif "data" in sources:
-        data = compressed(_propagated(at, centered_features(g)))
+        data = compressed(_propagated(at, problem.spread))
         if noisy == {"additive"} and _joined(problem, at):
             noise = None if at.width == d else _propagated(at, coordinate_basis(g))
             directions, weights = joint_directions(data, noise)

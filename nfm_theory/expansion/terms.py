@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..calculus.cuts import check_problem
 from ..calculus.engine import linearize
 from ..setting.ambient import undisturbed
 from ..setting.branches import Branches
@@ -28,6 +29,7 @@ from ..setting.options import block_bytes
 from ..setting.problem import Problem, as_problems
 from ..setting.quadrature import MAX_ROWS
 from ..setting.results import TaylorTerms
+from ..setting.streamed import StreamedProblem
 from .branch_terms import branch_terms
 from .paths import taylor_coefficients
 from .second_order import exact_terms
@@ -44,7 +46,7 @@ def problem_terms(problem: Problem, *, remainder: bool = True) -> TaylorTerms:
 
 
 @undisturbed()
-def terms(problem: Problem | Sequence[Problem], *, remainder: bool = True) -> TaylorTerms:
+def terms(problem: Problem | StreamedProblem | Sequence[Problem], *, remainder: bool = True) -> TaylorTerms:
     r"""Terms of the second-order expansion of the NFM loss, exact over all n² pairs (book: eq-expansion).
 
     $$ L_{NFM}(\varepsilon) = L_{std} + \varepsilon R_1 + \varepsilon^2 (R_2 + R_3 + R_2^{add} + R_3^{add}
@@ -54,7 +56,8 @@ def terms(problem: Problem | Sequence[Problem], *, remainder: bool = True) -> Ta
     function within `torch.no_grad()`.
 
     Args:
-        problem: a `Problem`, or `Branches` for the stability loss or the NoisyMix loss. A list gives average terms.
+        problem: a `Problem`, or `Branches` for the stability loss or the NoisyMix loss. A list gives average terms. A
+            problem from a loader needs `remainder=False`, and its terms have no gradients.
         remainder: True also computes `C3`, which takes third derivatives along all pairs.
 
     Returns:
@@ -72,9 +75,15 @@ def terms(problem: Problem | Sequence[Problem], *, remainder: bool = True) -> Ta
         >>> round(float(terms(problem).R2_add), 6)  # σ²‖w‖²/2
         0.625
     """
+    if isinstance(problem, StreamedProblem):
+        if remainder:
+            raise ValueError("remainder: C3 needs all pairs of samples in memory; with a loader, use remainder=False.")
+        from ..estimators.streaming import streamed_regularizers
+
+        return streamed_regularizers(problem).terms
     found = []
     for one in as_problems(problem):
-        one.check_derivatives(3 if remainder else 2)
+        check_problem(one, 3 if remainder else 2)
         if isinstance(one, Branches):
             found.append((one.layer, branch_terms(one, remainder=remainder)))
         else:
@@ -126,6 +135,6 @@ def coefficients(
         raise ValueError(f"order: expected >= 0, got {order}.")
     problems = as_problems(problem)
     for one in problems:
-        one.check_derivatives(order)
+        check_problem(one, order)
     found = [problem_coefficients(one, order, rule=rule, max_rows=max_rows) for one in problems]
     return torch.stack(found).mean(0)

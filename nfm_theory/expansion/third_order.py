@@ -3,47 +3,90 @@ r"""C3, the predicted coefficient of ε³, the leading term of the remainder at 
 $$ C_3 = \frac1n \sum_i \Big\{ \frac{m_3}{6}\, \mathbb E_r D^3\ell_i[v, v, v] + m_1 \frac{d}{dt}\Big|_0
    \tfrac12 \mathbb E_\xi D^2\ell_i[e, e]\big(g_i + t\, \mathbb E_r v\big) \Big\}, \qquad v = g_r - g_i $$
 
-Here e is the noise at the moved features. C3 is exact over all pairs, for noise with zero third moments.
+Here e is the noise at the moved features. C3 is exact over all pairs, for noise with zero third moments. The third
+derivatives come from one recording of the head (`Linearization.third_order`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from ..calculus.derivatives import directional_derivatives, mapped_over_directions
 from ..calculus.directions import coordinate_basis
-from ..calculus.forward_mode import jvp
+from ..calculus.engine import Linearization, linearize
 from ..setting.problem import Problem
 
 
-def pair_cubic(problem: Problem, block_rows: int) -> Tensor:
+class LossDerivatives:
+    """Second and third derivatives `D²ℓ_i[v, v]` and `D³ℓ_i[v, v, v]` of the losses at the features.
+
+    Args:
+        problem: the setting.
+        engine: see `linearize`.
+    """
+
+    def __init__(self, problem: Problem, engine: str = "auto"):
+        index = torch.arange(len(problem.features), device=problem.features.device)
+
+        def losses(h: Tensor) -> Tensor:
+            repeats = len(h) // len(index)
+            return problem.losses(h, index.repeat(repeats)).unsqueeze(1)
+
+        self.at: Linearization = linearize(losses, problem.features, engine=engine, order=3)
+        self.slope = torch.ones_like(self.at.outputs)
+
+    def along(self, directions: Tensor) -> tuple[Tensor, Tensor]:
+        """The second and the third derivatives, `(m, b)` each, for propagated directions `(m, b or 1, w)`."""
+        _, second, third = self.at.third_order(directions, self.slope, propagated=True)
+        return second.squeeze(-1), third
+
+
+def _pair_directions(problem: Problem, found: LossDerivatives, block: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """`g_r - g_i` after the first linear operations, `(m, n, w)`, and the probabilities P(r|i), `(m, n)`, in blocks."""
+    moved = found.at.propagate(problem.features.unsqueeze(1))
+    own = moved.transpose(0, 1)
+    partners = problem.partners
+    for rows in torch.arange(len(moved), device=own.device).split(block):
+        weights = own.new_full((len(rows), len(moved)), 1 / len(moved)) if partners is None else partners[:, rows].T
+        yield moved[rows] - own, weights.to(own)
+
+
+def pair_cubic(problem: Problem, found: LossDerivatives | None = None) -> Tensor:
     """The mean of `D³ℓ_i[v, v, v]`, v = g_r - g_i, over samples i and partners r."""
-    g = problem.features
-
-    def cubic(h: Tensor, partner: Tensor, rows: Tensor) -> Tensor:
-        return directional_derivatives(lambda z: problem.losses(z, rows), h, partner - h, 3)[3]
-
-    if problem.partners is None:
-        return mapped_over_directions(cubic, g, g, block_rows=block_rows).mean() / len(g)
-    total = g.new_zeros(())
-    for pairs in problem.partners.nonzero().split(block_rows):
-        i, r = pairs.T
-        total = total + (problem.partners[i, r].to(g) * cubic(g[i], g[r], i)).sum()
-    return total / len(g)
+    found = LossDerivatives(problem) if found is None else found
+    n = len(problem.features)
+    total = problem.features.new_zeros(())
+    for directions, weights in _pair_directions(problem, found, max(1, problem.block_rows(passes=4) // n)):
+        total = total + (weights * found.along(directions)[1]).sum()
+    return total / n
 
 
-def _diagonal_with_slope(problem: Problem, drift: Tensor, block_rows: int) -> Tensor:
-    """`D²ℓ_i[e_j, e_j]` for the unit vectors e_j, and its derivative along the drift of the sample, `(n, d, 2)`."""
+def noise_diagonal(problem: Problem, found: LossDerivatives, drift: Tensor) -> tuple[Tensor, Tensor]:
+    """`D²ℓ_i[e_j, e_j]` for the unit vectors e_j, and its derivative along the drift of the sample, each `(n, d)`.
 
-    def both(h: Tensor, e: Tensor, rows: Tensor) -> Tensor:
-        def diagonal(z: Tensor) -> Tensor:
-            return directional_derivatives(lambda q: problem.losses(q, rows), z, e, 2)[2]
+    The mixed derivative follows from cubes: `6 D³[w, e, e] = D³[e + w]³ - D³[e - w]³ - 2 D³[w]³`.
 
-        return torch.stack(jvp(diagonal, (h,), (drift[rows],)), dim=-1)
-
-    basis = coordinate_basis(problem.features)
-    return mapped_over_directions(both, problem.features, basis, block_rows=block_rows, reduce=False)
+    Args:
+        problem: the setting.
+        found: its derivatives.
+        drift: the drift w of every sample, `(n, *feature)`.
+    """
+    basis = found.at.propagate(coordinate_basis(problem.features).unsqueeze(1))
+    moved = found.at.propagate(drift.unsqueeze(0))
+    # The same length as a unit vector, so that nothing is lost when the cubes are subtracted
+    length = drift.flatten(1).norm(dim=1).clamp_min(torch.finfo(drift.dtype).tiny)
+    moved = moved / length[:, None]
+    alone = found.along(moved)[1]
+    seconds, slopes = [], []
+    n = len(problem.features)
+    for part in basis.split(max(1, problem.block_rows(passes=8) // n)):
+        (plus2, plus), (minus2, minus) = found.along(part + moved), found.along(part - moved)
+        seconds.append((plus2 + minus2) / 2)
+        slopes.append((plus - minus - 2 * alone) / 6)
+    along = found.along(moved)[0]
+    return torch.cat(seconds).T - along.T, torch.cat(slopes).T * length[:, None]
 
 
 def predicted_remainder(problem: Problem) -> Tensor:
@@ -51,12 +94,12 @@ def predicted_remainder(problem: Problem) -> Tensor:
     g, mixing, (add, mult) = problem.features, problem.mixing, problem.noises
     if not mixing.mixes:
         return g.new_zeros(())
-    block_rows = problem.block_rows(passes=8)
-    total = mixing.moment(3) / 6 * pair_cubic(problem, block_rows)
+    found = LossDerivatives(problem)
+    total = mixing.moment(3) / 6 * pair_cubic(problem, found)
     if add is None and mult is None:
         return total
     drift, m1 = problem.drift, mixing.moment(1)
-    diagonal, slope = _diagonal_with_slope(problem, drift, block_rows).unbind(-1)
+    diagonal, slope = noise_diagonal(problem, found, drift)
     flat, flat_drift = g.flatten(1), drift.flatten(1)
     if add is not None:
         total = total + m1 / 2 * problem.law.add_noise**2 * add.second * slope.sum(1).mean()

@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from ..calculus.cuts import check_problem
 from ..calculus.engine import linearize
 from ..expansion.terms import terms
 from ..losses.loss import loss
@@ -135,7 +136,7 @@ def jacobian_norms(problem: Problem) -> JacobianNorms:
         (tensor([4.]), tensor([5.]))
     """
     features = as_problem(problem).features
-    problem.check_derivatives(1)
+    check_problem(problem, 1)
     blocks = _stream(problem.head, lambda index: features[index.to(features.device)], len(features))
     found = [norms for _, norms in blocks]
     return JacobianNorms(torch.cat([f.spectral for f in found]), torch.cat([f.frobenius for f in found]))
@@ -226,7 +227,7 @@ def segment_margins(problem: Problem, ends: Tensor, *, num_points: int = 33) -> 
         (1.0, 1.0)
     """
     start, head, y = as_problem(problem).features, problem.head, _classes(problem)
-    problem.check_derivatives(1)
+    check_problem(problem, 1)
     n = len(start)
     if num_points < 2:
         raise ValueError(f"num_points: expected >= 2, got {num_points}.")

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..calculus.cuts import check_problem
 from ..calculus.failures import DerivativeError
 from ..setting.ambient import undisturbed
 from ..setting.branches import Branches
@@ -132,7 +133,7 @@ def _variate(problem: Problem, control_variate: ControlVariate | None) -> Contro
         if control_variate == "none":
             return control_variate
         try:
-            problem.check_derivatives(3)
+            check_problem(problem, 3)
         except DerivativeError:  # the loss itself needs no derivative
             if control_variate not in (None, "auto"):
                 raise

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _TURN = threading.RLock()
 _INSIDE = 0
@@ -38,6 +39,11 @@ def undisturbed() -> Iterator[None]:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
         yield
+
+
+def recordable(z: Tensor) -> Tensor:
+    """The tensor, or a copy of one that was made in inference mode and that no derivative may use."""
+    return z.clone() if isinstance(z, Tensor) and z.is_inference() else z
 
 
 def taking_turns():

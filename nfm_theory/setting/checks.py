@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable
 from typing import TypeVar
 
+import torch
+from torch import Tensor
+
 Name = TypeVar("Name", bound=str)
 
 
@@ -49,3 +52,21 @@ def level(name: str, value: float) -> float:
     if not (isinstance(value, (int, float)) and 0 <= value < float("inf")):
         raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}.")
     return float(value)
+
+
+def checked_partners(partners: Tensor, features: Tensor) -> Tensor:
+    """`P(r|i)` in float64 on the device of the features, refused if it is no law."""
+    n = len(features)
+    if not isinstance(partners, Tensor) or partners.shape != (n, n):
+        came = getattr(partners, "shape", partners)
+        raise ValueError(f"partners: expected P(r|i) of shape ({n}, {n}), got {came!r}.")
+    partners = partners.to(features.device, torch.float64)
+    if (partners < 0).any() or not torch.allclose(partners.sum(1), partners.new_ones(n), atol=1e-6):
+        raise ValueError("partners: expected non-negative rows that sum to 1.")
+    return partners
+
+
+def checked_lengths(x: Tensor, y: Tensor) -> None:
+    """Refuse inputs and labels of different length."""
+    if len(x) != len(y):
+        raise ValueError(f"x and y: expected the same number of samples, got {len(x)} and {len(y)}.")

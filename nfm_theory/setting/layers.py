@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ..calculus.failures import explained
 from ..calculus.replacements import exact_derivatives, plain_operations
-from .ambient import taking_turns
+from .ambient import recordable, taking_turns
+from .dataflow import UnknownFlowError, bottlenecks
 from .network import Network, Output, kind, replayed
 
 #: The number of samples on which `split` tests the network. Of the others only the inputs are checked.
@@ -48,7 +49,7 @@ class Split:
 
     def encode(self, x: Tensor) -> Tensor:
         """Map inputs `(batch, *input)` to features `(batch, *feature)`."""
-        return self.network.encode(x, self.layer) if self.layer else x
+        return recordable(self.network.encode(x, self.layer) if self.layer else x)
 
     def head(self, h: Tensor) -> Tensor:
         """Map features `(batch, *feature)`, of any batch size, to outputs `(batch, K)` or `(batch,)`.
@@ -114,8 +115,8 @@ def split(
         >>> cut.encode(x).shape, torch.equal(cut.head(cut.encode(x)), model(x))
         (torch.Size([5, 4]), True)
     """
-    with taking_turns():
-        network = Network(model, params, output)
+    with taking_turns(), explained():
+        x, network = recordable(x), Network(model, params, output)
         network.check(x, layer)
         try:
             cut, outputs = _cut(network, x, layer)
@@ -129,32 +130,41 @@ def split(
     return cut
 
 
-def layer_names(model: nn.Module | Callable[[Tensor], Tensor], x: Tensor | None = None) -> list[str]:
+def layer_names(
+    model: nn.Module | Callable[[Tensor], Tensor], x: Tensor | None = None, *, depth: int | None = None
+) -> list[str]:
     """The names of the layers of a network, in the order of definition, after the input `""`.
 
     Args:
         model: network or callable. A callable has only its input.
-        x: inputs, `(n, *input)`. If they are given, only layers at which `split` succeeds are returned, which is
-            tested with four samples. Otherwise the names of all modules that can be called are returned.
+        x: inputs, `(n, *input)`. If they are given, only layers at which the theory applies are returned: the rest of
+            the network is a function of the layer's output alone. Four samples are run through the network five times,
+            however many layers it has. Otherwise the names of all modules that can be called are returned.
+        depth: the largest number of names joined by dots; 1 is for the children of the network, `None` for all.
 
     Raises:
         TypeError: if the model or the inputs are of a type that `split` refuses at every layer.
-        ValueError: if `split` refuses the model or the inputs at every layer.
+        ValueError: if `split` refuses the model or the inputs at every layer, or if `depth` is no positive number.
 
     Example:
         >>> layer_names(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh()))
         ['', '0', '1']
     """
+    if depth is not None and depth < 1:
+        raise ValueError(f"depth: expected a positive number of levels, got {depth!r}; None is for all of them.")
     network = Network(model)
     containers = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-    names = ["", *(name for name, module in network.modules.items() if not isinstance(module, containers))]
+    modules = {name: module for name, module in network.modules.items() if not isinstance(module, containers)}
+    if depth is not None:
+        modules = {name: module for name, module in modules.items() if name.count(".") < depth}
     if x is None:
-        return names
+        return ["", *modules]
     network.check_model()
-    network.check(x, names[-1])
+    network.check(x, next(reversed(modules), ""))
     x = x[:4]
     _check_samples(network, x, network.outputs(x))
-    return [name for name in names if _works(network, x, name)]
+    usable = _usable(network, x, modules)
+    return ["", *usable] if x.is_floating_point() else usable
 
 
 class _Bypass(ValueError):
@@ -235,6 +245,14 @@ def _check_rewriting(cut: Split, x: Tensor) -> None:
             "model: the outputs change without in-place operations: a tensor is read again after an in-place "
             "operation has overwritten it; set inplace=False there, or use its return value."
         )
+
+
+def _usable(network: Network, x: Tensor, modules: Mapping[str, nn.Module]) -> list[str]:
+    """The modules at which the network can be split, provided that it can be split somewhere."""
+    try:
+        return bottlenecks(network, modules, x)
+    except UnknownFlowError:  # test them one by one
+        return [name for name in modules if _works(network, x, name)]
 
 
 def _works(network: Network, x: Tensor, layer: str) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -21,6 +22,10 @@ from .checks import near
 
 #: The part of the model's return value that holds the outputs: a name, a position or a function.
 Output = str | int | Callable[[Any], Tensor] | None
+
+
+#: True in the library's own passes, for example of a measurement between two training steps: they are never mixed.
+MEASURING: ContextVar[bool] = ContextVar("measuring", default=False)
 
 
 class Stop(Exception):
@@ -108,12 +113,14 @@ class Network:
         eager = torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
         with taking_turns(), without_checkpointing(), eager:
             kept = [(attributes, name, attributes.get(name)) for attributes, name in self._kept]
+            token = MEASURING.set(True)
             try:
                 if isinstance(self.model, nn.Module) and self.params is not None:
                     found = functional_call(self.model, self.params, (x,))
                 else:
                     found = self.model(x)
             finally:
+                MEASURING.reset(token)
                 for attributes, name, value in kept:
                     attributes[name] = value
         return found if self.output is None else self._picked(found)

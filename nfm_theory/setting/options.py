@@ -8,8 +8,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 Item = TypeVar("Item")
@@ -50,20 +48,6 @@ def options(
         yield
     finally:
         _CURRENT.reset(token)
-
-
-class OutputBytes(TorchFunctionMode):
-    """Adds up the size of everything computed: an upper bound of the memory of one pass."""
-
-    def __init__(self):
-        super().__init__()
-        self.total = 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor):
-            self.total += out.nbytes
-        return out
 
 
 def block_bytes() -> int | None:

@@ -14,28 +14,31 @@ r"""One layer of one network with its data, its loss and its law: the setting in
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..calculus.failures import explained
+from ..calculus.directions import centered_features
 from ..calculus.replacements import exact_derivatives
-from .ambient import undisturbed
+from .ambient import recordable, undisturbed
+from .checks import checked_lengths, checked_partners
 from .draws import Draw, sample_draw
 from .law import Law
 from .layers import split
+from .memory import OutputBytes, rows_that_fit
 from .network import Output
 from .noise import NoiseLaw
-from .options import OutputBytes, block_bytes
+from .path import Path
 from .perturbation import displaced, perturbation
 from .pointwise import LossName, PointwiseLoss, pointwise_loss
+from .population import Population
 from .quadrature import MAX_ROWS, Grid, build_grid
 
-#: Memory that a block of head evaluations may take unless `options` says otherwise, in bytes.
-BLOCK_BYTES = 2**27
+if TYPE_CHECKING:
+    from .streamed import StreamedProblem
+
 Model = nn.Module | Callable[[Tensor], Tensor]
 Loss = LossName | PointwiseLoss | Callable[[Tensor, Tensor], Tensor]
 Self = TypeVar("Self", bound="Problem")
@@ -43,8 +46,6 @@ Self = TypeVar("Self", bound="Problem")
 
 class Problem:
     r"""One layer of one network with data, loss and law, checked and cut once; every verb of the library takes one.
-
-    Autocast, inference mode and checkpointing are switched off in its computations, and threads take turns.
 
     Args:
         model: network in eval mode, or any callable from inputs to outputs `(n, K)` or `(n,)`.
@@ -75,7 +76,7 @@ class Problem:
 
     labels: Tensor
     loss: PointwiseLoss
-    checked_order = 0  # of derivatives, see `check_derivatives`
+    population: Population | None = None
 
     @undisturbed()
     def __init__(
@@ -93,11 +94,10 @@ class Problem:
     ):
         if not isinstance(x, Tensor) or not isinstance(y, Tensor):
             raise TypeError(f"x and y: expected tensors, got {type(x).__name__} and {type(y).__name__}.")
-        if len(x) != len(y):
-            raise ValueError(f"x and y: expected the same number of samples, got {len(x)} and {len(y)}.")
+        checked_lengths(x, y)
         self._open(model, x, layer, law, params, output)
         self._set_loss(pointwise_loss(loss), y, self.head(self.features))
-        self.partners = None if partners is None else _checked_partners(partners, self.features)
+        self.partners = None if partners is None else checked_partners(partners, self.features)
 
     @staticmethod
     def at_layers(
@@ -131,6 +131,45 @@ class Problem:
         shared = {"law": law, "loss": loss, "params": params, "output": output, "partners": partners}
         return [Problem(model, x, y, layer=layer, **shared) for layer in checked_layers(layers)]
 
+    @staticmethod
+    def from_loader(
+        model: Model,
+        loader: Iterable,
+        *,
+        layer: str = "",
+        law: Law,
+        loss: Loss = "cross_entropy",
+        params: Mapping[str, Tensor] | None = None,
+        output: Output = None,
+        device: torch.device | str | None = None,
+        max_features: int = 4096,
+    ) -> StreamedProblem:
+        """A problem for `regularizers` and `terms(..., remainder=False)` whose samples do not fit into memory.
+
+        Args:
+            model: network in eval mode.
+            loader: yields batches `(x, y, ...)`, and can be read twice.
+            layer: dotted name of the layer, `""` for the input.
+            law: law of mixing and noise.
+            loss: see `Problem`.
+            params: parameters to use instead of the model's own, by name.
+            output: which part of what the model returns are the outputs.
+            device: device to which batches are moved, if any.
+            max_features: largest number of features for which their covariance is stored.
+
+        Example:
+            >>> data = torch.utils.data.TensorDataset(torch.randn(10, 3), torch.arange(10) % 2)
+            >>> loader = torch.utils.data.DataLoader(data, batch_size=4)
+            >>> Problem.from_loader(torch.nn.Linear(3, 2), loader, law=Law(add_noise=0.4))
+            StreamedProblem(input, batches from DataLoader; alpha = 1, beta = 1, ... normal noise)
+        """
+        from .streamed import StreamedProblem
+
+        return StreamedProblem(
+            model, loader, layer=layer, law=law, loss=loss, params=params, output=output, device=device,
+            max_features=max_features,
+        )  # fmt: skip
+
     def _open(self, model: Model, x: Tensor, layer: str, law, params, output=None) -> None:
         """Cut the network and keep what belongs to the setting."""
         if isinstance(layer, (list, tuple)):
@@ -138,16 +177,14 @@ class Problem:
         if law is not None and not isinstance(law, Law):
             raise TypeError(f"law: expected an nfm_theory.Law, got {type(law).__name__}.")
         self.model, self.layer, self.params, self._law = model, layer, params, law
-        with explained(), exact_derivatives():
-            x = x.clone() if x.is_inference() else x
+        with exact_derivatives():
             self._split = split(model, x, layer=layer, params=params, output=output)
             self.features = self._split.encode(x)
 
     def _set_loss(self, loss: PointwiseLoss, y: Tensor, outputs: Tensor) -> None:
         """Bring the labels into the form of the loss, and check its values."""
         self.loss, n = loss, len(outputs)
-        y = y.clone() if y.is_inference() else y
-        self.labels = loss.prepare(outputs.detach(), y.to(outputs.device))
+        self.labels = loss.prepare(outputs.detach(), recordable(y).to(outputs.device))
         values = loss(outputs, self.labels)
         if values.shape != (n,):
             raise ValueError(f"loss: expected one value per sample, shape ({n},), got {tuple(values.shape)}.")
@@ -157,6 +194,18 @@ class Problem:
     def with_law(self: Self, law: Law) -> Self:
         """The same network, samples and loss with another law; the features are not computed again."""
         return self._changed(_law=law)
+
+    def with_samples(self: Self, x: Tensor, y: Tensor) -> Self:
+        """The same network, layer, loss and law with other samples; the network is not checked again."""
+        checked_lengths(x, y)
+        with exact_derivatives():
+            other = self._changed(features=self._split.encode(x))
+        other._set_loss(self.loss, y, other.head(other.features))
+        return other
+
+    def within(self: Self, population: Population) -> Self:
+        """The same samples as a part of a larger data set, whose samples are their partners."""
+        return self._changed(population=population)
 
     def _changed(self: Self, **attributes) -> Self:
         """A copy with other attributes; nothing is checked again."""
@@ -209,8 +258,21 @@ class Problem:
     def drift(self) -> Tensor:
         """Mean direction to the partner of every sample, `(n, *feature)`."""
         g = self.features
+        if self.population is not None:
+            return self.population.mean - g
         mean = g.mean(0) if self.partners is None else torch.tensordot(self.partners.to(g), g, dims=1)
         return mean - g
+
+    @property
+    def spread(self) -> Tensor:
+        """Directions whose second moment is the covariance of the features of all samples, `(s, *feature)`."""
+        known = None if self.population is None else self.population.directions
+        return centered_features(self.features) if known is None else known
+
+    @property
+    def num_partners(self) -> int:
+        """The number of samples that may be a partner."""
+        return len(self.features) if self.population is None else self.population.count
 
     def encode(self, x: Tensor) -> Tensor:
         """Inputs `(b, *input)` to features `(b, *feature)`."""
@@ -225,17 +287,6 @@ class Problem:
     def losses(self, h: Tensor, rows: Tensor) -> Tensor:
         """ℓ(f(h_b), y_{rows_b}), `(b,)`."""
         return self.loss(self.head(h), self.labels[rows])
-
-    @undisturbed()
-    def check_derivatives(self, order: int = 2) -> None:
-        """Refuse a model whose derivatives are not those of its values; cheap, and done once before they are used.
-
-        Raises:
-            DerivativeError: if one of these derivatives, up to this order, is cut, wrong or missing.
-        """
-        from ..calculus.cuts import check_problem  # whose imports need this module
-
-        check_problem(self, order)
 
     def perturbation(self, draw: Draw) -> tuple[Tensor, Tensor, Tensor | None]:
         """`(g_i, e¹, e²)` of every row, see `perturbation`."""
@@ -311,52 +362,13 @@ class Problem:
         Raises:
             ValueError: if the caller allows less than one row takes.
         """
-        totals, limit = [], block_bytes()
+        totals = []
         for rows in (1, 2):  # the difference: what lies before the layer runs once, however many rows there are
             with torch.no_grad(), OutputBytes() as count:
                 index = torch.zeros(rows, dtype=torch.long, device=self.features.device)
                 self.loss(self.head(self.features[index]), self.labels[index])
             totals.append(count.total)
-        per_row = (totals[1] - totals[0] + 4 * self.features[0].nbytes) * passes
-        if limit is not None and limit < per_row:
-            raise ValueError(f"block_bytes: one row alone needs about {per_row} bytes, got a limit of {limit}.")
-        return max(1, int((BLOCK_BYTES if limit is None else limit) // per_row))
-
-
-@dataclass(frozen=True)
-class Path:
-    """The loss along every row of a draw, φ: a function of ε; made by `Problem.path`.
-
-    Attributes:
-        problem: the setting.
-        anchor: index i of the first sample of each row, `(rows,)`.
-        first: g_i, `(rows, *feature)`.
-        linear: e¹.
-        quadratic: e², `None` where it vanishes.
-    """
-
-    problem: Problem
-    anchor: Tensor
-    first: Tensor
-    linear: Tensor
-    quadratic: Tensor | None
-
-    def __call__(self, eps: float | Tensor) -> Tensor:
-        """φ(ε), `(rows,)`; ε a number, 0-dim, or one per row."""
-        outputs = self.problem.head(displaced((self.first, self.linear, self.quadratic), eps))
-        return self.problem.loss(outputs, self.problem.labels[self.anchor])
-
-
-def _checked_partners(partners: Tensor, features: Tensor) -> Tensor:
-    """`P(r|i)` in float64 on the device of the features, refused if it is no law."""
-    n = len(features)
-    if not isinstance(partners, Tensor) or partners.shape != (n, n):
-        came = getattr(partners, "shape", partners)
-        raise ValueError(f"partners: expected P(r|i) of shape ({n}, {n}), got {came!r}.")
-    partners = partners.to(features.device, torch.float64)
-    if (partners < 0).any() or not torch.allclose(partners.sum(1), partners.new_ones(n), atol=1e-6):
-        raise ValueError("partners: expected non-negative rows that sum to 1.")
-    return partners
+        return rows_that_fit((totals[1] - totals[0] + 4 * self.features[0].nbytes) * passes)
 
 
 def checked_layers(layers: Sequence[str]) -> list[str]:
@@ -381,7 +393,7 @@ def as_problems(problem: Problem | Sequence[Problem]) -> list[Problem]:
     if not all(isinstance(p, Problem) for p in problems):
         raise TypeError(
             f"problem: expected an nfm_theory.Problem or a list of them, got {type(problem).__name__}; build it with "
-            "nfm_theory.Problem(model, x, y, layer=..., law=...)."
+            "Problem(model, x, y, layer=..., law=...); only regularizers and terms take Problem.from_loader."
         )
     if not problems:
         raise ValueError("problem: expected at least one problem, got an empty list.")

@@ -19,6 +19,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from ..calculus.cuts import check_problem
 from ..calculus.derivatives import gauss_newton_forms
 from ..calculus.engine import linearize_layer
 from ..estimators.probes import random_signs
@@ -28,6 +29,7 @@ from ..setting.checks import level, one_of
 from ..setting.law import Law
 from ..setting.pointwise import pointwise_loss
 from ..setting.problem import Loss, Problem
+from ..setting.random_numbers import at_least_single
 from .hooks import uncompiled, unwrap
 
 Term = Literal["R1", "R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult"]
@@ -162,7 +164,7 @@ class TaylorRegularizer(nn.Module):
     def _penalty(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         if model not in self._checked:
             problem = Problem(model, x[:8], y[:8], layer=self.layer, loss=self.loss)
-            problem.check_derivatives(2 if any(residual for _, residual in self._groups) else 1)
+            check_problem(problem, 2 if any(residual for _, residual in self._groups) else 1)
             self._checked.add(model)
         at = linearize_layer(model, x, self.layer)
         self.engine = at.path
@@ -193,8 +195,9 @@ class TaylorRegularizer(nn.Module):
             size = self.scales[source] ** 0.5
             if source == "data":
                 home = g.device if self.generator is None else self.generator.device
-                shape = (self.num_probes, len(g))
-                part = g[torch.rand(shape, generator=self.generator, device=home).argsort(1).to(g.device)] - g
+                shape, dtype = (self.num_probes, len(g)), at_least_single()
+                order = torch.rand(shape, generator=self.generator, dtype=dtype, device=home)
+                part = g[order.argsort(1).to(g.device)] - g
             else:
                 part = random_signs((self.num_probes, *g.shape), g, self.distribution, self.generator)
                 part = part * g if source == "multiplicative" else part

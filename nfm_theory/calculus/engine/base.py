@@ -114,6 +114,28 @@ class Linearization(ABC):
             moved, forms = (None if found[0] is None else torch.cat(found) for found in zip(*results, strict=True))
             return moved, forms
 
+    def third_order(
+        self, directions: Tensor, slope: Tensor, *, propagated: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`J v` and `D²f[v, v]`, both `(m, b, K)`, and `a·D³f[v, v, v]`, `(m, b)`, for every direction and sample.
+
+        Only for linearizations to order 3, see `linearize`.
+
+        Args:
+            directions: the directions v, `(m, b, *feature)` or `(m, 1, *feature)`, or the result of `propagate`.
+            slope: a, `(b, K)`, constant in the derivative.
+            propagated: True if the directions are the result of `propagate`.
+        """
+        block = max(1, self._block_rows() // (2 * len(self.h)))
+        parts = [self._cubic_block(part, slope, propagated) for part in directions.split(block)]
+        with gradients(self.differentiable):
+            tangents, seconds, cubic = (torch.cat(found) for found in zip(*parts, strict=True))
+        return tangents, seconds, cubic
+
+    @abstractmethod
+    def _cubic_block(self, directions: Tensor, slope: Tensor, propagated: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """`third_order` for one block of directions."""
+
     @abstractmethod
     def _block(self, directions: Tensor, slope: Tensor | None, tangents: bool, propagated: bool) -> tuple:
         """`sweep` for one block of directions."""

@@ -61,20 +61,33 @@ class _Nested(Linearization):
     def _block_rows(self):
         return 4 * len(self.h)
 
-    def _block(self, directions, slope, tangents, propagated):
+    def _derivatives(self, directions: Tensor, order: int, propagated: bool) -> list[Tensor]:
+        """`D^k f[v, .., v]` for k = 0..order, each `(m, b, K)`."""
         if propagated:
             directions = directions.reshape(*directions.shape[:2], *self.h.shape[1:])
         m, b = len(directions), len(self.h)
         points = self.h.repeat(m, *[1] * (self.h.ndim - 1))
         along = directions.expand(m, *self.h.shape).flatten(0, 1)
-        results = directional_derivatives(self.head, points, along, 1 if slope is None else 2)
-        found = results[1].unflatten(0, (m, b)) if tangents else None
-        return found, None if slope is None else (results[2].unflatten(0, (m, b)) * slope).sum(-1)
+        return [d.unflatten(0, (m, b)) for d in directional_derivatives(self.head, points, along, order)]
+
+    def _block(self, directions, slope, tangents, propagated):
+        results = self._derivatives(directions, 1 if slope is None else 2, propagated)
+        return results[1] if tangents else None, None if slope is None else (results[2] * slope).sum(-1)
+
+    def _cubic_block(self, directions, slope, propagated):
+        with gradients(self.differentiable):
+            _, first, second, third = self._derivatives(directions, 3, propagated)
+            return first, second, (third * slope).sum(-1)
 
 
 @undisturbed()
 def linearize(
-    head: Callable[[Tensor], Tensor], h: Tensor, *, engine: str = "auto", differentiable: bool | None = None
+    head: Callable[[Tensor], Tensor],
+    h: Tensor,
+    *,
+    engine: str = "auto",
+    differentiable: bool | None = None,
+    order: int = 2,
 ) -> Linearization:
     """Linearize a head at features `h`: derivatives along any number of directions.
 
@@ -86,6 +99,7 @@ def linearize(
             results are the same.
         differentiable: True if results shall carry gradients to parameters and features; `None` means True while
             gradients are enabled.
+        order: 2, or 3 to keep what `Linearization.third_order` needs, which takes more memory.
 
     Raises:
         ValueError: for an unknown engine, or if `"tangent-adjoint"` is requested and an operation cannot be recorded.
@@ -107,7 +121,7 @@ def linearize(
     leaf = h if differentiable and h.requires_grad else h.detach().requires_grad_()
 
     def record() -> tuple[Recorder, Tensor]:
-        recorder = Recorder(RULES, local_rule, light=not differentiable)
+        recorder = Recorder(RULES, local_rule, light=not differentiable and order < 3)
         with torch.enable_grad(), recorder:
             return recorder, head(recorder.start(leaf))
 
@@ -115,6 +129,8 @@ def linearize(
         recorder, outputs = record()
         if recorder.light:
             return Taped(recorder, outputs, False, record)
+        if not differentiable:
+            return Taped(recorder, outputs, False)
         # Results carry gradients if the features or any parameters require them.
         others = (getattr(node, "variable", leaf) is not leaf for node in graph_nodes(outputs.grad_fn))
         return Taped(recorder, outputs, leaf is h or any(others))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..derivatives import scalar_derivatives
 from ..failures import DerivativeError, cause
 from ..forward_mode import jvp
 from ..replacements import exact_derivatives
@@ -42,22 +44,39 @@ def local_rule(rec: Recorder, func: Callable, *args, **kwargs):
     if layout is None or not _keeps_samples(function, points, layout, out, rec.samples):
         raise UnsupportedOperationError(f"{name}, after which the samples cannot be told apart")
 
-    def first(*d):
+    def once(*d):
         return jvp(function, points, d)[1]
 
-    def second(*d):
+    def twice(*d):
         return jvp(lambda *z: jvp(function, z, d)[1], points, d)[1]
 
     def along(derivative, tangents):
-        return _along(derivative, [spread(t, v) for t, v in zip(tangents, inputs, strict=True)], name)
+        values = inputs * (len(tangents) // len(inputs))
+        return _along(derivative, [spread(t, v) for t, v in zip(tangents, values, strict=True)], name)
 
     def push(*tangents):
-        return along(first, tangents)
+        return along(once, tangents)
 
     def form(adj):
-        return lambda *tangents: adj * along(second, tangents)
+        return lambda *tangents: adj * second(*tangents)
 
-    return rec.emit(inputs, out, push, form, layout=layout)
+    def second(*tangents):
+        return along(twice, tangents)
+
+    def cubic(adj):
+        return lambda *tangents: adj * along(partial(_third, function, points), tangents)
+
+    return rec.emit(inputs, out, push, form, second, cubic, layout=layout)
+
+
+def _third(function, points, *tangents):
+    """The third derivative of the function along `z + t d + t² s / 2`; all d come before all s."""
+    first, second = tangents[: len(points)], tangents[len(points) :]
+
+    def path(t):
+        return function(*(z + t * d + t * t / 2 * s for z, d, s in zip(points, first, second, strict=True)))
+
+    return scalar_derivatives(path, points[0].new_zeros(()), 3)[3]
 
 
 def _along(derivative: Callable[..., Tensor], tangents: list[Tensor], name: str) -> Tensor:

@@ -83,7 +83,17 @@ def _mul(rec, func, input, other):
     def form(adj):
         return lambda s, t: (_raised(s, x, ndim) * (2 * adj)) * _raised(t, y, ndim)
 
-    return rec.emit([x, y], out, push, form, layout=layout)
+    def second(s, t):
+        return 2 * _raised(s, x, ndim) * _raised(t, y, ndim)
+
+    def cubic(adj):
+        def third(s, t, s2, t2):
+            mixed = _raised(s, x, ndim) * _raised(t2, y, ndim) + _raised(s2, x, ndim) * _raised(t, y, ndim)
+            return mixed * (3 * adj)
+
+        return third
+
+    return rec.emit([x, y], out, push, form, second, cubic, layout=layout)
 
 
 def _scaled(rec, value, factor, out):
@@ -154,4 +164,14 @@ def _matmul(rec, func, input, other):
     def form(adj):
         return lambda s, t: (_raised(s, x, ndim) @ _raised(t, y, ndim)) * (2 * adj)
 
-    return rec.emit([x, y], out, push_both, form, layout=layout)
+    def second(s, t):
+        return 2 * (_raised(s, x, ndim) @ _raised(t, y, ndim))
+
+    def cubic(adj):
+        def third(s, t, s2, t2):
+            mixed = _raised(s, x, ndim) @ _raised(t2, y, ndim) + _raised(s2, x, ndim) @ _raised(t, y, ndim)
+            return mixed * (3 * adj)
+
+        return third
+
+    return rec.emit([x, y], out, push_both, form, second, cubic, layout=layout)

@@ -77,12 +77,18 @@ class Node:
         form: maps the cotangent of the output to a function of the tangents of the inputs. This function returns the
             local second derivatives, contracted with the cotangent: entry by entry, `(m, *shape)`, or already summed
             over each sample, `(m, b)`. `None` if the operation is linear or piecewise linear in all inputs together.
+        second: maps tangents of the inputs to `D²op[t, t]`, `(m, *shape)`; `None` where `form` is.
+        cubic: maps the cotangent of the output to a function of the tangents t and the second tangents s of the inputs,
+            all t before all s. It returns `D³op[t, t, t] + 3 D²op[t, s]`, contracted as by `form`; `None` where `form`
+            is.
     """
 
     inputs: tuple[Value, ...]
     output: Value
     push: Callable[..., Tensor]
     form: Callable[[Tensor], Callable[..., Tensor]] | None
+    second: Callable[..., Tensor] | None = None
+    cubic: Callable[[Tensor], Callable[..., Tensor]] | None = None
 
 
 def tensors_in(*items) -> list[Tensor]:
@@ -172,12 +178,14 @@ class Recorder(TorchFunctionMode):
         """The record of a tensor, or `None` if the item is no tensor that depends on the features."""
         return self._values.get(id(item), (None, None))[1] if isinstance(item, Tensor) else None
 
-    def emit(self, inputs, out: Tensor, push, form=None, *, layout, shared: bool = False) -> Tensor:
+    def emit(
+        self, inputs, out: Tensor, push, form=None, second=None, cubic=None, *, layout, shared: bool = False
+    ) -> Tensor:
         """Record one operation and return its result."""
         if self.find(out) is not None:  # the operation returned its argument
             return out
         output = self.track(out, layout, shared and all(v.shared for v in inputs))
-        self.nodes.append(Node(tuple(inputs), output, push, form))
+        self.nodes.append(Node(tuple(inputs), output, push, form, second, cubic))
         return out
 
     def run(self, function: Callable, *args, **kwargs):

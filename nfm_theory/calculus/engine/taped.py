@@ -32,6 +32,7 @@ class Taped(Linearization):
         self.h, self.outputs = (z if differentiable else z.detach() for z in (recorder.features, outputs))
         self.piecewise_linear = not self._curved
         self._last: tuple[Tensor, Tensor | None, dict] | None = None
+        self._last_cubics: tuple[Tensor, dict] | None = None
         self._rows: Tensor | None = None
 
     def _load(self, recorder: Recorder, outputs: Tensor) -> None:
@@ -206,6 +207,47 @@ class Taped(Linearization):
     def _block_rows(self):
         largest = max(node.output.nbytes for node in self._nodes) / self._samples
         return int(block_bytes(self.h.device) // largest)
+
+    def _cubics(self, slope: Tensor) -> dict[int, Callable]:
+        """The local third derivatives, contracted with the cotangents of `a·f`; those for the last a are kept."""
+        if self._last_cubics is None or self._last_cubics[0] is not slope:
+            targets = [node.output for node in self._curved]
+            adjoints = self._grads(targets, slope) if targets else []
+            found = {}
+            for node, adjoint in zip(self._curved, adjoints, strict=True):
+                assert node.cubic is not None  # every rule of a curved operation has one
+                found[id(node)] = node.cubic(adjoint)
+            self._last_cubics = (slope, found)
+        return self._last_cubics[1]
+
+    def _cubic_block(self, directions, slope, propagated):
+        with gradients(self.differentiable):
+            cubics = self._cubics(slope)
+            directions = directions if propagated else self.propagate(directions)
+            first = {id(self._start): directions.reshape(*directions.shape[:2], *self._start.shape[1:])}
+            second: dict[int, Tensor] = {}  # those that are not zero
+            total = self.outputs.new_zeros(len(directions), self._samples)
+            plan = self._plan(cubics, True)
+            last = {id(value): k for k, (node, _) in enumerate(plan) for value in node.inputs}
+            for k, (node, needed) in enumerate(plan):
+                names = [id(value) for value in node.inputs]
+                t = [first[name] for name in names]
+                s = [second.get(name, torch.zeros_like(first[name])) for name in names]
+                if id(node) in cubics:
+                    total = total + per_sample(node.output, self._samples, cubics[id(node)](*t, *s))
+                if needed:
+                    first[id(node.output)] = node.push(*t)
+                    moved = [node.push(*s)] if any(name in second for name in names) else []
+                    moved += [node.second(*t)] if node.second is not None else []
+                    if moved:
+                        second[id(node.output)] = sum(moved[1:], moved[0])
+                for name in names:
+                    if last[name] == k:
+                        first.pop(name, None)
+                        second.pop(name, None)
+            shape = (len(directions), *self.outputs.shape)
+            out = first[id(self._output)].expand(shape)
+            return out, second.get(id(self._output), torch.zeros_like(out)).expand(shape), total
 
     def _block(self, directions, slope, tangents, propagated):
         with gradients(self.differentiable):

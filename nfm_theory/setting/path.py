@@ -1,0 +1,37 @@
+"""The loss along every row of a draw, as a function of the scale ε of the perturbation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .perturbation import displaced
+
+if TYPE_CHECKING:
+    from .problem import Problem
+
+
+@dataclass(frozen=True)
+class Path:
+    """The loss along every row of a draw, φ: a function of ε; made by `Problem.path`.
+
+    Attributes:
+        problem: the setting.
+        anchor: index i of the first sample of each row, `(rows,)`.
+        first: g_i, `(rows, *feature)`.
+        linear: e¹.
+        quadratic: e², `None` where it vanishes.
+    """
+
+    problem: Problem
+    anchor: Tensor
+    first: Tensor
+    linear: Tensor
+    quadratic: Tensor | None
+
+    def __call__(self, eps: float | Tensor) -> Tensor:
+        """φ(ε), `(rows,)`; ε a number, 0-dim, or one per row."""
+        outputs = self.problem.head(displaced((self.first, self.linear, self.quadratic), eps))
+        return self.problem.loss(outputs, self.problem.labels[self.anchor])
