@@ -24,6 +24,10 @@ r"""The theory of Noisy Feature Mixup, NoisyMix and Mixup, to compute with.
 | generalization, margins, relatives of Mixup | `generalization` |
 | derivation in SymPy | `symbolic` |
 
+Every verb computes outside of autocast and inference mode and without activation checkpointing, whatever surrounds the
+call. Threads take turns in models and derivatives, because forward-mode differentiation has one stack for all of them;
+a thread that runs a shared model by itself meanwhile meets the hooks of this library.
+
 Every name is loaded when it is first used, so that `import nfm_theory` costs little more than `import torch`.
 """
 

@@ -2,6 +2,7 @@
 
 from . import adversarial, generalization, symbolic
 from .calculus.engine import linearize
+from .calculus.failures import DerivativeError
 from .calculus.replacements import exact_derivatives
 from .estimators.regularizers import Regularizers, regularizers
 from .estimators.streaming import StreamingRegularizers
@@ -34,6 +35,7 @@ from .verification.verify import verify
 __version__: str
 __all__ = [
     "Branches",
+    "DerivativeError",
     "Draw",
     "ErrorCurve",
     "Estimate",

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..calculus.cuts import check_problem
+from ..setting.ambient import undisturbed
 from ..setting.options import progress_bar
 from ..setting.pointwise import PointwiseLoss
 from ..setting.problem import Problem
@@ -177,6 +179,7 @@ class _Best:
         self.flip_features = torch.where(per_row(nearer, h), h, self.flip_features)
 
 
+@undisturbed()
 def pgd_attack(
     problem: Problem,
     radius: float | Tensor,
@@ -223,6 +226,7 @@ def pgd_attack(
         (-3.0, True)
     """
     with attackable(problem), progress_bar(title="attack", total=restarts * steps) as bar:
+        check_problem(problem, 1)
         ball = check_ball(problem.features.detach(), radius, norm, box)
         return ascend(
             problem.head, ball, problem.labels, problem.loss, steps=steps, restarts=restarts, step_size=step_size,

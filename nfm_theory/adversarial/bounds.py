@@ -40,8 +40,10 @@ from typing import Literal, get_args
 
 import torch
 
+from ..calculus.cuts import check_problem
 from ..losses.loss import RTOL, loss
 from ..losses.monte_carlo import DEFAULT_SAMPLES, ControlVariate
+from ..setting.ambient import undisturbed
 from ..setting.branches import Branches, as_problem
 from ..setting.checks import one_of
 from ..setting.problem import Problem
@@ -137,6 +139,7 @@ class _Check:
             raise ValueError("law: the bound needs mixing, alpha > 0 and beta > 0; without mixing every radius is 0.")
         if problem.partners is not None:
             raise ValueError("partners: the bound is about uniform partners; build the problem without `partners`.")
+        check_problem(problem, 2)
         self.problem, self.effort, self.seed = problem, effort, seed
         self.method: LossMethod = method
         self.certificate: CertificateName = certificate
@@ -198,6 +201,7 @@ class _Check:
         return replace(report, **report.judged(precision, self.missing))
 
 
+@undisturbed()
 def bound(
     problem: Problem,
     eps: float = 0.05,
@@ -256,6 +260,7 @@ def _seed(generator: torch.Generator | None) -> int:
     return 0 if generator is None else int(torch.randint(2**62, (), generator=generator, device=generator.device))
 
 
+@undisturbed()
 def validity_radius(
     problem: Problem,
     scales: Sequence[float] = SCALES,

@@ -31,6 +31,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..setting.ambient import undisturbed
 from ..setting.checks import one_of
 from ..setting.options import progress_bar
 from ..setting.pointwise import PointwiseLoss
@@ -231,6 +232,7 @@ def checked_steps(problem: Problem) -> list[Step]:
     return steps
 
 
+@undisturbed()
 def certify(
     problem: Problem,
     radius: float | Tensor,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..calculus.cuts import check_problem
+from ..setting.ambient import undisturbed
 from ..setting.options import progress_bar
 from ..setting.pointwise import PointwiseLoss
 from ..setting.problem import Problem
@@ -64,6 +66,7 @@ def _shorten(head, h: Tensor, flip: Tensor, target: Tensor, halvings: int) -> Te
     return h + per_row(high, h) * (flip - h)
 
 
+@undisturbed()
 def flip_radius(
     problem: Problem,
     max_radius: float | Tensor | None = None,
@@ -103,6 +106,7 @@ def flip_radius(
         1.4
     """
     with attackable(problem):
+        check_problem(problem, 1)
         return _flip_radius(problem, max_radius, norm, bisections, steps, restarts, box, generator)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..setting.ambient import undisturbed
 from ..setting.problem import Problem
 from .attacks import Attack, pgd_attack
 from .balls import Norm
@@ -124,6 +125,7 @@ def between(problem: Problem, attack: Attack, certificate: Certificate) -> Worst
     )
 
 
+@undisturbed()
 def worst_case(
     problem: Problem,
     radius: float | Tensor,

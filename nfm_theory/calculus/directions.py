@@ -38,6 +38,11 @@ def centered_features(features: Tensor) -> Tensor:
     return torch.tensordot(helmert, features, dims=1) / n**0.5
 
 
+def _factorizable(z: Tensor) -> Tensor:
+    """A matrix without a graph, in a precision that has factorizations."""
+    return z.detach().float() if z.dtype in (torch.float16, torch.bfloat16) else z.detach()
+
+
 def second_moment_directions(features: Tensor) -> Tensor:
     r"""At most min(n - 1, d) directions w_s with `Σ_s w_s w_sᵀ = (1/n) Σ_r (g_r - ḡ)(g_r - ḡ)ᵀ`, `(rank, *feature)`.
 
@@ -46,9 +51,9 @@ def second_moment_directions(features: Tensor) -> Tensor:
     that are left out are zero to first order.
     """
     centered = (features - features.mean(0)).flatten(1) / len(features) ** 0.5
-    left, values, _ = torch.linalg.svd(centered.detach(), full_matrices=False)
+    left, values, _ = torch.linalg.svd(_factorizable(centered), full_matrices=False)
     keep = values > values.max() * max(centered.shape) * torch.finfo(values.dtype).eps
-    return (left[:, keep].T @ centered).reshape(-1, *features.shape[1:])
+    return (left[:, keep].to(centered).T @ centered).reshape(-1, *features.shape[1:])
 
 
 def compressed(directions: Tensor) -> Tensor:
@@ -64,8 +69,8 @@ def compressed(directions: Tensor) -> Tensor:
     """
     if len(directions) <= directions.shape[1]:
         return directions
-    rotation, _ = torch.linalg.qr(directions.detach())
-    return rotation.T @ directions
+    rotation, _ = torch.linalg.qr(_factorizable(directions))
+    return rotation.to(directions).T @ directions
 
 
 def joint_directions(data: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:

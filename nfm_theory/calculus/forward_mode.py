@@ -13,6 +13,8 @@ from functools import cache
 
 import torch
 
+from ..setting.ambient import taking_turns
+
 
 @cache
 def _load_decompositions() -> None:
@@ -23,5 +25,6 @@ def _load_decompositions() -> None:
 
 def jvp(function: Callable, primals: tuple, tangents: tuple) -> tuple:
     """Value and derivative of a function along tangents: the same numbers that `torch.func.jvp` gives."""
-    _load_decompositions()
-    return torch.func.jvp(function, primals, tangents)[:2]
+    with taking_turns():  # the levels of forward mode are those of the whole process
+        _load_decompositions()
+        return torch.func.jvp(function, primals, tangents)[:2]

@@ -13,6 +13,8 @@ These problems were found with PyTorch 2.13, order by order up to five:
 | binary cross entropy on logits | `vmap(jvp(jvp))` raises |
 | vector norms, normalization, standard deviation | `grad(jvp(jvp))` raises |
 | in-place activations, `+=` and the like | `vmap(jvp(jvp))` raises; `y *= y` is **silently wrong** from order 1 |
+| determinants, solves, products, and others of `linear_algebra.py` | **silently wrong** from order 2 |
+| recurrent layers in float32, distances, `grid_sample`, and others of `substitutes.py` | raise from order 1 |
 
 Through a norm on the sample's own statistics, `jvp(jvp)` and `grad(jvp)` are wrong. Hence the parameter gradient of a
 single `jvp` is wrong, and so is that of $v^\top H v$ in every composition, `jvp(grad)` and double backward included.
@@ -32,6 +34,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
+
+from ..setting.ambient import full_precision
+from .linear_algebra import LINEAR_ALGEBRA
+from .norms import NORMS
+from .refusals import REFUSED, refuse_wrapped
+from .substitutes import SUBSTITUTES
 
 # Normalization ----------------------------------------------------------------------------------------------
 
@@ -86,6 +94,7 @@ def _batch_norm(
     if not training:
         return _running_norm(input, running_mean, running_var, weight, bias, eps)
     if running_mean is not None:  # only PyTorch's own function can update the buffers
+        refuse_wrapped("batch norm", input, "it updates its statistics; call model.eval()")
         return F.batch_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
     dims = (0, *range(2, input.dim()))
     return _per_channel(_standardize(input, dims, eps), weight, bias)
@@ -97,6 +106,7 @@ def _instance_norm(
     if not use_input_stats:
         return _running_norm(input, running_mean, running_var, weight, bias, eps)
     if running_mean is not None:
+        refuse_wrapped("instance norm", input, "it updates its statistics; call model.eval()")
         return F.instance_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
     return _per_channel(_standardize(input, tuple(range(2, input.dim())), eps), weight, bias)
 
@@ -123,43 +133,6 @@ def _celu(input, alpha=1.0, inplace=False):
 def _glu(input, dim=-1):
     value, gate = input.chunk(2, dim)
     return value * torch.sigmoid(gate)
-
-
-# Norms and standard deviation -------------------------------------------------------------------------------
-
-
-def _std(input, dim=None, unbiased=None, keepdim=False, *, correction=None):
-    if isinstance(dim, bool):  # the overload std(input, unbiased)
-        dim, unbiased = None, dim
-    if correction is None:
-        correction = 1 if unbiased is None else int(unbiased)
-    return torch.var(input, dim, correction=correction, keepdim=keepdim).sqrt()
-
-
-def _vector_norm(x, ord=2, dim=None, keepdim=False, *, dtype=None, out=None):
-    if ord != 2 or out is not None:
-        return torch.linalg.vector_norm(x, ord, dim, keepdim, dtype=dtype, out=out)
-    x = x if dtype is None else x.to(dtype)
-    dim = tuple(range(x.dim())) if dim is None else dim
-    return (x * x).sum(dim, keepdim=keepdim).sqrt()
-
-
-def _norm(input, p="fro", dim=None, keepdim=False, out=None, dtype=None):
-    if p not in (None, "fro", 2) or out is not None:
-        return torch.norm(input, p, dim, keepdim, out=out, dtype=dtype)
-    return _vector_norm(input, 2, dim, keepdim, dtype=dtype)
-
-
-def _normalize(input, p=2.0, dim=1, eps=1e-12, out=None):
-    if p != 2 or out is not None:
-        return F.normalize(input, p, dim, eps, out)
-    # Clamp before the root: the slope of the root is infinite at a row of zeros.
-    return input * torch.rsqrt((input * input).sum(dim, keepdim=True).clamp_min(eps * eps))
-
-
-def _cosine_similarity(x1, x2, dim=1, eps=1e-8):
-    x1, x2 = torch.broadcast_tensors(x1, x2)
-    return (_normalize(x1, dim=dim, eps=eps) * _normalize(x2, dim=dim, eps=eps)).sum(dim)
 
 
 # Losses -----------------------------------------------------------------------------------------------------
@@ -260,45 +233,56 @@ def _multi_head_attention(
 # The table --------------------------------------------------------------------------------------------------
 
 #: Maps a function of PyTorch to a composition of primitives with the same signature and the same value.
-REPLACEMENTS: dict[Callable, Callable] = {
-    F.layer_norm: _layer_norm,
-    torch.layer_norm: _layer_norm,
-    torch.native_layer_norm: _native_layer_norm,
-    F.rms_norm: _rms_norm,
-    torch.rms_norm: _rms_norm,
-    F.group_norm: _group_norm,
-    torch.group_norm: _group_norm,
-    F.batch_norm: _batch_norm,
-    torch.batch_norm: lambda x, weight, bias, mean, var, *rest: _batch_norm(x, mean, var, weight, bias, *rest),
-    F.instance_norm: _instance_norm,
-    torch.instance_norm: lambda x, weight, bias, mean, var, *rest: _instance_norm(
-        x, mean, var, weight, bias, *rest[:3]
-    ),
-    F.silu: _silu,
-    F.mish: _mish,
-    F.hardsigmoid: _hardsigmoid,
-    F.celu: _celu,
-    torch.celu: _celu,
-    F.glu: _glu,
-    F.normalize: _normalize,
-    F.cosine_similarity: _cosine_similarity,
-    torch.linalg.vector_norm: _vector_norm,
-    torch.norm: _norm,
-    Tensor.norm: _norm,
-    torch.std: _std,
-    Tensor.std: _std,
-    F.binary_cross_entropy_with_logits: _binary_cross_entropy_with_logits,
-    F.soft_margin_loss: _soft_margin_loss,
-    F.huber_loss: _huber_loss,
-    F.scaled_dot_product_attention: _attention,
-    F.multi_head_attention_forward: _multi_head_attention,
-}
+REPLACEMENTS: dict[Callable, Callable] = (
+    {
+        F.layer_norm: _layer_norm,
+        torch.layer_norm: _layer_norm,
+        torch.native_layer_norm: _native_layer_norm,
+        F.rms_norm: _rms_norm,
+        torch.rms_norm: _rms_norm,
+        F.group_norm: _group_norm,
+        torch.group_norm: _group_norm,
+        F.batch_norm: _batch_norm,
+        torch.batch_norm: lambda x, weight, bias, mean, var, *rest: _batch_norm(x, mean, var, weight, bias, *rest),
+        F.instance_norm: _instance_norm,
+        torch.instance_norm: lambda x, weight, bias, mean, var, *rest: _instance_norm(
+            x, mean, var, weight, bias, *rest[:3]
+        ),
+        F.silu: _silu,
+        F.mish: _mish,
+        F.hardsigmoid: _hardsigmoid,
+        F.celu: _celu,
+        torch.celu: _celu,
+        F.glu: _glu,
+        F.binary_cross_entropy_with_logits: _binary_cross_entropy_with_logits,
+        F.soft_margin_loss: _soft_margin_loss,
+        F.huber_loss: _huber_loss,
+        F.scaled_dot_product_attention: _attention,
+        F.multi_head_attention_forward: _multi_head_attention,
+    }
+    | LINEAR_ALGEBRA
+    | NORMS
+    | REFUSED
+    | SUBSTITUTES
+)
 
 #: Maps a method that overwrites its tensor, as `x += y` does, to the one that returns a new tensor.
 OUT_OF_PLACE: dict[Callable, Callable] = {torch.relu_: torch.relu} | {
     getattr(Tensor, f"{name}_"): getattr(Tensor, name)
     for name in ("add", "sub", "mul", "div", "relu", "sigmoid", "tanh", "clamp", "masked_fill")
 }
+
+
+class plain_operations(TorchFunctionMode):
+    """Context manager within which every operation is PyTorch's own, in full precision."""
+
+    #: `exact_derivatives` has no effect inside this context.
+    exact = True
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """Call PyTorch's function without autocast."""
+        with torch._C.DisableTorchFunction(), full_precision():
+            return func(*args, **(kwargs or {}))
 
 
 class exact_derivatives(TorchFunctionMode):
@@ -308,12 +292,14 @@ class exact_derivatives(TorchFunctionMode):
     `x += y` make a new tensor where `jvp`, `grad` or `vmap` track x. Values agree with PyTorch's to rounding. The only
     exception is a network that reads a tensor again after an in-place operation has overwritten it; `layers.split`
     refuses such a network. The context can be nested, can be used inside functions that are transformed, and changes
-    no global setting. Batch norm that updates its statistics is left as it is.
+    no global setting. Autocast is off for what is computed inside. Batch norm that updates its statistics is left as it
+    is, and refused within a transform of `torch.func`, where its second derivative would be wrong.
 
     Source: the PyTorch issues named at the top of the module.
 
     Raises:
-        ValueError: for attention with dropout or with two masks, and for a loss called with `size_average`.
+        ValueError: for attention with dropout or with two masks, and for a loss called with `size_average`;
+            `DerivativeError`, which is one, for operations in `REFUSED`.
 
     Example:
         >>> f = lambda t: torch.nn.functional.silu(t)
@@ -348,4 +334,7 @@ class exact_derivatives(TorchFunctionMode):
         replacement = REPLACEMENTS.get(func)
         if replacement is None and func in OUT_OF_PLACE and is_functorch_wrapped_tensor(args[0]):
             replacement = OUT_OF_PLACE[func]
+        if torch._C._is_any_autocast_enabled():
+            with full_precision():
+                return (replacement or func)(*args, **kwargs)
         return (replacement or func)(*args, **kwargs)

@@ -19,8 +19,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..calculus.cuts import check_problem
 from ..calculus.engine import Linearization, linearize
 from ..expansion.second_order import JOINT_WIDTH, SOURCES, exact_terms, num_directions
+from ..setting.ambient import undisturbed
 from ..setting.branches import Branches
 from ..setting.checks import one_of
 from ..setting.options import block_bytes
@@ -234,6 +236,7 @@ def _methods(method: str | Mapping[str, str], names: list[str]) -> dict[str, str
     return chosen
 
 
+@undisturbed()
 def regularizers(
     problem: Problem | StreamedProblem | Sequence[Problem],
     method: Method | Mapping[str, Method] = "auto",
@@ -285,6 +288,8 @@ def regularizers(
     problems = as_problems(problem)
     if any(isinstance(one, Branches) for one in problems):
         raise TypeError("problem: expected a Problem, got Branches; terms(branches) gives their exact terms.")
+    for one in problems:
+        check_problem(one, 2)
     found = [
         problem_regularizers(
             one, method, rtol, num_probes=num_probes, max_passes=max_passes, deflate=deflate,

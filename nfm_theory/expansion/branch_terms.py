@@ -28,6 +28,7 @@ from ..calculus.derivatives import directional_derivatives, mapped_over_directio
 from ..calculus.directions import centered_features, compressed, coordinate_basis, unit_vectors
 from ..calculus.engine import Linearization, linearize
 from ..calculus.forward_mode import jvp
+from ..setting.ambient import undisturbed
 from ..setting.branches import Branches
 from ..setting.pointwise import CROSS_ENTROPY, LOGISTIC
 from ..setting.results import TaylorTerms
@@ -236,6 +237,7 @@ def branch_terms(branches: Branches, *, remainder: bool = True) -> StabilityTerm
     return StabilityTerms(standard=expanded.value.mean(), C3=third, per_layer={}, **terms)
 
 
+@undisturbed()
 def equal_branches_term(branches: Branches) -> Tensor:
     r"""S2 in closed form, for equal branches with independent noise (book: eq-jsd-equal).
 

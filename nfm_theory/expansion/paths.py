@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..calculus.derivatives import directional_derivatives, gauss_newton_forms, scalar_coefficients, scalar_derivatives
 from ..calculus.engine import Linearization, linearize
+from ..setting.ambient import undisturbed
 from ..setting.draws import Draw
 from ..setting.problem import Path, Problem
 from ..setting.results import Interval
@@ -56,10 +57,16 @@ class Polynomials:
     def __init__(self, problem: Problem):
         self.problem = problem
         with torch.enable_grad():
-            features = problem.features.detach().requires_grad_()
-            losses = problem.losses(features, torch.arange(len(features), device=features.device))
-            (gradient,) = torch.autograd.grad(losses.sum(), features)
-        self.losses, self.gradient = losses.detach(), gradient.flatten(1)
+            self._features = problem.features.detach().requires_grad_()
+            rows = torch.arange(len(self._features), device=self._features.device)
+            self._losses = problem.losses(self._features, rows)
+        self.losses = self._losses.detach()
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """The gradient of the loss in the features, `(n, d)`."""
+        with torch.enable_grad():
+            return torch.autograd.grad(self._losses.sum(), self._features)[0].flatten(1)
 
     @cached_property
     def _head(self) -> tuple[Linearization, Tensor, Tensor]:
@@ -102,6 +109,7 @@ def _at_points(problem: Problem, draw: Draw, points: Tensor, order: int) -> Tens
     return scalar_derivatives(path, points.repeat_interleave(rows), order)[-1].reshape(len(points), rows)
 
 
+@undisturbed()
 def integral_remainder(
     problem: Problem, draw: Draw, eps: float | Tensor, *, order: int = 2, num_nodes: int = 4
 ) -> Tensor:
@@ -124,6 +132,7 @@ def integral_remainder(
     return mean * at ** (order + 1) / factorial(order + 1)
 
 
+@undisturbed()
 def lagrange_interval(
     problem: Problem, draw: Draw, eps: float | Tensor, *, order: int = 2, num_points: int = 33
 ) -> Interval:

@@ -21,7 +21,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..calculus.cuts import check_problem
 from ..calculus.engine import linearize
+from ..setting.ambient import undisturbed
 from ..setting.branches import Branches
 from ..setting.options import block_bytes
 from ..setting.problem import Problem, as_problems
@@ -43,6 +45,7 @@ def problem_terms(problem: Problem, *, remainder: bool = True) -> TaylorTerms:
     return TaylorTerms(standard=problem.loss(at.outputs, problem.labels).mean(), C3=third, per_layer={}, **found)
 
 
+@undisturbed()
 def terms(problem: Problem | StreamedProblem | Sequence[Problem], *, remainder: bool = True) -> TaylorTerms:
     r"""Terms of the second-order expansion of the NFM loss, exact over all n² pairs (book: eq-expansion).
 
@@ -61,7 +64,7 @@ def terms(problem: Problem | StreamedProblem | Sequence[Problem], *, remainder: 
         `TaylorTerms`, or `StabilityTerms` for branches. The noise terms include the second moments σ² E ξ².
 
     Raises:
-        ValueError: if the problem has no law.
+        ValueError: if the problem has no law, and `DerivativeError`, which is one, if a derivative is cut in the model.
         TypeError: if `problem` is neither a problem nor a list of problems.
 
     Example:
@@ -80,6 +83,7 @@ def terms(problem: Problem | StreamedProblem | Sequence[Problem], *, remainder: 
         return streamed_regularizers(problem).terms
     found = []
     for one in as_problems(problem):
+        check_problem(one, 3 if remainder else 2)
         if isinstance(one, Branches):
             found.append((one.layer, branch_terms(one, remainder=remainder)))
         else:
@@ -98,6 +102,7 @@ def problem_coefficients(problem: Problem, order: int, *, rule: str = "auto", ma
     return torch.as_tensor(total).to(problem.features.dtype)
 
 
+@undisturbed()
 def coefficients(
     problem: Problem | Sequence[Problem],
     order: int = 4,
@@ -128,5 +133,8 @@ def coefficients(
     """
     if order < 0:
         raise ValueError(f"order: expected >= 0, got {order}.")
-    found = [problem_coefficients(one, order, rule=rule, max_rows=max_rows) for one in as_problems(problem)]
+    problems = as_problems(problem)
+    for one in problems:
+        check_problem(one, order)
+    found = [problem_coefficients(one, order, rule=rule, max_rows=max_rows) for one in problems]
     return torch.stack(found).mean(0)

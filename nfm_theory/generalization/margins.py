@@ -28,9 +28,11 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from ..calculus.cuts import check_problem
 from ..calculus.engine import linearize
 from ..expansion.terms import terms
 from ..losses.loss import loss
+from ..setting.ambient import undisturbed
 from ..setting.branches import as_problem
 from ..setting.options import progress_bar
 from ..setting.problem import Problem
@@ -111,6 +113,7 @@ def _stream(head: Callable, points: Callable[[Tensor], Tensor], count: int) -> I
 
 
 @torch.no_grad()
+@undisturbed()
 def jacobian_norms(problem: Problem) -> JacobianNorms:
     """Spectral and Frobenius norm of the Jacobian of the outputs at every example (book: eq-margin).
 
@@ -133,6 +136,7 @@ def jacobian_norms(problem: Problem) -> JacobianNorms:
         (tensor([4.]), tensor([5.]))
     """
     features = as_problem(problem).features
+    check_problem(problem, 1)
     blocks = _stream(problem.head, lambda index: features[index.to(features.device)], len(features))
     found = [norms for _, norms in blocks]
     return JacobianNorms(torch.cat([f.spectral for f in found]), torch.cat([f.frobenius for f in found]))
@@ -190,6 +194,7 @@ def _first_change(gap_at: Callable[[Tensor], Tensor], times: Tensor, gaps: Tenso
 
 
 @torch.no_grad()
+@undisturbed()
 def segment_margins(problem: Problem, ends: Tensor, *, num_points: int = 33) -> SegmentMargins:
     r"""A lower bound of the margin of every example along the segment from its input to `ends` (book: eq-margin).
 
@@ -222,6 +227,7 @@ def segment_margins(problem: Problem, ends: Tensor, *, num_points: int = 33) -> 
         (1.0, 1.0)
     """
     start, head, y = as_problem(problem).features, problem.head, _classes(problem)
+    check_problem(problem, 1)
     n = len(start)
     if num_points < 2:
         raise ValueError(f"num_points: expected >= 2, got {num_points}.")
@@ -312,6 +318,7 @@ def _classes(problem: Problem) -> Tensor:
 
 
 @torch.no_grad()
+@undisturbed()
 def quadratic_gap_along(
     snapshots: Iterable[Problem], *, eps: float = 1.0, quadrature: Quadrature | None = None
 ) -> list[QuadraticGap]:

@@ -16,6 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..calculus.cuts import check_problem
+from ..calculus.failures import DerivativeError
+from ..setting.ambient import undisturbed
 from ..setting.branches import Branches
 from ..setting.checks import one_of
 from ..setting.problem import Problem, as_problems
@@ -33,6 +36,7 @@ RTOL = 1e-6
 AUTO_RTOL = 1e-4
 
 
+@undisturbed()
 def loss(
     problem: Problem | Sequence[Problem],
     eps: float | Sequence[float] | Tensor = 1.0,
@@ -139,7 +143,15 @@ def _refuse(choice: str, **options) -> None:
 def _variate(problem: Problem, control_variate: ControlVariate | None) -> ControlVariate:
     """The control variate; there is none with shared noise, and none by itself if the loss has no derivative."""
     if not (isinstance(problem, Branches) and problem.shared_noise):
+        if control_variate == "none":
+            return control_variate
         usual = control_variate in (None, "auto")
+        try:
+            check_problem(problem, 3)
+        except DerivativeError:  # the loss itself needs no derivative
+            if not usual:
+                raise
+            return "none"
         return "none" if usual and not _has_gradient(problem) else control_variate or "auto"
     if control_variate not in (None, "auto", "none"):
         raise ValueError("shared_noise: expected control_variate='none', the others need independent elements.")

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .ambient import undisturbed
 from .checks import level
 from .divergence import checked_weights, jensen_shannon, log_probabilities
 from .law import Law
@@ -201,6 +202,7 @@ class Branches(Problem):
         (2, torch.Size([5, 2, 3]), 'jensen_shannon')
     """
 
+    @undisturbed()
     def __init__(
         self,
         model: Model,

@@ -18,7 +18,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..calculus.replacements import exact_derivatives
+from ..calculus.failures import explained
+from ..calculus.replacements import exact_derivatives, plain_operations
+from .ambient import recordable, taking_turns
 from .dataflow import UnknownFlowError, bottlenecks
 from .network import Network, Output, kind, replayed
 
@@ -47,19 +49,26 @@ class Split:
 
     def encode(self, x: Tensor) -> Tensor:
         """Map inputs `(batch, *input)` to features `(batch, *feature)`."""
-        return self.network.encode(x, self.layer) if self.layer else x
+        return recordable(self.network.encode(x, self.layer) if self.layer else x)
 
     def head(self, h: Tensor) -> Tensor:
         """Map features `(batch, *feature)`, of any batch size, to outputs `(batch, K)` or `(batch,)`.
 
         The layers before the split run on one example, without any effect. Modules with a known output do not run.
         """
-        if not self.layer:
-            return self.network(h.clone())
-        dummy = self._dummy.expand(len(h), *self._dummy.shape[1:]) if self._repeat else self._dummy
-        # Copies, because an in-place layer must not overwrite the caller's tensors
-        with self.network.hook(self.layer, lambda module, args, output: h.clone()), replayed(self._before):
-            return self.network(dummy.clone())
+        with explained(self.network.named):
+            if not self.layer:
+                return self.network(h.clone())
+            dummy = self._dummy.expand(len(h), *self._dummy.shape[1:]) if self._repeat else self._dummy
+            # Copies, because an in-place layer must not overwrite the caller's tensors
+            with self.network.hook(self.layer, lambda module, args, output: h.clone()), replayed(self._before):
+                return self.network(dummy.clone())
+
+    def in_float64(self) -> Split:
+        """The same split with parameters in float64, which are copies without a graph."""
+        wide = lambda z: z.double() if z.is_floating_point() else z  # noqa: E731
+        before = {module: wide(output) for module, output in self._before.items()}
+        return Split(self.network.in_float64(), self.layer, wide(self._dummy), repeat=self._repeat, before=before)
 
 
 def split(
@@ -76,7 +85,8 @@ def split(
 
     Both parts can be differentiated in features and parameters by `torch.func` and `torch.autograd`, to any order
     within `exact_derivatives()`. Neither changes its argument, even if the model has in-place layers. A compiled model
-    runs uncompiled, because it would ignore hooks that are set after compilation.
+    runs uncompiled, because it would ignore hooks that are set after compilation. Threads take turns;
+    a thread that calls the model itself meanwhile meets the hooks and parameters of this library.
 
     Args:
         model: network in evaluation mode, or any callable from `(batch, *input)` to outputs.
@@ -105,17 +115,18 @@ def split(
         >>> cut.encode(x).shape, torch.equal(cut.head(cut.encode(x)), model(x))
         (torch.Size([5, 4]), True)
     """
-    network = Network(model, params, output)
-    network.check(x, layer)
-    try:
-        cut, outputs = _cut(network, x, layer)
-    except _Bypass:
-        raise ValueError(
-            f"layer {layer!r}: the outputs depend on the inputs other than through this layer (a skip "
-            f"connection or a mask around it), so there is no head; {_enclosing(network, x, layer)}."
-        ) from None
-    _check_samples(network, x[:PROBE_ROWS], outputs)
-    _check_rewriting(cut, x[:PROBE_ROWS])
+    with taking_turns(), explained():
+        x, network = recordable(x), Network(model, params, output)
+        network.check(x, layer)
+        try:
+            cut, outputs = _cut(network, x, layer)
+        except _Bypass:
+            raise ValueError(
+                f"layer {layer!r}: the outputs depend on the inputs other than through this layer (a skip "
+                f"connection or a mask around it), so there is no head; {_enclosing(network, x, layer)}."
+            ) from None
+        _check_samples(network, x[:PROBE_ROWS], outputs)
+        _check_rewriting(cut, x[:PROBE_ROWS])
     return cut
 
 
@@ -224,7 +235,7 @@ def _check_samples(network: Network, x: Tensor, outputs: Tensor) -> None:
 
 def _check_rewriting(cut: Split, x: Tensor) -> None:
     """Refuse a network whose outputs change within `exact_derivatives` and a transform."""
-    with torch.no_grad(), torch._C.DisableTorchFunction():
+    with torch.no_grad(), plain_operations():
         features = cut.encode(x)
         plain = cut.head(features)
     with exact_derivatives():

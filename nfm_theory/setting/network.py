@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
@@ -15,6 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
+from ..calculus.failures import explained
+from .ambient import taking_turns, without_checkpointing
 from .checks import near
 
 #: The part of the model's return value that holds the outputs: a name, a position or a function.
@@ -48,6 +51,8 @@ def replayed(outputs: Mapping[nn.Module, Tensor]):
 class Network:
     """A model that can be called, and whose layers can be read and overwritten by name.
 
+    Threads take turns, because the hooks of one of them would act in the passes of the others.
+
     Args:
         model: network or callable.
         params: parameters and buffers by name, used instead of the model's own.
@@ -69,7 +74,17 @@ class Network:
                 self.modules[plain_name(name)] = module
                 self.compiled |= name != plain_name(name) or module._compiled_call_impl is not None
             del self.modules[""]
+        #: The modules by name, with the model itself as `""`, for messages.
+        self.named = {**self.modules, **({"": model} if isinstance(model, nn.Module) else {})}
+        # Pruning and the old weight_norm keep a tensor that each pass replaces, also by one inside of a transform
+        self._kept = [(vars(module), name) for module in self.named.values() for name, value in vars(module).items()
+                      if isinstance(value, Tensor)]  # fmt: skip
         self.params = self._own_names(params)
+        if isinstance(model, nn.Module) and not torch.is_inference_mode_enabled():
+            own = dict((*model.named_parameters(), *model.named_buffers()))
+            copies = {name: value.clone() for name, value in own.items() if not is_lazy(value) and value.is_inference()}
+            if copies:  # tensors made inside `torch.inference_mode()` cannot be differentiated, their copies can
+                self.params = copies | (self.params or {})
 
     def _own_names(self, params):
         if params is None:
@@ -95,15 +110,19 @@ class Network:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The outputs. Compiled models run eagerly: compiled code ignores hooks and fails under nested transforms."""
-        token = MEASURING.set(True)
-        try:
-            with torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext():
+        eager = torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
+        with taking_turns(), without_checkpointing(), eager:
+            kept = [(attributes, name, attributes.get(name)) for attributes, name in self._kept]
+            token = MEASURING.set(True)
+            try:
                 if isinstance(self.model, nn.Module) and self.params is not None:
                     found = functional_call(self.model, self.params, (x,))
                 else:
                     found = self.model(x)
-        finally:
-            MEASURING.reset(token)
+            finally:
+                MEASURING.reset(token)
+                for attributes, name, value in kept:
+                    attributes[name] = value
         return found if self.output is None else self._picked(found)
 
     def _picked(self, found):
@@ -124,17 +143,19 @@ class Network:
     @contextlib.contextmanager
     def hook(self, layer: str, action: Callable):
         """Within this context, call `action(module, args, output)` after the layer."""
-        handle = self.modules[layer].register_forward_hook(action)
-        try:
-            yield
-        finally:
-            handle.remove()
+        with taking_turns():
+            handle = self.modules[layer].register_forward_hook(action)
+            try:
+                yield
+            finally:
+                handle.remove()
 
     def outputs(self, x: Tensor, record: Callable | None = None, layer: str = "") -> Tensor:
         """The outputs `(n, K)` or `(n,)` without a graph, after checks of their type, shape and values."""
         with torch.no_grad(), self.hook(layer, record) if record else contextlib.nullcontext():
             try:
-                outputs = self(x.clone())
+                with explained(self.named):
+                    outputs = self(x.clone())
             except RuntimeError as error:
                 message = f"model: it does not take x of shape {tuple(x.shape)}, {x.dtype}; check the inputs. ({error})"
                 raise ValueError(message) from error
@@ -184,7 +205,7 @@ class Network:
             if module is self.modules[layer]:
                 before.extend(returned)
 
-        with contextlib.ExitStack() as hooks, torch.no_grad():
+        with taking_turns(), contextlib.ExitStack() as hooks, torch.no_grad():
             for module in set(self.modules.values()):
                 hooks.callback(module.register_forward_pre_hook(begin, prepend=True).remove)
                 hooks.callback(module.register_forward_hook(end).remove)
@@ -194,6 +215,17 @@ class Network:
             for module, output in before
             if calls[module] == 1 and isinstance(output, Tensor) and not isinstance(module, torch.jit.ScriptModule)
         }
+
+    def in_float64(self) -> Network:
+        """The same network with its parameters in float64, which are copies without a graph."""
+        other = copy.copy(self)
+        if isinstance(self.model, nn.Module):
+            with taking_turns():
+                own = dict((*self.model.named_parameters(), *self.model.named_buffers())) | (self.params or {})
+            other.params = {
+                name: value.detach().double() if value.is_floating_point() else value for name, value in own.items()
+            }
+        return other
 
     def check(self, x: Tensor, layer: str) -> None:
         """Refuse inputs and layers that do not fit the model, as far as this is known without running it."""
@@ -224,8 +256,7 @@ class Network:
 
     def check_model(self) -> None:
         """Refuse a model that is not initialized, draws random numbers or uses the statistics of a batch."""
-        modules = self.modules | ({"": self.model} if isinstance(self.model, nn.Module) else {})
-        for name, module in modules.items():
+        for name, module in self.named.items():
             label = f"{type(module).__name__} {name!r}"
             tensors = (*module._parameters.values(), *module._buffers.values())
             if any(value is not None and is_lazy(value) for value in tensors):

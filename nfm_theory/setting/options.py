@@ -1,4 +1,4 @@
-"""How much memory a block may take and whether progress is shown: options of a computation, not of the mathematics."""
+"""How much memory a block may take, whether progress is shown, and whether derivatives are checked first."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ Item = TypeVar("Item")
 class _Options:
     block_bytes: int | None = None
     progress: bool | None = None
+    check_derivatives: bool = True
 
 
 _DEFAULT = _Options()
@@ -24,7 +25,9 @@ _CURRENT: ContextVar[_Options] = ContextVar("nfm_theory_options", default=_DEFAU
 
 
 @contextmanager
-def options(*, block_bytes: int | None = None, progress: bool | None = None) -> Iterator[None]:
+def options(
+    *, block_bytes: int | None = None, progress: bool | None = None, check_derivatives: bool | None = None
+) -> Iterator[None]:
     """Set how the computations inside the `with` block run; their results do not depend on it.
 
     Args:
@@ -33,12 +36,14 @@ def options(*, block_bytes: int | None = None, progress: bool | None = None) -> 
             and the results come on top. Smaller blocks take less memory and more time. `None` leaves the choice to each
             function.
         progress: True shows progress bars, False shows none; `None` shows them on a terminal for long computations.
+        check_derivatives: False takes the derivatives that PyTorch reports, for a model that stops a gradient on
+            purpose. True, the default, first compares them once with differences of the model's values.
 
     Example:
         >>> with options(progress=False):
         ...     pass
     """
-    changes = {"block_bytes": block_bytes, "progress": progress}
+    changes = {"block_bytes": block_bytes, "progress": progress, "check_derivatives": check_derivatives}
     changed = replace(_CURRENT.get(), **{name: value for name, value in changes.items() if value is not None})
     token = _CURRENT.set(changed)
     try:
@@ -50,6 +55,11 @@ def options(*, block_bytes: int | None = None, progress: bool | None = None) -> 
 def block_bytes() -> int | None:
     """The bytes per block that the caller has set, `None` if none."""
     return _CURRENT.get().block_bytes
+
+
+def checks_derivatives() -> bool:
+    """Whether derivatives are compared with differences of values before they are used."""
+    return _CURRENT.get().check_derivatives
 
 
 def progress_bar(

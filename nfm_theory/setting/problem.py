@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..calculus.directions import centered_features
 from ..calculus.replacements import exact_derivatives
+from .ambient import recordable, undisturbed
 from .checks import checked_lengths, checked_partners
 from .draws import Draw, sample_draw
 from .law import Law
@@ -77,6 +78,7 @@ class Problem:
     loss: PointwiseLoss
     population: Population | None = None
 
+    @undisturbed()
     def __init__(
         self,
         model: Model,
@@ -182,7 +184,7 @@ class Problem:
     def _set_loss(self, loss: PointwiseLoss, y: Tensor, outputs: Tensor) -> None:
         """Bring the labels into the form of the loss, and check its values."""
         self.loss, n = loss, len(outputs)
-        self.labels = loss.prepare(outputs.detach(), y.to(outputs.device))
+        self.labels = loss.prepare(outputs.detach(), recordable(y).to(outputs.device))
         values = loss(outputs, self.labels)
         if values.shape != (n,):
             raise ValueError(f"loss: expected one value per sample, shape ({n},), got {tuple(values.shape)}.")

@@ -19,15 +19,16 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
+from ..calculus.cuts import check_problem
 from ..calculus.derivatives import gauss_newton_forms
 from ..calculus.engine import linearize_layer
 from ..estimators.probes import random_signs
 from ..expansion.second_order import SOURCES
+from ..setting.ambient import taking_turns, undisturbed
 from ..setting.checks import level, one_of
 from ..setting.law import Law
-from ..setting.layers import split
 from ..setting.pointwise import pointwise_loss
-from ..setting.problem import Loss
+from ..setting.problem import Loss, Problem
 from ..setting.random_numbers import at_least_single
 from .hooks import uncompiled, unwrap
 
@@ -141,8 +142,8 @@ class TaylorRegularizer(nn.Module):
 
         Raises:
             TypeError: for half precision.
-            ValueError: if the labels do not fit, or the model cannot be cut at the layer, which is checked at the first
-                call for each model.
+            ValueError: if the labels do not fit, if the model cannot be cut at the layer, or if it cuts a derivative;
+                this is checked at the first call for each model.
         """
         model = unwrap(model)
         for name, tensor in (("x", x), *model.named_parameters()):
@@ -151,18 +152,19 @@ class TaylorRegularizer(nn.Module):
                     f"{name}: expected float32 or float64, got {tensor.dtype}, whose rounding hides second "
                     "derivatives; keep the parameters in float32 and use torch.autocast for the rest of the step."
                 )
-        modes = [(module, module.training) for module in model.modules()]
-        try:
-            model.eval()
-            with torch.autocast(x.device.type, enabled=False):
-                return self._penalty(model, x, y)
-        finally:
-            for module, training in modes:
-                module.training = training
+        with undisturbed(), taking_turns():
+            modes = [(module, module.training) for module in model.modules()]
+            try:
+                model.eval()
+                return self._penalty(model, *(z.clone() if z.is_inference() else z for z in (x, y)))
+            finally:
+                for module, training in modes:
+                    module.training = training
 
     def _penalty(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         if model not in self._checked:
-            split(model, x[:8], layer=self.layer)
+            problem = Problem(model, x[:8], y[:8], layer=self.layer, loss=self.loss)
+            check_problem(problem, 2 if any(residual for _, residual in self._groups) else 1)
             self._checked.add(model)
         at = linearize_layer(model, x, self.layer)
         self.engine = at.path

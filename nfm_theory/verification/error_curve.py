@@ -13,6 +13,7 @@ from ..expansion.random_paths import PathSample, sample_paths, stratified
 from ..expansion.terms import terms
 from ..losses.loss import loss
 from ..losses.monte_carlo import DEFAULT_SAMPLES
+from ..setting.ambient import undisturbed
 from ..setting.checks import one_of
 from ..setting.problem import Problem, as_problems
 from ..setting.quadrature import GridTooLargeError, Quadrature
@@ -154,6 +155,7 @@ def crossing(eps: Sequence[float], errors: Sequence[float], tolerance: float) ->
 
 
 @torch.no_grad()
+@undisturbed()
 def error_curve(
     problem: Problem | Sequence[Problem],
     eps: Sequence[float] = DEFAULT_SCALES,

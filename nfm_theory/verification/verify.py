@@ -22,6 +22,7 @@ from torch import Tensor
 from ..expansion.paths import lagrange_interval, second_order_coefficients
 from ..expansion.terms import problem_coefficients
 from ..expansion.terms import terms as expansion_terms
+from ..setting.ambient import undisturbed
 from ..setting.branches import Branches
 from ..setting.checks import one_of
 from ..setting.problem import Problem, as_problems
@@ -37,6 +38,7 @@ PATHWISE_DRAWS, PATHWISE_EPS = 64, 0.05
 
 
 @torch.no_grad()
+@undisturbed()
 def verify(
     problem: Problem | Sequence[Problem],
     order: int = 2,

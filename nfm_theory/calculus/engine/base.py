@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ...setting.ambient import undisturbed
+
 #: Size of the largest tensor in a block, in bytes: small enough for the cache of a CPU, large enough for a GPU.
 BLOCK_BYTES = {"cpu": 2**19, "gpu": 2**28}
 
@@ -79,6 +81,7 @@ class Linearization(ABC):
         self, directions: Tensor, slope: Tensor | None = None, *, tangents: bool, propagated: bool = False,
         block_rows: int | None = None,
     ) -> tuple[Tensor | None, Tensor | None]: ...  # fmt: skip
+    @undisturbed()
     def sweep(
         self,
         directions: Tensor,

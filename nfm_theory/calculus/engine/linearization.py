@@ -14,7 +14,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 
+from ...setting.ambient import undisturbed
 from ...setting.layers import split
 from ...setting.network import Network
 from ..derivatives import directional_derivatives, jacobian_rows
@@ -42,11 +44,13 @@ class _Nested(Linearization):
     def width(self):
         return self.h[0].numel()
 
+    @undisturbed()
     def rows(self):
         with gradients(self.differentiable):
             rows = jacobian_rows(self.head, self.h)
             return rows.reshape(*rows.shape[:2], -1)
 
+    @undisturbed()
     def pullback(self, slope):
         with gradients(self.differentiable):
             return torch.func.vjp(self.head, self.h)[1](slope)[0].reshape(len(self.h), -1)
@@ -76,6 +80,7 @@ class _Nested(Linearization):
             return first, second, (third * slope).sum(-1)
 
 
+@undisturbed()
 def linearize(
     head: Callable[[Tensor], Tensor],
     h: Tensor,
@@ -108,8 +113,11 @@ def linearize(
     if engine not in ENGINES:
         raise ValueError(f"engine: expected one of {list(ENGINES)}, got {engine!r}.")
     differentiable = torch.is_grad_enabled() if differentiable is None else differentiable
+    h = h.clone() if h.is_inference() else h
     if engine == "nested":
         return _Nested(head, h, differentiable, "as asked")
+    if peek_interpreter_stack() is not None:  # the tape needs gradients of its own
+        return _Nested(head, h, differentiable, "inside a transform of torch.func")
     leaf = h if differentiable and h.requires_grad else h.detach().requires_grad_()
 
     def record() -> tuple[Recorder, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..derivatives import scalar_derivatives
+from ..failures import DerivativeError, cause
 from ..forward_mode import jvp
 from ..replacements import exact_derivatives
 from .rules import common, spread, tracked_elsewhere
@@ -43,23 +44,27 @@ def local_rule(rec: Recorder, func: Callable, *args, **kwargs):
     if layout is None or not _keeps_samples(function, points, layout, out, rec.samples):
         raise UnsupportedOperationError(f"{name}, after which the samples cannot be told apart")
 
+    def once(*d):
+        return jvp(function, points, d)[1]
+
+    def twice(*d):
+        return jvp(lambda *z: jvp(function, z, d)[1], points, d)[1]
+
+    def along(derivative, tangents):
+        values = inputs * (len(tangents) // len(inputs))
+        return _along(derivative, [spread(t, v) for t, v in zip(tangents, values, strict=True)], name)
+
     def push(*tangents):
-        tangents = [spread(t, v) for t, v in zip(tangents, inputs, strict=True)]
-        return torch.vmap(lambda *d: jvp(function, points, d)[1])(*tangents)
+        return along(once, tangents)
 
     def form(adj):
         return lambda *tangents: adj * second(*tangents)
 
     def second(*tangents):
-        tangents = [spread(t, v) for t, v in zip(tangents, inputs, strict=True)]
-        return torch.vmap(lambda *d: jvp(lambda *z: jvp(function, z, d)[1], points, d)[1])(*tangents)
+        return along(twice, tangents)
 
     def cubic(adj):
-        def third(*tangents):
-            full = [spread(t, v) for t, v in zip(tangents, (*inputs, *inputs), strict=True)]
-            return adj * torch.vmap(partial(_third, function, points))(*full)
-
-        return third
+        return lambda *tangents: adj * along(partial(_third, function, points), tangents)
 
     return rec.emit(inputs, out, push, form, second, cubic, layout=layout)
 
@@ -72,6 +77,22 @@ def _third(function, points, *tangents):
         return function(*(z + t * d + t * t / 2 * s for z, d, s in zip(points, first, second, strict=True)))
 
     return scalar_derivatives(path, points[0].new_zeros(()), 3)[3]
+
+
+def _along(derivative: Callable[..., Tensor], tangents: list[Tensor], name: str) -> Tensor:
+    """A derivative along every direction: for all at once, or one by one if the operation does not allow that."""
+    try:
+        return torch.vmap(derivative)(*tangents)
+    except RuntimeError as error:
+        try:
+            if cause(error) is None:
+                raise
+            return torch.stack([derivative(*directions) for directions in zip(*tangents, strict=True)])
+        except RuntimeError as again:
+            if (known := cause(again)) is None:
+                raise
+            meaning, cure = known
+            raise DerivativeError(f"model: no derivative of {name}: {meaning}; {cure}.") from again
 
 
 def _keeps_samples(function, points, layout: Layout, out: Tensor, samples: int) -> bool:

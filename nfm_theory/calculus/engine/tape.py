@@ -26,6 +26,7 @@ from torch.autograd.graph import GradientEdge
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
+from ...setting.ambient import full_precision
 from ..replacements import OUT_OF_PLACE, REPLACEMENTS
 
 #: Where the samples are in a tensor: (dimension k, entries per sample c). Index j along k belongs to sample j // c.
@@ -217,7 +218,10 @@ class Recorder(TorchFunctionMode):
         return out
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        """Record one call. The mode is off meanwhile."""
+        """Record one call, in full precision. The mode is off meanwhile."""
+        if torch._C._is_any_autocast_enabled():
+            with full_precision():
+                return self.__torch_function__(func, types, args, kwargs)
         kwargs = dict(kwargs or {})
         if self.value is None:
             return func(*args, **kwargs)

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ...setting.ambient import undisturbed
 from .base import Linearization, block_bytes, gradients
 from .rules import per_sample
 from .tape import Node, Recorder, UnsupportedOperationError, Value
@@ -90,6 +91,7 @@ class Taped(Linearization):
             self.outputs.new_zeros(value.shape) if f is None else f for f, value in zip(found, targets, strict=True)
         ]
 
+    @undisturbed()
     def rows(self):
         """The Jacobian, computed once."""
         if self._rows is None and self._record is not None and self._spent:
@@ -108,6 +110,7 @@ class Taped(Linearization):
                     self._rows[:, k] = row
         return self._rows
 
+    @undisturbed()
     def pullback(self, slope):
         """`Jᵀ a`, from the Jacobian if it is known, otherwise by a reverse pass."""
         if self._rows is not None:
@@ -115,6 +118,7 @@ class Taped(Linearization):
                 return (slope.unsqueeze(1) @ self._rows).squeeze(1)
         return self._adjoint(slope, pullback=True)[0]
 
+    @undisturbed()
     def propagate(self, directions):
         """Map directions through the first linear operations."""
         with gradients(self.differentiable):
