@@ -82,7 +82,12 @@ def _corrupted_set(subject: Subject) -> tuple[CorruptedSet, dict]:
         name = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C"}[subject.data.name]
         return CorruptedSet(sets.published_folder(name)), {"set": name}
     made = sets.generated_corrupted(subject.data, workers=subject.workers)
-    return made, {"set": f"{subject.data.name}-C (regenerated)", "seed": sets.SEED, "frost": "procedural"}
+    return made, {
+        "set": f"{subject.data.name}-C (regenerated)",
+        "seed": sets.SEED,
+        "method": sets.METHOD,
+        "frost": "procedural",
+    }
 
 
 def corrupted(subject: Subject) -> Measured:
@@ -103,7 +108,7 @@ def flips(subject: Subject) -> Measured:
         folder, settings = PerturbedSet(sets.published_folder("CIFAR-10-P")), {"set": "CIFAR-10-P"}
     else:
         folder = sets.generated_perturbed(subject.data, workers=subject.workers)
-        settings = {"set": f"{subject.data.name}-P (regenerated)", "seed": sets.SEED}
+        settings = {"set": f"{subject.data.name}-P (regenerated)", "seed": sets.SEED, "method": sets.METHOD}
     probabilities = {}
     for name in folder.names:
         frames = folder.read(name)
