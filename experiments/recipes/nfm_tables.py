@@ -126,8 +126,25 @@ def _figures():
                 )  # fmt: skip
 
 
+def _transformers():
+    """The abstract says that NFM improves vision transformers as well. No source has a number or a setting."""
+    training = replace(
+        _CIFAR, model="vit", model_options=(), batch_size=128, learning_rate=5e-4, optimiser="adam", weight_decay=0.0,
+        schedule="cosine", milestones=(),
+    )  # fmt: skip
+    choices = (
+        _COMMON[0], _COMMON[2], *_S_P,
+        ("model", "a small transformer for 32 pixels: nowhere stated"),
+        ("optimiser, learning_rate, schedule", "Adam, 0.0005, a cosine: nowhere stated"),
+        ("layers", "the input and the outputs of every second block: nowhere stated"),
+    )  # fmt: skip
+    for name in ("baseline", "mixup", "manifold_mixup", "noisy_mixup", "nfm"):
+        yield Recipe(f"nfm-vit/{name}", "paper", replace(training, scheme=SCHEMES[name]), _NOISE, choices=choices)
+
+
 def recipes() -> list[Recipe]:
     """The recipes of all rows."""
     return [
         *_cifar_rows("nfm-table1", "cifar10"), *_cifar_rows("nfm-table2", "cifar100"), *_imagenet_rows(), *_figures(),
+        *_transformers(),
     ]  # fmt: skip

@@ -203,6 +203,7 @@ FACTS = {
     **{f"noisymix-table{n}/*": _MIX | _IMAGENET for n in (1, 6, 11, 12)},
     **{f"noisymix-table{n}/*": _MIX_CIFAR | _PREACT for n in (7, 8, 13)},
     **{f"noisymix-table{n}/*": _MIX_CIFAR | _WRN for n in (9, 10, 14)},
+    "nfm-vit/*": {"data": "cifar10", "model": "vit", "optimiser": "adam", "schedule": "cosine", "epochs": 200},
     "nfm-table1-text/*": _NFM_CIFAR | _STANDARD | {"data": "cifar10", "model": "preactresnet18"},
     "nfm-table2-text/*": _NFM_CIFAR | _STANDARD | {"data": "cifar100", "model": "wideresnet18"},
     "nfm-table3-text/*": _NFM | _IMAGENET,
