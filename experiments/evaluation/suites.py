@@ -11,14 +11,16 @@ from collections.abc import Callable, Mapping
 import torch
 
 from ..corruptions import STANDARD
+from ..corruptions.sequences import CIFAR_P
 from ..data.corrupted import CorruptedSet, PerturbedSet
 from ..data.imagenet import ImageNet
+from ..data.integrity import DataError
 from ..data.toy_sets import ToyData
 from ..metrics.accuracy import accuracy
 from ..metrics.attack_accuracy import attack_curve, fgsm_curve
 from ..metrics.calibration import calibration_summary
 from ..metrics.corruption import corruption_summary
-from ..metrics.flips import NOISES, flip_probability, flip_summary
+from ..metrics.flips import flip_probability, flip_summary, is_noise
 from ..metrics.noise_accuracy import noise_curve
 from . import sets
 from .imagenet_sets import IMAGENET_SUITES
@@ -36,9 +38,10 @@ EXTRA = ("speckle_noise",)
 def clean(subject: Subject) -> Measured:
     """Accuracy on the test set."""
     if isinstance(subject.data, ToyData):
+        device = next(subject.model.parameters()).device
         with torch.inference_mode():
-            logits = subject.model(subject.data.x_test.float())
-        return {"clean": accuracy(logits, subject.data.y_test)}, {}
+            logits = subject.model(subject.data.x_test.to(device, torch.float32))
+        return {"clean": accuracy(logits.cpu(), subject.data.y_test)}, {}
     test = subject.data.test
     return {"clean": accuracy(subject.predict(test), test.labels)}, {"images": len(test)}
 
@@ -91,8 +94,16 @@ def _corrupted_set(subject: Subject) -> tuple[CorruptedSet, dict]:
 
 
 def corrupted(subject: Subject) -> Measured:
-    """Accuracy under each corruption at each severity, and the means."""
+    """Accuracy under each corruption at each severity, and the means.
+
+    Raises:
+        DataError: if one of the fifteen corruptions is missing. This is checked before the measurement.
+    """
     images, settings = _corrupted_set(subject)
+    if missing := [name for name in STANDARD if name not in images.names]:
+        raise DataError(
+            f"{images.folder}: expected the 15 corruptions of the benchmark; missing: {', '.join(missing)}."
+        )
     names = [name for name in images.names if name in STANDARD or name in EXTRA]
     found = {}
     for name in names:
@@ -103,17 +114,30 @@ def corrupted(subject: Subject) -> Measured:
 
 
 def flips(subject: Subject) -> Measured:
-    """How often the prediction changes along sequences of slowly perturbed frames."""
+    """How often the prediction changes along sequences of slowly perturbed frames.
+
+    Measured are the ten perturbations of the reference evaluation, by name. Further files of the folder are named in
+    the settings.
+
+    Raises:
+        DataError: if a perturbation is missing. This is checked before the measurement.
+    """
     if subject.size == "paper":
         folder, settings = PerturbedSet(sets.published_folder("CIFAR-10-P")), {"set": "CIFAR-10-P"}
     else:
         folder = sets.generated_perturbed(subject.data, workers=subject.workers)
         settings = {"set": f"{subject.data.name}-P (regenerated)", "seed": sets.SEED, "method": sets.METHOD}
+    if missing := [name for name in CIFAR_P if name not in folder.names]:
+        raise DataError(
+            f"{folder.folder}: expected the ten perturbations of CIFAR-10-P; missing: {', '.join(missing)}."
+        )
+    if others := [name for name in folder.names if name not in CIFAR_P]:
+        settings["not_measured"] = others
     probabilities = {}
-    for name in folder.names:
+    for name in CIFAR_P:
         frames = folder.read(name)
         predicted = subject.predict(frames.flatten(0, 1)).argmax(1).unflatten(0, frames.shape[:2])
-        probabilities[name] = flip_probability(predicted, noise=name in NOISES)
+        probabilities[name] = flip_probability(predicted, noise=is_noise(name))
     return flip_summary(probabilities), settings
 
 

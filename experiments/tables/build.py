@@ -225,7 +225,11 @@ def build_table(
         for data in dict.fromkeys(column.data for column in columns):
             for recipe in recipes_of(table, row, data):
                 recipes.setdefault(recipe.name.partition("/")[0], {})[row, data] = recipe
-    groups = [_group(published, table, study, some, by_hash) for study, some in recipes.items()]
+    groups = [
+        _group(published, table, study, some, lines)
+        for study, some in recipes.items()
+        if (lines := {place: by_hash[hash_] for place, recipe in some.items() if (hash_ := recipe.hash) in by_hash})
+    ]
     shown = [group for group in groups if group.cells and group.size in (sizes or SIZES)]
     labels = tuple((row, next(iter(line.values())).label) for row, line in rows.items())
     printed = {(row, column): value for row, line in rows.items() for column, value in line.items()}
@@ -237,7 +241,7 @@ def _group(
     table: str,
     study: str,
     recipes: Mapping[tuple[str, str], Recipe],
-    by_hash: Mapping[str, Sequence[LedgerEntry]],
+    lines: Mapping[tuple[str, str], Sequence[LedgerEntry]],
 ) -> Group:
     """The values of one study in the cells of a table.
 
@@ -246,16 +250,14 @@ def _group(
         table: id of the table.
         study: name of the study.
         recipes: its recipes by row and data set.
-        by_hash: the lines of the ledger by the hash of their recipe.
+        lines: the lines of the ledger by row and data set.
     """
     columns = published.columns(table)
 
     def value(row: str, column: Column, metric: str) -> OurValue | None:
-        recipe = None if row == column.minus else recipes.get((row, column.data))
-        found = {} if recipe is None else _by_seed(by_hash.get(recipe.hash, ()), metric)
+        found = {} if row == column.minus else _by_seed(lines.get((row, column.data), ()), metric)
         if column.minus and found:
-            less = recipes.get((column.minus, column.data))
-            base = {} if less is None else _by_seed(by_hash.get(less.hash, ()), metric)
+            base = _by_seed(lines.get((column.minus, column.data), ()), metric)
             found = {seed: found[seed] - base[seed] for seed in found.keys() & base.keys()}
         return OurValue(tuple(sorted(found.items()))) if found else None
 
@@ -270,13 +272,11 @@ def _group(
     size = next(iter(recipes.values())).size
     levels: dict[str, Level] = {}
     for data in dict.fromkeys(column.data for column in columns):
-        base = recipes.get(("baseline", data)) if size != "paper" else None
-        lines = () if base is None else by_hash.get(base.hash, ())
-        levels |= matched_levels(published, table, data, [line.metrics for line in lines])
+        base = () if size == "paper" else lines.get(("baseline", data), ())
+        levels |= matched_levels(published, table, data, [line.metrics for line in base])
     cells = table_of({})
     judged = table_of({column: level.metric for column, level in levels.items()}) if levels else cells
-    run = [recipe for recipe in recipes.values() if by_hash.get(recipe.hash)]
-    return Group(study, size, _heading(run) if run else "", cells, levels, judged)
+    return Group(study, size, _heading([recipes[place] for place in lines]), cells, levels, judged)
 
 
 def _by_seed(entries: Iterable[LedgerEntry], metric: str) -> dict[int, float]:
