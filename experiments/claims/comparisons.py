@@ -76,7 +76,10 @@ def least_gap(outcome: Outcome) -> str:
     """
     one = outcome.least
     low_high = "" if one.gap.interval is None else " ({} to {})".format(*map(signed, one.gap.interval))
-    test = ", ".join(dict.fromkeys(label(metric) for metric in one.metrics[:3])) + (" …" if one.metrics[3:] else "")
+    tests = dict.fromkeys(
+        label(metric).replace("corrupted/", "corrupted: ").replace("_", " ") for metric in one.metrics
+    )
+    test = ", ".join(list(tests)[:3]) + (" …" if len(tests) > 3 else "")
     return (
         f"the least gap, to {one.comparison.other} ({test}) in {outcome.study}: {signed(one.gap.difference)}{low_high}"
     )
@@ -96,14 +99,15 @@ def why_not_run(claim: Claim) -> str:
         return "its networks start from networks trained on ImageNet, which is not part of this project and needs a GPU"
     if data == {"imagenet"}:
         return "ImageNet is not part of this project, and training on it needs a GPU"
-    studies = list(dict.fromkeys(study for one in sorted(data) for study in studies_of(claim.table, one)))
-    lacking = [row for row in rows if not any(has_row(study, claim.table, row) for study in studies)]
-    if lacking and studies:
-        return f"training at the papers' size needs a GPU, and no smaller study has the row {lacking[0]}"
+    studies = list(dict.fromkeys(name for one in sorted(data) for name in studies_of(claim.table, one)))
+    for name in studies:
+        if any(has_row(name, claim.table, pair.row) and has_row(name, claim.table, pair.other) for pair in pairs):
+            return f"no two of the rows that it compares were run; there are recipes {name}/…"
+    lacking = [row for row in rows if not any(has_row(name, claim.table, row) for name in studies)]
     if studies:
-        return f"not two of the rows that it compares were run; the recipes are {studies[0]}/…"
-    if any(recipes.values()) and not any(recipe and recipe.size == "paper" for recipe in recipes.values()):
-        return f"not two of the rows that it compares were run; the recipes are {claim.table}/…"
+        return f"training at the papers' size needs a GPU, and no smaller study has the row {lacking[0]}"
+    if any(recipe and recipe.size != "paper" for recipe in recipes.values()):
+        return f"no two of the rows that it compares were run; there are recipes {claim.table}/…"
     return "training at the papers' size needs a GPU, and no smaller study stands for the table"
 
 
@@ -148,7 +152,8 @@ def table(name: str) -> Judge:
             return found.with_detail("; ".join([*run, found.detail, printed]))
         if run:
             return Verdict(UNDECIDED, "; ".join([*run, "no claim about it could be judged", printed]))
-        return Verdict(NOT_RUN, f"none of its {total} rows was run; {printed}")
+        reason = f": {why_not_run(judgements[0].claim)}" if judgements else ""
+        return Verdict(NOT_RUN, f"none of its {total} rows was run{reason}; {printed}")
 
     return verdict
 
@@ -165,7 +170,7 @@ def figure(names: Sequence[str]) -> Judge:
         supported = sum(records.judgements[name].published.word == SUPPORTED for name in names)
         words = f"printed numbers: {supported} of {len(names)} claims shown"
         if found is None:
-            return Verdict(NOT_RUN, f"no two rows that it compares were run; {words}")
+            return Verdict(NOT_RUN, f"{why_not_run(records.judgements[names[0]].claim)}; {words}")
         return found.with_detail(f"{found.detail}; {words}")
 
     return verdict

@@ -79,8 +79,8 @@ def _choices(name: str) -> tuple[tuple[str, str], ...]:
     alphas = ("mixup", "manifold_mixup", "cutmix", "puzzlemix", "nfm")
     alpha = (("alpha", "1.0: nowhere stated for the baselines of this paper"),) if name in alphas else ()
     if name == "puzzlemix":
-        alpha += (("training", "as for the other rows; PuzzleMix's own code has batches of 100, a padding of "
-                   "2 pixels, and a rate that falls in steps"),)  # fmt: skip
+        own = "as for the other rows; PuzzleMix's own code has batches of 100, a rate in steps, and a padding of 2"
+        alpha += (("batch_size, schedule, augmentation", own),)
     return (*alpha, *(_RELEASED_MIX if name == "noisymix" else ()), *CHOICES.get(name, ()))
 
 

@@ -375,7 +375,7 @@ def test_one_change_at_a_time_and_equal_second_moments(scheme, sparsity):
         ("nfm-table1/cutmix", ["probability"]),
         ("nfm-table1/puzzlemix", ["epochs", "milestones", "loss", "transport", "augmentation", "normalisation"]),
         ("nfm-figure6/cifar10-puzzlemix", ["epochs", "loss", "augmentation"]),
-        ("noisymix-table2/cifar10-puzzlemix", ["alpha", "loss", "training"]),
+        ("noisymix-table2/cifar10-puzzlemix", ["alpha", "loss", "batch_size, schedule, augmentation"]),
         ("noisymix-table1/puzzlemix", ["alpha", "loss", "augmentation", "processes"]),
         ("noisymix-table1/autoaugment", ["views", "processes"]),
         ("digits/puzzlemix", ["loss"]),
