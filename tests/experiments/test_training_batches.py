@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from experiments.augment.standard import random_crop, random_flip
 from experiments.recipes.recipe import Scheme
-from experiments.training.batches import Views, batch_indices, epoch_batches
+from experiments.training.batches import Batches, Views, batch_indices
 from experiments.training.distributed import World
 from experiments.training.loop import effective_epochs
 from experiments.training.optimization import build_optimiser, learning_rate
@@ -74,13 +74,12 @@ def test_processes_share_each_batch(size):
 def test_a_last_batch_smaller_than_the_number_of_processes_is_left_out(augmentation):
     training = image_training(batch_size=3, augmentation=augmentation)  # 3, 3, 3, 1
     for rank in range(2):
-        found = list(epoch_batches(image_source(), training, seed=1, epoch=0, start=0, world=World(rank, 2)))
+        found = list(Batches(image_source(), training, seed=1, world=World(rank, 2)).epoch(0))
         assert [(number, len(y), size) for number, _, y, size in found] == [(k, 2 - rank, 3) for k in range(3)]
 
 
-def gathered(training, source, **options):
-    world = {"world": World(), "seed": 3, "epoch": 1, "start": 0} | options
-    return [(number, x, y, size) for number, x, y, size in epoch_batches(source, training, **world)]
+def gathered(training, source, start=0, workers=0):
+    return list(Batches(source, training, seed=3, world=World(), workers=workers).epoch(1, start))
 
 
 def test_batches_from_a_start_are_the_rest_of_the_whole():

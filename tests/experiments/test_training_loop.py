@@ -34,7 +34,7 @@ from experiments.training.loop import effective_epochs
 #: Not channels last: below 8 channels the backward pass of a 1x1 convolution with stride 2 writes beyond its memory
 #: there (torch 2.13 with oneDNN on a CPU); no recipe is that narrow.
 QUICK = Execution(device="cpu", progress=False, channels_last=False)
-EACH_STEP = replace(QUICK, checkpoint_steps=1)
+EACH_STEP = replace(QUICK, look_steps=1, checkpoint_minutes=0)
 
 
 def toy_source(n=20):
