@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ..corruptions import STANDARD
-from ..corruptions.generate import generate_corrupted, generate_perturbed
+from ..corruptions.generate import METHOD, generate_corrupted, generate_perturbed
 from ..corruptions.sequences import CIFAR_P
 from ..data.corrupted import CorruptedSet, PerturbedSet
 from ..data.images import ImageData
 from ..studies.networks import cache_directory
 
-#: Random seed of the generated sets. It is part of the folder's name.
+#: Random seed of the generated sets. It is part of the folder's name, like the version of the methods.
 SEED = 0
 
 
@@ -37,7 +37,7 @@ def _generated(
     """The folder of a generated set. Only one process makes it; the others wait and then find it complete."""
     test = data.test.first(limit)
     part = f"-first{len(test)}" if len(test) < len(data.test) else ""
-    folder = cache_directory() / "sets" / f"{data.name}-{kind}-seed{SEED}{part}"
+    folder = cache_directory() / "sets" / f"{data.name}-{kind}-seed{SEED}-method{METHOD}{part}"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

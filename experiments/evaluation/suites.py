@@ -81,7 +81,12 @@ def _corrupted_set(subject: Subject) -> tuple[CorruptedSet, dict]:
     made = sets.generated_corrupted(
         subject.data, workers=subject.workers, limit=asked.images, corruptions=asked.corruptions
     )
-    return made, {"set": f"{subject.data.name}-C (regenerated)", "seed": sets.SEED, "frost": "procedural"}
+    return made, {
+        "set": f"{subject.data.name}-C (regenerated)",
+        "seed": sets.SEED,
+        "method": sets.METHOD,
+        "frost": "procedural",
+    }
 
 
 def corrupted(subject: Subject) -> Measured:
@@ -103,7 +108,7 @@ def flips(subject: Subject) -> Measured:
         folder, settings = PerturbedSet(sets.published_folder("CIFAR-10-P")), {"set": "CIFAR-10-P"}
     else:
         folder = sets.generated_perturbed(subject.data, workers=subject.workers, limit=limit)
-        settings = {"set": f"{subject.data.name}-P (regenerated)", "seed": sets.SEED}
+        settings = {"set": f"{subject.data.name}-P (regenerated)", "seed": sets.SEED, "method": sets.METHOD}
     if limit is not None:
         settings["sequences"] = limit
     probabilities = {}

@@ -10,6 +10,8 @@ from nfm_theory import Law
 
 #: Sizes of a recipe, from trainings of seconds to the tables of the papers.
 SIZES = ("toy", "digits", "small", "compact", "paper")
+#: Losses of a scheme with patches.
+LOSSES = ("cross_entropy", "binary")
 #: Pairs of an option's name and value. Unlike a dict they are hashable.
 Options = tuple[tuple[str, object], ...]
 
@@ -31,7 +33,9 @@ class Scheme:
         label_smoothing: amount of label smoothing.
         patch: `""`, `"cutmix"` or `"puzzlemix"`.
         probability: share of the batches on which `patch` acts.
+        loss: `"cross_entropy"`, or `"binary"` for the binary cross entropy of the softmax (only with `patch`).
         radius: l∞ radius of free adversarial training, for pixels in [0, 1]; 0 for none.
+        clamp: True to cut the perturbed pixels to [0, 1].
         replays: steps on each batch in free adversarial training; the number of epochs is divided by it.
         terms: names of the regularizers that are added to the plain loss (Taylor schemes). They replace the exact step
             with the same `alpha`, `layers` and noise.
@@ -56,6 +60,8 @@ class Scheme:
     terms: tuple[str, ...] = ()
     eps: float = 1.0
     form: str = "mixed"
+    loss: str = "cross_entropy"
+    clamp: bool = False
 
     @property
     def views(self) -> int:
