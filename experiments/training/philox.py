@@ -58,7 +58,7 @@ def crop_flip_draws(
         seed: random seed of the training.
         epoch: number of the epoch.
         indices: numbers of the images, `(n,)`.
-        padding: width of the black margin in pixels.
+        padding: width of the black margin in pixels, at least 1.
         flip_first: True if the flip is drawn before the crop.
 
     Returns:
