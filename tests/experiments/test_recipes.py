@@ -411,9 +411,7 @@ def test_choices_that_name_a_number_name_the_one_that_is_taken():
             if setting != "views" and isinstance(found, int | float) and not isinstance(found, bool):
                 number = text.split(":")[0].split(",")[0].split()[0]
                 value = float(number.split("/")[0]) / float(([*number.split("/"), "1"])[1])
-                short = (
-                    recipe.size in ("digits", "small", "compact") and setting == "replays"
-                )  # fewer where epochs are few
+                short = setting == "replays" and recipe.size != "paper"  # fewer where epochs are few
                 assert short or value == pytest.approx(found), (recipe.name, setting)
 
 
