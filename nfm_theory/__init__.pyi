@@ -22,7 +22,8 @@ from .setting.problem import Problem
 from .setting.quadrature import GridTooLargeError, Quadrature
 from .setting.results import Estimate, Interval, TaylorTerms
 from .training.consistency import JSDConsistency
-from .training.mixup import LayerDraw, NoisyFeatureMixup
+from .training.layer_draw import LayerDraw
+from .training.mixup import NoisyFeatureMixup
 from .training.penalty import TaylorRegularizer
 from .verification.error_curve import ErrorCurve, error_curve
 from .verification.report import ExpansionReport, observed_order

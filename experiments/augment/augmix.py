@@ -20,6 +20,10 @@ from experiments.augment.operations import LEVELS, LOWEST_LEVEL, NAMES, Operatio
 
 #: Longest chain if the depth is random.
 MAX_DEPTH = 3
+#: Smallest and largest concentration. At these, one weight is 1, and all weights are equal, up to rounding.
+ALPHAS = (1e-300, 1e300)
+#: Sums of Gamma variables below this have lost digits.
+SMALLEST = np.finfo(np.float64).tiny
 
 
 @dataclass(frozen=True)
@@ -47,14 +51,17 @@ def sample_draw(
         width: number of chains.
         depth: number of operations in each chain; `None` draws 1, 2 or 3 uniformly for each chain.
         severity: largest level, at most 10. Levels are uniform from 0.1 to the severity.
-        alpha: parameter of the Beta and of the Dirichlet law.
+        alpha: parameter of the Beta and of the Dirichlet law. Near 0 almost all weight goes to one chain.
+
+    Raises:
+        ValueError: for options out of range.
     """
     if width < 1 or not (depth is None or depth >= 1):
         raise ValueError(f"expected width >= 1 and depth >= 1 (or None), got width = {width}, depth = {depth}.")
-    if not (LOWEST_LEVEL <= severity <= LEVELS and alpha > 0):
+    if not (LOWEST_LEVEL <= severity <= LEVELS and ALPHAS[0] <= alpha <= ALPHAS[1]):
         raise ValueError(
-            f"expected severity from {LOWEST_LEVEL} to {LEVELS} and alpha > 0, got severity = {severity}, "
-            f"alpha = {alpha}."
+            f"expected severity from {LOWEST_LEVEL} to {LEVELS} and alpha > 0, from {ALPHAS[0]:g} to {ALPHAS[1]:g}, "
+            f"got severity = {severity}, alpha = {alpha}."
         )
     lengths = rng.integers(1, MAX_DEPTH + 1, size=width).tolist() if depth is None else [depth] * width
     size = sum(lengths)
@@ -69,7 +76,22 @@ def sample_draw(
     chains = tuple(tuple(islice(drawn, length)) for length in lengths)
     # Dirichlet weights from Gamma variables, which is faster than Generator.dirichlet.
     gamma = rng.standard_gamma(alpha, size=width)
-    return Draw(share=float(rng.beta(alpha, alpha)), weights=gamma / gamma.sum(), chains=chains)
+    total = gamma.sum()
+    share = float(rng.beta(alpha, alpha))
+    # Far below alpha = 1 all Gamma variables may round to 0. Ratios are independent of the sum, so new ones serve.
+    weights = gamma / total if total >= SMALLEST else _dirichlet(rng, alpha, width)
+    return Draw(share if np.isfinite(share) else float(_dirichlet(rng, alpha, 2)[0]), weights, chains)
+
+
+def _dirichlet(rng: np.random.Generator, alpha: float, size: int) -> np.ndarray:
+    """Weights of the law Dirichlet(α, ..., α), `(size,)`, for any small α.
+
+    `G U^(1 / α)` has the law Gamma(α) if G has the law Gamma(α + 1) and U is uniform. Only logarithms are computed.
+    """
+    scaled = alpha * np.log(rng.standard_gamma(alpha + 1, size=size)) + np.log(1 - rng.random(size))
+    with np.errstate(over="ignore"):  # the weight is 0 there
+        weights = np.exp((scaled - scaled.max()) / alpha)
+    return weights / weights.sum()
 
 
 def apply_draw(image: np.ndarray, draw: Draw) -> np.ndarray:

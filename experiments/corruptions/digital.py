@@ -75,7 +75,7 @@ def elastic_transform(images: np.ndarray, constants: tuple[float, float, float],
     n, height, width, _ = images.shape
     side = min(height, width)
     strength, smoothness, shift = (c * side for c in constants)
-    centre = np.float32((height, width)) // 2
+    centre = np.float32((width, height)) // 2  # (x, y); the published code has (y, x), the same on its square images
     third = side // 3
     points = np.float32([centre + third, [centre[0] + third, centre[1] - third], centre - third])
     moved = np.stack([g.uniform(-shift, shift, size=(3, 2)) for g in draws]).astype(np.float32)

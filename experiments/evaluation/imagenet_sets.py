@@ -62,12 +62,12 @@ def _loader(folder: FolderDataset, subject: Subject, **options) -> DataLoader:
 
 
 def batches(folder: ImageFolder, subject: Subject) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """All images of a folder in order, in batches of `subject.options["batch_size"]`.
+    """All images of a folder in order, in batches of `subject.evaluation.batch_size`.
 
     Yields:
         Index of the first image, bytes `(b, 3, H, W)`, and labels `(b,)`.
     """
-    parts = _by_chunks(len(folder), subject.options["batch_size"])
+    parts = _by_chunks(len(folder), subject.evaluation.batch_size)
     for part, (pixels, labels) in zip(parts, _loader(folder, subject, batch_sampler=parts), strict=True):
         yield part.start, pixels.permute(0, 3, 1, 2), labels
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from nfm_theory import Law
 
 #: Sizes of a recipe, from trainings of seconds to the tables of the papers.
-SIZES = ("toy", "digits", "small", "paper")
+SIZES = ("toy", "digits", "small", "compact", "paper")
 #: Losses of a scheme with patches.
 LOSSES = ("cross_entropy", "binary")
 #: Pairs of an option's name and value. Unlike a dict they are hashable.
@@ -154,17 +154,43 @@ def _changed(record) -> dict:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """How a trained network is measured. The settings that act on a suite are written into its line of the ledger.
+
+    Attributes:
+        white_noise: levels σ of white noise, in normalized units.
+        salt_pepper: levels γ of salt and pepper noise.
+        radii: l∞ radii of the attacks, for pixels in [0, 1].
+        images: number of test images under attacks and corruptions, counted from the first; `None` for all.
+        sequences: number of sequences for flips, counted from the first; `None` for all.
+        corruptions: names of further corruptions besides the fifteen of the benchmark.
+        batch_size: images in a forward pass.
+        precision: `"float32"` or `"bfloat16"` (autocast).
+    """
+
+    white_noise: tuple[float, ...] = (0.1, 0.2, 0.3)
+    salt_pepper: tuple[float, ...] = (0.02, 0.04, 0.1)
+    radii: tuple[float, ...] = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+    images: int | None = None
+    sequences: int | None = None
+    corruptions: tuple[str, ...] = ()
+    batch_size: int = 64
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One row of a table: a training and its measurements.
 
     Attributes:
         name: `table/row`.
-        size: `"toy"`, `"digits"`, `"small"` or `"paper"`.
+        size: a name of `SIZES`.
         training: settings that determine the weights.
         suites: names of the measurements, see `experiments.evaluation`.
         seeds: random seeds of the networks in the table.
         choices: settings that no source states or on which sources differ, with a reason.
         note: reason why the row cannot be run, or `""`.
+        evaluation: levels, number of images and precision of the measurements.
     """
 
     name: str
@@ -174,6 +200,7 @@ class Recipe:
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     choices: tuple[tuple[str, str], ...] = field(default=())
     note: str = ""
+    evaluation: Evaluation = Evaluation()
 
     def __post_init__(self):
         """Refuse an unknown size."""

@@ -32,9 +32,10 @@ def jensen_shannon(
        = \sum_j \pi_j\, \mathrm{KL}\Big(p_j \,\Big\|\, \sum_l \pi_l p_l\Big) $$
 
     The divergence lies between 0 and the entropy of π. All computations use logarithms, so that value, gradient and
-    Hessian are finite for all finite logits. A divergence far below the rounding errors of the logits can have either
-    sign. The code of AugMix and NoisyMix uses probabilities and clamps the mixture at 1e-7. This sets the gradient to
-    0 there, and can give nan if a probability underflows to 0.
+    Hessian are finite for all finite logits. A class may be masked by the logit -inf in some or all branches: its
+    probability is 0 there, and so is the gradient in that logit. A divergence far below the rounding errors of the
+    logits can have either sign. The code of AugMix and NoisyMix uses probabilities and clamps the mixture at 1e-7. This
+    sets the gradient to 0 there, and can give nan if a probability underflows to 0.
 
     Args:
         logits: m ≥ 2 tensors `(n, K)`, or one tensor `(m, n, K)`. K = 1 means the logit of class 1. Half precision is
@@ -60,7 +61,7 @@ def jensen_shannon(
     if weights is None:
         value = (log_p.exp() * (log_p - (log_p.logsumexp(0) - math.log(len(log_p))))).sum(-1).mean(0)
     else:
-        pi = checked_weights(weights, len(log_p)).to(log_p).reshape(-1, 1, 1)
+        pi = checked_weights(weights, len(log_p)).to(log_p.dtype).to(log_p.device).reshape(-1, 1, 1)
         mixture = (log_p + pi.log()).logsumexp(0)
         value = (pi * log_p.exp() * (log_p - mixture)).sum((0, -1))
     return value if reduction == "none" else getattr(value, reduction)()
@@ -87,10 +88,15 @@ def _stacked(logits: Tensor | Sequence[Tensor]) -> Tensor:
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """The logarithms of the probabilities, `(m, n, max(K, 2))`. A single logit u stands for the pair (0, u)."""
+    """The logarithms of the probabilities, `(m, n, max(K, 2))`. A single logit u stands for the pair (0, u).
+
+    The logarithm of a probability of 0 is replaced by the smallest number of the dtype, with gradient 0. Then a class
+    with the logit -inf, which was masked, contributes 0 and not nan.
+    """
     if logits.shape[-1] == 1:
         logits = torch.cat([torch.zeros_like(logits), logits], -1)
-    return logits.log_softmax(-1)
+    log_p = logits.log_softmax(-1)
+    return log_p.clamp(min=torch.finfo(log_p.dtype).min)
 
 
 def checked_weights(weights: Tensor | Sequence[float], branches: int) -> Tensor:

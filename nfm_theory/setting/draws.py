@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .law import Law
+from .random_numbers import at_least_single
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def sample_draw(
     place = {"generator": generator, "dtype": dtype, "device": device}
     if as_trained:
         lam = law.mixing.sample((replicates,), unmixed=unmixed, **place).repeat_interleave(n)
-        index = torch.rand((replicates, n), generator=generator, device=source).argsort(1).flatten()
+        order = torch.rand((replicates, n), generator=generator, dtype=at_least_single(), device=source)
+        index = order.argsort(1).flatten()
     else:
         lam = law.mixing.sample((rows,), unmixed=unmixed, **place)
         index = torch.randint(n, (rows,), generator=generator, device=source)

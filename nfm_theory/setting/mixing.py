@@ -17,11 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-def uniform(shape: tuple[int, ...], generator: torch.Generator | None, device) -> Tensor:
-    """Uniform(0, 1) in float64, drawn on the generator's device: a CPU seed gives the same numbers everywhere."""
-    source = generator.device if generator is not None else device
-    return torch.rand(shape, generator=generator, dtype=torch.float64, device=source)
+from .random_numbers import uniform
 
 
 def beta_moment(a: float, b: float, j: int) -> float:
@@ -111,7 +107,7 @@ class MixingLaw:
             parts = self._parts(unmixed)
             a, b = (np.where(u[1] < parts[0][0], parts[0][k], parts[-1][k]) for k in (1, 2))
             lam = betaincinv(a, b, u[0])
-        return torch.as_tensor(lam).to(device=device, dtype=dtype or torch.get_default_dtype())
+        return torch.as_tensor(lam).to(dtype or torch.get_default_dtype()).to(device)
 
 
 @dataclass(frozen=True)
@@ -171,4 +167,4 @@ class FixedMixing:
         u = uniform(shape, generator, device)
         first, second = torch.as_tensor(atoms, dtype=u.dtype, device=u.device)[[0, -1]]
         lam = torch.where(u < float(weights[0]), first, second)
-        return lam.to(device=device, dtype=dtype or torch.get_default_dtype())
+        return lam.to(dtype or torch.get_default_dtype()).to(device)

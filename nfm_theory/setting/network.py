@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -18,6 +19,10 @@ from .checks import near
 
 #: The part of the model's return value that holds the outputs: a name, a position or a function.
 Output = str | int | Callable[[Any], Tensor] | None
+
+
+#: True in the library's own passes, for example of a measurement between two training steps: they are never mixed.
+MEASURING: ContextVar[bool] = ContextVar("measuring", default=False)
 
 
 class Stop(Exception):
@@ -90,11 +95,15 @@ class Network:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The outputs. Compiled models run eagerly: compiled code ignores hooks and fails under nested transforms."""
-        with torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext():
-            if isinstance(self.model, nn.Module) and self.params is not None:
-                found = functional_call(self.model, self.params, (x,))
-            else:
-                found = self.model(x)
+        token = MEASURING.set(True)
+        try:
+            with torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext():
+                if isinstance(self.model, nn.Module) and self.params is not None:
+                    found = functional_call(self.model, self.params, (x,))
+                else:
+                    found = self.model(x)
+        finally:
+            MEASURING.reset(token)
         return found if self.output is None else self._picked(found)
 
     def _picked(self, found):

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from .checks import one_of
-from .mixing import beta_moment, beta_nodes, uniform
+from .mixing import beta_moment, beta_nodes
+from .random_numbers import at_least_single, uniform
 
 NoiseName = Literal["normal", "uniform", "rademacher", "released"]
 #: The released code of the papers multiplies both noises by one Beta(2, 5) number per call.
@@ -46,7 +47,8 @@ def _sample_uniform(shape: tuple[int, ...], **place) -> Tensor:
 
 
 def _sample_signs(shape: tuple[int, ...], **place) -> Tensor:
-    return _sample_uniform(shape, **place).sign_()
+    z = _sample_uniform(shape, **place)
+    return torch.where(z < 0, -1.0, 1.0).to(z)  # the sign of 0 would be 0
 
 
 @dataclass(frozen=True)
@@ -129,21 +131,23 @@ class NoiseLaw:
     def sample(self, shape: tuple[int, ...], *, shared: int = 1, generator=None, dtype=None, device=None) -> Tensor:
         """Random ξ with `shape[0]` rows; each group of `shared` consecutive rows has one number b.
 
-        `shared=1` draws b for every row, `shared=batch` draws it once per batch as the released code does.
+        `shared=1` draws b for every row, `shared=batch` draws it once per batch as the released code does. Half
+        precision is drawn in float32 and then rounded, since it has too few random numbers for the law.
         """
         dtype = dtype or torch.get_default_dtype()
         source = generator.device if generator is not None else device
-        z = BASES[self.base].sample(shape, generator=generator, dtype=dtype, device=source)
+        options = {"generator": generator, "dtype": at_least_single(dtype), "device": source}
+        z = BASES[self.base].sample(shape, **options)
         if self.sparsity:
-            z.mul_(torch.rand(shape, generator=generator, dtype=dtype, device=source) >= self.sparsity)
+            z.mul_(torch.rand(shape, **options) >= self.sparsity)
         if self.beta_scaled:
             from scipy.special import betaincinv
 
             u = uniform((-(-shape[0] // shared),), generator, device).cpu().numpy()
-            b = torch.as_tensor(betaincinv(SCALE_ALPHA, SCALE_BETA, u)).to(z)
+            b = torch.as_tensor(betaincinv(SCALE_ALPHA, SCALE_BETA, u)).to(z.dtype).to(z.device)
             b = b if len(b) == 1 else b.repeat_interleave(shared)[: shape[0]]
             z.mul_(b.reshape(-1, *[1] * (len(shape) - 1)))
-        return z.to(device)
+        return z.to(device, dtype)
 
 
 def released_noise(sparsity: float = 0.0) -> tuple[NoiseLaw, NoiseLaw]:

@@ -32,13 +32,11 @@ class JSDConsistency(nn.Module):
         tensor(0.)
     """
 
-    weights: Tensor | None
-
     def __init__(self, weights: Sequence[float] | Tensor | None = None, gamma: float = 12.0):
         super().__init__()
         self.gamma = level("gamma", gamma)
-        weights = None if weights is None else checked_weights(weights, len(weights))
-        self.register_buffer("weights", weights, persistent=False)
+        # no buffer: a conversion of the module to half precision would round them, and some devices have no float64
+        self.weights = None if weights is None else checked_weights(weights, len(weights))
 
     def forward(self, *logits: Tensor) -> Tensor:
         """The stability term of a batch, a 0-dim tensor.

@@ -32,25 +32,49 @@ def uncompiled(function: Callable) -> Callable:
     return eager
 
 
-class Hook:
-    """A forward hook or forward pre-hook that calls a function.
+#: What to do with a model that leaves training while it has hooks; PyTorch shows it when it cannot compile a hook.
+LEAVING = (
+    "the model has the hooks of a NoisyFeatureMixup; export, script or trace it after mixup.remove(), or after the end "
+    "of `with NoisyFeatureMixup(...) as mixup:`."
+)
 
-    A copy of the hook does nothing: a copy of the model, such as an average of its weights, must not be mixed.
+
+class Hook:
+    """A forward hook or forward pre-hook that calls a function while the model is in training mode.
+
+    A copy of the hook does nothing: a copy of the model, such as an average of its weights, must not be mixed. In
+    evaluation mode there is nothing to call, so that compiled and exported models have no break at the hook.
 
     Args:
+        model: network whose mode counts.
         action: function of the output of the module; a pre-hook calls it without arguments. `None` does nothing.
     """
 
-    def __init__(self, action: Callable | None = None):
-        self.action = action
+    def __init__(self, model: nn.Module | None = None, action: Callable | None = None):
+        self.model, self.action = model, action
 
-    @uncompiled  # random draws and state do not belong into a graph
     def __call__(self, module, args, *output):
         """Call the function; PyTorch passes the arguments, see `nn.Module.register_forward_hook`."""
-        return None if self.action is None else self.action(*output)
+        if self.action is None or self.model is None or not self.model.training:
+            return None
+        return _call(self.action, *output)
+
+    @property
+    def __name__(self) -> str:
+        """Refused: only `torch.jit.script` asks a hook for its name, in order to compile its source."""
+        raise AttributeError(LEAVING)
 
     def __reduce__(self):
         return Hook, ()
+
+
+@uncompiled  # random draws and state do not belong into a graph
+def _call(action: Callable, *output):
+    return action(*output)
+
+
+# Where a break in the graph is an error, as in torch.export, PyTorch prints this reason
+vars(_call)["_torchdynamo_disable_msg"] = LEAVING
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -79,8 +103,8 @@ def hooked_modules(model: nn.Module, layers: tuple[str, ...]) -> dict[str, nn.Mo
         layers: dotted names of the layers.
 
     Raises:
-        ValueError: if there is no layer, for repeated and unknown names, and for layers inside a compiled model, which
-            would ignore their hooks.
+        ValueError: if there is no layer, for repeated and unknown names, for layers of a model that has the hooks of
+            another object, and for layers inside a compiled model, which would ignore their hooks.
     """
     if not layers or len(set(layers)) != len(layers):
         raise ValueError(f"layers: expected one or more different names, got {list(layers)}.")
@@ -99,6 +123,12 @@ def hooked_modules(model: nn.Module, layers: tuple[str, ...]) -> dict[str, nn.Mo
                 "on the plain model first, then compile it."
             )
         found[layer] = module
+    hooks = (hook for part in model.modules() for hook in part._forward_hooks.values())
+    if found and any(isinstance(hook, Hook) and hook.action is not None for hook in hooks):
+        raise ValueError(
+            "model: it already has the hooks of another NoisyFeatureMixup, and both would mix the same pass; call "
+            ".remove() on that one first, or give one object all layers, {'layer1': law, 'layer2': other_law}."
+        )
     return found
 
 

@@ -10,14 +10,14 @@ r"""Training with Noisy Feature Mixup: the step of the theory inside any trainin
 As in the papers' code, all samples of a batch have the same λ, the same layer and partners from one permutation. With
 mixed labels λ is drawn from Beta(α, β). With `form="unmixed"` each sample keeps its label, λ is drawn from the unmixed
 law, and any scale ε is possible. Features of a hidden layer can only be mixed inside the forward pass: a call for such
-a layer returns the inputs unchanged and arms a forward hook, which mixes in the next pass.
+a layer returns the inputs unchanged, and a forward hook mixes in the pass that follows (`passes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -26,24 +26,12 @@ from torch import Tensor, nn
 from ..setting.checks import level
 from ..setting.draws import Draw, sample_draw
 from ..setting.law import Law
-from ..setting.network import kind
 from ..setting.perturbation import perturb
 from ..setting.pointwise import mixable_labels
-from .hooks import Hook, hooked_modules, unwrap
+from .hooks import unwrap
+from .layer_draw import LayerDraw, check_features, checked_replay
 from .options import Form, check_form, laws_of
-
-
-@dataclass(frozen=True)
-class LayerDraw:
-    """The random numbers of one training step.
-
-    Attributes:
-        layer: dotted name of the layer that is mixed, `""` for the input.
-        draw: one row for each sample of the batch. λ has the dtype of the inputs, the noises that of the features.
-    """
-
-    layer: str
-    draw: Draw
+from .passes import Passes
 
 
 class NoisyFeatureMixup:
@@ -54,15 +42,22 @@ class NoisyFeatureMixup:
 
     A law without noise gives Mixup at the input, and Manifold Mixup at several layers. A law with noise gives noisy
     Mixup at the input, and NFM at several layers. With `alpha=0` it only adds noise, and no sample changes its place.
-    If a hidden layer is drawn, its output is mixed in the next forward pass in training mode, and in no later one;
-    passes in evaluation mode are never mixed and do not count.
+    If a hidden layer is drawn, its output is mixed in the next forward pass in training mode.
+
+    With hidden layers, one forward pass of the whole model must follow each call. Another pass, or a pass of a part of
+    the model, is an error. For several passes on one batch, as in sharpness-aware minimization, closures of L-BFGS or
+    self-distillation, there is `with nfm.step(x, y) as (inputs, targets):`. All passes inside are mixed with the same
+    draw, also those of a part of the model, and none outside. Passes inside `with nfm.clean():` are not mixed. Passes
+    in evaluation mode are never mixed and do not count.
 
     `form="unmixed"` is a step on the loss L(ε) of the theory (book: eq-nfm-loss): λ has the unmixed law, `1-λ` and both
     levels are multiplied by ε, and each sample keeps its label. At ε = 1 its expected loss is that with mixed labels.
 
     The model keeps its parameters and its state dict. Wrap it in `DistributedDataParallel` before or after this object
-    is built, but compile it after. A copy of the model is never mixed. This class does not check that all that
-    follows a layer depends on its output alone, as the theory assumes; `split` and `layer_names` check it.
+    is built, but compile it after. A copy of the model is never mixed. Call `nfm.remove()` before the model is exported
+    or scripted in training mode. In a `collate_fn` with worker processes only the input can be mixed, with draws that
+    differ from worker to worker. This class does not check that all that follows a layer depends on its output alone,
+    as the theory assumes; `split` and `layer_names` check it.
 
     Args:
         model: network whose inputs have the batch dimension first.
@@ -87,7 +82,8 @@ class NoisyFeatureMixup:
 
     Raises:
         TypeError: if `model` is no module, and if layers or laws are missing or of the wrong kind.
-        ValueError: for unknown or repeated layers, a compiled model, and options out of range.
+        ValueError: for unknown or repeated layers, a compiled model, a model with the hooks of another such object, and
+            options out of range.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
@@ -131,21 +127,16 @@ class NoisyFeatureMixup:
         self.view_noise = None if view_noise is None else tuple(level("view_noise", v) for v in view_noise)
         self.generator = generator
         self.last: LayerDraw | None = None
-        self._armed = False
         self._views, self._replay, self._in_order = 1, False, True
-        self._mixed = ""  # the layer mixed in the running forward pass
         self._fallback: torch.Generator | None = None
+        self._worker: int | None = None
         self._model = unwrap(model)
-        modules = hooked_modules(self._model, self.layers)
-        self._handles = [m.register_forward_hook(Hook(partial(self._mix, name))) for name, m in modules.items()]
-        if modules:
-            self._handles.append(self._model.register_forward_pre_hook(Hook(self._begin)))
-            self._handles.append(self._model.register_forward_hook(Hook(self._end)))
+        self._passes = Passes(self._model, self.layers, self)
 
     def __call__(
         self, x: Tensor, y: Tensor, *, views: int = 1, replay: LayerDraw | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw a step: mix the targets, and either the inputs or the features in the next forward pass.
+        """Draw a step for one forward pass: mix the targets, and either the inputs or the features in that pass.
 
         Args:
             x: inputs, `(views * n, *input)`; floating point if the input is an eligible layer.
@@ -160,50 +151,66 @@ class NoisyFeatureMixup:
             `(n, K)`, or `(n,)` for floating-point targets `(n,)`. Class indices become the dtype of `x`.
 
         Raises:
-            RuntimeError: if there was no forward pass since the previous call, if the hooks are removed, and if the
-                model is in evaluation mode.
+            RuntimeError: if there was no forward pass since the previous call, inside `step`, if the hooks are removed,
+                if the model is in evaluation mode, and for hidden layers in a worker process of a data loader.
             TypeError: for integer inputs that would be mixed.
             ValueError: for labels that do not fit, and for a replay that does not fit the batch or the layers.
         """
         self._check_ready()
-        if views < 1 or len(x) != views * len(y):
-            raise ValueError(
-                f"x and y: expected views * n inputs and n labels, got {len(x)} and {len(y)} with views={views}."
-            )
-        if self.view_noise is not None and len(self.view_noise) != views:
-            raise ValueError(f"views: expected {len(self.view_noise)}, one for each of view_noise, got {views}.")
-        if "" in self.layers and not x.is_floating_point():
-            raise TypeError(
-                f"x: expected floating-point inputs, got {x.dtype}; indices cannot be mixed: leave '' out of `layers` "
-                "and name the embedding instead, or convert the inputs, x.float()."
-            )
-        labels = mixable_labels(y.to(x.device), x, self.num_classes, self.label_smoothing)
-        step = self._step(x, views) if replay is None else self._check_replay(replay, x)
-        draw = step.draw
-        own = draw if views == 1 else draw[: len(y)]
-        self._views = views
-        self._replay = replay is not None
-        self._in_order = replay is None or bool((draw.anchor == torch.arange(len(x), device=draw.anchor.device)).all())
-        lam = own.lam.to(labels).reshape(-1, *[1] * (labels.ndim - 1))
-        targets = labels[own.anchor]
-        if self.form == "mixed":
-            targets = lam * targets + (1 - lam) * labels[own.index]
-        if step.layer:
-            self.last, self._armed, self._mixed = step, True, ""
-            return x, targets
-        self.last = step = self._complete(step, x)
-        return self._perturb(step, x), targets
+        return self._open(x, y, views, replay)
+
+    @contextlib.contextmanager
+    def step(
+        self, x: Tensor, y: Tensor, *, views: int = 1, replay: LayerDraw | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """A step for any number of forward passes: `with nfm.step(x, y) as (inputs, targets):`.
+
+        Inside, all passes in training mode are mixed with the same draw; a batch of another size is refused. Outside,
+        none is mixed.
+
+        Args:
+            x: inputs, as in a call.
+            y: labels, as in a call.
+            views: number of views of each sample, as in a call.
+            replay: step to repeat, instead of drawing a new one.
+
+        Returns:
+            A context with the inputs and targets that a call returns.
+
+        Raises:
+            RuntimeError: as a call, and at the end if no pass was mixed; call `disarm` if you skip a batch.
+            TypeError: as a call.
+            ValueError: as a call.
+
+        Example:
+            >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+            >>> from nfm_theory import Law
+            >>> nfm = NoisyFeatureMixup(model, ["1"], Law(), num_classes=2)
+            >>> with nfm.step(torch.eye(3), torch.tensor([0, 1, 1])) as (inputs, targets):
+            ...     torch.equal(model(inputs), model(inputs))
+            True
+        """
+        self._check_ready()
+        self._passes.scope = True
+        try:
+            yield self._open(x, y, views, replay)
+            self._passes.check_unused()
+        finally:
+            self._passes.scope = False
+            self._passes.close()
+
+    def clean(self) -> contextlib.AbstractContextManager[None]:
+        """A context, `with nfm.clean():`, in which forward passes are neither mixed nor counted."""
+        return self._passes.clean()
 
     def disarm(self) -> None:
-        """Cancel a mixing that no forward pass has used, for example because the batch was skipped."""
-        self._armed = False
+        """End the step: later passes are neither mixed nor refused, for example because the batch was skipped."""
+        self._passes.close()
 
     def remove(self) -> None:
         """Remove the hooks from the model; the end of a `with` block does the same."""
-        self.disarm()
-        for handle in self._handles or ():
-            handle.remove()
-        self._handles = None
+        self._passes.close()
+        self._passes.remove()
 
     def __enter__(self) -> NoisyFeatureMixup:
         return self
@@ -246,19 +253,72 @@ class NoisyFeatureMixup:
     # One step ----------------------------------------------------------------------------------------------
 
     def _check_ready(self) -> None:
-        if self._handles is None:
+        if self._passes.removed:
             raise RuntimeError("NoisyFeatureMixup: its hooks have been removed; build a new one.")
-        if self._armed and self.last is not None:
+        if self._passes.scope:
             raise RuntimeError(
-                f"NoisyFeatureMixup: the previous call mixed its targets, but the features at layer "
-                f"{self.last.layer!r} were not mixed, since no forward pass in training mode followed. Run "
-                "model(inputs) once after each call, or call nfm.disarm() if you skipped that batch on purpose."
+                "NoisyFeatureMixup: expected one step at a time, got another one inside `with nfm.step(...)`; use the "
+                "inputs and targets of that step, or end its block first."
             )
+        self._passes.check_unused()
         if not self._model.training:
             raise RuntimeError(
                 "model: expected training mode, got evaluation mode, in which nothing is mixed; call model.train(), "
                 "or leave NoisyFeatureMixup out of evaluation."
             )
+        worker = torch.utils.data.get_worker_info()
+        if worker is not None and worker.seed != self._worker:
+            self._enter_worker(worker.seed)
+
+    def _enter_worker(self, seed: int) -> None:
+        """In a worker process of a data loader: own draws, since each worker has a copy of the same generator."""
+        if self._passes.hidden:
+            raise RuntimeError(
+                f"layers: expected ('',), the input, in a worker process of a data loader, got {self.layers}. Hidden "
+                "features are mixed in the forward pass, which runs in another process; call NoisyFeatureMixup in the "
+                "training loop instead of the collate function."
+            )
+        if self.generator is not None:
+            drawn = int(torch.randint(2**62, (), generator=self.generator, device=self.generator.device))
+            self.generator.manual_seed((drawn + seed) % 2**63)
+        self._worker = seed
+
+    def _open(self, x: Tensor, y: Tensor, views: int, replay: LayerDraw | None) -> tuple[Tensor, Tensor]:
+        """Draw or repeat a step, and mix the targets and, if they are drawn, the inputs."""
+        if views < 1 or len(x) != views * len(y):
+            raise ValueError(
+                f"x and y: expected views * n inputs and n labels, got {len(x)} and {len(y)} with views={views}."
+            )
+        if self.view_noise is not None and len(self.view_noise) != views:
+            raise ValueError(f"views: expected {len(self.view_noise)}, one for each of view_noise, got {views}.")
+        if "" in self.layers and not x.is_floating_point():
+            raise TypeError(
+                f"x: expected floating-point inputs, got {x.dtype}; indices cannot be mixed: leave '' out of `layers` "
+                "and name the embedding instead, or convert the inputs, x.float()."
+            )
+        labels = mixable_labels(y.to(x.device), x, self.num_classes, self.label_smoothing)
+        step = self._step(x, views) if replay is None else checked_replay(replay, self.laws, len(x))
+        draw = step.draw
+        own = draw if views == 1 else draw[: len(y)]
+        self._views = views
+        self._replay = replay is not None
+        self._in_order = replay is None or bool((draw.anchor == torch.arange(len(x), device=draw.anchor.device)).all())
+        lam = own.lam.to(labels).reshape(-1, *[1] * (labels.ndim - 1))
+        targets = labels[own.anchor]
+        if self.form == "mixed":
+            targets = lam * targets + (1 - lam) * labels[own.index]
+        self.last = step
+        inputs = x if step.layer else self._mix(x)
+        self._passes.open(step.layer, self._mix)
+        return inputs, targets
+
+    def _mix(self, h: Tensor) -> Tensor:
+        """Mix the features of the layer drawn. The first time draws their noise, later times repeat it."""
+        step = cast(LayerDraw, self.last)
+        check_features(step, h)
+        self.last = step = self._complete(step, h)
+        self._replay = True
+        return self._perturb(step, h)
 
     def _step(self, x: Tensor, views: int) -> LayerDraw:
         """Draw layer, λ and partners on the device of the generator, so that no GPU has to be waited for."""
@@ -306,69 +366,6 @@ class NoisyFeatureMixup:
         anchor = cast(Tensor, slice(None)) if self._in_order else draw.anchor.to(h.device)
         rows = Draw(anchor, draw.lam.to(h), draw.index.to(h.device), add, mult)
         return perturb(h, rows, self.laws[step.layer], eps=self.eps)
-
-    def _check_replay(self, step: LayerDraw, x: Tensor) -> LayerDraw:
-        """The step to repeat, refused if it does not fit."""
-        if step.layer not in self.layers:
-            raise ValueError(f"replay: expected one of the layers {list(self.layers)}, got {step.layer!r}.")
-        if len(step.draw) != len(x):
-            raise ValueError(f"replay: expected a draw of {len(x)} rows like the batch, got {len(step.draw)}.")
-        missing = [name for name in ("add", "mult") if getattr(step.draw, name) is None]
-        missing = [name for name in missing if getattr(self.laws[step.layer], f"{name}_noise")]
-        if missing:
-            raise ValueError(
-                f"replay: the draw has no noise {' and '.join(missing)}, though the level is positive; take nfm.last "
-                "after the forward pass, in which the noise is drawn."
-            )
-        return step
-
-    # Hooks --------------------------------------------------------------------------------------------------
-
-    def _begin(self) -> None:
-        self._mixed = ""
-
-    def _end(self, output) -> None:
-        self._mixed = ""
-        if self._armed and self.last is not None and self._model.training:
-            self.disarm()
-            raise RuntimeError(
-                f"layer {self.last.layer!r}: expected it to be called in the forward pass, but the pass has ended "
-                "without a call; remove the layer from `layers`."
-            )
-
-    def _mix(self, layer: str, output):
-        if not self._model.training:
-            return None
-        if torch._C._current_graph_task_id() != -1:
-            raise RuntimeError(
-                f"layer {layer!r}: it is recomputed in the backward pass (activation checkpointing), when its mixing "
-                "is no longer known; put an nn.Identity behind the checkpointed part and name that one."
-            )
-        if self._mixed == layer:
-            raise ValueError(
-                f"layer {layer!r}: expected a module that is called once in a forward pass, but it is called again "
-                "after it was mixed; name a layer around it or next to it."
-            )
-        step = self.last
-        if not self._armed or step is None or layer != step.layer:
-            return None
-        self._check_features(layer, output, len(step.draw))
-        self.last = step = self._complete(step, output)
-        self._armed, self._mixed = False, layer
-        return self._perturb(step, output)
-
-    def _check_features(self, layer: str, h, n: int) -> None:
-        if not isinstance(h, Tensor) or not h.is_floating_point():
-            raise TypeError(
-                f"layer {layer!r}: expected a floating-point tensor as its output, got {kind(h)}; name a layer next "
-                "to it that returns a single tensor, or an nn.Identity that this tensor passes through."
-            )
-        if h.ndim == 0 or len(h) != n:
-            raise ValueError(
-                f"layer {layer!r}: expected features of the {n} samples given to NoisyFeatureMixup, batch first, got "
-                f"shape {tuple(h.shape)}; run the model on the inputs that the call returned, all at once (use "
-                "DistributedDataParallel instead of DataParallel), and name layers whose output has the batch first."
-            )
 
 
 def _rebuild(model, options, device, state):

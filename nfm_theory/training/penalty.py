@@ -28,6 +28,7 @@ from ..setting.law import Law
 from ..setting.layers import split
 from ..setting.pointwise import pointwise_loss
 from ..setting.problem import Loss
+from ..setting.random_numbers import at_least_single
 from .hooks import uncompiled, unwrap
 
 Term = Literal["R1", "R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult"]
@@ -192,8 +193,9 @@ class TaylorRegularizer(nn.Module):
             size = self.scales[source] ** 0.5
             if source == "data":
                 home = g.device if self.generator is None else self.generator.device
-                shape = (self.num_probes, len(g))
-                part = g[torch.rand(shape, generator=self.generator, device=home).argsort(1).to(g.device)] - g
+                shape, dtype = (self.num_probes, len(g)), at_least_single()
+                order = torch.rand(shape, generator=self.generator, dtype=dtype, device=home)
+                part = g[order.argsort(1).to(g.device)] - g
             else:
                 part = random_signs((self.num_probes, *g.shape), g, self.distribution, self.generator)
                 part = part * g if source == "multiplicative" else part

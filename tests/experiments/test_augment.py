@@ -235,11 +235,59 @@ def test_statistics_of_augmix_draws():
     assert within_five_errors(sum(up), len(up), 0.5)
 
 
+@pytest.mark.parametrize("alpha", [1e-300, 1e-4, 1e-3, 1e-2, 1.0, 1e300])
+def test_weights_are_numbers_with_sum_one_for_every_concentration(alpha):
+    """Dirichlet(a, a, a): mean 1/3 and second moment (a + 1) / (3 (3 a + 1)); Beta(a, a): mean 1/2."""
+    n = 1500
+    draws = [mix.sample_draw(np.random.default_rng(seed), alpha=alpha) for seed in range(n)]
+    shares, weights = np.array([d.share for d in draws]), np.array([d.weights for d in draws])
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-12)
+    assert ((weights >= 0) & np.isfinite(weights)).all()
+    assert ((shares >= 0) & (shares <= 1)).all()
+    assert abs(shares.mean() - 1 / 2) <= 5 * shares.std() / np.sqrt(n) + 1e-12
+    for power, mean in ((1, 1 / 3), (2, (1 + alpha) / (1 + 3 * alpha) / 3)):
+        found = weights**power
+        assert np.all(abs(found.mean(0) - mean) <= 5 * found.std(0) / np.sqrt(n) + 1e-12)
+    view = mix.augmix_pixels(picture(), np.random.default_rng(1), alpha=alpha)
+    assert np.isfinite(view).all()
+
+
+def test_draws_of_usual_concentrations_are_those_of_one_gamma_draw():
+    for seed, alpha in ((0, 1.0), (1, 0.3), (2, 5.0)):
+        draw, rng = mix.sample_draw(np.random.default_rng(seed), depth=1, alpha=alpha), np.random.default_rng(seed)
+        rng.integers(0, 18, size=3)
+        rng.random(3)
+        gamma = rng.standard_gamma(alpha, size=3)
+        assert np.array_equal(draw.weights, gamma / gamma.sum())
+        assert draw.share == rng.beta(alpha, alpha)
+
+
+def test_lost_digits_do_not_change_the_law_of_the_weights(monkeypatch):
+    """All weights from the second way: again the moments of Dirichlet(1/2, 1/2, 1/2)."""
+    monkeypatch.setattr(mix, "SMALLEST", np.inf)
+    weights = np.array([mix.sample_draw(np.random.default_rng(seed), alpha=0.5).weights for seed in range(4000)])
+    for power, mean in ((1, 1 / 3), (2, 1 / 5)):
+        found = weights**power
+        assert np.all(abs(found.mean(0) - mean) <= 5 * found.std(0) / np.sqrt(4000))
+
+
+@pytest.mark.parametrize("shape", [(37, 53, 3), (53, 37, 1), (1, 1, 1), (3, 40, 1)])
+def test_views_of_images_of_any_size(shape):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        image = rng.integers(0, 256, shape, dtype=np.uint8)
+        kept = image.copy()
+        view = mix.augmix_pixels(image, rng, severity=10)
+        assert view.shape == (shape[2], *shape[:2])
+        assert 0 <= view.min() <= view.max() <= 1
+        assert np.array_equal(image, kept)
+
+
 def test_options_of_a_draw():
     draw = mix.sample_draw(np.random.default_rng(0), width=2, depth=4, severity=0.1)
     assert [len(chain) for chain in draw.chains] == [4, 4]
     assert {op.level for chain in draw.chains for op in chain} == {0.1}
-    for bad in ({"width": 0}, {"depth": 0}, {"severity": 11}, {"alpha": 0}):
+    for bad in ({"width": 0}, {"depth": 0}, {"severity": 11}, {"alpha": 0}, {"alpha": np.nan}, {"alpha": np.inf}):
         with pytest.raises(ValueError, match="expected"):
             mix.sample_draw(np.random.default_rng(0), **bad)
 

@@ -247,6 +247,25 @@ def test_elastic_samples_like_scipy_and_moves_no_further_than_it_may():
     assert np.abs(difference(inner, ramp[:, 10:22, 10:22, 0])).max() > 3
 
 
+@pytest.mark.parametrize(("height", "width"), [(40, 100), (100, 40), (64, 64)])
+def test_elastic_turns_about_the_middle_of_the_image(height, width, monkeypatch):
+    """The points lie around the middle, which moves no further than they do."""
+    seen, real = [], digital.cv2.getAffineTransform
+    monkeypatch.setattr(digital.cv2, "getAffineTransform", lambda a, b: (seen.append(a.copy()), real(a, b))[1])
+    side = min(height, width)
+    for slope in ((0, 2), (2, 0)):
+        heights = slope[0] * np.arange(height)[:, None] + slope[1] * np.arange(width)
+        images = np.broadcast_to(heights[None, :, :, None], (30, height, width, 1)).astype(np.uint8)
+        out = corrupt(images, "elastic_transform", 1, seed=0)
+        moved = difference(out, images)[:, height // 2, width // 2, 0]
+        assert np.abs(moved).max() <= 2 * 0.08 * side + 2
+        assert np.abs(moved).max() > 0.05 * side
+    for points in seen:
+        assert points[[0, 2]].mean(0).tolist() == [width // 2, height // 2]
+        assert (points >= 0).all()
+        assert (points < (width, height)).all()
+
+
 def test_fog_is_scaled_plasma_and_snow_is_sparse():
     draws = streams("fog", 1, range(5), seed=0)
     heights = plasma(32, 3, draws)
@@ -369,6 +388,19 @@ def test_parts_give_the_bytes_of_the_whole_and_seeds_differ(name):
     same = np.array_equal(whole, corrupt(images, name, 3, seed=6, **ICE))
     assert same == (name in fixed | {"jpeg_compression"})
     assert corrupt(images[:0], name, 3, seed=5, **ICE).shape == (0, 32, 32, 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 2, 3), (8, 8, 1), (28, 28, 1), (33, 97, 1), (40, 64, 3)])
+def test_long_tiny_and_constant_images_are_corrupted_one_by_one(shape):
+    images = np.random.default_rng(0).integers(0, 256, (2, *shape), dtype=np.uint8)
+    images[1] = 0
+    before = images.copy()
+    for name in NAMES:
+        for severity in (1, 5):
+            out = corrupt(images, name, severity, seed=0, **ICE)
+            assert out.shape == images.shape
+            np.testing.assert_array_equal(out[1:], corrupt(images[1:], name, severity, seed=0, start=1, **ICE))
+    np.testing.assert_array_equal(images, before)
 
 
 @pytest.mark.parametrize(("side", "channels"), [(32, 1), (8, 1), (8, 3), (20, 3), (48, 3)])

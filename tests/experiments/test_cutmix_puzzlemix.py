@@ -45,6 +45,20 @@ def test_cutmix_equals_the_loop_over_pixels():
         torch.testing.assert_close(targets[n], expected)
 
 
+def test_labels_weigh_the_area_that_is_kept_in_images_of_any_shape():
+    generator, tallest, widest = seeded(0), 0, 0
+    for _ in range(150):
+        x = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 3, 20, 60)
+        draw = cm.draw_cutmix(4, (20, 60), generator=generator)
+        mixed, targets = cm.apply_cutmix(x.clone(), cm.soft_labels(torch.arange(4), 4), draw)
+        top, bottom, left, right = draw.box
+        tallest, widest = max(tallest, bottom - top), max(widest, right - left)
+        for n, partner in enumerate(draw.index.tolist()):
+            if partner != n:
+                assert float((mixed[n, 0] == n).double().mean()) == pytest.approx(float(targets[n, n]), abs=1e-6)
+    assert tallest <= 20 < widest
+
+
 def test_boxes_have_the_area_of_lambda_in_the_middle_and_are_clipped_at_the_border():
     generator = seeded(0)
     boxes = torch.tensor([cm.sample_box((32, 16), 0.75, generator) for _ in range(4000)])

@@ -89,6 +89,17 @@ def test_ece_by_hand():
     assert ece([1.0, 0.0], [1, 0]) == 0
 
 
+@pytest.mark.parametrize("bins", [2, 10, 15])
+def test_ece_at_the_edges_of_the_bins_is_the_naive_loop(bins):
+    rng = np.random.default_rng(0)
+    for confidence in (rng.integers(0, 11, 300) / 10, np.array([0.0, 1.0, 1.0, 0.95]), rng.random(50)):
+        correct, naive = rng.integers(0, 2, len(confidence)), 0.0
+        for b in range(bins):
+            inside = (b / bins < confidence) & (confidence <= (b + 1) / bins) | ((b == 0) & (confidence == 0))
+            naive += abs((confidence - correct)[inside].sum()) / len(confidence)
+        assert ece(confidence, correct, bins=bins) == pytest.approx(naive, abs=1e-12)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_ece_is_that_of_torchmetrics(seed):
     logits, labels = predicted(seed=seed)

@@ -26,6 +26,7 @@ NARROW = {
     "wideresnet18": {"width": 8},
     "wideresnet28": {"widen": 1},
     "resnet50": {"width": 8},
+    "vit": {"dim": 16},
 }
 PAPER = select_recipes(size="paper")
 
@@ -40,7 +41,8 @@ def kind(training: Training) -> Training:
     options = {**dict(training.model_options), **NARROW[training.model]}
     return replace(
         training, scheme=scheme, model_options=tuple(sorted(options.items())), data_options=(), pretrained="",
-        epochs=1, batch_size=2, schedule="constant", milestones=(),
+        epochs=1, batch_size=2, schedule="constant", milestones=(), final_rate=0.0, learning_rate=1e-3, nesterov=False,
+        weight_decay=0.0, optimiser="sgd",
     )  # fmt: skip
 
 

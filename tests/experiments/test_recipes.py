@@ -7,8 +7,9 @@ from dataclasses import FrozenInstanceError, dataclass, fields, replace
 import pytest
 
 from experiments.data.cifar import NORMALISATION
-from experiments.recipes import SIZES, Recipe, Scheme, Training, all_recipes, get_recipe, select_recipes
+from experiments.recipes import SIZES, Evaluation, Recipe, Scheme, Training, all_recipes, get_recipe, select_recipes
 from experiments.recipes.recipe import _changed
+from experiments.recipes.schemes import SCHEMES
 from experiments.tables.published import ABLATION, load_published
 from experiments.tables.registry import TABLES
 from experiments.training.optimization import learning_rate
@@ -411,7 +412,7 @@ def test_choices_that_name_a_number_name_the_one_that_is_taken():
             if setting != "views" and isinstance(found, int | float) and not isinstance(found, bool):
                 number = text.split(":")[0].split(",")[0].split()[0]
                 value = float(number.split("/")[0]) / float(([*number.split("/"), "1"])[1])
-                short = recipe.size in ("digits", "small") and setting == "replays"  # fewer where epochs are few
+                short = setting == "replays" and recipe.size != "paper"  # fewer where epochs are few
                 assert short or value == pytest.approx(found), (recipe.name, setting)
 
 
@@ -434,6 +435,48 @@ def test_figure_6_has_the_patches_as_well():
 
 def test_what_cannot_be_run_says_so():
     assert {r.name.rpartition("/")[2] for r in all_recipes().values() if r.note} == {"stylized_imagenet"}
+
+
+# The compact size -----------------------------------------------------------------------------------------------
+
+#: The studies of the compact size, and the rows of the papers' tables that each has.
+COMPACT = {
+    "fashion-compact": ("nfm-table1", "noisymix-table2"), "cifar10-compact": ("nfm-table1", "noisymix-table2"),
+    "cifar100-compact": ("nfm-table2", "noisymix-table2"), "cifar100-ablation": ("noisymix-table4",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("study", COMPACT)
+def test_the_compact_size_has_every_row_with_its_scheme(study):
+    own = {r.name.partition("/")[2]: r.training for r in select_recipes(f"{study}/*", size="compact")}
+    for table in COMPACT[study]:
+        for recipe in select_recipes(f"{table}/*"):
+            row = recipe.name.partition("/")[2].removeprefix("cifar100-").removeprefix("cifar10-")
+            row = "puzzlemix" if row.startswith("puzzlemix") else row
+            assert own[row].scheme == recipe.training.scheme, recipe.name
+            assert own[row].views == recipe.training.views, recipe.name
+
+
+def test_all_rows_of_a_compact_study_are_trained_alike():
+    """So that no scheme has a network, a rate or a number of epochs that suits it."""
+    studies = {}
+    for recipe in select_recipes(size="compact"):
+        plain = replace(recipe.training, scheme=Scheme("any"), views="")
+        studies.setdefault(recipe.name.partition("/")[0], set()).add(plain)
+        assert {"precision", "evaluation"} <= set(dict(recipe.choices))
+    assert {len(trainings) for trainings in studies.values()} == {1}
+    assert set(COMPACT) < set(studies)
+    everything = {r.name.partition("/")[2] for r in select_recipes("fashion-compact/*")}
+    assert everything == set(SCHEMES)
+
+
+def test_the_compact_size_is_measured_at_the_levels_of_the_papers_and_beyond():
+    usual = Evaluation()
+    for recipe in select_recipes(size="compact"):
+        own = recipe.evaluation
+        assert set(usual.white_noise) < set(own.white_noise)
+        assert set(usual.salt_pepper) < set(own.salt_pepper)
+        assert (own.radii, own.images, own.precision) == (usual.radii, 2000, "bfloat16")
 
 
 # Selection ------------------------------------------------------------------------------------------------------

@@ -4,7 +4,13 @@ import torch
 from scipy import integrate, stats
 
 import nfm_theory as nt
+from nfm_theory.setting import random_numbers
 from nfm_theory.setting.noise import noise_pair, released_noise
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
 
 PARAMETERS = [(1.0, None), (0.2, None), (2.0, 5.0), (0.7, 1.3)]
 
@@ -98,6 +104,81 @@ def test_released_noise_has_the_published_moments():
     sparse = released_noise(sparsity=0.65)
     assert (sparse[0].second, sparse[1].second) == pytest.approx((0.0375, 1 / 80))
     assert noise_pair("released") == (add, mult)
+
+
+HALF = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("law", LAWS, ids=str)
+def test_half_precision_has_the_draws_of_single_precision_rounded(law, dtype):
+    single, half = (law.sample((500, 40), shared=10, generator=seeded(2), dtype=t) for t in (torch.float32, dtype))
+    assert half.dtype == dtype
+    assert torch.equal(half, single.to(dtype))
+    if law.base == "rademacher" and not law.beta_scaled:
+        assert set(half.unique().tolist()) == ({-1.0, 0.0, 1.0} if law.sparsity else {-1.0, 1.0})
+    if law.sparsity:
+        kept = float((half != 0).double().mean())
+        assert abs(kept - 0.35) <= 5 * (0.35 * 0.65 / half.numel()) ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_draws_in_full_precision_are_those_of_plain_torch(dtype):
+    """Recorded trainings depend on these numbers."""
+    plain = {
+        "normal": torch.randn((50, 4), generator=seeded(5), dtype=dtype),
+        "uniform": 2 * torch.rand((50, 4), generator=seeded(5), dtype=dtype) - 1,
+    }
+    plain["rademacher"] = plain["uniform"].sign()
+    for base, expected in plain.items():
+        assert torch.equal(nt.NoiseLaw(base).sample((50, 4), generator=seeded(5), dtype=dtype), expected)
+
+
+def test_the_middle_of_the_random_numbers_has_a_sign(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda shape, **options: torch.tensor([0.25, 0.5, 0.75]))
+    assert nt.NoiseLaw("rademacher").sample((3,)).tolist() == [-1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_partners_do_not_depend_on_a_default_of_half_precision(dtype):
+    """Half precision has so few random numbers that ties would decide about the partners."""
+    options = {"as_trained": True, "dtype": torch.float32}
+    expected = nt.sample_draw(600, (), nt.Law(), generator=seeded(0), **options).index
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        found = nt.sample_draw(600, (), nt.Law(), generator=seeded(0), **options).index
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("mixing", [nt.Law(), nt.Law(lam=0.3)], ids=["beta", "fixed"])
+@pytest.mark.parametrize("seed", [0, None])
+def test_a_device_without_float64_is_not_asked_for_it(monkeypatch, mixing, seed):
+    real, asked = torch.rand, []
+
+    def watched(*args, **options):
+        asked.append((torch.device(options.get("device") or "cpu").type, options.get("dtype")))
+        return real(*args, **options)
+
+    monkeypatch.setattr(torch, "rand", watched)
+    generator = None if seed is None else seeded(seed)
+    place = {"generator": generator, "dtype": torch.float32, "device": "meta"}
+    assert mixing.mixing.sample((4,), **place).device.type == "meta"
+    for law in released_noise(0.5):
+        assert law.sample((4, 3), shared=2, **place).device.type == "meta"
+    assert ("meta", torch.float64) not in asked
+    assert ("cpu", torch.float64) in asked
+
+
+def test_a_generator_on_a_device_without_float64_seeds_one_on_the_cpu(monkeypatch):
+    """Stand-in: a generator on the CPU, which is taken off the list of devices with float64."""
+    monkeypatch.setattr(random_numbers, "DOUBLE", ("cuda",))
+    first, again, other = (nt.MixingLaw(1.0).sample((2000,), generator=seeded(s)) for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert abs(float(first.mean()) - 2 / 3) <= 5 * float(first.std()) / 2000**0.5
 
 
 def test_shared_scale_is_one_scalar_per_call():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from building import build_problem, parted
 from problems import generator, mlp, randn
+from torch import nn
 from torch.testing import assert_close
 
 import nfm_theory as nt
@@ -269,3 +270,26 @@ def test_generators_seed_the_probes():
     state = torch.get_rng_state()
     estimates("probes", 0, num_probes=3)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class CalledTwice(nn.Module):
+    """One layer with two calls, as with tied weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared = nn.Linear(2, 3).double()
+
+    def forward(self, x):
+        return torch.tanh(self.shared(x[:, :2])) * 2 + self.shared(torch.tanh(x[:, 2:]))
+
+
+def test_a_layer_that_is_called_twice_is_differentiated_at_both_places():
+    torch.manual_seed(0)
+    model, x, y = CalledTwice().eval(), torch.randn(5, 4, dtype=torch.float64), torch.arange(5) % 3
+    slopes = (model(x).softmax(-1) - torch.eye(3)[y]).detach()
+    trace = 0.0
+    for row, slope in zip(x, slopes, strict=True):
+        bent = torch.autograd.functional.hessian(lambda v, slope=slope: (slope * model(v[None])).sum(), row)
+        trace += float(bent.trace()) / 5
+    found = nt.regularizers(nt.Problem(model, x, y, law=nt.Law(alpha=0.0, add_noise=0.4)), method="exact")
+    assert float(found.R3_add) == pytest.approx(0.4**2 / 2 * trace, abs=1e-10)

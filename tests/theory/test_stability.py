@@ -11,6 +11,7 @@ from problems import randn
 from torch.testing import assert_close
 
 from nfm_theory import JSDConsistency, jensen_shannon
+from nfm_theory.setting.branches import jsd_gradient, jsd_hessian
 
 WEIGHTS = {2: [0.3, 0.7], 3: [0.5, 0.2, 0.3], 4: [0.1, 0.2, 0.3, 0.4]}
 
@@ -146,6 +147,56 @@ def test_branches_and_reductions():
     half = jensen_shannon(logits.half())
     assert half.dtype == torch.float32
     assert_close(half, each.mean().float(), rtol=1e-2, atol=1e-4)
+
+
+MASKS = [(0, 1, 2), (0,), (1, 2)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("weights", [None, (0.0, 0.4, 0.6), (0.2, 0.3, 0.5)], ids=str)
+@pytest.mark.parametrize("masked", MASKS, ids=str)
+def test_a_masked_class_has_probability_zero(masked, weights, dtype):
+    """The logit -inf in some or all branches: the definition with 0 log 0 = 0, and finite derivatives."""
+    logits = randn(3, 3, 4, 5).to(dtype)
+    logits[list(masked), :, 2] = -torch.inf
+    p, pi = logits.double().softmax(-1), torch.tensor(weights or [1 / 3] * 3, dtype=torch.float64)
+    mixture = (pi[:, None, None] * p).sum(0)
+    by_hand = (torch.special.entr(mixture).sum(-1) - (pi[:, None] * torch.special.entr(p).sum(-1)).sum(0)).mean()
+    function = lambda u: jensen_shannon(u, weights)  # noqa: E731
+    assert_close(function(logits), by_hand.to(dtype), rtol=2e-5 if dtype == torch.float32 else 1e-12, atol=1e-7)
+    gradient, hessian = torch.func.grad(function)(logits), torch.func.hessian(function)(logits)
+    assert (gradient[list(masked), :, 2] == 0).all()
+    assert hessian.isfinite().all()
+    low = logits.clamp(min=-80.0)  # a class that is only very unlikely
+    assert_close(gradient, torch.func.grad(function)(low), rtol=1e-5, atol=1e-12)
+    assert_close(hessian, torch.func.hessian(function)(low), rtol=1e-5, atol=1e-12)
+
+
+def test_a_class_that_all_branches_mask_may_be_left_out():
+    logits = randn(4, 3, 4, 5)
+    padded = torch.cat([logits, torch.full((3, 4, 1), -torch.inf, dtype=logits.dtype)], -1)
+    ours, plain = torch.func.grad_and_value(jensen_shannon)(padded), torch.func.grad_and_value(jensen_shannon)(logits)
+    assert_close((ours[0][..., :5], ours[1]), plain)
+    problem_gradient = jsd_gradient(padded.transpose(0, 1), torch.full((3,), 1 / 3, dtype=torch.float64))
+    assert_close(problem_gradient.transpose(0, 1) / 4, ours[0])
+    problem_hessian = jsd_hessian(padded.transpose(0, 1), torch.full((3,), 1 / 3, dtype=torch.float64))
+    assert problem_hessian.isfinite().all()
+
+
+def test_equal_branches_and_sure_predictions_have_finite_derivatives():
+    for row in ([0.0, 0.0, 0.0], [900.0, 0.0, -900.0], [0.0, -torch.inf, -torch.inf]):
+        logits = torch.tensor(row).expand(3, 2, 3).clone()
+        gradient, value = torch.func.grad_and_value(jensen_shannon)(logits)
+        assert_close(value, torch.tensor(0.0))
+        assert_close(gradient, torch.zeros(3, 2, 3))
+        assert torch.func.hessian(jensen_shannon)(logits).isfinite().all()
+
+
+def test_weights_of_the_consistency_keep_their_precision_and_need_no_float64_elsewhere():
+    logits = randn(2, 3, 4, 5)
+    expected = jensen_shannon(logits, WEIGHTS[3])
+    assert_close(JSDConsistency(WEIGHTS[3], gamma=1.0).half()(logits), expected, rtol=1e-12, atol=0)
+    assert JSDConsistency(WEIGHTS[3]).to("meta")(logits.float().to("meta")).device.type == "meta"
 
 
 def test_consistency_is_gamma_times_the_mean():
