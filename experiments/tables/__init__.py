@@ -2,8 +2,8 @@
 
 published   every printed number, typed            metrics_map  what a column measures
 registry    what is known of each table            build        joined with the ledger
-claims      statements as data, and verdicts       render       Markdown, LaTeX, HTML
-audit       rules that cross-check the numbers
+claims      statements as data, and verdicts       hardness     how much a test costs the baseline
+render      Markdown, LaTeX, HTML                  audit        rules that cross-check the numbers
 """
 
 from __future__ import annotations
