@@ -48,17 +48,19 @@ def test_crops_by_hand(flip_first):
 
 
 @pytest.mark.parametrize(("side", "channels"), [(8, 1), (28, 1), (32, 3)])
-@pytest.mark.parametrize("kind", ["none", "crop_flip", "flip_crop"])
+@pytest.mark.parametrize("kind", ["none", "crop_flip", "flip_crop", "resized_crop"])
 @pytest.mark.parametrize("scheme", ["baseline", "noisymix"])
 def test_a_batch_has_the_bits_and_the_layout_of_its_images(side, channels, kind, scheme):
     rng = np.random.default_rng(2)
     samples = rng.integers(0, 256, (30, side, side, channels), dtype=np.uint8)
     statistics = (0.49, 0.48, 0.44)[:channels], (0.2, 0.19, 0.21)[:channels]
     source = MemorySource(samples, rng.integers(0, 3, 30), *statistics)
-    training, indices = replace(image_training(scheme), augmentation=kind), np.array([4, 29, 0, 11, 11])
+    size = 12 if kind == "resized_crop" else 0
+    training = replace(image_training(scheme), augmentation=kind, image_size=size)
+    indices = np.array([4, 29, 0, 11, 11])
     x, _ = Views(source, training, 3, 1)[indices]
     mean, std = (np.asarray(v, np.float32) for v in statistics)
-    images = [augment(samples[i], kind, image_generator(3, 1, int(i))) for i in indices]
+    images = [augment(samples[i], kind, image_generator(3, 1, int(i)), size=size) for i in indices]
     one_by_one = [np.moveaxis((image.astype(np.float32) / 255 - mean) / std, -1, 0) for image in images]
     expected = torch.from_numpy(np.concatenate([np.stack(one_by_one)] * training.scheme.views))
     assert torch.equal(x, expected)
