@@ -149,7 +149,9 @@ def measure(
     """Run suites on a trained network, and append each result to the ledger."""
     device = next(trained.model.parameters()).device
     size = recipe.training.image_size
-    subject = Subject(trained.model, at_size(data, size), recipe.size, image_size=size, loaders=loaders)
+    subject = Subject(
+        trained.model, at_size(data, size), recipe.size, evaluation=recipe.evaluation, image_size=size, loaders=loaders
+    )
     training = {key: trained.record[key] for key in ("epochs", "steps", "samples", "seconds", "final_loss")}
     training["seconds"] = max(0.0, training["seconds"])  # the clock may have run backwards
     for suite in suites:

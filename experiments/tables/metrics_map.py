@@ -19,14 +19,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-NOISES = ("gaussian_noise", "shot_noise", "impulse_noise")
-BLURS = ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur")
-WEATHER = ("snow", "frost", "fog", "brightness")
-DIGITAL = ("contrast", "elastic_transform", "pixelate", "jpeg_compression")
-CORRUPTIONS = NOISES + BLURS + WEATHER + DIGITAL
-_MOVES = ("translate", "rotate", "tilt", "scale")
-PERTURBATIONS = ("gaussian_noise", "shot_noise", "motion_blur", "zoom_blur", "snow", "brightness", *_MOVES)
-SEVERITIES = (1, 2, 3, 4, 5)
+from ..metrics.corruption import CATEGORIES, CORRUPTIONS, SEVERITIES
+from ..metrics.flips import PERTURBATIONS
+
+NOISES, BLURS, WEATHER, DIGITAL = CATEGORIES.values()
 _DATA = {"imagenet": "ImageNet", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 _LOWER = ("flip_", "imagenet_r/rms_calibration_error")
 _SHORT = {"gaussian_noise": "White", "jpeg_compression": "JPEG", "brightness": "Bright", "elastic_transform": "Elastic"}
@@ -47,13 +43,15 @@ class Column:
         heading: short text for readers.
         data: data set on which the network was trained or fine-tuned; columns with different data belong to different
             networks.
-        metric: key in the ledger; empty if the column is a difference of two measurements.
+        metric: key in the ledger.
+        minus: row whose value is subtracted; empty if none is.
     """
 
     id: str
     heading: str
     data: str
     metric: str
+    minus: str = ""
 
     @property
     def higher_is_better(self) -> bool:
@@ -90,7 +88,7 @@ def metric_key(table: str, column: str, *, data: str) -> Column:
     if column in _WITHOUT:
         return Column(column, f"ImageNet-{column[9].upper()} without noise", "imagenet", _WITHOUT[column])
     if column == "robustness_gain":
-        return Column(column, "Gain", "cifar100", "")
+        return Column(column, "Gain", "cifar100", "corrupted/mean", minus="baseline")
     if column in ("rms_calibration_error", "aurra"):
         heading = {"aurra": "AURRA"}.get(column, "RMS calibration error")
         return Column(column, heading, data, f"imagenet_r/{column}")
@@ -130,8 +128,6 @@ def measured(metrics: Mapping[str, float], key: str) -> float | None:
     Returns:
         A share in [0, 1], or `None` if it was not measured.
     """
-    if not key:
-        return None
     if key in metrics:
         return float(metrics[key])
     if key == "corrupted/noise":
