@@ -35,6 +35,8 @@ _MORE_LEVELS = {"white_noise": (0.1, 0.2, 0.3, 0.5, 0.7), "salt_pepper": (0.02, 
 EVALUATION = Evaluation(
     **_MORE_LEVELS, images=2000, sequences=200, corruptions=("speckle_noise",), batch_size=256, precision="bfloat16"
 )
+#: Networks on CIFAR are attacked with smaller radii, since few epochs leave nothing at the larger ones.
+CIFAR_EVALUATION = replace(EVALUATION, radii=tuple(radius / 255 for radius in (0.5, 1, 2, 4)))
 SUITES = ("clean", "white_noise", "salt_pepper", "attacks", "corrupted", "flips", "calibration")
 
 _FASHION = Training(
@@ -83,7 +85,8 @@ def _study(name: str, base: Training, rows: Iterable[str], seeds: tuple[int, ...
     for row in rows:
         training = replace(base, scheme=shorter(SCHEMES[row]), views=VIEWS.get(row, ""))
         choices = (*_CHOICES[name], *_COMMON, *row_choices(row))
-        yield Recipe(f"{name}/{row}", "compact", training, SUITES, seeds, choices, evaluation=EVALUATION)
+        evaluation = CIFAR_EVALUATION if base.data.startswith("cifar") else EVALUATION
+        yield Recipe(f"{name}/{row}", "compact", training, SUITES, seeds, choices, evaluation=evaluation)
 
 
 def _ablation(known: Iterable[Recipe]) -> Iterator[Recipe]:
@@ -95,7 +98,7 @@ def _ablation(known: Iterable[Recipe]) -> Iterator[Recipe]:
             own = (choice for choice in recipe.choices if not choice[0].startswith("model_options"))
             choices = (*_CHOICES["cifar100-ablation"], *_COMMON, *own)
             yield Recipe(
-                f"cifar100-ablation/{row}", "compact", training, SUITES, (1, 2, 3), choices, evaluation=EVALUATION
+                f"cifar100-ablation/{row}", "compact", training, SUITES, (1, 2, 3), choices, evaluation=CIFAR_EVALUATION
             )
 
 
