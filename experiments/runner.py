@@ -135,7 +135,9 @@ def measure(
     """Run suites on a trained network, and append each result to the ledger."""
     device = next(trained.model.parameters()).device
     size = recipe.training.image_size
-    subject = Subject(trained.model, at_size(data, size), recipe.size, image_size=size, loaders=loaders)
+    subject = Subject(
+        trained.model, at_size(data, size), recipe.size, evaluation=recipe.evaluation, image_size=size, loaders=loaders
+    )
     keys = ("epochs", "steps", "samples", "seconds", "final_loss")
     for suite in suites:
         start = time.perf_counter()

@@ -9,7 +9,8 @@ of the mask, and is found by letting the patches choose in turn. The weight of t
 The released settings (protocol, section 2.3) are lambda ~ Beta(1, 1) and one of the grids 2, 4, 8, 16 for a batch, a
 permutation for partners, L = 3, beta 1.2 (divided by 16 times the grid), gamma 0.5, eta 0.2 (divided by the number of
 cells), edges compared on pictures averaged over 4 x 4 pixels, t_eps 0.8, and patches of 4 x 4 pixels or a cell, if
-that is smaller.
+that is smaller. The released code for ImageNet averages over 2 x 2 pixels and moves whole cells. `options_for` chooses
+by the side of the images.
 
 The following is our interpretation. The paper gives the smoothness of the mixed picture for binary masks; for other
 levels we continue it by its expansion in $z_i$, $z_j$ and $(z_i - z_j)^2$. A patch that loses its choice never asks for
@@ -42,15 +43,17 @@ class PuzzleOptions:
     Attributes:
         alpha: parameter of the law Beta(alpha, alpha) of lambda.
         grids: numbers of cells along a side; one is drawn for a batch. Each must divide the side of the images.
+            `options_for` finds grids that fit.
         n_labels: L, the number of levels of the mask.
         beta: weight of the smoothness.
         gamma: share of the smoothness that belongs to the mixed picture, 0 to 1.
         eta: weight of the prior.
-        neighborhood: side of the boxes over which pictures are averaged before edges are compared.
+        neighborhood: side of the boxes over which pictures are averaged before edges are compared. A cell whose side is
+            no multiple of it is averaged over the largest boxes below this side that fill the cell.
         transport: True to move patches.
         t_eps: weight of the displacement.
-        t_size: side of a moved patch in pixels. Choose it larger for large images, since the cost grows with the square
-            of the number of patches.
+        t_size: side of a moved patch in pixels; 0 for a whole cell. A cell whose side is no multiple of it is moved as
+            a whole. The cost grows with the square of the number of patches.
     """
 
     alpha: float = 1.0
@@ -68,6 +71,31 @@ class PuzzleOptions:
         """Refuse settings for which there is no minimum cut."""
         if not (self.n_labels >= 2 and self.beta >= 0 and 0 <= self.gamma <= 1 and self.alpha > 0):
             raise ValueError(f"expected n_labels >= 2, beta >= 0, gamma in [0, 1] and alpha > 0, got {self}.")
+
+
+def options_for(side: int) -> PuzzleOptions:
+    """The released settings for square images: those of the CIFAR code, and above 64 pixels those of the ImageNet code.
+
+    A released grid that does not divide the side is replaced by the nearest number that does. A cell has at least two
+    pixels, so small images have fewer grids.
+
+    Args:
+        side: side of the images in pixels, an even number or a multiple of another small number.
+
+    Raises:
+        ValueError: if no grid fits, since the side is a prime number or below 4.
+
+    Example:
+        >>> options_for(28).grids, options_for(32).grids, options_for(224).t_size
+        ((2, 4, 7), (2, 4, 8, 16), 0)
+    """
+    fitting = [g for g in range(2, side // 2 + 1) if side % g == 0]
+    if not fitting:
+        raise ValueError(f"side: expected at least 4 pixels and no prime number, got {side}; crop or pad the images.")
+    wanted = [g for g in PuzzleOptions.grids if 2 * g <= side]
+    nearest = (min(fitting, key=lambda g, w=w: (abs(np.log(g / w)), g)) for w in wanted)
+    grids = tuple(dict.fromkeys(nearest))
+    return PuzzleOptions(grids=grids) if side <= 64 else PuzzleOptions(grids=grids, neighborhood=2, t_size=0)
 
 
 @dataclass(frozen=True)
@@ -154,7 +182,8 @@ def mask_costs(
     """
     grid, steps = shares.shape[-1], options.n_labels - 1
     beta = options.beta / (16 * grid)
-    size = min(options.neighborhood, pictures.shape[-1] // grid)
+    cell = pictures.shape[-1] // grid
+    size = max(s for s in range(1, min(options.neighborhood, cell) + 1) if cell % s == 0)
     coarse = {1: F.avg_pool2d(pictures, size), 0: F.avg_pool2d(partners, size)}
     # Cost of a cell that shows the first image (key 1, the partner's saliency is lost) or its partner (key 0).
     cost = {1: partner_shares.clone(), 0: shares.clone()}
@@ -239,7 +268,8 @@ def move_patches(x: Tensor, target: Tensor, size: int) -> Tensor:
 
 def transported(x: Tensor, saliency_map: Tensor, mask: Tensor, options: PuzzleOptions) -> Tensor:
     """Images whose salient patches are moved to where their mask `(n, g, g)` shows them."""
-    size = min(options.t_size, x.shape[-1] // mask.shape[-1])
+    cell = x.shape[-1] // mask.shape[-1]
+    size = options.t_size if options.t_size and cell % options.t_size == 0 else cell
     m = x.shape[-1] // size
     wanted = F.interpolate(mask[:, None], size=(m, m))[:, 0] > 0
     shares = cell_shares(saliency_map, size)
@@ -268,16 +298,18 @@ def apply_puzzlemix(
         draw: lambda, partners and grid.
         mean: mean of each channel in the normalisation. Edges are compared for pixels in [0, 1].
         std: standard deviation of each channel.
-        options: settings; `None` means the released ones.
+        options: settings; `None` means `options_for` the side of the images.
+
+    Raises:
+        ValueError: if the images are not square, or the grid does not divide their side.
     """
-    options, side = options or PuzzleOptions(), x.shape[-1]
-    cell = max(side // draw.grid, 1)
-    sizes = (draw.grid * cell, *(cell if s >= cell else s for s in (options.neighborhood, options.t_size)))
-    if x.shape[-2] != side or side != sizes[0] or any(cell % s for s in sizes[1:]) or draw.grid < 2:
+    side = x.shape[-1]
+    if x.shape[-2] != side or draw.grid < 2 or side % draw.grid:
         raise ValueError(
-            f"expected square images whose side is a multiple of the grid ({draw.grid}, at least 2), and cells whose "
-            f"side is a multiple of neighborhood and t_size, got images of {x.shape[-2]} x {side} and {options}."
+            f"expected square images whose side is a multiple of the grid ({draw.grid}, at least 2), got images of "
+            f"{x.shape[-2]} x {side}; `options_for(side)` has grids that fit."
         )
+    options, cell = options or options_for(side), side // draw.grid
     index = draw.index.to(x.device)
     scale, shift = (torch.tensor(v, dtype=x.dtype, device=x.device)[:, None, None] for v in (std, mean))
     pictures, shares = x * scale + shift, cell_shares(saliency, cell)
@@ -303,8 +335,9 @@ def puzzlemix(
         saliency: result of the function `saliency`, `(n, H, H)`.
         generator: source of randomness.
         num_classes: K, the number of classes.
-        options: settings; `None` means the released ones.
+        options: settings; `None` means `options_for` the side of the images.
         **normalisation: `mean` and `std` of `apply_puzzlemix`.
     """
+    options = options or options_for(x.shape[-1])
     draw = sample_draw(len(x), generator=generator, options=options)
     return apply_puzzlemix(x, soft_labels(y, num_classes), saliency, draw, options=options, **normalisation)

@@ -1,4 +1,4 @@
-"""Crop and flip: the augmentation of every recipe, one image at a time.
+"""Crop and flip: the augmentation of every recipe, one image at a time or many at once.
 
 Crops are padded with zero bytes (black) before normalisation, as in the papers' loaders. For CIFAR they have 32 pixels
 and padding 4. NFM crops first, and NoisyMix flips first; the distribution is the same, but single draws differ. For
@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+#: Width in pixels of the black margin of a random crop.
+PADDING = 4
 #: Number of tries before the random resized crop takes the centre.
 TRIES = 10
 
@@ -30,7 +32,7 @@ def as_array(picture: Image.Image) -> np.ndarray:
     return array if array.ndim == 3 else array[:, :, None]
 
 
-def random_crop(image: np.ndarray, rng: np.random.Generator, padding: int = 4) -> np.ndarray:
+def random_crop(image: np.ndarray, rng: np.random.Generator, padding: int = PADDING) -> np.ndarray:
     """A window of the size of the image at a random place of the image with a black margin of `padding` pixels."""
     top, left = rng.integers(0, 2 * padding + 1, size=2)
     height, width = image.shape[:2]
@@ -41,6 +43,31 @@ def random_crop(image: np.ndarray, rng: np.random.Generator, padding: int = 4) -
 def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The image or, with probability 1/2, its mirror image (left and right exchanged)."""
     return image[:, ::-1] if rng.random() < 0.5 else image
+
+
+def crops(
+    images: np.ndarray, top: np.ndarray, left: np.ndarray, mirrored: np.ndarray, *, flip_first: bool
+) -> np.ndarray:
+    """`random_crop` and `random_flip` of many images of one size, with given draws.
+
+    Args:
+        images: bytes `(n, H, W, C)`.
+        top: first row of each window in the padded image, `(n,)`, from 0 to `2 * PADDING`.
+        left: first column of each window.
+        mirrored: True for each image that is mirrored.
+        flip_first: True to crop the mirrored image, False to mirror the window.
+
+    Returns:
+        The windows, bytes `(n, H, W, C)`.
+    """
+    n, height, width, _ = images.shape
+    padded = np.zeros((n, height + 2 * PADDING, width + 2 * PADDING, images.shape[3]), images.dtype)
+    padded[:, PADDING : PADDING + height, PADDING : PADDING + width] = images
+    rows, columns = top[:, None] + np.arange(height), left[:, None] + np.arange(width)
+    # A mirrored image has its columns in reverse, over the whole padded width or only within the window
+    reverse = padded.shape[2] - 1 - columns if flip_first else columns[:, ::-1]
+    columns = np.where(mirrored[:, None], reverse, columns)
+    return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def _central_box(height: int, width: int, low: float, high: float) -> tuple[int, int, int, int]:

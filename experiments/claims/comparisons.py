@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..studies.study import TITLES, Study, label, lower_is_better, signed
-from ..tables.build import SIZES
-from ..tables.claims import NO_NUMBERS, NOT_SUPPORTED, ONE_SEED, SUPPORTED, WITHIN_NOISE, Outcome
+from ..studies.study import TITLES, Study, label, lower_is_better, signed, study
+from ..tables.build import SIZES, has_row, recipe_of, studies_of
+from ..tables.claims import CEILING, FULL, NO_NUMBERS, NOT_SUPPORTED, ONE_SEED, SUPPORTED, WITHIN_NOISE, Claim, Outcome
+from ..tables.published import column_of
 from .evidence import Records
 from .statement import (
     CONTRADICTED,
@@ -48,21 +49,66 @@ def claim(name: str) -> Judge:
     """
 
     def verdict(records: Records) -> Verdict:
-        printed = records.judgements[name].published.word
+        judgement = records.judgements[name]
+        printed = judgement.published.word
         found = by_size(records, name)
         if found:
             words = "; ".join(f"{one.size}: {one.text}" for one in found)
             shown = {SUPPORTED: "they show it", NOT_SUPPORTED: "they do not show it"}.get(printed, "none")
             one = decisive(found)
-            detail = f"our runs, {words}; printed numbers: {shown}"
-            return Verdict(one.word, detail, one.size, one.weakness, one.seeds)
+            detail = f"our runs, {words}; {least_gap(one)}; printed numbers: {shown}"
+            return Verdict(one.word, detail, one.size, one.weakness, one.seeds, one.found)
         if printed == NO_NUMBERS:
             return Verdict(NOT_TESTABLE, "the paper shows it in a figure only, without numbers")
+        reason = why_not_run(judgement.claim)
         if printed == NOT_SUPPORTED:
-            return Verdict(CONTRADICTED, "the printed numbers do not show it; we have not run it")
-        return Verdict(NOT_RUN, "the printed numbers show it; at no size have we run two rows that it compares")
+            return Verdict(CONTRADICTED, f"the printed numbers do not show it; we have not run it: {reason}")
+        return Verdict(NOT_RUN, f"the printed numbers show it; {reason}")
 
     return verdict
+
+
+def least_gap(outcome: Outcome) -> str:
+    """The comparison with the smallest gap in words, with its 95 % interval over the seeds.
+
+    Args:
+        outcome: an outcome with at least one comparison.
+    """
+    one = outcome.least
+    low_high = "" if one.gap.interval is None else " ({} to {})".format(*map(signed, one.gap.interval))
+    tests = dict.fromkeys(
+        label(metric).replace("corrupted/", "corrupted: ").replace("_", " ") for metric in one.metrics
+    )
+    test = ", ".join(list(tests)[:3]) + (" …" if len(tests) > 3 else "")
+    return (
+        f"the least gap, to {one.comparison.other} ({test}) in {outcome.study}: {signed(one.gap.difference)}{low_high}"
+    )
+
+
+def why_not_run(claim: Claim) -> str:
+    """The reason why no comparison of a claim was run: no data here, a GPU, or no recipe at a smaller size.
+
+    Args:
+        claim: a claim on which the ledger has nothing.
+    """
+    pairs = [c for c in claim.comparisons if not c.quoted]
+    data = {column_of(claim.table, name).data for pair in pairs for name in pair.columns}
+    rows = dict.fromkeys(row for pair in pairs for row in (pair.row, pair.other))
+    recipes = {(row, one): recipe_of(claim.table, row, one) for row in rows for one in data}
+    if any(recipe and recipe.training.pretrained for recipe in recipes.values()):
+        return "its networks start from networks trained on ImageNet, which is not part of this project and needs a GPU"
+    if data == {"imagenet"}:
+        return "ImageNet is not part of this project, and training on it needs a GPU"
+    studies = list(dict.fromkeys(name for one in sorted(data) for name in studies_of(claim.table, one)))
+    for name in studies:
+        if any(has_row(name, claim.table, pair.row) and has_row(name, claim.table, pair.other) for pair in pairs):
+            return f"no two of the rows that it compares were run; there are recipes {name}/…"
+    lacking = [row for row in rows if not any(has_row(name, claim.table, row) for name in studies)]
+    if studies:
+        return f"training at the papers' size needs a GPU, and no smaller study has the row {lacking[0]}"
+    if any(recipe and recipe.size != "paper" for recipe in recipes.values()):
+        return f"no two of the rows that it compares were run; there are recipes {claim.table}/…"
+    return "training at the papers' size needs a GPU, and no smaller study stands for the table"
 
 
 def claims_verdict(records: Records, names: Sequence[str]) -> Verdict | None:
@@ -79,7 +125,9 @@ def claims_verdict(records: Records, names: Sequence[str]) -> Verdict | None:
     weak = [one for one in found if one.weakness]
     word = REPRODUCED if len(good) == len(found) else IN_PART if good else NOT_REPRODUCED
     sizes = " and ".join(size for size in SIZES if any(one.size == size for one in found))
-    detail = f"{len(good)} of {len(found)} judged claims reproduced; within noise or on one seed: {len(weak)}"
+    detail = (
+        f"{len(good)} of {len(found)} judged claims reproduced; at a ceiling, within noise or on one seed: {len(weak)}"
+    )
     weakness = "" if len(weak) < len(found) else weak[0].weakness
     return Verdict(word, detail, sizes, weakness, min(one.seeds for one in found))
 
@@ -104,7 +152,8 @@ def table(name: str) -> Judge:
             return found.with_detail("; ".join([*run, found.detail, printed]))
         if run:
             return Verdict(UNDECIDED, "; ".join([*run, "no claim about it could be judged", printed]))
-        return Verdict(NOT_RUN, f"none of its {total} rows was run; {printed}")
+        reason = f": {why_not_run(judgements[0].claim)}" if judgements else ""
+        return Verdict(NOT_RUN, f"none of its {total} rows was run{reason}; {printed}")
 
     return verdict
 
@@ -121,7 +170,7 @@ def figure(names: Sequence[str]) -> Judge:
         supported = sum(records.judgements[name].published.word == SUPPORTED for name in names)
         words = f"printed numbers: {supported} of {len(names)} claims shown"
         if found is None:
-            return Verdict(NOT_RUN, f"no two rows that it compares were run; {words}")
+            return Verdict(NOT_RUN, f"{why_not_run(records.judgements[names[0]].claim)}; {words}")
         return found.with_detail(f"{found.detail}; {words}")
 
     return verdict
@@ -136,12 +185,16 @@ class Order:
         others: the schemes that should be worse.
         metrics: chooses the metrics that count.
         in_part: True if a part of the comparisons is worth a word of its own.
+        study: the only study that counts; empty for all that stand for NFM's tables.
+        reason: why nothing was run, if nothing was.
     """
 
     scheme: str
     others: tuple[str, ...]
     metrics: Metrics
     in_part: bool = False
+    study: str = ""
+    reason: str = "the ledger has no study with two of the schemes and the measurements"
 
 
 def _ordered(one: Study, order: Order) -> Verdict | None:
@@ -154,6 +207,7 @@ def _ordered(one: Study, order: Order) -> Verdict | None:
     bad = [key for key, value in good.items() if value <= 0]
     # To win, every difference must be clear; to lose, one clear difference is enough.
     clear = any(gains[key].clear for key in bad) if bad else all(gain.clear for gain in gains.values())
+    full = [key for key in bad or gains if _full(one, order.scheme, *key)]
     seeds, worst = min(gain.n for gain in gains.values()), min(good, key=good.get)
     names = ", ".join(TITLES[other] if other != "baseline" else "the baseline" for other in order.others)
     part = "" if len(gains) == len(keys) else f" (of {len(keys)})"
@@ -162,7 +216,14 @@ def _ordered(one: Study, order: Order) -> Verdict | None:
         f"{signed(good[worst])} points ({label(worst[0])}), {seeds} seeds"
     )
     word = REPRODUCED if not bad else IN_PART if order.in_part and len(bad) < len(gains) else NOT_REPRODUCED
-    return Verdict(word, detail, one.name, ONE_SEED if seeds == 1 else "" if clear else WITHIN_NOISE, seeds)
+    weakness = ONE_SEED if seeds == 1 else CEILING if full else "" if clear else WITHIN_NOISE
+    return Verdict(word, detail, one.name, weakness, seeds)
+
+
+def _full(one: Study, scheme: str, metric: str, other: str) -> bool:
+    """True if both schemes have more than 99 % of what can be had, so that their order says little."""
+    means = [one.summary(name, metric).mean for name in (scheme, other)]
+    return max(means) < 100 - FULL if metric.startswith("flip_") else min(means) > FULL and not lower_is_better(metric)
 
 
 def ordering(order: Order) -> Judge:
@@ -173,9 +234,10 @@ def ordering(order: Order) -> Judge:
     """
 
     def verdict(records: Records) -> Verdict:
-        found = [one for study in records.studies.values() if (one := _ordered(study, order)) is not None]
+        studies = [study(records.entries, order.study)] if order.study else records.studies.values()
+        found = [verdict for one in studies if (verdict := _ordered(one, order)) is not None]
         if not found:
-            return Verdict(NOT_RUN, "the ledger has no study with two of the schemes and the measurements")
+            return Verdict(NOT_RUN, order.reason)
         chosen = next((one for one in found if one.weakness != ONE_SEED), found[0])
         return chosen.with_detail("; ".join(f"{one.size}: {one.detail}" for one in found))
 

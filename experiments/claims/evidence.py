@@ -14,7 +14,7 @@ from ..record.files import RESULTS, read_lines
 from ..record.ledger import LEDGER
 from ..studies.study import Study, load_entries, study
 from ..tables import audit, build_table, judge_claims, load_published
-from ..tables.build import Table
+from ..tables.build import SIZES, Table, own_studies, studies_of
 from ..tables.claims import Judgement
 from ..tables.findings import AuditReport
 from ..tables.published import Published
@@ -22,8 +22,12 @@ from .check import Check
 from .checks import CHECKS
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
-#: Our own studies with all schemes, the larger networks first.
-STUDIES = ("cifar100-small", "cifar10-small", "digits")
+
+
+def main_studies() -> list[str]:
+    """Our own studies that stand for NFM's tables on CIFAR, the largest size first."""
+    found = dict.fromkeys((*studies_of("nfm-table2", "cifar100"), *studies_of("nfm-table1", "cifar10")))
+    return sorted(found, key=lambda name: SIZES.index(own_studies()[name][0]))
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Records:
     @cached_property
     def studies(self) -> dict[str, Study]:
         """Our own studies by name."""
-        return {name: study(self.entries, name) for name in STUDIES}
+        return {name: study(self.entries, name) for name in main_studies()}
 
 
 def load_records(results: Path = RESULTS, benchmarks: Path = BENCHMARKS) -> Records:

@@ -36,13 +36,14 @@ GROUPS = (
     "NFM, theory", "NoisyMix, theory", "Mixup, theory", "New here", "Tables", "Figures", "Claims on tables",
     "Other claims",
 )  # fmt: skip
+_WEAK = "with a weakness"
 #: What verdicts are summed up to, from the best to the unknown, and the words that belong there.
 CLASSES: dict[str, tuple[str, ...]] = {
     "proved, verified or reproduced": (PROVED, VERIFIED, REPRODUCED),
-    "reproduced, within noise": (REPRODUCED,),
+    f"reproduced, {_WEAK}": (REPRODUCED,),
     "in part, or within limits": (LIMITED, IN_PART),
     "undecided": (UNDECIDED,),
-    "not reproduced, within noise": (NOT_REPRODUCED,),
+    f"not reproduced, {_WEAK}": (NOT_REPRODUCED,),
     "refuted or not reproduced": (REFUTED, NOT_REPRODUCED, CONTRADICTED),
     "not run or not testable": (NOT_RUN, NOT_TESTABLE),
 }
@@ -81,11 +82,11 @@ def class_of(verdict: Verdict) -> str:
 
     Example:
         >>> class_of(Verdict("reproduced", "90 against 80 %", "digits", "within noise"))
-        'reproduced, within noise'
+        'reproduced, with a weakness'
     """
     if verdict.weakness and verdict.word in (REPRODUCED, NOT_REPRODUCED):
-        return f"{verdict.word}, within noise"
-    return next(name for name, words in CLASSES.items() if verdict.word in words and "within noise" not in name)
+        return f"{verdict.word}, {_WEAK}"
+    return next(name for name, words in CLASSES.items() if verdict.word in words and _WEAK not in name)
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class JudgedStatement:
             "id": s.id, "paper": PAPERS[s.paper], "group": self.group, "kind": s.kind, "number": s.number,
             "statement": s.words, "verdict": v.word, "qualifier": v.qualifier, "size": v.size, "weakness": v.weakness,
             "seeds": v.seeds, "detail": v.detail, "page": f"{s.page}#{s.label}" if s.label else s.page,
-            "evidence": list(s.evidence), "command": s.command,
+            "evidence": list(s.evidence), "comparisons": [one.to_dict() for one in v.comparisons],
+            "command": s.command,
         }  # fmt: skip
 
     def cells(self) -> list[str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..tables.claims import Evaluated
     from .evidence import Records
 
 PROVED, VERIFIED, LIMITED = "proved", "verified", "holds, within limits"
@@ -31,7 +32,7 @@ VOCABULARY: dict[str, str] = {
     IN_PART: "For tables and figures: some of the claims on it are reproduced, some are not.",
     NOT_REPRODUCED: "Our means have another order than is claimed, at the size named beside the verdict.",
     CONTRADICTED: "Not run here; the paper's own printed numbers do not show it.",
-    NOT_RUN: "No network was trained for it here; the command says what would.",
+    NOT_RUN: "No network was trained for it here; the reason stands beside it, and the command says what would.",
     NOT_TESTABLE: "No source says what would have to be compared.",
 }
 
@@ -57,8 +58,9 @@ class Verdict:
         word: a word of `VOCABULARY`.
         detail: the numbers behind the word.
         size: the size or the study of the trained networks that decide; empty for theory.
-        weakness: `within noise`, `one seed`, or empty if nothing weakens the word.
+        weakness: `one seed`, `ceiling`, `within noise`, or empty if nothing weakens the word.
         seeds: the smallest number of seeds behind a comparison; 0 for theory.
+        comparisons: the comparisons of trained networks behind the word.
     """
 
     word: str
@@ -66,6 +68,7 @@ class Verdict:
     size: str = ""
     weakness: str = ""
     seeds: int = 0
+    comparisons: tuple[Evaluated, ...] = ()
 
     def __post_init__(self):
         """Refuse other words and empty details."""

@@ -26,15 +26,6 @@ def checked(name: str, good: str = VERIFIED) -> Judge:
     return verdict
 
 
-def not_run(reason: str) -> Judge:
-    """A verdict `not run` with the reason.
-
-    Args:
-        reason: why it was not run.
-    """
-    return lambda records: Verdict(NOT_RUN, reason)
-
-
 def _missing(what: str) -> Verdict:
     return Verdict(NOT_RUN, f"there are no records of {what}")
 

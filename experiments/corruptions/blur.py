@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from scipy import ndimage, sparse
 
-from experiments.corruptions.pixels import Streams, to_bytes, to_unit, zoom_taps
+from experiments.corruptions.pixels import GUARD, Streams, to_bytes, to_unit, zoom_taps
 
 #: Weights of a motion blur below this share of the first weight are left out.
 NEGLIGIBLE = 1e-6
@@ -97,13 +97,16 @@ def motion_kernel(radius: float, sigma: float, angle: float) -> tuple[np.ndarray
 
 
 def blur_along(images: np.ndarray, radius: float, sigma: float, angles: Sequence[float]) -> np.ndarray:
-    """Motion blur of bytes `(n, H, W, C)`, each with its own angle in degrees. Edges are repeated, levels rounded."""
+    """Motion blur of bytes `(n, H, W, C)`, each with its own angle in degrees.
+
+    Edges are repeated. Levels are truncated, as ImageMagick does on the way through a PNG file.
+    """
     out = np.empty(images.shape, dtype=np.float32)
     for image, target, angle in zip(images.astype(np.float32), out, angles, strict=True):
         kernel, anchor = motion_kernel(radius, sigma, angle)
         blurred = cv2.filter2D(image, -1, kernel, anchor=anchor, borderType=cv2.BORDER_REPLICATE)
         target[...] = blurred.reshape(image.shape)
-    return np.clip(np.rint(out), 0, 255).astype(np.uint8)
+    return np.clip(out + GUARD, 0, 255).astype(np.uint8)
 
 
 def motion_blur(images: np.ndarray, constants: tuple[float, float], draws: Streams) -> np.ndarray:

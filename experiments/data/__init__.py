@@ -1,4 +1,4 @@
-"""Data sets: real images that are part of a dependency, images that a user downloads, and toy problems in the plane."""
+"""Data sets: real images that are at hand, images that a user downloads, and toy problems in the plane."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .images import ImageData
     from .toy_sets import ToyData
 
-NAMES = ("digits", "cifar10", "cifar100", "toy_rings", "toy_band", "imagenet")
+NAMES = ("digits", "fashion_mnist", "cifar10", "cifar100", "toy_rings", "toy_band", "imagenet")
 
 
 def load_data(name: str, **options) -> ImageData | ImageNet | ToyData:
@@ -17,8 +17,8 @@ def load_data(name: str, **options) -> ImageData | ImageNet | ToyData:
 
     Args:
         name: one of `NAMES`.
-        **options: options of `digits_images`, `load_cifar` (without `classes`), `nfm_rings`, `noisymix_band` or
-            `load_imagenet`.
+        **options: options of `digits_images`, `load_fashion`, `load_cifar` (without `classes`), `nfm_rings`,
+            `noisymix_band` or `load_imagenet`.
 
     Returns:
         Images in memory; images on disk for `"imagenet"`; points for the toy problems.
@@ -34,6 +34,10 @@ def load_data(name: str, **options) -> ImageData | ImageNet | ToyData:
         from .digits_images import digits_images
 
         return digits_images(**options)
+    if name == "fashion_mnist":
+        from .fashion import load_fashion
+
+        return load_fashion(**options)
     if name in ("cifar10", "cifar100"):
         from .cifar import load_cifar
 

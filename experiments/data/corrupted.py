@@ -177,15 +177,25 @@ class CorruptedFolders:
         folder: folder of the set.
         wnids: names of all classes of the labels; `None` for the classes of the folder.
         transform: transform of PIL images. The images of ImageNet-C already have 224 x 224 pixels.
+        only: names of the corruptions that count, so that other folders do not matter; `None` for all.
 
     Raises:
         DataError: if there are no corruptions, or one occurs twice.
     """
 
-    def __init__(self, folder: Path | str, *, wnids: Sequence[str] | None = None, transform: Callable | None = None):
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        wnids: Sequence[str] | None = None,
+        transform: Callable | None = None,
+        only: Sequence[str] | None = None,
+    ):
         self.folder, self.wnids, self.transform = Path(folder), wnids, transform
         self._places: dict[str, Path] = {}
         for place in sorted({path.parent for depth in ("*/1", "*/*/1") for path in self.folder.glob(depth)}):
+            if only is not None and place.name not in only:
+                continue
             if place.name in self._places:
                 first = self._places[place.name]
                 raise DataError(

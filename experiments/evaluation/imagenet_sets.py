@@ -20,7 +20,7 @@ from ..data.integrity import DataError
 from ..metrics.accuracy import accuracy
 from ..metrics.calibration import calibration_summary
 from ..metrics.corruption import SEVERITIES, corruption_summary
-from ..metrics.flips import ALEXNET_FLIP, NOISES, PERTURBATIONS, flip_probability, flip_summary
+from ..metrics.flips import ALEXNET_FLIP, PERTURBATIONS, flip_probability, flip_summary, is_noise
 from ..metrics.noise_accuracy import noise_of_chunk
 from ..metrics.streams import CHUNK
 from . import sets
@@ -62,12 +62,12 @@ def _loader(folder: FolderDataset, subject: Subject, **options) -> DataLoader:
 
 
 def batches(folder: ImageFolder, subject: Subject) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """All images of a folder in order, in batches of `subject.options["batch_size"]`.
+    """All images of a folder in order, in batches of `subject.evaluation.batch_size`.
 
     Yields:
         Index of the first image, bytes `(b, 3, H, W)`, and labels `(b,)`.
     """
-    parts = _by_chunks(len(folder), subject.options["batch_size"])
+    parts = _by_chunks(len(folder), subject.evaluation.batch_size)
     for part, (pixels, labels) in zip(parts, _loader(folder, subject, batch_sampler=parts), strict=True):
         yield part.start, pixels.permute(0, 3, 1, 2), labels
 
@@ -138,7 +138,7 @@ def corrupted(subject: Subject) -> Measured:
     """
     view = partial(fitting_view, size=_side(subject))
     folder = sets.published_folder("ImageNet-C")
-    images = CorruptedFolders(folder, wnids=subject.data.test.wnids, transform=view)
+    images = CorruptedFolders(folder, wnids=subject.data.test.wnids, transform=view, only=STANDARD)
     if missing := sorted(set(STANDARD) - set(images.names)):
         raise DataError(f"{folder}: expected the 15 corruptions of ImageNet-C; missing: {', '.join(missing)}.")
     if images.severities != SEVERITIES:
@@ -210,7 +210,7 @@ def flips(subject: Subject) -> Measured:
         shares = []
         for video, _ in _loader(part, subject, batch_size=None, collate_fn=_as_is):
             predicted = subject.predict(_frames(video, size)).argmax(1)
-            shares.append(flip_probability(predicted[None], noise=name in NOISES))  # sequences differ in length
+            shares.append(flip_probability(predicted[None], noise=is_noise(name)))  # sequences differ in length
         probabilities[name] = fmean(shares)
     settings = {
         "set": "ImageNet-P", "sequences": {name: len(part) for name, part in videos.items()}, "crop": size,

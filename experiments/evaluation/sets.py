@@ -8,17 +8,17 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ..corruptions import STANDARD
-from ..corruptions.generate import generate_corrupted, generate_perturbed
+from ..corruptions.generate import METHOD, generate_corrupted, generate_perturbed
 from ..corruptions.sequences import CIFAR_P
 from ..data.corrupted import CorruptedSet, PerturbedSet
 from ..data.images import ImageData
 from ..studies.networks import cache_directory
 
-#: Random seed of the generated sets. It is part of the folder's name.
+#: Random seed of the generated sets. It is part of the folder's name, like the version of the methods.
 SEED = 0
 
 
@@ -31,27 +31,46 @@ def _complete(folder: Path, names: Iterable[str]) -> bool:
     return all(name in listed or f"{name}.npy" in listed for name in names)
 
 
-def _generated(data: ImageData, kind: str, names: Iterable[str], generate: Callable, **options) -> Path:
+def _generated(
+    data: ImageData, kind: str, names: Iterable[str], generate: Callable, limit: int | None, **options
+) -> Path:
     """The folder of a generated set. Only one process makes it; the others wait and then find it complete."""
-    folder = cache_directory() / "sets" / f"{data.name}-{kind}-seed{SEED}"
+    test = data.test.first(limit)
+    part = f"-first{len(test)}" if len(test) < len(data.test) else ""
+    folder = cache_directory() / "sets" / f"{data.name}-{kind}-seed{SEED}-method{METHOD}{part}"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         if not _complete(folder, names):
-            images = data.test.images.permute(0, 2, 3, 1).contiguous().numpy()
-            generate(images, data.test.labels.numpy(), folder, seed=SEED, **options)
+            images = test.images.permute(0, 2, 3, 1).contiguous().numpy()
+            generate(images, test.labels.numpy(), folder, seed=SEED, **options)
     return folder
 
 
-def generated_corrupted(data: ImageData, *, workers: int = 1) -> CorruptedSet:
-    """The test images under all 15 corruptions at 5 severities, read from the cache or made now by `workers`."""
-    folder = _generated(data, "c", STANDARD, generate_corrupted, workers=workers, frost="procedural")
-    return CorruptedSet(folder)
+def generated_corrupted(
+    data: ImageData, *, workers: int = 1, limit: int | None = None, corruptions: Sequence[str] = ()
+) -> CorruptedSet:
+    """The test images under all 15 corruptions at 5 severities, read from the cache or made now.
+
+    Args:
+        data: data set.
+        workers: number of processes that make the set.
+        limit: number of test images, counted from the first; `None` for all.
+        corruptions: names of further corruptions.
+    """
+    names, options = (*STANDARD, *corruptions), {"workers": workers, "frost": "procedural"}
+    return CorruptedSet(_generated(data, "c", names, generate_corrupted, limit, corruptions=names, **options))
 
 
-def generated_perturbed(data: ImageData, *, workers: int = 1) -> PerturbedSet:
-    """The ten sequences of frames of every test image, read from the cache or made now by `workers` processes."""
-    return PerturbedSet(_generated(data, "p", CIFAR_P, generate_perturbed, workers=workers))
+def generated_perturbed(data: ImageData, *, workers: int = 1, limit: int | None = None) -> PerturbedSet:
+    """The ten sequences of frames of every test image, read from the cache or made now.
+
+    Args:
+        data: data set.
+        workers: number of processes that make the set.
+        limit: number of test images, counted from the first; `None` for all.
+    """
+    return PerturbedSet(_generated(data, "p", CIFAR_P, generate_perturbed, limit, workers=workers))
 
 
 def published_folder(name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,8 @@ from ..data.imagenet import ImageNet
 from ..data.images import ImageData
 from ..data.toy_sets import ToyData
 from ..metrics.accuracy import logits_of
+from ..recipes.recipe import Evaluation
 
-#: Number of images in a forward pass, small enough to fit into the cache of a core.
-BATCH = 64
 SEED = 0
 #: Test view of ImageNet: resize the shorter side to 256, then crop the central 224. Other sizes keep this ratio.
 RESIZE, CROP = 256, 224
@@ -70,6 +70,24 @@ def at_size(data: ImageData | ImageNet | ToyData, size: int) -> ImageData | Imag
     return SizedData(data.name, data.train, data.test, data.classes, data.mean, data.std, image_size=size)
 
 
+class LowPrecision(nn.Module):
+    """A network in evaluation mode whose operations run in bfloat16 where PyTorch's autocast allows it.
+
+    Args:
+        network: the network.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits of the network in float32."""
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.network(x).float()
+
+
 @dataclass(frozen=True)
 class Subject:
     """A network and the data on which it is measured.
@@ -79,7 +97,7 @@ class Subject:
         data: images in memory or on disk, or points of a toy problem; see `at_size`.
         size: size of the recipe. `"paper"` uses the published test sets, all others generated ones.
         workers: number of processes that may generate test sets.
-        options: options of `logits_of`.
+        evaluation: levels, number of images and precision of the measurements.
         image_size: side in pixels of the images read from disk; 0 stands for 224.
         loaders: number of processes that decode images; 0 decodes in this process.
     """
@@ -88,10 +106,29 @@ class Subject:
     data: ImageData | ImageNet | ToyData
     size: str
     workers: int = 1
-    options: dict = field(default_factory=lambda: {"batch_size": BATCH})
+    evaluation: Evaluation = field(default_factory=Evaluation)
     image_size: int = 0
     loaders: int = 0
 
+    @cached_property
+    def network(self) -> nn.Module:
+        """The network in the precision of the evaluation."""
+        precision = self.evaluation.precision
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision: expected 'float32' or 'bfloat16', got {precision!r}.")
+        return LowPrecision(self.model) if precision == "bfloat16" else self.model
+
+    @property
+    def options(self) -> dict:
+        """Options of `logits_of`."""
+        return {"batch_size": self.evaluation.batch_size}
+
+    @property
+    def settings(self) -> dict:
+        """What every line of the ledger says about the evaluation, if it is not the default."""
+        precision = self.evaluation.precision
+        return {} if precision == "float32" else {"precision": precision}
+
     def predict(self, images, **options) -> Tensor:
         """Logits of images in memory, given as an `ImageSet` or as bytes `(n, C, H, W)`; options as in `logits_of`."""
-        return logits_of(self.model, images, self.data, channels_last=True, **self.options, **options)
+        return logits_of(self.network, images, self.data, channels_last=True, **self.options, **options)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from nfm_theory.adversarial.attacks import project
+from nfm_theory.adversarial.guards import input_gradient, raise_if_cut
+from nfm_theory.adversarial.label_margins import deficit_gradient
 from nfm_theory.adversarial.linear_bounds import Ball, check_ball
 
 from ..data.images import ImageData
@@ -65,6 +67,9 @@ def ascend(
     $$ x \leftarrow \Pi\big(x + s\,\rho\,\mathrm{sign}\,\nabla\ell\big) \quad (l_\infty), \qquad
        x \leftarrow \Pi\big(x + s\,\rho\,\nabla\ell/\|\nabla\ell\|_2\big) \quad (l_2) $$
 
+    The direction of ∇ℓ is that of the gradient of `label_margins.margin_deficit`, which does not round to 0 where the
+    network is confident.
+
     Args:
         head: maps pixels `(b, C, H, W)` in [0, 1] to logits `(b, K)`, each image independently of the others.
         pixels: clean images.
@@ -74,18 +79,28 @@ def ascend(
         steps: number of steps, at least 1.
         step_size: s, step length as a fraction of the radius; `None` for 2.5 / steps.
         start: first displacement as a fraction of the radius, `(b, C, H, W)`; `None` starts at the image itself.
+
+    Raises:
+        ValueError: if the logits change with the pixels, but no gradient says so.
     """
     check_steps(steps, step_size)
     part = REACH / steps if step_size is None else step_size
     ball: Ball = check_ball(pixels, radius, norm, BOX)
     x = pixels if start is None else project(pixels + radius * start, ball)
+    slopes = partial(deficit_gradient, own=labels)
     for _ in range(steps):
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            loss = F.cross_entropy(head(leaf), labels, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, leaf)
+        _, gradient = input_gradient(head, x, slopes)
+        if gradient is None or not gradient.any():
+            raise_if_cut(head, x, _away(x, radius), slopes)
+            break
         x = project(x + part * radius * (gradient.sign() if norm == "linf" else _unit(gradient)), ball)
     return x.detach()
+
+
+def _away(x: Tensor, radius: float) -> Tensor:
+    """Points at the distance ρ in the maximum norm, in directions that are always the same."""
+    signs = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)).to(x) - 0.5
+    return x + radius * signs.sign()
 
 
 def check_steps(steps: int, step_size: float | None) -> None:

@@ -25,6 +25,14 @@ ALEXNET_FLIP = dict(
 )
 
 
+def is_noise(name: str) -> bool:
+    """True for a noise, also for the further sequences of CIFAR-10-P such as `gaussian_noise_2` and `speckle_noise`.
+
+    As in the reference evaluation, all frames of a noise are compared with the first one.
+    """
+    return "noise" in name
+
+
 def flip_probability(predictions: Tensor, *, noise: bool) -> float:
     """Share of frames whose prediction differs from that of the previous frame, or of the first frame for noises.
 
@@ -57,7 +65,7 @@ def _means(values: Mapping[str, float], prefix: str) -> dict[str, float]:
     """All values, their mean, and, if there are others than noises, their mean without the noises."""
     found = {f"{prefix}/{name}": float(value) for name, value in values.items()}
     found[f"{prefix}/mean"] = fmean(values.values())
-    if quiet := [value for name, value in values.items() if name not in NOISES]:
+    if quiet := [value for name, value in values.items() if not is_noise(name)]:
         found[f"{prefix}/mean_without_noise"] = fmean(quiet)
     return found
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from nfm_theory.setting.checks import near
 
+from .fast import FastConvNet
 from .preactresnet import DigitsResNet, PreActResNet18
 from .resnet50 import ResNet50
 from .toy_networks import nfm_toy, noisymix_toy
@@ -39,14 +40,16 @@ class Architecture(NamedTuple):
 
 _STAGES = ("", "layer1", "layer2", "layer3")
 
-#: Networks by name. Layers are those of the released code (protocol, section 1). Three choices are ours: for `vit` the
-#: output of every second block, for `digits_resnet` all stages but the last, and for the toy networks all layers.
+#: Networks by name. Layers are those of the released code (protocol, section 1). Our choices are: for `vit` the
+#: output of every second block, for `fast_cnn` all stages, for `digits_resnet` all stages but the last, and for the
+#: toy networks all layers.
 #: NFM's own code stops at `layer2` for WRN-28, but none of its tables has this network.
 MODELS: dict[str, Architecture] = {
     "preactresnet18": Architecture(PreActResNet18, _STAGES),
     "wideresnet18": Architecture(partial(PreActResNet18, width=128), _STAGES),
     "wideresnet28": Architecture(WideResNet28, _STAGES),
     "resnet50": Architecture(ResNet50, _STAGES),
+    "fast_cnn": Architecture(FastConvNet, _STAGES),
     "vit": Architecture(ViT, ("", "blocks.1", "blocks.3", "blocks.5")),
     "digits_resnet": Architecture(DigitsResNet, ("", "layer1", "layer2")),
     "nfm_toy": Architecture(nfm_toy, ("", "hidden1", "hidden2", "hidden3")),

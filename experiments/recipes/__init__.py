@@ -7,20 +7,20 @@ from functools import cache
 
 from nfm_theory.setting.checks import near
 
+from . import compact, ours, text
 from . import nfm_tables as nfm
 from . import noisymix_tables as noisymix
-from . import ours, text
 from . import taylor_terms as second_order
-from .recipe import SIZES, Recipe, Scheme, Training
+from .recipe import SIZES, Evaluation, Recipe, Scheme, Training
 
-__all__ = ["SIZES", "Recipe", "Scheme", "Training", "all_recipes", "get_recipe", "select_recipes"]
+__all__ = ["SIZES", "Evaluation", "Recipe", "Scheme", "Training", "all_recipes", "get_recipe", "select_recipes"]
 
 
 @cache
 def all_recipes() -> dict[str, Recipe]:
     """Every recipe by name, in the order of the tables."""
     found = [*nfm.recipes(), *noisymix.recipes(), *ours.recipes()]
-    found += [*text.recipes(found), *second_order.recipes(found)]
+    found += [*compact.recipes(found), *text.recipes(found), *second_order.recipes(found)]
     names = [recipe.name for recipe in found]
     if len(set(names)) != len(names):
         raise ValueError(f"recipes: expected different names, got {sorted({n for n in names if names.count(n) > 1})}.")

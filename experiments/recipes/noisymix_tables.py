@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .recipe import Recipe, Scheme, Training
-from .schemes import CHOICES, SCHEMES, VIEWS
+from .schemes import AUTOAUGMENT, CHOICES, PROCESSES, SCHEMES, VIEWS
 
 _CIFAR = Training(
     data="cifar10", model="preactresnet18", scheme=Scheme("baseline"), epochs=200, batch_size=128, learning_rate=0.1,
@@ -42,6 +42,7 @@ _IMAGENET_SETTINGS = {
     "noisymix": {"add_noise": 0.4, "mult_noise": 0.4},
     "manifold_mixup": {"alpha": 0.2},
     "cutmix": {"probability": 1.0},
+    "puzzlemix": {"loss": "cross_entropy"},
     "adversarial": {"radius": 4 / 255, "replays": 4},
 }
 _IMAGENET_CHOICES = {
@@ -50,12 +51,20 @@ _IMAGENET_CHOICES = {
         ("replays", "4, as the authors of the method use on ImageNet; the paper's network was trained with PGD"),
     ),
     "autoaugment": (
-        ("views", "the ImageNet policy of AutoAugment; the paper's network was trained with another policy"),
+        (
+            "views",
+            f"the ImageNet policy of AutoAugment; the paper's network was trained with another policy; {AUTOAUGMENT}",
+        ),
     ),
     "manifold_mixup": (("alpha", "0.2, as in NFM Table 3, since the row seems to show that network"),),
     "cutmix": (
         ("alpha", "1.0: nowhere stated for the baselines of this paper"),
         ("probability", "1, as in CutMix's own code for ImageNet: nowhere stated for these tables"),
+    ),
+    "puzzlemix": (
+        ("alpha", "1.0, as in PuzzleMix's own code: nowhere stated for the baselines of this paper"),
+        ("loss", "cross_entropy, and whole cells are moved, as in PuzzleMix's own code for ImageNet"),
+        ("augmentation", "without the color jitter and the lighting of PuzzleMix's own code"),
     ),
     "noisymix": (
         _VIEW_NOISE,
@@ -69,6 +78,9 @@ _IMAGENET_CHOICES = {
 def _choices(name: str) -> tuple[tuple[str, str], ...]:
     alphas = ("mixup", "manifold_mixup", "cutmix", "puzzlemix", "nfm")
     alpha = (("alpha", "1.0: nowhere stated for the baselines of this paper"),) if name in alphas else ()
+    if name == "puzzlemix":
+        own = "as for the other rows; PuzzleMix's own code has batches of 100, a rate in steps, and a padding of 2"
+        alpha += (("batch_size, schedule, augmentation", own),)
     return (*alpha, *(_RELEASED_MIX if name == "noisymix" else ()), *CHOICES.get(name, ()))
 
 
@@ -137,7 +149,7 @@ def _imagenet_tables():
     }
     for table, suites in plans.items():
         for name in names:
-            choices = _IMAGENET_CHOICES.get(name, _choices(name))
+            choices = (*_IMAGENET_CHOICES.get(name, _choices(name)), PROCESSES)
             if name in _TRAINED_ELSEWHERE:
                 choices = (*choices, ("training", f"trained here; the paper's row shows {_TRAINED_ELSEWHERE[name]}"))
             note = "needs stylized images, which are not part of ImageNet" if name == "stylized_imagenet" else ""
@@ -150,10 +162,11 @@ def _transfer():
     """Table 5: the networks of Table 1, fine-tuned on CIFAR at 224 pixels."""
     for data in ("cifar10", "cifar100"):
         for name in ("baseline", "autoaugment", "mixup", "puzzlemix", "augmix", "noisymix"):
+            normalisation = {"cifar10": "nfm_preprint", "cifar100": "transfer_cifar100"}[data]
             training = replace(
                 _IMAGENET, data=data, scheme=Scheme(f"transfer_{name}"), epochs=150, batch_size=64,
                 learning_rate=0.001, weight_decay=5e-4, nesterov=False, schedule="steps", milestones=(49, 99),
-                data_options=(("normalisation", "imagenet"),), image_size=224,
+                data_options=(("normalisation", normalisation),), image_size=224,
                 pretrained=_imagenet_training(name).hash,
             )  # fmt: skip
             row = f"noisymix-table5/{data}-{name}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .recipe import Recipe, Scheme, Training
+from .recipe import Evaluation, Recipe, Scheme, Training
 from .schemes import CHOICES, SCHEMES, VIEWS
 
 # Digits ------------------------------------------------------------------------------------------------------
@@ -13,24 +13,41 @@ _DIGITS = Training(
     data="digits", model="digits_resnet", scheme=Scheme("baseline"), epochs=20, batch_size=64, learning_rate=0.1,
     model_options=(("width", 8),), nesterov=True, weight_decay=5e-4, schedule="cosine",
 )  # fmt: skip
+#: The papers' levels and larger ones. Digits have more contrast than CIFAR, so their radii are larger, too.
+DIGITS_EVALUATION = Evaluation(
+    white_noise=(0.1, 0.2, 0.3, 0.5, 1.0), salt_pepper=(0.02, 0.04, 0.1, 0.2), radii=(0.05, 0.1, 0.2)
+)
 _DIGITS_SUITES = ("clean", "white_noise", "salt_pepper", "attacks", "corrupted", "flips", "calibration")
 
 
-def _shorter(scheme: Scheme) -> Scheme:
+def shorter(scheme: Scheme) -> Scheme:
     """At most four steps on each batch, since a training with few epochs cannot afford eight."""
     return replace(scheme, replays=min(scheme.replays, 4))
 
 
-def _choices(name: str) -> tuple[tuple[str, str], ...]:
+def row_choices(name: str) -> tuple[tuple[str, str], ...]:
     """The choices at the papers' size, except for the number of steps on each batch."""
     fewer = {"replays": "4, half of what the authors of the method use: neither paper has this row on CIFAR"}
     return tuple((setting, fewer.get(setting, why)) for setting, why in CHOICES.get(name, ()))
 
 
+#: Settings on digits that are not those of the authors' code, since the results were recorded with them.
+_AS_RECORDED = {"puzzlemix": {"loss": "cross_entropy"}, "adversarial": {"clamp": False}}
+_RECORDED_CHOICES = {
+    "puzzlemix": (("loss", "cross_entropy; PuzzleMix's own code for CIFAR has the binary one of the softmax"),),
+    "adversarial": (("clamp", "none; the code of the method's authors cuts the perturbed pixels to [0, 1]"),),
+}
+
+
 def _digits():
     for name, scheme in SCHEMES.items():
-        training = replace(_DIGITS, scheme=_shorter(scheme), views=VIEWS.get(name, ""))
-        yield Recipe(f"digits/{name}", "digits", training, _DIGITS_SUITES, choices=_choices(name))
+        scheme = replace(shorter(scheme), **_AS_RECORDED.get(name, {}))
+        training = replace(_DIGITS, scheme=scheme, views=VIEWS.get(name, ""))
+        kept = tuple(choice for choice in row_choices(name) if choice[0] not in _AS_RECORDED.get(name, ()))
+        choices = (*kept, *_RECORDED_CHOICES.get(name, ()))
+        yield Recipe(
+            f"digits/{name}", "digits", training, _DIGITS_SUITES, choices=choices, evaluation=DIGITS_EVALUATION
+        )
 
 
 # Small -------------------------------------------------------------------------------------------------------
@@ -46,16 +63,18 @@ _SMALL_SCHEMES = (
     *("baseline", "baseline_noise", "mixup", "cutmix", "manifold_mixup", "noisy_mixup", "nfm", "augmix", "noisymix"),
     "taylor_nfm",
 )
+_SMALL_EVALUATION = Evaluation(radii=(2 / 255, 4 / 255))
 _SMALL_SUITES = ("clean", "white_noise", "salt_pepper", "attacks", "corrupted", "calibration")
 
 
 def _small():
     for data in ("cifar10", "cifar100"):
         for name in (*_SMALL_SCHEMES, *(n for n in SCHEMES if n not in _SMALL_SCHEMES)):
-            training = replace(_SMALL, data=data, scheme=_shorter(SCHEMES[name]), views=VIEWS.get(name, ""))
+            training = replace(_SMALL, data=data, scheme=shorter(SCHEMES[name]), views=VIEWS.get(name, ""))
             yield Recipe(
-                f"{data}-small/{name}", "small", training, _SMALL_SUITES, seeds=(1, 2, 3), choices=_choices(name)
-            )
+                f"{data}-small/{name}", "small", training, _SMALL_SUITES, seeds=(1, 2, 3), choices=row_choices(name),
+                evaluation=_SMALL_EVALUATION,
+            )  # fmt: skip
 
 
 # Toy problems --------------------------------------------------------------------------------------------------

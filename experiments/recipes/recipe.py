@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from nfm_theory import Law
 
 #: Sizes of a recipe, from trainings of seconds to the tables of the papers.
-SIZES = ("toy", "digits", "small", "paper")
+SIZES = ("toy", "digits", "small", "compact", "paper")
+#: Losses of a scheme with patches.
+LOSSES = ("cross_entropy", "binary")
 #: Pairs of an option's name and value. Unlike a dict they are hashable.
 Options = tuple[tuple[str, object], ...]
 
@@ -31,7 +33,9 @@ class Scheme:
         label_smoothing: amount of label smoothing.
         patch: `""`, `"cutmix"` or `"puzzlemix"`.
         probability: share of the batches on which `patch` acts.
+        loss: `"cross_entropy"`, or `"binary"` for the binary cross entropy of the softmax (only with `patch`).
         radius: l∞ radius of free adversarial training, for pixels in [0, 1]; 0 for none.
+        clamp: True to cut the perturbed pixels to [0, 1].
         replays: steps on each batch in free adversarial training; the number of epochs is divided by it.
         terms: names of the regularizers that are added to the plain loss (Taylor schemes). They replace the exact step
             with the same `alpha`, `layers` and noise.
@@ -56,6 +60,8 @@ class Scheme:
     terms: tuple[str, ...] = ()
     eps: float = 1.0
     form: str = "mixed"
+    loss: str = "cross_entropy"
+    clamp: bool = False
 
     @property
     def views(self) -> int:
@@ -148,17 +154,43 @@ def _changed(record) -> dict:
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """How a trained network is measured. The settings that act on a suite are written into its line of the ledger.
+
+    Attributes:
+        white_noise: levels σ of white noise, in normalized units.
+        salt_pepper: levels γ of salt and pepper noise.
+        radii: l∞ radii of the attacks, for pixels in [0, 1].
+        images: number of test images under attacks and corruptions, counted from the first; `None` for all.
+        sequences: number of sequences for flips, counted from the first; `None` for all.
+        corruptions: names of further corruptions besides the fifteen of the benchmark.
+        batch_size: images in a forward pass.
+        precision: `"float32"` or `"bfloat16"` (autocast).
+    """
+
+    white_noise: tuple[float, ...] = (0.1, 0.2, 0.3)
+    salt_pepper: tuple[float, ...] = (0.02, 0.04, 0.1)
+    radii: tuple[float, ...] = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+    images: int | None = None
+    sequences: int | None = None
+    corruptions: tuple[str, ...] = ()
+    batch_size: int = 64
+    precision: str = "float32"
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One row of a table: a training and its measurements.
 
     Attributes:
         name: `table/row`.
-        size: `"toy"`, `"digits"`, `"small"` or `"paper"`.
+        size: a name of `SIZES`.
         training: settings that determine the weights.
         suites: names of the measurements, see `experiments.evaluation`.
         seeds: random seeds of the networks in the table.
         choices: settings that no source states or on which sources differ, with a reason.
         note: reason why the row cannot be run, or `""`.
+        evaluation: levels, number of images and precision of the measurements.
     """
 
     name: str
@@ -168,6 +200,7 @@ class Recipe:
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     choices: tuple[tuple[str, str], ...] = field(default=())
     note: str = ""
+    evaluation: Evaluation = Evaluation()
 
     def __post_init__(self):
         """Refuse an unknown size."""

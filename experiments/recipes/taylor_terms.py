@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from .ours import DIGITS_EVALUATION
 from .recipe import Recipe, Scheme, Training
 from .schemes import CHOICES, SCHEMES, TAYLOR_TERMS
 
@@ -50,7 +51,7 @@ def _trainings(base: Training, schemes: Iterable[Scheme], *, smooth: bool) -> It
 
 def _recipe(name: str, training: Training, *choices: tuple[str, str]) -> Recipe:
     smooth = _SMOOTH_CHOICE if _SMOOTH in training.model_options else ()
-    return Recipe(name, "digits", training, SUITES, choices=(*choices, *smooth))
+    return Recipe(name, "digits", training, SUITES, choices=(*choices, *smooth), evaluation=DIGITS_EVALUATION)
 
 
 def _terms(base: Training, *, smooth: bool) -> Iterator[Recipe]:

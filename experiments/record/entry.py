@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 #: Version of the lines that this code writes. It reads no other.
 SCHEMA = 1
-SIZES = ("digits", "small", "paper", "toy")
+SIZES = ("digits", "small", "compact", "paper", "toy")
 #: Metrics whose values are shares in [0, 1], by the first part of the key, such as "corrupted" in "corrupted/mean".
 SHARES = frozenset(
     {"clean", "white_noise", "salt_pepper", "salt_pepper_standard", "corrupted", "imagenet_r", "flip_probability",
@@ -127,7 +127,7 @@ class Entry:
         recipe: name of the recipe.
         hash: hash of the training settings, 16 hexadecimal digits.
         settings: the training settings without the seed.
-        size: "digits", "small", "paper" or "toy".
+        size: "digits", "small", "compact", "paper" or "toy".
         scheme: id of the training scheme, as in `experiments/published`.
         seed: random seed of the training run.
         suite: what was measured, such as "clean", "corrupted", "attacks", "flips" or "calibration".

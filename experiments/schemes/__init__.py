@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..recipes.recipe import Scheme
+from ..recipes.recipe import LOSSES, Scheme
 from .step import FreeAdversarialStep, MixingStep, PatchStep, Step
 from .taylor import TaylorNoisyMixStep, TaylorStep
 
@@ -35,11 +35,16 @@ def build_step(
     """
     if sum(map(bool, (scheme.patch, scheme.radius, scheme.terms))) > 1:
         raise ValueError(f"scheme {scheme.name!r}: expected one of patch, radius and terms, got several.")
+    if scheme.loss not in LOSSES or (scheme.loss == "binary" and not scheme.patch):
+        raise ValueError(
+            f"scheme {scheme.name!r}: expected a loss out of {LOSSES}, and 'binary' only with a patch, "
+            f"got {scheme.loss!r}."
+        )
     options = {"layers": layers, "classes": classes, "generator": generator}
     if scheme.patch:
         return PatchStep(scheme, model, mean=mean, std=std, **options)
     if scheme.radius:
-        return FreeAdversarialStep(scheme, model, std=std, **options)
+        return FreeAdversarialStep(scheme, model, mean=mean, std=std, **options)
     if scheme.terms:
         return (TaylorNoisyMixStep if scheme.jsd else TaylorStep)(scheme, model, **options)
     if scheme.alpha or scheme.add_noise or scheme.mult_noise or scheme.jsd:

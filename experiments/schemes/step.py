@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import nfm_theory as nt
 
 from ..augment.cutmix import cutmix
-from ..augment.puzzlemix import PuzzleOptions, puzzlemix, saliency
+from ..augment.puzzlemix import puzzlemix, saliency
 from ..recipes.recipe import Scheme
 
 
@@ -99,7 +99,7 @@ class PatchStep(Step):
         self.normalisation = {"mean": mean, "std": std}
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Cross entropy with the mixed labels of the patched images."""
+        """The loss of the patched images with their mixed labels."""
         scheme = self.scheme
         if scheme.patch == "cutmix":
             mixed, targets = cutmix(
@@ -107,44 +107,65 @@ class PatchStep(Step):
                 num_classes=self.classes,
             )  # fmt: skip
         else:
-            # a cell has at least two pixels, so small images allow fewer grids
-            options = PuzzleOptions(grids=tuple(g for g in PuzzleOptions.grids if 2 * g <= x.shape[-1]))
             mixed, targets = puzzlemix(
-                x, y, saliency(self.model, x, y), generator=self.generator, num_classes=self.classes, options=options,
+                x, y, saliency(self.model, x, y), generator=self.generator, num_classes=self.classes,
                 **self.normalisation,
             )  # fmt: skip
-        return F.cross_entropy(self.forward(mixed), targets)
+        logits = self.forward(mixed)
+        return binary_loss(logits, targets) if scheme.loss == "binary" else F.cross_entropy(logits, targets)
+
+
+def binary_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    r"""Binary cross entropy of the softmax, mean over samples and classes, as in PuzzleMix's own code for CIFAR.
+
+    $$ -\frac1{nK} \sum_{i,k} t_{ik} \log p_{ik} + (1 - t_{ik}) \log(1 - p_{ik}), \qquad p_i = softmax(z_i) $$
+
+    Computed in at least single precision, also under autocast. Logarithms are cut at -100, as PyTorch does.
+
+    Args:
+        logits: z, `(n, K)`.
+        targets: label weights t, `(n, K)`, in [0, 1].
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return F.binary_cross_entropy(logits.softmax(1), targets.to(logits.dtype))
 
 
 class FreeAdversarialStep(Step):
     """Free adversarial training: every batch is used several times, each time with the latest perturbation.
 
-    Source: Shafahi et al., "Adversarial Training for Free!", NeurIPS 2019, algorithm 1. The backward pass also gives
-    the gradient of the loss in the input. Its sign times the radius is added to the perturbation, which is then clipped
-    to the radius. The next batch starts with the last perturbation. Radii refer to pixels in [0, 1], so they are
-    divided by `std`.
+    Source: Shafahi et al., "Adversarial Training for Free!", NeurIPS 2019, algorithm 1, and its authors' code. The
+    backward pass also gives the gradient of the loss in the perturbation. Its sign times the radius is added to the
+    perturbation, which is then clipped to the radius. The next batch starts with the last perturbation. Radii refer to
+    pixels in [0, 1], so they are divided by `std`. With `scheme.clamp` the perturbed pixels are cut to [0, 1], as in
+    the authors' code; a pixel that was cut has no gradient, so its perturbation stays.
     """
 
-    def __init__(self, scheme: Scheme, model: nn.Module, *, std: tuple[float, ...], **options):
+    def __init__(self, scheme: Scheme, model: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...], **options):
         super().__init__(scheme, model, **options)
         self.repeats = scheme.replays
-        self.radius = scheme.radius / torch.tensor(std)[:, None, None]
+        # Computed like the normalized images, so that a black or white pixel is not cut by rounding
+        shift, scale = (torch.tensor(v)[:, None, None] for v in (mean, std))
+        self.radius, self.low, self.high = scheme.radius / scale, (0 - shift) / scale, (1 - shift) / scale
         self.delta: Tensor | None = None
-        self._input: Tensor | None = None
+        self._leaf: Tensor | None = None
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Cross entropy at the perturbed images."""
         if self.delta is None or self.delta.shape[1:] != x.shape[1:] or len(self.delta) < len(x):
             self.delta = torch.zeros_like(x)
-        self._input = (x + self.delta[: len(x)]).requires_grad_()
-        return F.cross_entropy(self.forward(self._input), y)
+        self._leaf = self.delta[: len(x)].clone().requires_grad_()
+        perturbed = x + self._leaf
+        if self.scheme.clamp:
+            perturbed = perturbed.clamp(self.low.to(x), self.high.to(x))
+        return F.cross_entropy(self.forward(perturbed), y)
 
     def after_backward(self) -> None:
         """Move the perturbation along the sign of the gradient."""
-        n, radius = len(self._input), self.radius.to(self._input)
-        moved = self.delta[:n] + radius * self._input.grad.sign()
+        n, radius = len(self._leaf), self.radius.to(self._leaf)
+        moved = self.delta[:n] + radius * self._leaf.grad.sign()
         self.delta = torch.cat([moved.clamp(-radius, radius), self.delta[n:]])
-        self._input = None
+        self._leaf = None
 
     def state_dict(self) -> dict[str, Tensor]:
         """The perturbation."""

@@ -166,7 +166,7 @@ def run_case(case: DecompositionCase) -> tuple[list[dict]]:
         })  # fmt: skip
 
     with tempfile.TemporaryDirectory() as folder:
-        execution = Execution(device="cpu", progress=False, checkpoint_steps=10**9)
+        execution = Execution(device="cpu", progress=False, checkpoint_minutes=math.inf)
         train(training, source, classes=classes, seed=case.seed, runs=Path(folder), execution=execution, watch=watch)
     return (records,)
 

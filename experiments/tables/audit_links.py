@@ -279,13 +279,14 @@ def text_claims(published: Published) -> Found:
             continue
         row = claim.comparisons[0].row
         numbers: dict[str, float] = {}
-        for comparison, left, right in outcome.failed:
-            numbers |= {f"{comparison.item}: {row}": left, f"{comparison.item}: {comparison.other}": right}
+        for one in outcome.failed:
+            item = one.comparison.item
+            numbers |= {f"{item}: {row}": one.left, f"{item}: {one.comparison.other}": one.right}
         shown = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
         if claim.count is not None:
             numbers |= {"claimed": claim.count, "counted": len(outcome.items)}
             shown = f"{len(outcome.items)} as printed ({', '.join(outcome.items)})"
-        tie = all(abs(left - right) < FLOAT for _, left, right in outcome.failed) and claim.count is None
+        tie = all(abs(one.left - one.right) < FLOAT for one in outcome.failed) and claim.count is None
         yield Finding(
             f"claim:{claim.table}:{row}:{claim.id}", claim.table, row,
             f"“{claim.statement}” ({claim.source}): {shown}.", numbers,

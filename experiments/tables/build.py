@@ -1,36 +1,36 @@
 """A published table with our own values beside the printed ones.
 
 A row of a table and a line of the ledger meet in a recipe. The recipe of a row is named `table/row`, and a line belongs
-to it if the hashes of their training settings agree, so that rows of several tables can share one training. At our own
-sizes a study such as `digits/...` stands for a table: `OUR_STUDIES` says which.
+to it if the hashes of their training settings agree, so that rows of several tables can share one training.
+
+At our own sizes a study, that is all recipes `study/...`, stands for a table if it has at least half of its rows, is
+trained on the data of its columns, and the networks of the table do not start from other networks. A study on data that
+no table has (digits, Fashion-MNIST) stands for CIFAR-10, which has ten classes as well.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Protocol
 
+from ..recipes import SIZES as ALL_SIZES
 from ..recipes import Recipe, all_recipes
-from .claims import NOT_RUN, Claim, Judgement, judge_ours, judge_published
+from .claims import NOT_RUN, Claim, Judgement, Outcome, judge_ours, judge_published
 from .claims_list import all_claims
+from .hardness import Level, matched_levels
 from .metrics_map import Column, measured
 from .published import ABLATION, Published, PublishedValue, load_published
-from .registry import TableInfo, table_info
+from .registry import TABLES, TableInfo, table_info
 
 #: The sizes of our recipes, the papers' own first.
-SIZES = ("paper", "small", "digits", "toy")
-_CIFAR10, _CIFAR100 = ("cifar10-small", "digits"), ("cifar100-small",)
-#: The studies that stand for a published table, by the data set of its columns. Their rows are named after the schemes.
-OUR_STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
-    "nfm-table1": {"cifar10": _CIFAR10},
-    "nfm-table2": {"cifar100": _CIFAR100},
-    "noisymix-table2": {"cifar10": _CIFAR10, "cifar100": _CIFAR100},
-    "noisymix-table7": {"cifar10": _CIFAR10},
-    "noisymix-table8": {"cifar100": _CIFAR100},
-    "noisymix-table13": {"cifar10": _CIFAR10},
-}
+SIZES = tuple(reversed(ALL_SIZES))
+#: Data sets on which the networks of some table were trained.
+PRINTED_DATA = {data for info in TABLES.values() for data in info.data}
+#: The data set for which a study on data of no table stands.
+STOOD_FOR = "cifar10"
 #: Printed rows that have another name in our studies.
 OUR_ROWS = {"puzzlemix/epochs=200": "puzzlemix"}
 #: Printed rows of the ablation, whose recipes are named after its four switches.
@@ -78,17 +78,24 @@ class OurValue:
 
 @dataclass(frozen=True)
 class Group:
-    """Our values at one size, as a group of columns.
+    """Our values of one study, as a group of columns.
 
     Attributes:
+        study: name of the study; the id of the table if its own recipes were run.
         size: the size of the recipes.
         heading: what was trained, in words.
         cells: our values by row and column.
+        levels: where the baseline has lost as much as in the paper, by column (see `hardness`). At the papers' size
+            there are none, as printed levels count there.
+        judged: our values by row and column at these levels.
     """
 
+    study: str
     size: str
     heading: str
     cells: Mapping[tuple[str, str], OurValue]
+    levels: Mapping[str, Level] = field(default_factory=dict)
+    judged: Mapping[tuple[str, str], OurValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ class Table:
         columns: the columns in printed order.
         rows: the id and the printed label of each row.
         printed: the printed values by row and column.
-        groups: our values, one group for each size at which something was run.
+        groups: our values, one group for each study that was run, in the order of `SIZES`.
     """
 
     info: TableInfo
@@ -108,6 +115,62 @@ class Table:
     rows: tuple[tuple[str, str], ...]
     printed: Mapping[tuple[str, str], PublishedValue]
     groups: tuple[Group, ...] = ()
+
+
+@cache
+def own_studies() -> dict[str, tuple[str, str, frozenset[str]]]:
+    """Our own studies at sizes below the papers': size, data set and rows of each, in the order of the recipes."""
+    found: dict[str, tuple[str, str, frozenset[str]]] = {}
+    for recipe in all_recipes().values():
+        study, _, row = recipe.name.partition("/")
+        if recipe.size != "paper" and study not in TABLES:
+            size, data, rows = found.get(study, (recipe.size, recipe.training.data, frozenset()))
+            found[study] = (size, data, rows | {row})
+    return found
+
+
+def recipe_of(table: str, row: str, data: str) -> Recipe | None:
+    """The recipe of a row of a published table, or `None` if it has none."""
+    own = _own_name(table, row)
+    return all_recipes().get(f"{table}/{data}-{own}" if table in _BY_DATA else f"{table}/{own}")
+
+
+def _own_name(table: str, row: str) -> str:
+    return _SWITCHES[row] if table == "noisymix-table4" else row.replace("/", "-").replace("=", "")
+
+
+def _study_row(table: str, row: str) -> str:
+    """The name that a row of a table has in our studies."""
+    return OUR_ROWS.get(row, _own_name(table, row))
+
+
+@cache
+def studies_of(table: str, data: str) -> tuple[str, ...]:
+    """Our studies that stand for the columns of a table whose networks were trained on a data set.
+
+    Args:
+        table: id of the table.
+        data: the data set.
+
+    Returns:
+        Names of studies in the order of `SIZES`. Within a size those on the very data set come first.
+    """
+    own = {row: recipe for row in load_published().rows(table) if (recipe := recipe_of(table, row, data))}
+    if not own or any(recipe.training.pretrained for recipe in own.values()):
+        return ()
+    names = {_study_row(table, row) for row in own}
+    found = [
+        (SIZES.index(size), trained != data, study)
+        for study, (size, trained, rows) in own_studies().items()
+        if (trained == data or (trained not in PRINTED_DATA and data == STOOD_FOR))
+        and 2 * len(names & rows) >= len(names)
+    ]
+    return tuple(study for *_, study in sorted(found, key=lambda one: one[:2]))
+
+
+def has_row(study: str, table: str, row: str) -> bool:
+    """True if a study of ours has the row of a table."""
+    return _study_row(table, row) in own_studies()[study][2]
 
 
 def recipes_of(table: str, row: str, data: str) -> list[Recipe]:
@@ -119,17 +182,15 @@ def recipes_of(table: str, row: str, data: str) -> list[Recipe]:
         data: the data set on which the networks of a column were trained.
 
     Returns:
-        At most one recipe of each size.
+        At most one recipe of each study.
 
     Example:
-        >>> [recipe.name for recipe in recipes_of("nfm-table1", "nfm", "cifar10")]
-        ['nfm-table1/nfm', 'cifar10-small/nfm', 'digits/nfm']
+        >>> [recipe.name for recipe in recipes_of("nfm-table1", "nfm", "cifar10")][0]
+        'nfm-table1/nfm'
     """
-    own = _SWITCHES[row] if table == "noisymix-table4" else row.replace("/", "-").replace("=", "")
-    names = [f"{table}/{data}-{own}" if table in _BY_DATA else f"{table}/{own}"]
-    names += [f"{study}/{OUR_ROWS.get(row, row)}" for study in OUR_STUDIES.get(table, {}).get(data, ())]
-    known = all_recipes()
-    return [known[name] for name in names if name in known]
+    names = [f"{study}/{_study_row(table, row)}" for study in studies_of(table, data)]
+    own = recipe_of(table, row, data)
+    return [*([own] if own else []), *(all_recipes()[name] for name in names if name in all_recipes())]
 
 
 def build_table(
@@ -159,25 +220,68 @@ def build_table(
     for entry in entries:
         by_hash.setdefault(entry.hash, []).append(entry)
     rows, columns = published.rows(table), published.columns(table)
-    cells: dict[str, dict[tuple[str, str], OurValue]] = {}
-    trained: dict[str, list[Recipe]] = {}
+    recipes: dict[str, dict[tuple[str, str], Recipe]] = {}
     for row in rows:
-        for column in columns:
-            for recipe in recipes_of(table, row, column.data):
-                value = _value(by_hash.get(recipe.hash, ()), column.metric)
-                if value is not None:
-                    cells.setdefault(recipe.size, {})[row, column.id] = value
-                    trained.setdefault(recipe.size, []).append(recipe)
-    groups = [Group(size, _heading(trained[size]), cells[size]) for size in sizes or SIZES if size in cells]
+        for data in dict.fromkeys(column.data for column in columns):
+            for recipe in recipes_of(table, row, data):
+                recipes.setdefault(recipe.name.partition("/")[0], {})[row, data] = recipe
+    groups = [
+        _group(published, table, study, some, lines)
+        for study, some in recipes.items()
+        if (lines := {place: by_hash[hash_] for place, recipe in some.items() if (hash_ := recipe.hash) in by_hash})
+    ]
+    shown = [group for group in groups if group.cells and group.size in (sizes or SIZES)]
     labels = tuple((row, next(iter(line.values())).label) for row, line in rows.items())
     printed = {(row, column): value for row, line in rows.items() for column, value in line.items()}
-    return Table(info, columns, labels, printed, tuple(groups))
+    return Table(info, columns, labels, printed, tuple(sorted(shown, key=lambda group: SIZES.index(group.size))))
 
 
-def _value(entries: Iterable[LedgerEntry], metric: str) -> OurValue | None:
+def _group(
+    published: Published,
+    table: str,
+    study: str,
+    recipes: Mapping[tuple[str, str], Recipe],
+    lines: Mapping[tuple[str, str], Sequence[LedgerEntry]],
+) -> Group:
+    """The values of one study in the cells of a table.
+
+    Args:
+        published: the printed values.
+        table: id of the table.
+        study: name of the study.
+        recipes: its recipes by row and data set.
+        lines: the lines of the ledger by row and data set.
+    """
+    columns = published.columns(table)
+
+    def value(row: str, column: Column, metric: str) -> OurValue | None:
+        found = {} if row == column.minus else _by_seed(lines.get((row, column.data), ()), metric)
+        if column.minus and found:
+            base = _by_seed(lines.get((column.minus, column.data), ()), metric)
+            found = {seed: found[seed] - base[seed] for seed in found.keys() & base.keys()}
+        return OurValue(tuple(sorted(found.items()))) if found else None
+
+    def table_of(metrics: Mapping[str, str]) -> dict[tuple[str, str], OurValue]:
+        cells = {
+            (row, column.id): value(row, column, metrics.get(column.id, column.metric))
+            for row in published.rows(table)
+            for column in columns
+        }
+        return {place: one for place, one in cells.items() if one is not None}
+
+    size = next(iter(recipes.values())).size
+    levels: dict[str, Level] = {}
+    for data in dict.fromkeys(column.data for column in columns):
+        base = () if size == "paper" else lines.get(("baseline", data), ())
+        levels |= matched_levels(published, table, data, [line.metrics for line in base])
+    cells = table_of({})
+    judged = table_of({column: level.metric for column, level in levels.items()}) if levels else cells
+    return Group(study, size, _heading([recipes[place] for place in lines]), cells, levels, judged)
+
+
+def _by_seed(entries: Iterable[LedgerEntry], metric: str) -> dict[int, float]:
     values = [(entry.seed, measured(entry.metrics, metric)) for entry in entries]
-    found = {seed: 100 * value for seed, value in values if value is not None}
-    return OurValue(tuple(sorted(found.items()))) if found else None
+    return {seed: 100 * value for seed, value in values if value is not None}
 
 
 def _heading(recipes: Sequence[Recipe]) -> str:
@@ -207,7 +311,8 @@ def judge_claims(
         published: the printed values; by default those of both papers.
 
     Returns:
-        One judgement per claim, in their order. `ours` lacks the sizes at which nothing can be said.
+        One judgement per claim, in their order. `ours` lacks the sizes at which nothing can be said. Of several studies
+        of one size the one with most comparisons counts, and one seed counts only if there is nothing else.
     """
     entries, published = list(entries), load_published() if published is None else published
     tables: dict[str, Table] = {}
@@ -215,15 +320,22 @@ def judge_claims(
     for claim in all_claims() if claims is None else claims:
         if claim.table not in tables:
             tables[claim.table] = build_table(claim.table, entries, sizes, published=published)
-        ours = {group.size: _judge_group(claim, group) for group in tables[claim.table].groups}
-        ours = {size: outcome for size, outcome in ours.items() if outcome.word != NOT_RUN}
+        ours: dict[str, Outcome] = {}
+        for group in tables[claim.table].groups:
+            outcome = _judge_group(claim, group)
+            if outcome.word != NOT_RUN and _weight(outcome) > _weight(ours.get(group.size)):
+                ours[group.size] = outcome
         judgements.append(Judgement(claim, judge_published(claim, published), ours))
     return tuple(judgements)
 
 
-def _judge_group(claim: Claim, group: Group):
+def _weight(outcome: Outcome | None) -> tuple[bool, int]:
+    return (False, 0) if outcome is None else (outcome.seeds > 1, outcome.judged)
+
+
+def _judge_group(claim: Claim, group: Group) -> Outcome:
     def lookup(row: str, column: str) -> dict[int, float]:
-        value = group.cells.get((row, column))
+        value = group.judged.get((row, column))
         return {} if value is None else dict(value.by_seed)
 
-    return judge_ours(claim, lookup, group.size)
+    return judge_ours(claim, lookup, group.size, study=group.study, levels=group.levels)

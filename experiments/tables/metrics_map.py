@@ -47,13 +47,15 @@ class Column:
         heading: short text for readers.
         data: data set on which the network was trained or fine-tuned; columns with different data belong to different
             networks.
-        metric: key in the ledger; empty if the column is a difference of two measurements.
+        metric: key in the ledger.
+        minus: row whose value is subtracted; empty if none is.
     """
 
     id: str
     heading: str
     data: str
     metric: str
+    minus: str = ""
 
     @property
     def higher_is_better(self) -> bool:
@@ -90,7 +92,7 @@ def metric_key(table: str, column: str, *, data: str) -> Column:
     if column in _WITHOUT:
         return Column(column, f"ImageNet-{column[9].upper()} without noise", "imagenet", _WITHOUT[column])
     if column == "robustness_gain":
-        return Column(column, "Gain", "cifar100", "")
+        return Column(column, "Gain", "cifar100", "corrupted/mean", minus="baseline")
     if column in ("rms_calibration_error", "aurra"):
         heading = {"aurra": "AURRA"}.get(column, "RMS calibration error")
         return Column(column, heading, data, f"imagenet_r/{column}")
@@ -130,8 +132,6 @@ def measured(metrics: Mapping[str, float], key: str) -> float | None:
     Returns:
         A share in [0, 1], or `None` if it was not measured.
     """
-    if not key:
-        return None
     if key in metrics:
         return float(metrics[key])
     if key == "corrupted/noise":

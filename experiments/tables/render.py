@@ -41,7 +41,7 @@ def _grid(table: Table) -> tuple[list[str], list[list[str]]]:
     for row, _ in table.rows:
         line = [table.printed[row, c.id].text if (row, c.id) in table.printed else "" for c in table.columns]
         for group in table.groups:
-            line += [format_ours(group.cells.get((row, c.id))) if c.metric else "" for c in table.columns]
+            line += ["" if row == c.minus else format_ours(group.cells.get((row, c.id))) for c in table.columns]
         lines.append(line)
     return labels, lines
 
@@ -60,6 +60,8 @@ def _caption(table: Table) -> str:
     seeds = {None: "number of seeds not said", 1: "one network per cell"}.get(info.seeds, f"{info.seeds} seeds")
     text = f"{info.title}: {info.columns}; percent. Printed values: {info.paper}, {info.network}, {seeds}."
     text += f" Inferred: {info.inferred}." if info.inferred else ""
+    if any(column.metric.startswith("flip_rate") for column in table.columns):
+        text += " Our flip rates divide by the flip probabilities of AlexNet as we recall them; they are not verified."
     return text + (" Ours: mean ± standard error (networks)." if table.groups else " Ours: not run.")
 
 

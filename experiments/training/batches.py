@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..augment.augmix import augmix_pixels
 from ..augment.autoaugment import autoaugment
-from ..augment.standard import random_crop, random_flip, random_resized_crop
+from ..augment.standard import PADDING, crops, random_crop, random_flip, random_resized_crop
 from ..recipes.recipe import Training
 from .distributed import World
+from .philox import crop_flip_draws
 from .seeds import epoch_order, image_generator
 
 #: Side in pixels of images from ImageNet, unless a recipe says otherwise.
@@ -87,17 +88,31 @@ class Views(Dataset):
         """Bytes `(..., H, W, C)` to normalized float32 `(..., C, H, W)`. Samples without a mean stay as they are."""
         if not self.source.mean:
             return image
-        return np.moveaxis((image.astype(np.float32) / 255 - self.mean) / self.std, -1, -3)
+        pixels = image.astype(np.float32)
+        pixels /= 255
+        pixels -= self.mean
+        pixels /= self.std
+        return np.moveaxis(pixels, -1, -3)
 
     def __getitem__(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """The batch of these samples."""
         labels = torch.as_tensor(np.asarray(self.source.labels)[indices], dtype=torch.long)
-        if self.training.augmentation == "none" and not self.training.views:
-            clean = self.normalize(np.stack([self.source.sample(i) for i in indices]))
-            parts = [clean] * self.training.scheme.views
+        at_once = isinstance(self.source, MemorySource) and self.training.augmentation != "resized_crop"
+        if at_once and not self.training.views:
+            parts = [self.normalize(self._augmented(indices))] * self.training.scheme.views
         else:
             parts = [np.stack(part) for part in zip(*[self._views(int(i)) for i in indices], strict=True)]
         return torch.from_numpy(np.concatenate(parts)), labels
+
+    def _augmented(self, indices: np.ndarray) -> np.ndarray:
+        """The images of a batch, in memory and so all of one size, with the draws of `_views` but all at once."""
+        kind, images = self.training.augmentation, self.source.samples[indices]
+        if kind in ("crop_flip", "flip_crop"):
+            # Both orders give the same image but for the side from which the columns of the window are counted
+            flip_first = kind == "flip_crop"
+            draws = crop_flip_draws(self.seed, self.epoch, indices, padding=PADDING, flip_first=flip_first)
+            return crops(images, *draws, flip_first=flip_first)
+        return images
 
     def _views(self, index: int) -> list[np.ndarray]:
         rng = image_generator(self.seed, self.epoch, index)
@@ -142,29 +157,49 @@ def batch_indices(num_samples: int, training: Training, seed: int, epoch: int) -
     return [order[i : i + training.batch_size] for i in range(0, num_samples, training.batch_size)]
 
 
-def epoch_batches(
-    source: Source, training: Training, *, seed: int, epoch: int, start: int, world: World, workers: int = 0
-) -> Iterator[tuple[int, Tensor, Tensor, int]]:
-    """This process's share of the batches of an epoch.
+class _Epochs(Dataset):
+    """The batches of all epochs, by the number of the epoch and the indices of the samples."""
+
+    def __init__(self, source: Source, training: Training, seed: int):
+        self.source, self.training, self.seed = source, training, seed
+
+    def __getitem__(self, place: tuple[int, np.ndarray]) -> tuple[Tensor, Tensor]:
+        epoch, indices = place
+        return Views(self.source, self.training, self.seed, epoch)[indices]
+
+
+class Batches:
+    """This process's share of the batches of a training. Its loader processes live as long as this object.
 
     Args:
         source: training samples.
         training: settings of the training.
         seed: random seed of the training.
-        epoch: number of the epoch.
-        start: number of the first batch.
         world: the processes; each takes its share of every batch.
         workers: number of loader processes; 0 loads in this process.
-
-    Yields:
-        Number of the batch, inputs, labels, and size of the batch over all processes.
     """
-    batches = batch_indices(len(source.labels), training, seed, epoch)[start:]
-    batches = [batch for batch in batches if len(batch) >= world.size]  # otherwise a process would have no sample
-    views = Views(source, training, seed, epoch)
-    loader = DataLoader(
-        views, batch_size=None, sampler=[world.share(b) for b in batches], num_workers=workers,
-        pin_memory=torch.cuda.is_available(), multiprocessing_context="spawn" if workers else None,
-    )  # fmt: skip
-    for number, ((x, y), batch) in enumerate(zip(loader, batches, strict=True), start):
-        yield number, x, y, len(batch)
+
+    def __init__(self, source: Source, training: Training, *, seed: int, world: World, workers: int = 0):
+        self.source, self.training, self.seed, self.world = source, training, seed, world
+        self._places: list[tuple[int, np.ndarray]] = []  # what the loader reads next
+        self._loader = DataLoader(
+            _Epochs(source, training, seed), batch_size=None, sampler=self._places, num_workers=workers,
+            persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
+            multiprocessing_context="spawn" if workers else None,
+        )  # fmt: skip
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Tensor, Tensor, int]]:
+        """The batches of an epoch.
+
+        Args:
+            epoch: number of the epoch.
+            start: number of the first batch.
+
+        Yields:
+            Number of the batch, inputs, labels, and size of the batch over all processes.
+        """
+        batches = batch_indices(len(self.source.labels), self.training, self.seed, epoch)[start:]
+        batches = [b for b in batches if len(b) >= self.world.size]  # otherwise a process would have no sample
+        self._places[:] = [(epoch, self.world.share(b)) for b in batches]
+        for number, ((x, y), batch) in enumerate(zip(self._loader, batches, strict=True), start):
+            yield number, x, y, len(batch)

@@ -51,6 +51,14 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def agree(self, decision: bool) -> bool:
+        """The decision of the first process, in every process."""
+        if self.size == 1:
+            return decision
+        decisions = [decision]
+        dist.broadcast_object_list(decisions, src=0)
+        return decisions[0]
+
     def wait(self) -> None:
         """Wait for all processes."""
         if self.size > 1:

@@ -22,7 +22,7 @@ from ..models import build_model, eligible_layers
 from ..recipes.recipe import Training
 from ..record.files import write_lines
 from ..schemes import Step, build_step
-from .batches import Source, epoch_batches
+from .batches import Batches, Source
 from .checkpoint import CheckpointError, exclusive, load_checkpoint, save_checkpoint
 from .distributed import World, join_world
 from .optimization import build_optimiser, learning_rate
@@ -46,7 +46,9 @@ class Execution:
         channels_last: True for the channels-last memory format of images.
         compile: True to compile the model.
         compile_backend: backend of `torch.compile`.
-        checkpoint_steps: number of steps between checkpoints.
+        look_steps: number of steps between two looks at the loss. A look waits for the device, and is an opportunity
+            for a checkpoint.
+        checkpoint_minutes: time between checkpoints. At the end of an epoch a tenth of it is enough.
         progress: True to show a progress bar.
     """
 
@@ -55,7 +57,8 @@ class Execution:
     channels_last: bool = True
     compile: bool = False
     compile_backend: str = "inductor"
-    checkpoint_steps: int = 100
+    look_steps: int = 100
+    checkpoint_minutes: float = 5.0
     progress: bool = True
 
 
@@ -116,8 +119,13 @@ class _Run:
         self.optimiser = build_optimiser(training, model)
         self.state = _State()
         self.batches = math.ceil(len(source.labels) / training.batch_size)
+        self.loader = Batches(source, training, seed=seed, world=world, workers=execution.workers)
+        #: Number, size and loss of the batches since the last look; the losses are still on the device.
+        self.unseen: list[tuple[int, int, Tensor]] = []
+        self.looked = self.saved = time.perf_counter()
 
     def save(self, path: Path) -> None:
+        self.saved = time.perf_counter()
         steps = self.world.collect(self.step.state_dict())
         if self.world.leads:
             save_checkpoint(path, {
@@ -138,23 +146,22 @@ class _Run:
         self.step.load_state_dict({k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in step.items()})
         self.state = _State(**content["state"])
 
+    def save_in_time(self, path: Path, share: float = 1.0) -> None:
+        """Write a checkpoint if a share of the time between two of them has passed."""
+        passed = time.perf_counter() - self.saved
+        if self.world.agree(passed >= 60 * share * self.execution.checkpoint_minutes):
+            self.save(path)
+
     def epoch(self, checkpoint: Path) -> None:
         state, training = self.state, self.training
         self.model.train()
-        loss = math.nan
-        for number, x, y, size in epoch_batches(
-            self.source, training, seed=self.seed, epoch=state.epoch, start=state.batch, world=self.world,
-            workers=self.execution.workers,
-        ):  # fmt: skip
-            start = time.perf_counter()
-            before, loss = loss, self.one_batch(number, x, y, size)
-            if not math.isfinite(loss):
-                where = f"epoch {state.epoch}, batch {number}"
-                raise DivergedError(f"loss {loss} in {where}, after a loss of {before:.3g}; lower the learning rate.")
-            state.loss_sum, state.samples = state.loss_sum + loss * size, state.samples + size
-            state.batch, state.seconds = number + 1, state.seconds + time.perf_counter() - start
-            if (state.epoch * self.batches + state.batch) % self.execution.checkpoint_steps == 0:
-                self.save(checkpoint)
+        self.looked, loss = time.perf_counter(), math.nan
+        for number, x, y, size in self.loader.epoch(state.epoch, state.batch):
+            self.unseen.append((number, size, self.one_batch(number, x, y, size)))
+            if len(self.unseen) == self.execution.look_steps:
+                loss = self.look(loss)
+                self.save_in_time(checkpoint)
+        self.look(loss)
         rate = learning_rate(training, state.epoch * self.batches, self.batches)
         state.history.append({
             "epoch": state.epoch, "loss": state.loss_sum / max(1, state.samples), "learning_rate": rate,
@@ -162,7 +169,23 @@ class _Run:
         })  # fmt: skip
         state.epoch, state.batch, state.loss_sum, state.samples = state.epoch + 1, 0, 0.0, 0
 
-    def one_batch(self, number: int, x: Tensor, y: Tensor, size: int) -> float:
+    def look(self, before: float) -> float:
+        """Take the losses from the device, and add them to the state. Returns the last one."""
+        state = self.state
+        losses = torch.stack([loss for *_, loss in self.unseen]).tolist() if self.unseen else []
+        for (number, size, _), loss in zip(self.unseen, losses, strict=True):
+            if not math.isfinite(loss):
+                where = f"epoch {state.epoch}, batch {number}"
+                raise DivergedError(f"loss {loss} in {where}, after a loss of {before:.3g}; lower the learning rate.")
+            state.loss_sum, state.samples = state.loss_sum + loss * size, state.samples + size
+            state.batch, before = number + 1, loss
+        self.unseen.clear()
+        now = time.perf_counter()
+        state.seconds, self.looked = state.seconds + now - self.looked, now
+        return before
+
+    def one_batch(self, number: int, x: Tensor, y: Tensor, size: int) -> Tensor:
+        """The optimiser's steps on one batch. Returns the loss on the device, without waiting for it."""
         training, epoch = self.training, self.state.epoch
         x = x.to(self.device, self.dtype, non_blocking=True)
         y = y.to(self.device, non_blocking=True)
@@ -182,7 +205,7 @@ class _Run:
             (share * loss).backward()
             self.step.after_backward()
             self.optimiser.step()
-        return float(loss.detach())
+        return loss.detach()
 
 
 def train(
@@ -256,6 +279,8 @@ def train(
             run.epoch(checkpoint)
             if world.leads:
                 write_lines(log, run.state.history)
+            if run.state.epoch < epochs.stop:
+                run.save_in_time(checkpoint, share=0.1)
             if watch is not None:
                 watch(run.state.epoch, run.model)
         record = {

@@ -17,9 +17,14 @@ def stream_seed(purpose: int, *path: int) -> int:
     return int(np.random.SeedSequence((purpose, *path)).generate_state(1, np.uint64)[0] >> 1)
 
 
+def image_key(seed: int, epoch: int, index: int) -> tuple[int, int]:
+    """The key of the generator of one image in one epoch."""
+    return (IMAGE << 60) | (seed << 24) | epoch, index
+
+
 def image_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
     """The generator of one image in one epoch. It is cheap, since a training makes one for each image it sees."""
-    return np.random.Generator(np.random.Philox(key=[(IMAGE << 60) | (seed << 24) | epoch, index]))
+    return np.random.Generator(np.random.Philox(key=image_key(seed, epoch, index)))
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:

@@ -9,10 +9,11 @@ r"""NFM training as adversarial training: attacks, certificates, and the adversa
 | the bound with the stability loss, NoisyMix Theorem 3 (book: eq-noisymix-bound) | `bound` of `Branches` |
 """
 
-from .attacks import Attack, FlipRadius, flip_radius, pgd_attack
+from .attacks import Attack, pgd_attack
 from .bound_report import Assumption, BoundReport, ValidityRadius
 from .bounds import Effort, bound, validity_radius
 from .certificates import Certificate, WorstCase, certify, worst_case
+from .flips import FlipRadius, flip_radius
 from .noisymix_bound import NoisyMixBoundReport
 
 __all__ = [

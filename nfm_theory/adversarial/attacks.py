@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..setting.branches import as_problem
 from ..setting.options import progress_bar
 from ..setting.pointwise import PointwiseLoss
 from ..setting.problem import Problem
 from ..setting.results import Record
+from .guards import attackable, columns, input_gradient, raise_if_cut
+from .label_margins import deficit_gradient, hard_labels, margin_deficit
 from .linear_bounds import Ball, Norm, check_ball
+from .rounding import in_double
 
 #: Length of the first step, as a part of the radius; the steps then shrink to 0 along half a cosine.
 FIRST_STEP = 0.5
@@ -48,26 +50,6 @@ class Attack(Record):
     evaluations: int
 
 
-@dataclass(frozen=True)
-class FlipRadius(Record):
-    """The nearest change of the prediction that `flip_radius` found.
-
-    Attributes:
-        radius: distance of the nearest point with another prediction, `(b,)`. The true distance is not larger. It is 0
-            for examples that are misclassified already, and infinite if no such point was found.
-        features: these points, `(b, *feature)`; the center if there is none.
-        evaluations: number of points at which the head was evaluated.
-    """
-
-    radius: Tensor
-    features: Tensor
-    evaluations: int
-
-
-def _columns(outputs: Tensor) -> Tensor:
-    return outputs.unsqueeze(-1) if outputs.ndim == 1 else outputs
-
-
 def predicted_class(outputs: Tensor) -> Tensor:
     """Index of the largest output, `(b,)`; with a single output, 1 if it is positive and 0 otherwise."""
     return (outputs[:, 0] > 0).long() if outputs.shape[1] == 1 else outputs.argmax(1)
@@ -82,21 +64,23 @@ def label_class(labels: Tensor, outputs: Tensor, loss: PointwiseLoss) -> Tensor:
     return predicted_class(outputs)
 
 
-def _length(z: Tensor, norm: str) -> Tensor:
+def length(z: Tensor, norm: str) -> Tensor:
+    """The norm of each row, `(b,)`."""
     return z.flatten(1).norm(dim=1) if norm == "l2" else z.flatten(1).abs().amax(1)
 
 
-def _per_row(value: Tensor, like: Tensor) -> Tensor:
+def per_row(value: Tensor, like: Tensor) -> Tensor:
+    """One number for each row `(b,)`, in a shape that broadcasts with `like`."""
     return value.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def project(h: Tensor, ball: Ball) -> Tensor:
     """Project points onto the ball and then onto the box, `(b, *feature)`; the results lie in both."""
     delta = h - ball.center
-    radius = _per_row(ball.radius, h)
-    if ball.norm == "l2":
-        size = _per_row(_length(delta, "l2"), h)
-        delta = delta * (radius / size.clamp(min=torch.finfo(h.dtype).tiny)).clamp(max=1)
+    radius = per_row(ball.radius, h)
+    if ball.norm == "l2":  # in double precision, so that the points stay in the ball of a certificate
+        size = per_row(length(in_double(delta), "l2"), h)
+        delta = delta * (radius / size.clamp(min=torch.finfo(h.dtype).tiny)).clamp(max=1).to(h)
     else:
         delta = torch.minimum(torch.maximum(delta, -radius), radius)
     h = ball.center + delta
@@ -107,10 +91,8 @@ def _ascent(gradient: Tensor, norm: str) -> Tensor:
     """The direction of steepest ascent, of length 1 in the norm."""
     if norm == "linf":
         return gradient.sign()
-    scaled = gradient / _per_row(gradient.flatten(1).abs().amax(1), gradient).clamp(
-        min=torch.finfo(gradient.dtype).tiny
-    )
-    return scaled / _per_row(_length(scaled, "l2"), scaled).clamp(min=torch.finfo(gradient.dtype).tiny)
+    scaled = gradient / per_row(gradient.flatten(1).abs().amax(1), gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
+    return scaled / per_row(length(scaled, "l2"), scaled).clamp(min=torch.finfo(gradient.dtype).tiny)
 
 
 def _random_start(ball: Ball, generator: torch.Generator | None) -> Tensor:
@@ -123,8 +105,54 @@ def _random_start(ball: Ball, generator: torch.Generator | None) -> Tensor:
     else:
         delta = torch.randn(h.shape, **options).to(h.device)
         part = torch.rand((len(h),), **options).to(h.device) ** (1 / h[0].numel())
-        delta = delta * _per_row(part / _length(delta, "l2"), delta)
-    return project(h + _per_row(ball.radius, h) * delta, ball)
+        delta = delta * per_row(part / length(delta, "l2"), delta)
+    return project(h + per_row(ball.radius, h) * delta, ball)
+
+
+class _Aim:
+    """What an attack increases: the loss, or the margin deficit, which never saturates, if the label is one class."""
+
+    def __init__(self, labels: Tensor, loss: PointwiseLoss, target: Tensor):
+        self.labels, self.loss, self.target = labels, loss, target
+        self.hard = hard_labels(labels, loss)
+        self.all_hard = bool(self.hard.all())
+
+    def score(self, outputs: Tensor) -> Tensor:
+        """A number that grows with the loss, also where the loss rounds to a constant, `(b,)`."""
+        return margin_deficit(outputs, self.target)
+
+    def slopes(self, outputs: Tensor) -> Tensor:
+        """The direction in which the outputs should move, `(b, K)`; its largest entry has the size 1."""
+        if self.all_hard:
+            return deficit_gradient(outputs, self.target)
+        if self.loss.closed_gradient is not None:
+            slopes = self.loss.closed_gradient(outputs, self.labels)
+        else:
+            with torch.enable_grad():
+                leaf = outputs.detach().requires_grad_()
+                (slopes,) = torch.autograd.grad(self.loss(leaf, self.labels).sum(), leaf)
+        size = slopes.abs().amax(1, keepdim=True)
+        usable = size.isfinite() & (size > 0) & ~self.hard.unsqueeze(1)
+        if usable.all():
+            return slopes / size
+        towards = deficit_gradient(outputs, self.target)
+        return torch.where(usable, slopes / torch.where(usable, size, 1), towards)
+
+
+def _unstuck(gradient: Tensor | None, at: Tensor, generator: torch.Generator) -> Tensor:
+    """The gradient, with random directions where it is zero or not finite."""
+    gradient = torch.zeros_like(at) if gradient is None else gradient
+    stuck = (gradient == 0).flatten(1).all(1) | ~gradient.isfinite().flatten(1).all(1)
+    if not stuck.any():
+        return gradient
+    random = torch.randn(at.shape, generator=generator, dtype=at.dtype).to(at.device)
+    return torch.where(per_row(stuck, at), random, gradient)
+
+
+def _check_repeatable(outputs: Tensor, again: Tensor) -> None:
+    """Refuse a network that gives other outputs in a second call."""
+    if (outputs - again).abs().max() > 3 * torch.finfo(outputs.dtype).eps ** 0.5 * again.abs().max():
+        raise ValueError("model: the outputs differ from call to call, the network is random; call model.eval().")
 
 
 class _Best:
@@ -132,19 +160,21 @@ class _Best:
 
     def __init__(self, ball: Ball, losses: Tensor, flipped: Tensor, target: Tensor):
         self.ball, self.target = ball, target
+        self.scores = torch.full_like(losses, -torch.inf)
         self.features, self.losses = ball.center.clone(), losses.clone()
         self.flip_features = ball.center.clone()
         self.flip_distance = torch.where(flipped, torch.zeros_like(losses), torch.full_like(losses, torch.inf))
 
-    def see(self, h: Tensor, outputs: Tensor, losses: Tensor) -> None:
-        """Keep each of the points that is better than the best one so far."""
-        better = losses > self.losses
+    def see(self, h: Tensor, outputs: Tensor, losses: Tensor, scores: Tensor) -> None:
+        """Keep each of the points that is better than the best one so far; scores decide between equal losses."""
+        better = (losses > self.losses) | ((losses == self.losses) & (scores > self.scores))
         self.losses = torch.where(better, losses, self.losses)
-        self.features = torch.where(_per_row(better, h), h, self.features)
-        distance = _length(h - self.ball.center, self.ball.norm)
+        self.scores = torch.where(better, scores, self.scores)
+        self.features = torch.where(per_row(better, h), h, self.features)
+        distance = length(h - self.ball.center, self.ball.norm)
         nearer = (predicted_class(outputs) != self.target) & (distance < self.flip_distance)
         self.flip_distance = torch.where(nearer, distance, self.flip_distance)
-        self.flip_features = torch.where(_per_row(nearer, h), h, self.flip_features)
+        self.flip_features = torch.where(per_row(nearer, h), h, self.flip_features)
 
 
 def pgd_attack(
@@ -163,6 +193,9 @@ def pgd_attack(
     $$ h \leftarrow \Pi\Big(h + s_t\,\rho\, \frac{\nabla \ell}{\|\nabla \ell\|_2}\Big) \quad (l_2), \qquad
        h \leftarrow \Pi\big(h + s_t\,\rho\, \mathrm{sign}\,\nabla \ell\big) \quad (l_\infty) $$
 
+    If the label is one class, the gradient is that of `label_margins.margin_deficit`, which has the direction of ∇ℓ and
+    does not round to 0 where the network is confident. Where the gradient is zero, the step has a random direction.
+
     The first run starts at the center, the others start at random points. The attack keeps the best point of all runs,
     so that the loss that it returns is never below the clean one. (Madry et al. 2018.)
 
@@ -178,7 +211,8 @@ def pgd_attack(
         generator: random generator of the starting points; the global one if `None`.
 
     Raises:
-        ValueError: for radii, norms, boxes or numbers of steps that are not allowed.
+        ValueError: for radii, norms, boxes or numbers of steps that are not allowed; for a network in training mode, a
+            network that is random, and a network whose derivative is cut.
         TypeError: for anything but one `Problem`.
 
     Example:
@@ -188,8 +222,8 @@ def pgd_attack(
         >>> round(float(head(found.features)), 3), bool(found.flipped)  # 7 - 2 ‖(3, 4)‖
         (-3.0, True)
     """
-    ball = check_ball(as_problem(problem).features.detach(), radius, norm, box)
-    with progress_bar(title="attack", total=restarts * steps) as bar:
+    with attackable(problem), progress_bar(title="attack", total=restarts * steps) as bar:
+        ball = check_ball(problem.features.detach(), radius, norm, box)
         return ascend(
             problem.head, ball, problem.labels, problem.loss, steps=steps, restarts=restarts, step_size=step_size,
             generator=generator, after_step=bar.update,
@@ -231,25 +265,26 @@ def ascend(
         raise ValueError(f"step_size: expected a number > 0, a fraction of the radius, got {step_size!r}.")
     h = ball.center
     with torch.no_grad():
-        outputs = _columns(head(h))
-        clean = loss(outputs, labels)
-        target = label_class(labels, outputs, loss)
-        best = _Best(ball, clean, predicted_class(outputs) != target, target)
+        center = columns(head(h))
+        clean = loss(center, labels)
+        target = label_class(labels, center, loss)
+        best = _Best(ball, clean, predicted_class(center) != target, target)
+    aim, spare = _Aim(labels, loss, target), torch.Generator().manual_seed(0)
     for run in range(restarts):
         at = h if run == 0 else _random_start(ball, generator)
         for t in range(steps + 1):
-            with torch.enable_grad():
-                leaf = at.detach().requires_grad_()
-                outputs = _columns(head(leaf))
-                losses = loss(outputs, labels)
-                (gradient,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
+            outputs, gradient = input_gradient(head, at, aim.slopes)
+            if run == t == 0:
+                _check_repeatable(outputs, center)
+                if gradient is None or not gradient.any():
+                    raise_if_cut(head, h, _random_start(ball, spare), aim.slopes)
             with torch.no_grad():
-                best.see(at, outputs, losses)
+                best.see(at, outputs, loss(outputs, labels), aim.score(outputs))
                 if t == steps:
                     break
                 part = FIRST_STEP * (1 + math.cos(math.pi * t / steps)) / 2 if step_size is None else step_size
-                if gradient is not None:
-                    at = project(at + part * _per_row(ball.radius, at) * _ascent(gradient, ball.norm), ball)
+                direction = _ascent(_unstuck(gradient, at, spare), ball.norm)
+                at = project(at + part * per_row(ball.radius, at) * direction, ball)
             after_step()
     return Attack(
         features=best.features,
@@ -260,94 +295,3 @@ def ascend(
         flip_distance=best.flip_distance,
         evaluations=len(h) * (1 + restarts * (steps + 1)),
     )
-
-
-def _margin_deficit(target: Tensor) -> PointwiseLoss:
-    """The largest other output minus the output of the class; it is positive if the prediction is another class."""
-
-    def deficit(outputs: Tensor, labels: Tensor) -> Tensor:
-        if outputs.shape[1] == 1:
-            return (1 - 2 * labels.to(outputs)) * outputs[:, 0]
-        own = torch.nn.functional.one_hot(labels, outputs.shape[1]).bool()
-        others = outputs.masked_fill(own, -torch.inf).amax(1)
-        return others - outputs.gather(1, labels.unsqueeze(1))[:, 0]
-
-    return PointwiseLoss("margin", deficit, lambda outputs, labels: target)
-
-
-def _shorten(head, h: Tensor, flip: Tensor, target: Tensor, halvings: int) -> Tensor:
-    """Bisect the segments from `h` to points of another prediction: the nearest such points on the segments."""
-    low, high = h.new_zeros(len(h)), h.new_ones(len(h))
-    for _ in range(halvings):
-        middle = (low + high) / 2
-        changed = predicted_class(_columns(head(h + _per_row(middle, h) * (flip - h)))) != target
-        high, low = torch.where(changed, middle, high), torch.where(changed, low, middle)
-    return h + _per_row(high, h) * (flip - h)
-
-
-def flip_radius(
-    problem: Problem,
-    max_radius: float | Tensor | None = None,
-    *,
-    norm: Norm = "l2",
-    bisections: int = 12,
-    steps: int = 40,
-    restarts: int = 2,
-    box: tuple[float, float] | None = None,
-    generator: torch.Generator | None = None,
-) -> FlipRadius:
-    """The smallest radius at which the attack changes the prediction: an upper bound of the true one (theory §5).
-
-    The function bisects the radius, for all examples at once. Each attack maximizes the margin of the wrong classes,
-    and every point that it finds is moved back towards the example until it meets the decision boundary.
-
-    Args:
-        problem: network, layer, data and loss, which says how labels are read; the search needs no law.
-        max_radius: largest radius that is searched, one number for all examples or one for each, `(n,)`; `None` takes
-            the norm of the features of each example.
-        norm: norm that defines the balls, `"l2"` or `"linf"`.
-        bisections: number of attacks after the first one.
-        steps: number of gradient steps of each run of an attack.
-        restarts: number of runs of each attack.
-        box: smallest and largest value of a feature; the features must lie in it.
-        generator: random generator of the starting points; the global one if `None`.
-
-    Raises:
-        ValueError: for radii, norms, boxes or numbers of steps that are not allowed.
-        TypeError: for anything but one `Problem`.
-
-    Example:
-        >>> head = lambda u: u @ torch.tensor([[3.0], [4.0]])
-        >>> problem = Problem(head, torch.ones(1, 2), torch.tensor([1.0]), loss="logistic")
-        >>> round(float(flip_radius(problem, 9.0).radius), 3)  # 7 / ‖(3, 4)‖
-        1.4
-    """
-    head, loss, h = as_problem(problem).head, problem.loss, problem.features.detach()
-    high = check_ball(h, _length(h, norm) if max_radius is None else max_radius, norm, box).radius
-    with torch.no_grad():
-        outputs = _columns(head(h))
-        target = label_class(problem.labels, outputs, loss)
-        wrong = predicted_class(outputs) != target
-    margin = _margin_deficit(target)
-    best, nearest = torch.where(wrong, torch.zeros_like(high), torch.full_like(high, torch.inf)), h.clone()
-    low, high, evaluations = torch.zeros_like(high), torch.where(wrong, torch.zeros_like(high), high), len(h)
-    for turn in progress_bar(range(bisections + 1), title="flip radius"):
-        trial = high if turn == 0 else (low + high) / 2
-        found = ascend(
-            head, check_ball(h, trial, norm, box), target, margin, steps=steps, restarts=restarts, generator=generator
-        )
-        with torch.no_grad():
-            changed = found.losses > 0
-            points = torch.where(_per_row(changed, h), found.features, h)
-            nearer = (found.flip_distance < _length(points - h, norm)) | ~changed
-            points = torch.where(_per_row(nearer, h), found.flip_features, points)
-            changed = changed | found.flipped
-            points = _shorten(head, h, points, target, 40)
-            distance = _length(points - h, norm)
-            improved = changed & ~wrong & (distance < best)
-            best = torch.where(improved, distance, best)
-            nearest = torch.where(_per_row(improved, h), points, nearest)
-        evaluations += found.evaluations + 40 * len(h)
-        high = torch.where(changed, torch.minimum(high, best), high)
-        low = torch.where(changed, torch.minimum(low, high), trial)
-    return FlipRadius(best, nearest, evaluations)

@@ -49,10 +49,10 @@ from ..setting.quadrature import GridTooLargeError, Quadrature
 from .attacks import ascend
 from .bound_report import BoundReport, ValidityRadius
 from .bound_terms import RADII, measure
-from .certificates import VERDICTS, between, steps_certificate
+from .certificates import VERDICTS, between, checked_steps, steps_certificate
 from .linear_bounds import check_ball
 from .noisymix_bound import NoisyMixBoundReport, noisymix_report
-from .relaxations import Step, network_steps
+from .relaxations import Step
 
 Radius = Literal["sharp", "paper", "mean"]
 LossMethod = Literal["auto", "exact", "monte_carlo"]
@@ -137,7 +137,7 @@ class _Check:
         if self.certificate == "none":
             return None, "no certificate was requested"
         try:
-            return network_steps(self.problem.model, self.problem.layer, self.problem.params), ""
+            return checked_steps(self.problem), ""
         except ValueError as error:
             if self.certificate != "auto":
                 raise
@@ -163,7 +163,7 @@ class _Check:
             certificate = steps_certificate(
                 self.chain, ball, problem.labels, problem.loss, method=self.certificate, slope_steps=effort.slope_steps
             )
-            both = between(attack, certificate)
+            both = between(problem, attack, certificate)
             lower, upper, inside, kept = both.lower, both.upper, int(certificate.inside.sum()), both.counts()
             how += f", upper bounds by {certificate.method}"
         binary = m.margins.shape[1] == 1

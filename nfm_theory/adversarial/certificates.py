@@ -16,6 +16,11 @@ so lower bounds of the margins over the ball give an upper bound of the loss. Ho
 | `"region"` | ReLU, LeakyReLU; balls in one linear region | exact; no bound for other balls |
 | `"enumeration"` | small networks with ReLU, LeakyReLU | exact up to a gap that is reported |
 | `"crown"`, `"crown-ibp"`, `"interval"` | all supported modules | bounds, each looser and cheaper than the last |
+
+A certificate is about two functions at once: the network in exact arithmetic with its weights, and the network as it
+computes in its own precision, with sums in any order. It is computed in float64, and bounds of all rounding errors are
+added (`rounding`). A network that may compute anything else than its modules one after the other is refused
+(`module_chain`).
 """
 
 from __future__ import annotations
@@ -26,12 +31,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..setting.branches import as_problem
 from ..setting.checks import one_of
 from ..setting.options import progress_bar
 from ..setting.pointwise import PointwiseLoss
 from ..setting.problem import Problem
 from .attacks import Attack, pgd_attack
+from .guards import attackable, network_of
 from .label_margins import loss_of_margins, margin_objectives
 from .linear_bounds import (
     FEW_ACTIVATIONS,
@@ -41,11 +46,13 @@ from .linear_bounds import (
     Relaxed,
     activation_count,
     check_ball,
+    output_range,
     region_minimum,
     relaxed_minimum,
 )
 from .regions import MAX_CELLS, enumerated_minimum
 from .relaxations import Step, network_steps
+from .rounding import UNIT, in_double, rounded_down, rounded_up
 
 CertificateMethod = Literal["auto", "region", "enumeration", "crown", "crown-ibp", "interval"]
 METHODS = ("auto", "region", "enumeration", *RELAXATIONS)
@@ -104,12 +111,26 @@ class WorstCase:
         upper: certified upper bounds, `(b,)`.
         attack: the attack that gave lower bounds.
         certificate: the certificate that gave the upper bounds.
+
+    Raises:
+        RuntimeError: if a lower bound is above the upper one, or a certified label was changed by the attack.
     """
 
     lower: Tensor
     upper: Tensor
     attack: Attack
     certificate: Certificate
+
+    def __post_init__(self):
+        above = ~(self.lower <= self.upper)
+        flipped = self.certificate.robust & self.attack.flipped
+        if (above | flipped).any():
+            raise RuntimeError(
+                f"worst case: for {int((above | flipped).sum())} of {len(above)} examples the attack found what the "
+                "certificate excludes, so that one of them is wrong and there is no verdict. The network may compute "
+                "less accurately than its dtype, or something else than its modules say; try float64, and "
+                "certificate='none' in `bound`."
+            )
 
     @property
     def gap(self) -> Tensor:
@@ -206,9 +227,10 @@ def steps_certificate(
         ValueError: for an unknown method, other losses and soft labels.
     """
     one_of("method", method, METHODS)
+    like, radius, ball = ball.center, ball.radius, ball.covering()
     with torch.no_grad():
         outputs = _run(steps, ball.center)
-    objectives = margin_objectives(outputs, labels, loss)
+    objectives = in_double(margin_objectives(outputs, labels.to(outputs), loss))
     if method == "auto":
         method = "crown" if activation_count(steps, ball.center) <= FEW_ACTIVATIONS else "crown-ibp"
     parts = []
@@ -223,7 +245,8 @@ def steps_certificate(
             parts.append(relaxed_minimum(steps, some, objectives[rows], method=method, slope_steps=slope_steps))
     clean = (objectives * outputs.unsqueeze(1)).sum(2)
     clean_losses, regions, attained = loss_of_margins(clean), None, clean
-    loss_lower, margins = clean_losses, torch.cat([part.lower for part in parts])
+    loss_lower = clean_losses
+    margins = torch.cat([part.lower for part in parts])
     if isinstance(parts[0], Relaxed):
         inside = torch.cat([part.inside for part in parts])
     else:
@@ -234,20 +257,52 @@ def steps_certificate(
             found = _run(steps, points.flatten(0, 1)).unflatten(0, points.shape[:2])
         found = (objectives.unsqueeze(1) * found.unsqueeze(2)).sum(3)  # (b, points, margins)
         loss_lower = torch.maximum(loss_lower, loss_of_margins(found).amax(1))
-    margins = torch.minimum(margins, clean)
+    margins = rounded_down(torch.minimum(margins, clean), like)
     return Certificate(
         method=method if not slope_steps or method not in RELAXATIONS[1:] else f"{method}, {slope_steps} slope steps",
         norm=ball.norm,
-        radius=ball.radius,
-        clean_margins=clean,
+        radius=radius,
+        clean_margins=clean.to(like),
         margins=margins,
-        attained=attained,
-        clean_losses=clean_losses,
-        loss_upper=loss_of_margins(margins),
-        loss_lower=loss_lower,
-        inside=inside,
-        regions=regions,
+        attained=rounded_up(attained, like),
+        clean_losses=clean_losses.to(like),
+        loss_upper=_loss_above(margins, like),
+        loss_lower=rounded_down(loss_lower * (1 - 1e-12), like),
+        inside=inside.to(like.device),
+        regions=None if regions is None else regions.to(like.device),
     )
+
+
+def _loss_above(margins: Tensor, like: Tensor) -> Tensor:
+    """The loss at margins `(b, J)`, rounded upwards."""
+    margins = in_double(margins)
+    losses = loss_of_margins(margins)
+    relative = UNIT * (32 + margins.shape[1] + 8 * margins.abs().amax(1))
+    return rounded_up(torch.where(losses.isinf(), losses, losses * (1 + relative)), like)
+
+
+def checked_steps(problem: Problem) -> list[Step]:
+    """The network behind the layer as steps, after a check that they give its outputs at the features."""
+    network = network_of(problem)
+    if network.output is not None:
+        raise ValueError(
+            f"output: a certificate needs a model that returns its outputs alone, got output={network.output!r}; build "
+            "the problem with a model that returns the logits."
+        )
+    steps = network_steps(problem.model, problem.layer, problem.params)
+    h = problem.features.detach()
+    with torch.no_grad():
+        outputs = in_double(problem.head(h))
+        for rows in torch.arange(len(h)).split(BLOCK_EXAMPLES):
+            center = in_double(h[rows])
+            lo, hi = output_range(steps, Ball(center, center.new_zeros(len(rows))))
+            found = outputs[rows].to(lo)
+            if found.shape != lo.shape or ((found < lo) | (found > hi)).any():
+                raise ValueError(
+                    "certificate: the network does not give the outputs of its modules one after the other; something "
+                    "changes what it computes. Write it as a plain nn.Sequential."
+                )
+    return steps
 
 
 def certify(
@@ -286,17 +341,28 @@ def certify(
         >>> found.margins.tolist(), found.robust.tolist()  # 7 - ‖(3, 4)‖
         ([[2.0]], [True])
     """
-    steps = network_steps(as_problem(problem).model, problem.layer, problem.params)
-    ball = check_ball(problem.features.detach(), radius, norm, box)
-    return steps_certificate(
-        steps, ball, problem.labels, problem.loss, method=method, slope_steps=slope_steps, max_cells=max_cells
-    )
+    with attackable(problem):
+        steps = checked_steps(problem)
+        ball = check_ball(problem.features.detach(), radius, norm, box)
+        return steps_certificate(
+            steps, ball, problem.labels, problem.loss, method=method, slope_steps=slope_steps, max_cells=max_cells
+        )
 
 
-def between(attack: Attack, certificate: Certificate) -> WorstCase:
-    """Combine the lower bounds of an attack with the upper bounds of a certificate."""
+@torch.no_grad()
+def between(problem: Problem, attack: Attack, certificate: Certificate) -> WorstCase:
+    """Combine the lower bounds of an attack with the upper bounds of a certificate.
+
+    The loss at the points of the attack is computed again from the margins, which is accurate also where it is tiny.
+
+    Raises:
+        RuntimeError: if they contradict each other.
+    """
+    outputs = in_double(problem.head(attack.features))
+    objectives = margin_objectives(outputs, problem.labels.to(outputs), problem.loss)
+    met = loss_of_margins((objectives * outputs.unsqueeze(1)).sum(2))
     return WorstCase(
-        lower=torch.maximum(attack.losses, certificate.loss_lower),
+        lower=torch.maximum(rounded_down(met * (1 - 1e-12), attack.losses), certificate.loss_lower),
         upper=certificate.loss_upper,
         attack=attack,
         certificate=certificate,
@@ -333,6 +399,7 @@ def worst_case(
     Raises:
         ValueError: for everything that `certify` or `pgd_attack` refuses.
         TypeError: for anything but one `Problem`.
+        RuntimeError: if the attack finds what the certificate excludes.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Linear(2, 1, bias=False))
@@ -342,11 +409,10 @@ def worst_case(
         >>> bool(found.gap.abs() < 1e-5), found.counts()["certified"]
         (True, 1)
     """
-    network_steps(
-        as_problem(problem).model, problem.layer, problem.params
-    )  # an unsupported network is refused before the attack takes its time
+    with attackable(problem):  # an unsupported network is refused before the attack takes its time
+        checked_steps(problem)
     attack = pgd_attack(problem, radius, norm=norm, steps=steps, restarts=restarts, box=box, generator=generator)
     certificate = certify(
         problem, radius, norm=norm, method=method, box=box, slope_steps=slope_steps, max_cells=max_cells
     )
-    return between(attack, certificate)
+    return between(problem, attack, certificate)

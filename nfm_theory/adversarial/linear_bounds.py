@@ -9,6 +9,11 @@ r"""Lower bounds of linear functions of a network's outputs over a ball, by line
 A backward pass carries the inequality `c·f(x) >= C·z + constant` from the outputs to the input, step by step (Zhang et
 al. 2018, CROWN; Gowal et al. 2018, intervals). The bound is exact if no activation is loose on the ball, because the
 ball then lies in one linear region.
+
+Everything is computed in float64, and every bound is moved outwards by a bound of its rounding error (`rounding`). In a
+backward pass the error of step k, of the pass and of the network itself, is at most `|C_k|·E_k`. Here C_k are the
+coefficients of the step's output, and E_k is a multiple of the unit roundoff and of the sizes of everything that is
+summed in the step. So the bounds hold for the network in exact arithmetic, and as it computes in its own precision.
 """
 
 from __future__ import annotations
@@ -22,13 +27,18 @@ from torch import Tensor
 
 from ..setting.checks import one_of
 from ..setting.options import progress_bar
-from .relaxations import Affine, Lines, Scalar, Step, WindowLines
+from .affine_step import Affine
+from .max_pooling import WindowLines
+from .relaxations import Lines, Scalar, Step
+from .rounding import UNIT, in_double, sum_error
 
 Norm = Literal["l2", "linf"]
 Relaxation = Literal["interval", "crown-ibp", "crown"]
 NORMS, RELAXATIONS = get_args(Norm), get_args(Relaxation)
 #: Largest number of coefficients that a backward pass carries at once.
 BLOCK_NUMBERS = 2**24
+#: More than all that can be lost where numbers are so small that they round to 0.
+TINY = 1e-130
 #: Largest number of activations for which the method "auto" is "crown".
 FEW_ACTIVATIONS = 4096
 
@@ -55,6 +65,23 @@ class Ball:
         radius = self.radius.reshape(-1, *[1] * (self.center.ndim - 1))
         lo, hi = self.center - radius, self.center + radius
         return (lo, hi) if self.box is None else (lo.clamp(min=self.box[0]), hi.clamp(max=self.box[1]))
+
+    def covering(self) -> Ball:
+        """The ball in float64, widened so that it holds its points also after they are rounded to its dtype."""
+        unit = torch.finfo(self.center.dtype).eps / 2
+        center, radius = in_double(self.center), in_double(self.radius)
+        size = center.flatten(1).norm(p=2 if self.norm == "l2" else torch.inf, dim=1)
+        steps = 16 * unit + 4 * (center[0].numel() + 8) * UNIT
+        wide = torch.where(radius > 0, radius * (1 + steps) + 2 * unit * size, radius)
+        if self.box is None:
+            return Ball(center, wide, self.norm)
+        ends = torch.tensor(self.box, dtype=self.center.dtype).tolist()  # the box as `clamp` rounds it
+        return Ball(center, wide, self.norm, (min(self.box[0], ends[0]), max(self.box[1], ends[1])))
+
+    @property
+    def size(self) -> Tensor:
+        """Largest absolute value of each feature in the ball, `(b, *feature)`."""
+        return self.center.abs() + self.radius.reshape(-1, *[1] * (self.center.ndim - 1))
 
     def minimum(self, c: Tensor) -> Tensor:
         """Minima of linear functions `(J, b, *feature)` over the set, `(J, b)`; lower bounds for l2 with a box."""
@@ -116,34 +143,69 @@ class Relaxed:
 
 
 class _Chain:
-    """A network as steps, with the inputs of every step at the centers, and with the enclosing lines found so far."""
+    """A network as steps, with the inputs of every step at the centers, and what is known of the steps on the balls.
+
+    Attributes:
+        values: inputs of every step at the centers, and the outputs at the end.
+        lines: lines that enclose the activations.
+        errors: for each step a bound E of its rounding error, see `linear_bounds`, `(b, *out)`.
+    """
 
     def __init__(self, steps: Sequence[Step], ball: Ball):
         self.steps, self.ball = list(steps), ball
         self.values = [ball.center]
         for step in self.steps:
             self.values.append(step(self.values[-1]))
+            if len(self.values[-1]) != len(ball.center):
+                raise ValueError(f"certificate: {step.module!r} changes the number of samples; keep them apart.")
         self.lines: dict[int, Lines | WindowLines] = {}
+        self.errors: dict[int, Tensor] = {}
+        longest = max(value[0].numel() for value in self.values)
+        self.rounding = 2 * sum_error(4 * (longest + len(self.steps) + 16))  # of all sums of a backward pass
 
     def backward(self, c: Tensor, start: int, slopes: dict[int, Tensor] | None = None, stop: int = 0):
         """Carry coefficients `c`, `(J, b, *shape)`, from the input of step `start` back to that of step `stop`.
 
-        Returns the coefficients there, and the constants of the inequality, `(J, b)`.
+        Returns the coefficients there, the constants of the inequality and a bound of the rounding error, `(J, b)`.
         """
         constant = c.new_zeros(c.shape[:2])
+        error = constant
         for k in range(start - 1, stop - 1, -1):
             step = self.steps[k]
+            if k in self.errors:
+                error = error + (c.abs() * self.errors[k]).flatten(2).sum(2)
             if isinstance(step, Affine):
                 c, extra = step.pull(c, self.values[k])
             else:
                 c, extra = self.lines[k].pull(c, None if slopes is None else slopes.get(k))
             constant = constant + extra
-        return c, constant
+        return c, constant, error
 
-    def minimum(self, c: Tensor, start: int, slopes: dict[int, Tensor] | None = None) -> Tensor:
-        """Lower bounds over the ball of linear functions of the input of step `start`, `(J, b)`."""
-        c, constant = self.backward(c, start, slopes)
-        return self.ball.minimum(c) + constant
+    def minimum(self, c: Tensor, start: int, slopes: dict[int, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Lower bounds over the ball of linear functions of the input of step `start`, and the rounding in them."""
+        c, constant, error = self.backward(c, start, slopes)
+        error = 1.001 * (error + self.rounding * (c.abs() * self.ball.size).flatten(2).sum(2)) + TINY
+        return self.ball.minimum(c) + constant - error, error
+
+    def affine_error(self, k: int, size: Tensor) -> Tensor:
+        """E of an affine step whose input has entries up to `size`."""
+        step = self.steps[k]
+        assert isinstance(step, Affine)
+        magnitude = step.magnitude(size)
+        return self.rounding * magnitude + step.network_error(magnitude, size)
+
+    def activation_error(self, k: int, lo: Tensor, hi: Tensor) -> tuple[Tensor, Tensor]:
+        """E of an activation on `[lo, hi]`, and the part of it that is the network's own rounding."""
+        step, lines, size = self.steps[k], self.lines[k], torch.maximum(lo.abs(), hi.abs())
+        assert not isinstance(step, Affine)
+        if isinstance(lines, WindowLines):
+            magnitude = step(size) + lines.magnitude(self.values[k + 1])
+            own = torch.zeros_like(magnitude)
+        else:
+            top = torch.maximum(step(hi).abs(), step(lo).abs())
+            own = step.network_error(1 + size + top, hi)
+            magnitude = lines.magnitude(size)
+        return self.rounding * magnitude + own, own
 
     def units(self, k: int):
         """Unit coefficients of the input of step k, in blocks `(J, b, *shape)`."""
@@ -155,42 +217,56 @@ class _Chain:
             unit[torch.arange(len(block)), 0, block] = 1.0
             yield unit.expand(-1, b, -1).unflatten(2, shape).contiguous()
 
-    def bounds(self, k: int) -> tuple[Tensor, Tensor]:
-        """Bounds of the input of step k by backward passes: lower and upper, each `(b, *shape)`."""
-        found = [(self.minimum(unit, k), -self.minimum(-unit, k)) for unit in self.units(k)]
-        lower, upper = (torch.cat(part).T.reshape(self.values[k].shape) for part in zip(*found, strict=True))
-        return lower, upper
+    def bounds(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Bounds of the input of step k by backward passes: lower, upper, and the rounding, each `(b, *shape)`."""
+        found = []
+        for unit in self.units(k):
+            (below, error), (above, other) = self.minimum(unit, k), self.minimum(-unit, k)
+            found.append((below, -above, torch.maximum(error, other)))
+        lower, upper, error = (torch.cat(part).T.reshape(self.values[k].shape) for part in zip(*found, strict=True))
+        return lower, upper, error
 
 
-def _interval(chain: _Chain, method: str) -> tuple[Tensor, Tensor, int]:
-    """Fill `chain.lines`; return the interval of the last activation's output, and the number of steps up to it."""
-    ball, steps = chain.ball, chain.steps
+def _interval(chain: _Chain, method: str) -> tuple[list[tuple[Tensor, Tensor]], int]:
+    """Fill `chain.lines` and `chain.errors`.
+
+    Returns the intervals of the inputs of all steps and of the outputs, and the number of steps up to the last
+    activation.
+    """
+    ball = chain.ball
     (lo, hi), behind = ball.limits, 0
     squares = torch.ones_like(ball.center) if ball.norm == "l2" else None  # squared row norms of the affine map so far
-    last, mixed = (lo, hi), False
-    for k, step in enumerate(progress_bar(steps, title="bounds")):
+    drift, mixed = torch.zeros_like(lo), False
+    found = [(lo, hi)]
+    for k, step in enumerate(progress_bar(chain.steps, title="bounds")):
         if isinstance(step, Affine):
-            middle, spread = step((lo + hi) / 2), step.spread((hi - lo) / 2)
+            chain.errors[k] = error = chain.affine_error(k, torch.maximum(lo.abs(), hi.abs()))
+            middle, spread = step((lo + hi) / 2), step.spread((hi - lo) / 2) + error
             lo, hi = middle - spread, middle + spread
             if squares is not None:
                 squares = None if mixed and step.mixes else step.row_squares(squares)
                 mixed |= step.mixes
+                drift = 1.001 * step.spread(drift) + error
             if squares is not None:
-                reach = ball.radius.reshape(-1, *[1] * (lo.ndim - 1)) * squares.sqrt()
+                radius = ball.radius.reshape(-1, *[1] * (lo.ndim - 1))
+                reach = radius * squares.sqrt() * (1 + chain.rounding) + drift + TINY
                 lo, hi = (
                     torch.maximum(lo, chain.values[k + 1] - reach),
                     torch.minimum(hi, chain.values[k + 1] + reach),
                 )
+            found.append((lo, hi))
             continue
+        slack = torch.full_like(lo, 2 * TINY)
         if method == "crown":
-            below, above = chain.bounds(k)
-            lo, hi = torch.maximum(lo, below), torch.minimum(hi, above)
-        value = chain.values[k]  # the center belongs to the set, even if rounding says otherwise
-        lo, hi, squares = torch.minimum(lo, value), torch.maximum(hi, value), None
-        chain.lines[k] = step.lines(lo, hi)
+            below, above, error = chain.bounds(k)
+            lo, hi, slack = torch.maximum(lo, below), torch.minimum(hi, above), slack + 2 * error
+        squares, behind = None, k + 1
+        chain.lines[k] = step.lines(lo, hi, slack)
+        chain.errors[k], own = chain.activation_error(k, lo, hi)
         lo, hi = step.interval(lo, hi)
-        last, behind = (lo, hi), k + 1
-    return *last, behind
+        lo, hi = lo - own, hi + own
+        found.append((lo, hi))
+    return found, behind
 
 
 def _raise_slopes(chain: _Chain, c: Tensor, first: Tensor, num_steps: int) -> Tensor:
@@ -208,12 +284,12 @@ def _raise_slopes(chain: _Chain, c: Tensor, first: Tensor, num_steps: int) -> Te
         ascent = torch.optim.Adam(slopes.values(), lr=0.1, maximize=True)
         for _ in range(num_steps):
             ascent.zero_grad()
-            chain.minimum(c, len(chain.steps), slopes).sum().backward()
+            chain.minimum(c, len(chain.steps), slopes)[0].sum().backward()
             ascent.step()
             with torch.no_grad():
                 for k, slope in slopes.items():
                     slope.clamp_(kinked[k].kink_slope, 1.0)
-                best = torch.maximum(best, chain.minimum(c, len(chain.steps), slopes))
+                best = torch.maximum(best, chain.minimum(c, len(chain.steps), slopes)[0])
     return best.detach()
 
 
@@ -240,21 +316,38 @@ def relaxed_minimum(
     """
     one_of("method", method, RELAXATIONS)
     chain = _Chain(steps, ball)
-    lo, hi, behind = _interval(chain, method)
+    with torch.backends.cudnn.flags(enabled=False):  # its fast algorithms do not sum products
+        return _relaxed(chain, objectives, method, slope_steps)
+
+
+def _relaxed(chain: _Chain, objectives: Tensor, method: Relaxation, slope_steps: int) -> Relaxed:
+    ranges, behind = _interval(chain, method)
     c = objectives.transpose(0, 1).contiguous()
-    lower = chain.minimum(c, len(chain.steps)) if method != "interval" or not behind else None
+    lower = chain.minimum(c, len(chain.steps))[0] if method != "interval" or not behind else None
     if lower is not None and slope_steps and method != "interval":
         lower = _raise_slopes(chain, c, lower, slope_steps)
     if behind:  # the outputs are a linear function of the last activation's output, which lies in an interval
-        last, constant = chain.backward(c, len(chain.steps), stop=behind)
+        last, constant, error = chain.backward(c, len(chain.steps), stop=behind)
+        lo, hi = ranges[behind]
+        size = (last.abs() * torch.maximum(lo.abs(), hi.abs())).flatten(2).sum(2)
         boxed = (last.clamp(min=0) * lo + last.clamp(max=0) * hi).flatten(2).sum(2) + constant
-        lower = boxed if lower is None else torch.maximum(lower, boxed)
+        boxed = boxed - 1.001 * (error + chain.rounding * size) - TINY
+        lower = boxed if lower is None else torch.fmax(lower, boxed)
     assert lower is not None  # without activations every method has a backward pass
-    loose = sum((lines.loose.flatten(1).sum(1) for lines in chain.lines.values()), torch.zeros_like(ball.radius).long())
+    lower = torch.where(lower.isnan(), -torch.inf, lower)
+    loose = sum(
+        (lines.loose.flatten(1).sum(1) for lines in chain.lines.values()), torch.zeros_like(chain.ball.radius).long()
+    )
     return Relaxed(lower.T, loose == 0, loose)
 
 
 @torch.no_grad()
+def output_range(steps: Sequence[Step], ball: Ball) -> tuple[Tensor, Tensor]:
+    """Intervals of the outputs over balls, a pair of `(b, K)`, with all rounding errors of the network."""
+    lo, hi = _interval(_Chain(steps, ball), "interval")[0][-1]
+    return (lo.unsqueeze(-1), hi.unsqueeze(-1)) if lo.ndim == 1 else (lo, hi)
+
+
 def region_minimum(steps: Sequence[Step], ball: Ball, objectives: Tensor) -> Relaxed:
     """The minima `m - ρ‖∇m‖_*` for balls that lie in the linear region of their center; -inf for all others.
 
@@ -266,15 +359,15 @@ def region_minimum(steps: Sequence[Step], ball: Ball, objectives: Tensor) -> Rel
     Raises:
         ValueError: for other activations.
     """
-    inside = region_distance(steps, ball.center, norm=ball.norm) >= ball.radius
-    chain = _Chain(steps, ball)
-    for k, step in enumerate(chain.steps):
-        if not isinstance(step, Affine):
-            chain.lines[k] = step.lines(chain.values[k], chain.values[k])
-    lower = chain.minimum(objectives.transpose(0, 1).contiguous(), len(chain.steps)).T
-    return Relaxed(
-        torch.where(inside.unsqueeze(1), lower, torch.full_like(lower, -torch.inf)), inside, (~inside).long()
-    )
+    _check_kinked(steps)
+    found = relaxed_minimum(steps, ball, objectives, method="crown")  # exact in one region
+    outside = ~found.inside.unsqueeze(1)
+    return Relaxed(found.lower.masked_fill(outside, -torch.inf), found.inside, (~found.inside).long())
+
+
+def _check_kinked(steps: Sequence[Step]) -> None:
+    if any(not isinstance(step, Affine) and step.kink_slope is None for step in steps):
+        raise ValueError("region: expected ReLU and LeakyReLU only, which have linear regions; use method='crown'.")
 
 
 def activation_count(steps: Sequence[Step], h: Tensor) -> int:
@@ -310,17 +403,16 @@ def region_distance(steps: Sequence[Step], h: Tensor, *, norm: Norm = "l2") -> T
         >>> round(float(region_distance(network_steps(net), torch.tensor([[1.0, 2.0]]))), 4)  # 3 / √2
         2.1213
     """
-    ball = check_ball(h, 0.0, norm, None)
+    _check_kinked(steps)
+    ball = check_ball(in_double(h), 0.0, norm, None)
     chain = _Chain(steps, ball)
-    nearest = torch.full((len(h),), torch.inf, dtype=h.dtype, device=h.device)
+    nearest = torch.full_like(ball.radius, torch.inf)
     for k, step in enumerate(chain.steps):
         if isinstance(step, Affine):
             continue
-        if step.kink_slope is None:
-            raise ValueError("region_distance: expected ReLU and LeakyReLU only, which have linear regions.")
         chain.lines[k] = step.lines(chain.values[k], chain.values[k])
         values = chain.values[k].flatten(1).abs()
         steepness = torch.cat([ball.dual_norm(chain.backward(unit, k)[0]) for unit in chain.units(k)]).T
         ratio = torch.where(steepness > 0, values / steepness, torch.full_like(values, torch.inf))
         nearest = torch.minimum(nearest, ratio.amin(1))
-    return nearest
+    return nearest.to(h)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from experiments.tables.claims import Claim, better, better_on_average, judge_ours, judge_published, no_worse
 from experiments.tables.claims_list import all_claims
@@ -116,6 +117,38 @@ def test_missing_rows_are_left_out_and_counted():
     lost = judge_ours(claim, cells(**run, mixup__clean=[95, 96.5, 97]))
     assert (lost.word, lost.judged, lost.total) == ("not reproduced", 2, 3)
     assert judge_ours(claim, cells(nfm__clean=[90, 91])).word == "not run"
+
+
+def test_more_than_99_percent_is_a_ceiling_and_so_are_no_flips():
+    claim = claim_that(better("nfm", ["baseline"], ["clean"]))
+    seeds = cells(nfm__clean=[99.6, 99.7, 99.8], baseline__clean=[99.2, 99.3, 99.4])
+    assert judge_ours(claim, seeds).text == "reproduced (ceiling)"
+    assert judge_ours(claim, cells(nfm__clean=[99.6, 99.7], baseline__clean=[98.2, 98.31])).text == "reproduced"
+    flips = replace(claim_that(better("noisymix", ["baseline"], ["mfr"])), table="noisymix-table13")
+    assert judge_ours(flips, cells(noisymix__mfr=[0.2, 0.2], baseline__mfr=[0.5, 0.5])).text == "reproduced (ceiling)"
+    assert judge_ours(flips, cells(noisymix__mfr=[0.2, 0.2], baseline__mfr=[2.5, 2.6])).text == "reproduced"
+
+
+def test_a_lost_comparison_off_the_ceiling_decides():
+    claim = claim_that(better("nfm", ["baseline", "mixup"], ["clean"]))
+    both = {"nfm__clean": [99.5, 99.6], "baseline__clean": [99.7, 99.8], "mixup__clean": [98, 98.1]}
+    assert judge_ours(claim, cells(**both)).text == "not reproduced (ceiling)"
+    lost = cells(**both | {"nfm__clean": [90.5, 90.61]})
+    assert judge_ours(claim, lost).text == "not reproduced"
+
+
+def test_the_numbers_behind_a_verdict_are_data():
+    claim = claim_that(better("nfm", ["baseline", "mixup"], ["clean"]))
+    outcome = judge_ours(
+        claim, cells(nfm__clean=[90, 91, 92], baseline__clean=[80, 81, 83], mixup__clean=[95, 95, 95]), "digits",
+        study="digits",
+    )  # fmt: skip
+    assert (outcome.judged, outcome.study, outcome.least.comparison.other) == (2, "digits", "mixup")
+    first, second = (one.to_dict() for one in outcome.found)
+    half = stats.t.ppf(0.975, 2) * np.std([10, 10, 9], ddof=1) / math.sqrt(3)
+    assert (first["row"], first["other"], first["measured"], first["seeds"]) == ("nfm", "baseline", ["clean"], 3)
+    assert (first["gap"], first["low"], first["high"]) == pytest.approx((29 / 3, 29 / 3 - half, 29 / 3 + half))
+    assert (first["holds"], second["holds"], second["ceiling"]) == (True, False, False)
 
 
 def test_a_tie_that_is_allowed_needs_no_clear_difference():

@@ -389,6 +389,42 @@ def test_normalized_images_get_the_mask_of_their_pixels():
     torch.testing.assert_close(normalized[0] * scale + shift, plain[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("side", "grids", "patches"),
+    [
+        (8, (2, 4), (4, 2)),
+        (16, (2, 4, 8), (4, 4, 2)),
+        (28, (2, 4, 7), (14, 7, 4)),
+        (32, (2, 4, 8, 16), (4, 4, 4, 2)),
+        (64, (2, 4, 8, 16), (4, 4, 4, 4)),
+        (90, (2, 5, 9, 15), (45, 18, 10, 6)),
+        (96, (2, 4, 8, 16), (48, 24, 12, 6)),
+        (224, (2, 4, 8, 16), (112, 56, 28, 14)),
+    ],
+)
+def test_every_side_has_grids_and_patches_that_fit(side, grids, patches, monkeypatch):
+    """Patches of 4 pixels for small images, whole cells for large ones and where 4 pixels do not fill a cell."""
+    options = pm.options_for(side)
+    assert options.grids == grids
+    x, saliency, _ = batch(2, side, seed=1)
+    moved = []
+    move = pm.move_patches
+    monkeypatch.setattr(pm, "move_patches", lambda x, target, size: moved.append(size) or move(x, target, size))
+    for grid in grids:
+        draw = pm.PuzzleDraw(0.5, torch.tensor([1, 0]), grid)
+        mixed, targets = pm.apply_puzzlemix(x, torch.eye(2), saliency, draw, **UNIT)
+        assert mixed.shape == x.shape
+        torch.testing.assert_close(targets.sum(1), torch.ones(2))
+        assert bool(torch.isfinite(mixed).all())
+    assert tuple(moved[::2]) == patches
+
+
+def test_a_side_without_a_grid_is_refused():
+    for side in (3, 31):
+        with pytest.raises(ValueError, match=f"no prime number, got {side}"):
+            pm.options_for(side)
+
+
 def test_puzzlemix_replays_and_refuses_what_does_not_fit():
     x, saliency, y = batch(6, 32)
     state = torch.random.get_rng_state()

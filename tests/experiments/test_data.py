@@ -399,7 +399,7 @@ def test_the_band_has_random_labels_and_everything_else_those_of_the_u():
 
 
 def test_names():
-    with pytest.raises(ValueError, match=r"name: expected one of digits, cifar10, .* got 'mnist'"):
+    with pytest.raises(ValueError, match=r"name: expected one of digits, fashion_mnist, .* got 'mnist'"):
         load_data("mnist")
     for name in NAMES:
         if not name.startswith(("cifar", "imagenet")):

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 import nfm_theory as nt
 from experiments.models import MODELS, build_model, eligible_layers
+from experiments.models.fast import FastConvNet
 from experiments.models.preactresnet import DigitsResNet, PreActBlock, PreActResNet18
 from experiments.models.resnet50 import Bottleneck, ResNet50
 from experiments.models.toy_networks import nfm_toy, noisymix_toy
@@ -24,6 +25,7 @@ SMALL = {
     "wideresnet28": ({"widen": 1}, (3, 16, 16)),
     "resnet50": ({"width": 2}, (3, 64, 64)),
     "vit": ({"dim": 8, "heads": 2, "image_size": 16}, (3, 16, 16)),
+    "fast_cnn": ({"widths": (4, 6, 8), "stem": 3}, (3, 16, 16)),
     "digits_resnet": ({"width": 4}, (1, 8, 8)),
     "nfm_toy": ({"width": 8}, (2,)),
     "noisymix_toy": ({"width": 8}, (2,)),
@@ -106,6 +108,8 @@ COUNTS = {
     "ViT": (lambda: ViT(10), vit_parameters(256, 7, 10), 3_721_738),
     # w = 8: blocks 18 w² + 4 w, 56 w² + 6 w and 224 w² + 12 w, stem 9 w, head 4 w K + K
     "digits": (lambda: DigitsResNet(10), 298 * 64 + 22 * 8 + 72 + 4 * 8 * 10 + 10, None),
+    # stem 12 x 24 + 24; convolutions a b + b² for a, b = 24, 48 and 48, 96 and 96, 128; BN 4 b; head 128 K
+    "fast": (FastConvNet, 312 + 9 * (72 * 48 + 144 * 96 + 224 * 128) + 4 * 272 + 1280, 416_248),
     "NFM toy": (nfm_toy, (2 * 64 + 64) + 2 * (64 * 64 + 64) + (2 * 64 + 2), 8_642),
     "NoisyMix toy": (noisymix_toy, (2 * 128 + 128) + (2 * 128 + 2), 642),
 }
@@ -125,6 +129,7 @@ SHAPES = {
     "wideresnet28": [(3, 32, 32), (64, 32, 32), (128, 16, 16), (256, 8, 8)],
     "resnet50": [(3, 224, 224), (256, 56, 56), (512, 28, 28), (1024, 14, 14)],
     "vit": [(3, 32, 32), (64, 256), (64, 256), (64, 256)],
+    "fast_cnn": [(3, 32, 32), (48, 8, 8), (96, 4, 4), (128, 2, 2)],
     "digits_resnet": [(1, 8, 8), (8, 8, 8), (16, 4, 4)],
     "nfm_toy": [(2,), (64,), (64,), (64,)],
     "noisymix_toy": [(2,), (128,)],

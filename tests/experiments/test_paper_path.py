@@ -21,7 +21,7 @@ from experiments.metrics.accuracy import logits_of
 from experiments.metrics.calibration import calibration_summary
 from experiments.metrics.flips import ALEXNET_FLIP, PERTURBATIONS
 from experiments.models import MODELS, build_model, eligible_layers
-from experiments.recipes import Scheme, Training, all_recipes, get_recipe
+from experiments.recipes import Evaluation, Scheme, Training, all_recipes, get_recipe
 from experiments.record.ledger import read
 from experiments.runner import DONE, FAILED, FINISHED, load_training_data, run_recipe
 from experiments.schemes import build_step
@@ -66,7 +66,7 @@ def data(shelf):
 
 def subject(data, model=None, batch_size=4):
     model = (model or sets.Color()).eval()
-    return Subject(model, data, "paper", options={"batch_size": batch_size}, image_size=SIDE)
+    return Subject(model, data, "paper", evaluation=Evaluation(batch_size=batch_size), image_size=SIDE)
 
 
 def needs_videos(shelf):
@@ -76,7 +76,9 @@ def needs_videos(shelf):
 
 # Recipes --------------------------------------------------------------------------------------------------------
 
-CLASSES = {"imagenet": 1000, "cifar10": 10, "cifar100": 100, "digits": 10, "toy_rings": 2, "toy_band": 2}
+CLASSES = {
+    "imagenet": 1000, "cifar10": 10, "cifar100": 100, "fashion_mnist": 10, "digits": 10, "toy_rings": 2, "toy_band": 2,
+}  # fmt: skip
 
 
 @cache
@@ -85,7 +87,7 @@ def on_meta(name, classes, options):
         return MODELS[name].constructor(classes, **dict(options))
 
 
-@pytest.mark.parametrize("size", ["paper", "small", "digits", "toy"])
+@pytest.mark.parametrize("size", ["paper", "compact", "small", "digits", "toy"])
 def test_every_recipe_can_be_built(size):
     recipes = [r for r in all_recipes().values() if r.size == size]
     hashes = {r.hash for r in all_recipes().values()}

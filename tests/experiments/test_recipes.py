@@ -7,8 +7,9 @@ from dataclasses import FrozenInstanceError, dataclass, fields, replace
 import pytest
 
 from experiments.data.cifar import NORMALISATION
-from experiments.recipes import SIZES, Recipe, Scheme, Training, all_recipes, get_recipe, select_recipes
+from experiments.recipes import SIZES, Evaluation, Recipe, Scheme, Training, all_recipes, get_recipe, select_recipes
 from experiments.recipes.recipe import _changed
+from experiments.recipes.schemes import SCHEMES
 from experiments.tables.published import ABLATION, load_published
 from experiments.tables.registry import TABLES
 from experiments.training.optimization import learning_rate
@@ -203,6 +204,7 @@ FACTS = {
     **{f"noisymix-table{n}/*": _MIX | _IMAGENET for n in (1, 6, 11, 12)},
     **{f"noisymix-table{n}/*": _MIX_CIFAR | _PREACT for n in (7, 8, 13)},
     **{f"noisymix-table{n}/*": _MIX_CIFAR | _WRN for n in (9, 10, 14)},
+    "nfm-vit/*": {"data": "cifar10", "model": "vit", "optimiser": "adam", "schedule": "cosine", "epochs": 200},
     "nfm-table1-text/*": _NFM_CIFAR | _STANDARD | {"data": "cifar10", "model": "preactresnet18"},
     "nfm-table2-text/*": _NFM_CIFAR | _STANDARD | {"data": "cifar100", "model": "wideresnet18"},
     "nfm-table3-text/*": _NFM | _IMAGENET,
@@ -221,7 +223,7 @@ def test_settings_are_those_of_the_protocol(pattern):
     for recipe in select_recipes(pattern):
         facts = dict(FACTS[pattern])
         if recipe.name.startswith("nfm-") and recipe.training.scheme.patch == "puzzlemix":
-            facts |= {"batch_size": 100, "weight_decay": 1e-4, "epochs": recipe.training.epochs}
+            facts |= {"batch_size": 100, "weight_decay": 1e-4, "nesterov": True, "epochs": recipe.training.epochs}
             facts["milestones"] = {200: (65, 132), 1200: (399, 799)}[recipe.training.epochs]
         if recipe.note:
             facts["data_options"] = recipe.training.data_options
@@ -241,7 +243,9 @@ LEVELS = [
     scheme("nfm-table1/label_smoothing", label_smoothing=0.1),
     scheme("nfm-table1/mixup", alpha=1.0),
     scheme("nfm-table1/cutmix", alpha=1.0, patch="cutmix", probability=0.5),
-    scheme("nfm-table1/puzzlemix", alpha=1.0, patch="puzzlemix"),
+    scheme("nfm-table1/puzzlemix", alpha=1.0, patch="puzzlemix", loss="binary"),
+    scheme("noisymix-table2/cifar100-puzzlemix", alpha=1.0, patch="puzzlemix", loss="binary"),
+    scheme("noisymix-table1/puzzlemix", alpha=1.0, patch="puzzlemix"),
     scheme("nfm-table1/manifold_mixup", **_MIXED),
     scheme("nfm-table2/noisy_mixup", alpha=1.0, add_noise=0.2, mult_noise=0.1),
     scheme("nfm-table2/nfm", **_MIXED, add_noise=0.4, mult_noise=0.2),
@@ -256,7 +260,7 @@ LEVELS = [
     scheme("noisymix-table1/noisymix", **_NOISYMIX, add_noise=0.4, mult_noise=0.4),
     scheme("noisymix-table1/manifold_mixup", alpha=0.2, layers="eligible"),
     scheme("noisymix-table1/cutmix", alpha=1.0, patch="cutmix", probability=1.0),
-    scheme("noisymix-table1/adversarial", radius=4 / 255, replays=4),
+    scheme("noisymix-table1/adversarial", radius=4 / 255, replays=4, clamp=True),
     scheme("noisymix-table4/0000"),
     scheme("noisymix-table4/0010", layers="eligible", add_noise=0.5, mult_noise=0.5, sparsity=0.65),
     scheme("noisymix-table4/1110", **_MIXED, add_noise=0.5, mult_noise=0.5, sparsity=0.65),
@@ -370,7 +374,13 @@ def test_one_change_at_a_time_and_equal_second_moments(scheme, sparsity):
     [
         ("nfm-table1/label_smoothing", ["label_smoothing"]),
         ("nfm-table1/cutmix", ["probability"]),
-        ("nfm-table1/puzzlemix", ["epochs"]),
+        ("nfm-table1/puzzlemix", ["epochs", "milestones", "loss", "transport", "augmentation", "normalisation"]),
+        ("nfm-figure6/cifar10-puzzlemix", ["epochs", "loss", "augmentation"]),
+        ("noisymix-table2/cifar10-puzzlemix", ["alpha", "loss", "batch_size, schedule, augmentation"]),
+        ("noisymix-table1/puzzlemix", ["alpha", "loss", "augmentation", "processes"]),
+        ("noisymix-table1/autoaugment", ["views", "processes"]),
+        ("digits/puzzlemix", ["loss"]),
+        ("digits/adversarial", ["clamp", "replays"]),
         ("nfm-table1/nfm", ["noise", "model_options.shortcut", "data_options.normalisation", "salt_pepper"]),
         ("nfm-table3/nfm-alpha0.2", ["add_noise, mult_noise", "salt_pepper"]),
         ("nfm-figure5/cifar10-nfm_star", ["attack", "add_noise, mult_noise"]),
@@ -399,15 +409,74 @@ def test_choices_that_name_a_number_name_the_one_that_is_taken():
     for recipe in all_recipes().values():
         for setting, text in recipe.choices:
             found = getattr(recipe.training.scheme, setting, None)
-            if setting != "views" and isinstance(found, int | float):
+            if setting != "views" and isinstance(found, int | float) and not isinstance(found, bool):
                 number = text.split(":")[0].split(",")[0].split()[0]
                 value = float(number.split("/")[0]) / float(([*number.split("/"), "1"])[1])
-                short = recipe.size in ("digits", "small") and setting == "replays"  # fewer where epochs are few
+                short = setting == "replays" and recipe.size != "paper"  # fewer where epochs are few
                 assert short or value == pytest.approx(found), (recipe.name, setting)
+
+
+def test_where_we_differ_from_the_authors_code_both_are_named():
+    """Cross entropy on digits, where the code has the binary one, and no cut of the perturbed pixels."""
+    assert get_recipe("digits/puzzlemix").training.scheme.loss == "cross_entropy"
+    assert "binary" in dict(get_recipe("digits/puzzlemix").choices)["loss"]
+    assert not get_recipe("digits/adversarial").training.scheme.clamp
+    assert dict(get_recipe("noisymix-table5/cifar100-noisymix").training.data_options) == {
+        "normalisation": "transfer_cifar100"
+    }
+    assert NORMALISATION["transfer_cifar100"] == ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+
+
+def test_figure_6_has_the_patches_as_well():
+    found = {r.name.partition("-figure6/cifar10-")[2] for r in select_recipes("nfm-figure6/*")}
+    names = "baseline", "mixup", "cutmix", "puzzlemix", "manifold_mixup", "noisy_mixup", "nfm", "nfm_star"
+    assert found == set(names)
 
 
 def test_what_cannot_be_run_says_so():
     assert {r.name.rpartition("/")[2] for r in all_recipes().values() if r.note} == {"stylized_imagenet"}
+
+
+# The compact size -----------------------------------------------------------------------------------------------
+
+#: The studies of the compact size, and the rows of the papers' tables that each has.
+COMPACT = {
+    "fashion-compact": ("nfm-table1", "noisymix-table2"), "cifar10-compact": ("nfm-table1", "noisymix-table2"),
+    "cifar100-compact": ("nfm-table2", "noisymix-table2"), "cifar100-ablation": ("noisymix-table4",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("study", COMPACT)
+def test_the_compact_size_has_every_row_with_its_scheme(study):
+    own = {r.name.partition("/")[2]: r.training for r in select_recipes(f"{study}/*", size="compact")}
+    for table in COMPACT[study]:
+        for recipe in select_recipes(f"{table}/*"):
+            row = recipe.name.partition("/")[2].removeprefix("cifar100-").removeprefix("cifar10-")
+            row = "puzzlemix" if row.startswith("puzzlemix") else row
+            assert own[row].scheme == recipe.training.scheme, recipe.name
+            assert own[row].views == recipe.training.views, recipe.name
+
+
+def test_all_rows_of_a_compact_study_are_trained_alike():
+    """So that no scheme has a network, a rate or a number of epochs that suits it."""
+    studies = {}
+    for recipe in select_recipes(size="compact"):
+        plain = replace(recipe.training, scheme=Scheme("any"), views="")
+        studies.setdefault(recipe.name.partition("/")[0], set()).add(plain)
+        assert {"precision", "evaluation"} <= set(dict(recipe.choices))
+    assert {len(trainings) for trainings in studies.values()} == {1}
+    assert set(COMPACT) < set(studies)
+    everything = {r.name.partition("/")[2] for r in select_recipes("fashion-compact/*")}
+    assert everything == set(SCHEMES)
+
+
+def test_the_compact_size_is_measured_at_the_levels_of_the_papers_and_beyond():
+    usual = Evaluation()
+    for recipe in select_recipes(size="compact"):
+        own = recipe.evaluation
+        assert set(usual.white_noise) < set(own.white_noise)
+        assert set(usual.salt_pepper) < set(own.salt_pepper)
+        assert (own.radii, own.images, own.precision) == (usual.radii, 2000, "bfloat16")
 
 
 # Selection ------------------------------------------------------------------------------------------------------

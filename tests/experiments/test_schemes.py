@@ -1,5 +1,6 @@
 """Each scheme's step against a naive twin: loops and the written formula, with the draws that the step recorded."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,9 +12,11 @@ from torch.testing import assert_close
 
 import nfm_theory as nt
 from experiments.augment.cutmix import apply_cutmix, draw_cutmix, soft_labels
+from experiments.augment.puzzlemix import puzzlemix, saliency
 from experiments.recipes.recipe import Scheme
 from experiments.recipes.schemes import SCHEMES
 from experiments.schemes import build_step
+from experiments.schemes.step import binary_loss
 from nfm_theory.setting.draws import Draw
 
 X, Y = randn(0, 6, 3), torch.tensor([0, 2, 1, 1, 0, 2])
@@ -187,6 +190,45 @@ def test_puzzlemix_takes_a_step_on_images_of_any_size():
     assert all(p.grad is not None for p in step.model.parameters())
 
 
+def test_the_binary_loss_by_hand_and_under_autocast():
+    """Minus the mean of t log p + (1 - t) log(1 - p) over all classes."""
+    logits, targets = 3 * randn(5, 4, 3), randn(6, 4, 3).softmax(1)
+    total = 0.0
+    for z, t in zip(logits.tolist(), targets.tolist(), strict=True):
+        whole = sum(math.exp(one) for one in z)
+        for one, weight in zip(z, t, strict=True):
+            p = math.exp(one) / whole
+            total -= weight * math.log(p) + (1 - weight) * math.log(1 - p)
+    assert float(binary_loss(logits, targets)) == pytest.approx(total / 12, rel=1e-12)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = binary_loss(logits.bfloat16().requires_grad_(), targets.float())
+    assert rough.dtype == torch.float32
+    assert rough.item() == pytest.approx(total / 12, rel=0.02)
+    sure = torch.tensor([[400.0, 0.0, 0.0]], dtype=torch.float64).requires_grad_()
+    loss = binary_loss(sure, torch.tensor([[0.5, 0.5, 0.0]]))
+    loss.backward()
+    assert bool(torch.isfinite(loss))
+    assert bool(torch.isfinite(sure.grad).all())
+
+
+@pytest.mark.parametrize("loss", ["binary", "cross_entropy"])
+def test_puzzlemix_replays_with_the_same_generator(loss):
+    step = step_of(replace(SCHEMES["puzzlemix"], loss=loss), image_network(), seed=3)
+    place = {"mean": (0.5,) * 3, "std": (0.25, 0.5, 0.2)}
+    salient = saliency(step.model, IMAGES, Y)
+    mixed, targets = puzzlemix(IMAGES, Y, salient, generator=generator(3), num_classes=3, **place)
+    logits = step.model(mixed)
+    expected = {"binary": binary_loss, "cross_entropy": soft_cross_entropy}[loss](logits, targets.double())
+    assert_close(step.loss(IMAGES, Y), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_the_binary_loss_needs_mixed_labels():
+    with pytest.raises(ValueError, match="'binary' only with a patch, got 'binary'"):
+        step_of(Scheme("any", loss="binary"))
+    with pytest.raises(ValueError, match="got 'hinge'"):
+        step_of(replace(SCHEMES["cutmix"], loss="hinge"))
+
+
 # Adversarial -------------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +258,33 @@ def test_free_adversarial_training_by_hand():
                     p -= 0.1 * p.grad
                     p.grad = None
     assert bool((delta[4:].abs() > 0).any())
+
+
+def test_perturbed_pixels_are_cut_to_the_unit_interval_as_in_the_authors_code():
+    """In pixels: cut to [0, 1], then normalized. A pixel that was cut has no gradient, so its perturbation stays."""
+    shift, scale = (torch.tensor(v, dtype=torch.float64).reshape(3, 1, 1) for v in ((0.5,) * 3, (0.25, 0.5, 0.2)))
+    pixels = torch.rand(6, 3, 8, 8, generator=generator(8), dtype=torch.float64)
+    pixels[:, :, :2] = (pixels[:, :, :2] > 0.5).double()  # black and white
+    model = image_network()
+    step = step_of(Scheme("adversarial", radius=0.25, replays=3, clamp=True), model)
+    noise = torch.zeros_like(pixels)
+    for _ in range(3):
+        leaf = noise.clone().requires_grad_()
+        at = ((pixels + leaf).clamp(0, 1) - shift) / scale
+        expected = soft_cross_entropy(model(at), one_hot())
+        loss = step.loss((pixels - shift) / scale, Y)
+        assert_close(loss, expected, rtol=1e-6, atol=1e-7)
+        loss.backward()
+        step.after_backward()
+        (slope,) = torch.autograd.grad(expected, leaf)
+        noise = (noise + 0.25 * slope.sign()).clamp(-0.25, 0.25)
+        inside = ((pixels + leaf.detach() - 0.5).abs() - 0.5).abs() > 1e-6  # at the edge rounding decides
+        inside |= leaf.detach() == 0
+        assert_close((step.delta * scale)[inside], noise[inside], rtol=1e-5, atol=1e-6)
+        noise = step.delta * scale
+        for p in model.parameters():
+            p.grad = None
+    assert bool((((pixels + noise) < 0) | ((pixels + noise) > 1)).any())
 
 
 def test_the_perturbation_survives_its_state():

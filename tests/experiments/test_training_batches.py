@@ -1,6 +1,7 @@
 """Rates and batches of a training: by hand, whole, and the same whoever makes them."""
 
 import math
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.testing import assert_close
 
 from experiments.augment.standard import random_crop, random_flip
 from experiments.recipes.recipe import Scheme
-from experiments.training.batches import Views, batch_indices, epoch_batches
+from experiments.training.batches import Batches, Views, batch_indices
 from experiments.training.distributed import World
 from experiments.training.loop import effective_epochs
 from experiments.training.optimization import build_optimiser, learning_rate
@@ -74,13 +75,12 @@ def test_processes_share_each_batch(size):
 def test_a_last_batch_smaller_than_the_number_of_processes_is_left_out(augmentation):
     training = image_training(batch_size=3, augmentation=augmentation)  # 3, 3, 3, 1
     for rank in range(2):
-        found = list(epoch_batches(image_source(), training, seed=1, epoch=0, start=0, world=World(rank, 2)))
+        found = list(Batches(image_source(), training, seed=1, world=World(rank, 2)).epoch(0))
         assert [(number, len(y), size) for number, _, y, size in found] == [(k, 2 - rank, 3) for k in range(3)]
 
 
-def gathered(training, source, **options):
-    world = {"world": World(), "seed": 3, "epoch": 1, "start": 0} | options
-    return [(number, x, y, size) for number, x, y, size in epoch_batches(source, training, **world)]
+def gathered(training, source, start=0, workers=0):
+    return list(Batches(source, training, seed=3, world=World(), workers=workers).epoch(1, start))
 
 
 def test_batches_from_a_start_are_the_rest_of_the_whole():
@@ -94,15 +94,36 @@ def test_batches_from_a_start_are_the_rest_of_the_whole():
         assert torch.equal(y1, y2)
 
 
+class ProcessSource:
+    """Vectors that hold the number of the process that reads them, and the index of the sample."""
+
+    labels = np.zeros(8, dtype=np.int64)
+    mean = std = ()
+
+    def sample(self, index):
+        return np.array([os.getpid(), index], np.float64)
+
+
 @pytest.mark.slow
 def test_loader_processes_make_the_same_batches():
     training = image_training("noisymix", views="augmix")
-    for one, other in zip(
-        gathered(training, image_source()), gathered(training, image_source(), workers=2), strict=True
-    ):
-        assert one[0] == other[0]
-        assert torch.equal(one[1], other[1])
-        assert torch.equal(one[2], other[2])
+    source = image_source()
+    alone, helped = (Batches(source, training, seed=3, world=World(), workers=workers) for workers in (0, 2))
+    for epoch, start in ((0, 0), (1, 1)):
+        for one, other in zip(alone.epoch(epoch, start), helped.epoch(epoch, start), strict=True):
+            assert one[0] == other[0]
+            assert torch.equal(one[1], other[1])
+            assert torch.equal(one[2], other[2])
+
+
+@pytest.mark.slow
+def test_loader_processes_live_through_all_epochs():
+    batches = Batches(ProcessSource(), toy(batch_size=4), seed=3, world=World(), workers=1)
+    seen = [torch.cat([x for _, x, _, _ in batches.epoch(epoch)]) for epoch in range(3)]
+    assert len(torch.cat(seen)[:, 0].unique()) == 1
+    assert seen[0][0, 0] != os.getpid()
+    assert all(sorted(x[:, 1].tolist()) == list(range(8)) for x in seen)
+    assert not torch.equal(seen[0], seen[1])
 
 
 def test_views_by_hand():

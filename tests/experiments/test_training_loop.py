@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.recipes.recipe import Scheme, Training
 from experiments.recipes.schemes import SCHEMES
@@ -34,7 +35,7 @@ from experiments.training.loop import effective_epochs
 #: Not channels last: below 8 channels the backward pass of a 1x1 convolution with stride 2 writes beyond its memory
 #: there (torch 2.13 with oneDNN on a CPU); no recipe is that narrow.
 QUICK = Execution(device="cpu", progress=False, channels_last=False)
-EACH_STEP = replace(QUICK, checkpoint_steps=1)
+EACH_STEP = replace(QUICK, look_steps=1, checkpoint_minutes=0)
 
 
 def toy_source(n=20):
@@ -225,6 +226,56 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path):
     with pytest.raises(DivergedError, match=r"loss (nan|inf) in epoch \d+, batch \d+, after .*; lower the"):
         run(toy(learning_rate=1e30, epochs=5), tmp_path)
     assert not (run_folder(tmp_path, toy(learning_rate=1e30, epochs=5), 1) / "final.pt").exists()
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a number is taken from a tensor, for which the program waits on another device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("name", ["baseline", "label_smoothing"])
+def test_no_step_waits_for_the_loss(name, tmp_path, monkeypatch):
+    looks, reads, (look, step) = [], Reads(), (loop_module._Run.look, loop_module._Run.one_batch)
+
+    def counted(self, before):
+        looks.append(len(self.unseen))
+        return look(self, before)
+
+    def watched(*arguments):
+        with reads:
+            return step(*arguments)
+
+    monkeypatch.setattr(loop_module._Run, "look", counted)
+    monkeypatch.setattr(loop_module._Run, "one_batch", watched)
+    run(image_training(name), tmp_path, execution=replace(QUICK, look_steps=2))
+    assert looks == [2, 1, 2, 1]  # three batches in each of two epochs
+    assert reads.count == 0
+    with reads:
+        float(torch.ones(()))
+    assert reads.count == 1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 100])
+def test_the_log_does_not_depend_on_the_looks(steps, tmp_path):
+    training = image_training("nfm")
+    whole = run(training, tmp_path / "whole")
+    again = run(training, tmp_path / "again", execution=replace(QUICK, look_steps=steps))
+    assert same(weights(whole), weights(again))
+    assert log_of(training, tmp_path / "whole") == log_of(training, tmp_path / "again")
+
+
+@pytest.mark.parametrize(("minutes", "expected"), [(0, 2 * 3 + 1), (1e-9, 2 * 3 + 1), (60, 0)])
+def test_checkpoints_are_written_by_time(minutes, expected, tmp_path, monkeypatch):
+    saves = []
+    monkeypatch.setattr(loop_module._Run, "save", lambda run, path: saves.append((run.state.epoch, run.state.batch)))
+    run(image_training(), tmp_path, execution=replace(QUICK, look_steps=1, checkpoint_minutes=minutes))
+    assert len(saves) == expected
+    assert not saves or saves == [(0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3)]
 
 
 # Checkpoints ------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def mixing_step(folder, layer):
 
 def main(folder):
     rank = mixing_step(folder, "1")
-    execution = Execution(device="cpu", progress=False, checkpoint_steps=2)
+    execution = Execution(device="cpu", progress=False, look_steps=2, checkpoint_minutes=0)
     pieces = {"source": source(), "classes": 2, "seed": 1, "runs": folder / "runs", "execution": execution}
     assert train(TRAINING, stop_after=1, **pieces) is None
     assert (run_folder(folder / "runs", TRAINING, 1) / "checkpoint.pt").exists()

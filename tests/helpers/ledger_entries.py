@@ -32,11 +32,12 @@ def entry(name, seed, suite="clean", **metrics):
     )  # fmt: skip
 
 
-def full_ledger(*, seeds=(1, 2), without=()):
-    """Results of every paper recipe that can be run; each recipe has its own accuracy, which grows with the seed."""
+def full_ledger(*, seeds=(1, 2), without=(), sizes=("paper",)):
+    """Results of every recipe of these sizes that can be run; each has its own accuracy, which grows with the seed."""
     printed = load_published()
-    keys = {column.metric for table in printed.tables() for column in printed.columns(table) if column.metric}
-    runnable = {r.hash: r for r in all_recipes().values() if r.size == "paper" and not r.note and r.name not in without}
+    keys = {column.metric for table in printed.tables() for column in printed.columns(table)}
+    known = all_recipes().values()
+    runnable = {r.hash: r for r in known if r.size in sizes and not r.note and r.name not in without}
     ranks = {name: rank for rank, name in enumerate(sorted(runnable))}
     return [
         entry(recipe.name, seed, "all", **dict.fromkeys(keys, 0.2 + 0.001 * ranks[hash_] + 0.01 * seed))

@@ -25,7 +25,7 @@ from experiments.sweep import Sweep, make_tasks, run_sweep
 from experiments.training import Execution, run_folder
 
 KILLS = 20
-EXECUTION = Execution(device="cpu", progress=False, checkpoint_steps=1)
+EXECUTION = Execution(device="cpu", progress=False, look_steps=1, checkpoint_minutes=0)
 
 
 def recipes():

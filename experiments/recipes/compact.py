@@ -1,0 +1,108 @@
+"""The compact size: every row of the papers' tables on real images, each network in minutes on one core.
+
+| recipes | what is trained |
+|---|---|
+| `fashion-compact/...` | all schemes on Fashion-MNIST, which is in this repository |
+| `cifar10-compact/...`, `cifar100-compact/...` | the schemes of Tables 1 and 2 of each paper, on all images of CIFAR |
+| `cifar100-ablation/...` | the rows of NoisyMix Table 4 |
+| `fashion-long/...` | the fast network for more epochs, with crop and flip |
+| `fashion-preact/...` | the papers' PreActResNet-18 at an eighth of its width |
+
+Schemes, noise laws, levels, eligible layers and α are those of the papers. Network, epochs, learning rate, batch size
+and augmentation depend on the size. They were chosen by the accuracy of the baseline alone, on the last training
+images, which were held out for that. White noise and salt and pepper noise are also measured at levels above the
+papers', where the baseline loses as much as in the papers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from .ours import row_choices, shorter
+from .recipe import Evaluation, Recipe, Scheme, Training
+from .schemes import SCHEMES, VIEWS
+
+#: The rows of NFM Tables 1 and 2, and those of NoisyMix Tables 2 and 3 that are not among them.
+NFM_ROWS = (
+    "baseline", "baseline_noise", "label_smoothing", "mixup", "cutmix", "puzzlemix", "manifold_mixup", "noisy_mixup",
+    "nfm",
+)  # fmt: skip
+NOISYMIX_ROWS = ("augmix", "noisymix")
+_MORE_LEVELS = {"white_noise": (0.1, 0.2, 0.3, 0.5, 0.7), "salt_pepper": (0.02, 0.04, 0.1, 0.2)}
+EVALUATION = Evaluation(
+    **_MORE_LEVELS, images=2000, sequences=200, corruptions=("speckle_noise",), batch_size=256, precision="bfloat16"
+)
+SUITES = ("clean", "white_noise", "salt_pepper", "attacks", "corrupted", "flips", "calibration")
+
+_FASHION = Training(
+    data="fashion_mnist", model="fast_cnn", scheme=Scheme("baseline"), epochs=5, batch_size=256, learning_rate=0.1,
+    model_options=(("in_channels", 1),), nesterov=True, weight_decay=5e-4, schedule="cosine", precision="bfloat16",
+)  # fmt: skip
+_LONG = replace(_FASHION, epochs=24, augmentation="crop_flip")
+_PREACT = replace(
+    _FASHION, model="preactresnet18", epochs=15, augmentation="crop_flip",
+    model_options=(("shortcut", "released"), ("width", 8), ("in_channels", 1)),
+)  # fmt: skip
+_CIFAR = replace(
+    _FASHION, data="cifar10", epochs=24, model_options=(), data_options=(("normalisation", "nfm_preprint"),),
+    augmentation="crop_flip",
+)  # fmt: skip
+
+_CHOSEN = "chosen by the accuracy of the baseline alone, on training images held out for that"
+_COMMON = (
+    ("batch_size, schedule", "256 with a cosine to 0: the papers have 128, and one of them has steps"),
+    ("precision", "bfloat16 in training and evaluation, for speed: the papers have float32"),
+    ("evaluation", "2,000 test images under attacks and corruptions, 200 sequences for flips"),
+)
+_CHOICES = {
+    "fashion-compact": (
+        ("data", "Fashion-MNIST instead of CIFAR-10, since it may be part of this repository"),
+        ("model, epochs, learning_rate, augmentation", f"a fast network, 5, 0.1, none: {_CHOSEN}"),
+    ),
+    "fashion-long": (
+        ("data", "Fashion-MNIST instead of CIFAR-10, since it may be part of this repository"),
+        ("model, epochs", "a fast network, 24: to see how much the picture depends on the number of epochs"),
+    ),
+    "fashion-preact": (
+        ("data", "Fashion-MNIST instead of CIFAR-10, since it may be part of this repository"),
+        ("model_options.width, epochs", "8 instead of 64, 15 instead of 200"),
+    ),
+    "cifar10-compact": (("model, epochs, learning_rate", f"a fast network, 24, 0.1: {_CHOSEN}"),),
+}
+_CHOICES["cifar100-compact"] = _CHOICES["cifar100-ablation"] = (
+    ("model, epochs, learning_rate", "a fast network, 24, 0.1: as for CIFAR-10"),
+)
+
+
+def _study(name: str, base: Training, rows: Iterable[str], seeds: tuple[int, ...]) -> Iterator[Recipe]:
+    for row in rows:
+        training = replace(base, scheme=shorter(SCHEMES[row]), views=VIEWS.get(row, ""))
+        choices = (*_CHOICES[name], *_COMMON, *row_choices(row))
+        yield Recipe(f"{name}/{row}", "compact", training, SUITES, seeds, choices, evaluation=EVALUATION)
+
+
+def _ablation(known: Iterable[Recipe]) -> Iterator[Recipe]:
+    """The rows of NoisyMix Table 4 with their schemes, on the network of this size."""
+    for recipe in known:
+        table, _, row = recipe.name.partition("/")
+        if table == "noisymix-table4":
+            training = replace(_CIFAR, data="cifar100", scheme=recipe.training.scheme, views=recipe.training.views)
+            own = (choice for choice in recipe.choices if not choice[0].startswith("model_options"))
+            choices = (*_CHOICES["cifar100-ablation"], *_COMMON, *own)
+            yield Recipe(
+                f"cifar100-ablation/{row}", "compact", training, SUITES, (1, 2, 3), choices, evaluation=EVALUATION
+            )
+
+
+def recipes(known: Iterable[Recipe]) -> list[Recipe]:
+    """The recipes of this size. The rows of the ablation have the schemes of the `known` recipes."""
+    five, three, tables = (1, 2, 3, 4, 5), (1, 2, 3), (*NFM_ROWS, *NOISYMIX_ROWS)
+    return [
+        *_study("fashion-compact", _FASHION, (*tables, *(name for name in SCHEMES if name not in tables)), five),
+        *_study("cifar10-compact", _CIFAR, tables, three),
+        *_study("cifar100-compact", replace(_CIFAR, data="cifar100"), tables, three),
+        *_ablation(known),
+        *_study("fashion-long", _LONG, tables, three),
+        *_study("fashion-preact", _PREACT, tables, three),
+    ]
