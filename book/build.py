@@ -27,15 +27,17 @@ TIMEOUT = 600  # seconds for a cell, as in _config.yml
 
 SOURCES = ("nfm_theory", "experiments", "figures", "benchmarks/results")
 SUFFIXES = {".py", ".pyi", ".json", ".jsonl", ".csv", ".npz", ".pt"}
-DISTRIBUTIONS = (
-    "torch", "numpy", "scipy", "sympy", "scikit-learn", "matplotlib", "ipython", "ipykernel", "myst-nb",
-)  # fmt: skip
+
+
+def installed() -> list[str]:
+    """The names of all installed packages. Cells import few of them, but those import others."""
+    return sorted({found.metadata["Name"] for found in metadata.distributions() if found.metadata["Name"]})
 
 
 def cache_key() -> str:
     """Hash of everything outside a page that decides what its cells print."""
     digest = hashlib.sha256(platform.python_version().encode())
-    for name in DISTRIBUTIONS:
+    for name in installed():
         digest.update(f"{name}=={metadata.version(name)}\n".encode())
     for folder in SOURCES:
         for path in sorted((ROOT / folder).rglob("*")):

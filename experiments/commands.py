@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -13,39 +11,36 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .console import wide_console
+from nfm_theory.cli.device import parse_device
+from nfm_theory.cli.errors import BAD_INPUT
+
+from .console import MOST_PROCESSES, plain_errors, wide_console
 from .recipes import Recipe, get_recipe, select_recipes
-from .record.files import write_json
-from .record.ledger import LEDGER, differences, merge, read, validate, within_seeds
-from .runner import BUSY, FAILED, load_training_data, run_recipe, runs_folder
+from .record.files import replace_file, writable_file, write_json
+from .record.ledger import LEDGER, differences, finished, merge, read, validate, within_seeds
+from .runner import BUSY, FAILED, run_recipe, runs_folder
 from .studies.commands import app as studies_app
 from .sweep import CLUSTERS, Sweep, make_tasks, run_sweep
 from .tables import TABLES, audit, build_table, judge_claims
 from .tables.audit import report_markdown
 from .tables.build import SIZES
 from .tables.render import CLAIM_FORMATS, TABLE_FORMATS
-from .training import Execution, train
+from .training import Execution
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 recipes_app = typer.Typer(no_args_is_help=True, help="The recipes: how each row of the published tables is trained.")
 ledger_app = typer.Typer(no_args_is_help=True, help="The ledger: the file with all results of training.")
 
 SUFFIXES = {"md": ".md", "latex": ".tex", "html": ".html"}
+#: PyTorch's random generators take no larger seed.
+LARGEST_SEED = 2**63 - 1
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU if there is one.")]
 Ledger = Annotated[Path, typer.Option(help="File to which results are appended.")]
 Runs = Annotated[Path | None, typer.Option(help="Folder of checkpoints; by default $NFM_RUNS or a cache folder.")]
-Loaders = Annotated[int, typer.Option(help="Number of data loading processes for each training run.")]
+Loaders = Annotated[
+    int, typer.Option(min=0, max=MOST_PROCESSES, help="Number of data loading processes for each training run.")
+]
 Out = Annotated[Path | None, typer.Option(help="Folder to write to; by default the text is printed.")]
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Print errors that a user can put right as a sentence instead of a traceback."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
 
 
 @recipes_app.command("list")
@@ -54,7 +49,7 @@ def list_recipes(
     size: Annotated[str | None, typer.Option(help="Only recipes of this size: toy, digits, small or paper.")] = None,
 ) -> None:
     """List recipes."""
-    with _plain_errors():
+    with plain_errors():
         chosen = select_recipes(*(patterns or ()), size=size)
     table = Table()
     for name in ("recipe", "size", "data", "network", "epochs", "seeds", "measured", "hash"):
@@ -72,7 +67,7 @@ def list_recipes(
 @recipes_app.command("show")
 def show_recipe(name: str) -> None:
     """Show one recipe: all settings, and which of them are our own choice and why."""
-    with _plain_errors():
+    with plain_errors():
         recipe = get_recipe(name)
     for line in describe(recipe):
         typer.echo(line)
@@ -97,33 +92,37 @@ def describe(recipe: Recipe) -> list[str]:
 @app.command("train")
 def train_command(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe.")],
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of the training run.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Random seed of the training run.")] = 1,
     device: Device = "auto",
     ledger: Ledger = LEDGER,
     runs: Runs = None,
     loaders: Loaders = 0,
     compile_model: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     stop_after: Annotated[
-        int | None, typer.Option(help="Stop after this many epochs; the next call continues from there.")
+        int | None, typer.Option(min=1, help="Stop after this many epochs; the next call continues from there.")
     ] = None,
 ) -> None:
     """Train the network of a recipe and measure it. An interrupted run continues. Also works under torchrun.
 
     Exit status: 0 done, 1 failed, 2 wrong input, 3 another process works on it.
     """
-    execution = Execution(device=device, workers=loaders, compile=compile_model)
-    with _plain_errors():
+    with plain_errors():
+        _check_places(device, ledger, runs)
         chosen = get_recipe(recipe)
-        if stop_after is not None:
-            source, _, classes = load_training_data(chosen.training)
-            train(
-                chosen.training, source, classes=classes, seed=seed, runs=runs or runs_folder(), execution=execution,
-                stop_after=stop_after,
-            )  # fmt: skip
-            raise typer.Exit(0)
-        outcome = run_recipe(chosen, seed, ledger=ledger, runs=runs, execution=execution)
+    execution = Execution(device=device, workers=loaders, compile=compile_model)
+    outcome = run_recipe(chosen, seed, ledger=ledger, runs=runs, execution=execution, stop_after=stop_after)
     typer.echo(f"{outcome.recipe} seed {outcome.seed}: {outcome.status} {outcome.message}".rstrip())
-    raise typer.Exit({FAILED: 1, BUSY: 3}.get(outcome.status, 0))
+    failed = BAD_INPUT if outcome.wrong_input else 1
+    raise typer.Exit({FAILED: failed, BUSY: 3}.get(outcome.status, 0))
+
+
+def _check_places(device: str, ledger: Path, runs: Path | None) -> None:
+    """Refuse a device that there is not, and files that cannot be read or written, before anything is trained."""
+    if device != "auto":
+        parse_device(device)
+    finished(ledger)
+    writable_file(ledger)
+    writable_file((runs or runs_folder()) / "new")
 
 
 def _parameters(texts: list[str]) -> dict[str, str | int]:
@@ -132,15 +131,18 @@ def _parameters(texts: list[str]) -> dict[str, str | int]:
         key, sign, value = text.partition("=")
         if not key or not sign:
             raise ValueError(f"--parameter: expected name=value, such as slurm_partition=gpu, got {text!r}.")
-        found[key] = int(value) if value.isdigit() else value
+        found[key] = int(value) if value.isdecimal() and len(value) < 19 else value
     return found
 
 
 def _seeds(text: str) -> list[int] | None:
-    parts = text.split(",") if text else []
-    if not all(part.strip().isdigit() for part in parts):
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(part.isdecimal() and len(part) < 19 for part in parts):
         raise ValueError(f"--seeds: expected whole numbers separated by commas, such as 1,2,3, got {text!r}.")
-    return [int(part) for part in parts] or None
+    seeds = [int(part) for part in parts]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds: expected each seed once, got {text!r}.")
+    return seeds or None
 
 
 @app.command("sweep")
@@ -148,44 +150,51 @@ def sweep_command(
     patterns: Annotated[list[str], typer.Argument(help="Names of recipes; * and ? work as in a shell.")],
     size: Annotated[str | None, typer.Option(help="Only recipes of this size.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds such as 1,2,3; by default those of the recipes.")] = "",
-    workers: Annotated[int, typer.Option(min=1, help="How many training runs at the same time.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=1, max=MOST_PROCESSES, help="How many training runs at the same time.")
+    ] = 1,
     cluster: Annotated[str, typer.Option(help=f"Where to run: {', '.join(CLUSTERS)}.")] = "local",
     parameter: Annotated[list[str] | None, typer.Option(help="Option of the submitit executor, name=value.")] = None,
     device: Device = "auto",
     ledger: Ledger = LEDGER,
     runs: Runs = None,
     loaders: Loaders = 0,
-    threads: Annotated[int, typer.Option(help="Threads of each worker; 0 for all.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=MOST_PROCESSES, help="Threads of each worker; 0 for all.")] = 0,
 ) -> None:
     """Train and measure many recipes. Finished ones are skipped, and a failure does not stop the others.
 
-    Exit status: 0 all done, 1 something failed or is unfinished, 2 wrong input.
+    Exit status: 0 all done, 1 something failed or is unfinished, 2 wrong input, also if that is why all failed.
     """
-    with _plain_errors():
+    with plain_errors():
         wanted = _seeds(seeds)
+        given = _parameters(parameter or [])
+        _check_places(device, ledger, runs)
         tasks = make_tasks(select_recipes(*patterns, size=size), wanted)
         sweep = Sweep(tasks, ledger, runs or runs_folder(), Execution(device=device, workers=loaders), threads=threads)
-        report = run_sweep(sweep, cluster=cluster, workers=workers, **_parameters(parameter or []))
+        report = run_sweep(sweep, cluster=cluster, workers=workers, parameters=given)
     for outcome in report.failed:
         typer.echo(f"failed: {outcome.recipe} seed {outcome.seed}: {outcome.message}")
     for line in report.lost:
         typer.echo(f"lost: {line}")
     left = f"{len(report.unfinished)} of {len(tasks)} left"
     typer.echo(f"{len(report.done)} done now, {len(report.failed)} failed, {left}")
-    raise typer.Exit(0 if report.complete else 1)
+    if report.complete:
+        raise typer.Exit(0)
+    only_input = not report.done and len(report.failed) == len(report.unfinished)
+    raise typer.Exit(BAD_INPUT if only_input and all(one.wrong_input for one in report.failed) else 1)
 
 
 @app.command("sets")
 def sets_command(
     data: Annotated[str, typer.Argument(help="digits, cifar10 or cifar100.")],
-    workers: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=MOST_PROCESSES, help="Number of processes.")] = 1,
     flips: Annotated[bool, typer.Option(help="Also make the sequences of slowly changing images.")] = False,
 ) -> None:
     """Make the corrupted version of a test set, on which the recipes of our own sizes are measured."""
     from .data import load_data
     from .evaluation.sets import generated_corrupted, generated_perturbed
 
-    with _plain_errors():
+    with plain_errors():
         images = load_data(data)
         typer.echo(generated_corrupted(images, workers=workers).folder)
         if flips:
@@ -198,13 +207,19 @@ def _check_names(option: str, names: list[str], known) -> None:
             raise ValueError(f"{option}: expected one of {', '.join(known)}; got {name!r}.")
 
 
+def _check_folder(out: Path | None) -> None:
+    """Refuse a folder that cannot be written to before anything is computed."""
+    if out is not None:
+        writable_file(out / "new")
+
+
 def _write(text: str, name: str, out: Path | None) -> None:
     """Print a text, or write it to a file in a folder."""
     if out is None:
         typer.echo(text)
         return
-    out.mkdir(parents=True, exist_ok=True)
-    (out / name).write_text(text, encoding="utf-8")
+    with replace_file(out / name) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @app.command("tables")
@@ -216,10 +231,11 @@ def tables_command(
     out: Out = None,
 ) -> None:
     """Write the papers' tables with our results beside them, and the verdicts on the claims about them."""
-    with _plain_errors():
+    with plain_errors():
         _check_names("--format", [form], TABLE_FORMATS)
         _check_names("--table", table or [], TABLES)
         _check_names("--size", size or [], SIZES)
+        _check_folder(out)
         entries = [entry for path in ledger or ([LEDGER] if LEDGER.exists() else []) for entry in read(path)]
         for name in table or TABLES:
             _write(TABLE_FORMATS[form](build_table(name, entries, size)), name + SUFFIXES[form], out)
@@ -230,7 +246,8 @@ def tables_command(
 @app.command("audit")
 def audit_command(out: Out = None) -> None:
     """Cross-check the printed numbers of both papers, and list those that cannot be right."""
-    with _plain_errors():
+    with plain_errors():
+        _check_folder(out)
         _write(report_markdown(audit()), "audit.md", out)
 
 
@@ -250,7 +267,9 @@ def claims_command(
     """
     from .claims import count, index, load_records
 
-    with _plain_errors():
+    with plain_errors():
+        if json_path not in (None, Path("-")):
+            writable_file(json_path)
         judged = index(load_records(), paper, ids or ())
         found = [one.to_dict() for one in judged]
         if json_path == Path("-"):
@@ -273,7 +292,7 @@ def claims_command(
 @ledger_app.command("check")
 def check_ledger(path: Annotated[Path, typer.Argument(help="File of results.")] = LEDGER) -> None:
     """List everything that is wrong with a ledger. The exit status is 1 if anything is."""
-    with _plain_errors():
+    with plain_errors():
         problems = validate(path)
     for problem in problems:
         typer.echo(problem)
@@ -286,7 +305,7 @@ def compare_ledgers(
     with_: Annotated[Path, typer.Option("--with", help="Ledger to compare it with.")] = LEDGER,
 ) -> None:
     """Compare results that were computed again. On another processor they may differ as much as two seeds do."""
-    with _plain_errors():
+    with plain_errors():
         again, known = read(path), read(with_)
     gaps = differences(again, known)
     same = sum(gap == 0 for gap in gaps.values())
@@ -308,7 +327,7 @@ def merge_ledgers(
     into: Annotated[Path, typer.Option(help="Ledger to add to.")] = LEDGER,
 ) -> None:
     """Gather several ledgers into one, for example those of the nodes of a cluster."""
-    with _plain_errors():
+    with plain_errors():
         typer.echo(f"{merge(paths, into)} new results in {into}")
 
 

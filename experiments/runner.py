@@ -36,6 +36,7 @@ class Outcome:
         status: `FINISHED`, `DONE`, `BUSY` (another process works on it) or `FAILED`.
         message: why it failed.
         seconds: duration of this run.
+        wrong_input: True if it failed because of what the user gave: files, folders, a recipe that cannot be run.
     """
 
     recipe: str
@@ -43,6 +44,12 @@ class Outcome:
     status: str
     message: str = ""
     seconds: float = 0.0
+    wrong_input: bool = False
+
+
+def elapsed(start: float) -> float:
+    """Seconds since `start`, a value of `time.perf_counter`; 0 if the clock has run backwards."""
+    return round(max(0.0, time.perf_counter() - start), 2)
 
 
 def runs_folder() -> Path:
@@ -90,6 +97,7 @@ def run_recipe(
     ledger: Path = LEDGER,
     runs: Path | None = None,
     execution: Execution | None = None,
+    stop_after: int | None = None,
 ) -> Outcome:
     """Train and measure what is not in the ledger yet. Errors are not raised but returned in the outcome.
 
@@ -99,22 +107,27 @@ def run_recipe(
         ledger: file to which each result is appended as soon as it is there.
         runs: folder of checkpoints; `None` for `runs_folder()`.
         execution: device, number of loader processes and the like.
+        stop_after: stop after this many epochs, and measure nothing; the next call goes on from there.
     """
     start = time.perf_counter()
 
-    def outcome(status: str, message: str = "") -> Outcome:
-        return Outcome(recipe.name, seed, status, message, round(time.perf_counter() - start, 2))
+    def outcome(status: str, message: str = "", *, wrong_input: bool = False) -> Outcome:
+        return Outcome(recipe.name, seed, status, message, elapsed(start), wrong_input)
 
     try:
         suites = missing_suites(recipe, seed, ledger)
         if not suites:
             return outcome(FINISHED)
         if recipe.note:
-            return outcome(FAILED, recipe.note)
+            return outcome(FAILED, recipe.note, wrong_input=True)
         execution = execution or Execution()
         source, data, classes = load_training_data(recipe.training)
         runs = runs or runs_folder()
-        trained = train(recipe.training, source, classes=classes, seed=seed, runs=runs, execution=execution)
+        trained = train(
+            recipe.training, source, classes=classes, seed=seed, runs=runs, execution=execution, stop_after=stop_after
+        )
+        if stop_after is not None:
+            return outcome(DONE)
         if int(os.environ.get("RANK", 0)):
             return outcome(DONE)  # under torchrun the first process measures
         # Training has released its lock, so measuring takes another one; else two workers would measure the same
@@ -126,7 +139,8 @@ def run_recipe(
         return outcome(BUSY, str(error))
     except Exception as error:  # a failure must not stop the other tasks of a sweep
         place = traceback.extract_tb(error.__traceback__)[-1]
-        return outcome(FAILED, f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})")
+        message = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
+        return outcome(FAILED, message, wrong_input=isinstance(error, ValueError | OSError))
 
 
 def measure(
@@ -138,13 +152,14 @@ def measure(
     subject = Subject(
         trained.model, at_size(data, size), recipe.size, evaluation=recipe.evaluation, image_size=size, loaders=loaders
     )
-    keys = ("epochs", "steps", "samples", "seconds", "final_loss")
+    training = {key: trained.record[key] for key in ("epochs", "steps", "samples", "seconds", "final_loss")}
+    training["seconds"] = max(0.0, training["seconds"])  # the clock may have run backwards
     for suite in suites:
         start = time.perf_counter()
         metrics, settings = run_suite(suite, subject)
         append(ledger, Entry(
             recipe=recipe.name, hash=recipe.hash, settings=recipe.training.to_dict(), size=recipe.size,
             scheme=recipe.training.scheme.name, seed=seed, suite=suite, suite_settings=settings, metrics=metrics,
-            training={key: trained.record[key] for key in keys}, seconds=round(time.perf_counter() - start, 2),
+            training=training, seconds=elapsed(start),
             **provenance(device),
         ))  # fmt: skip

@@ -2,15 +2,17 @@
 
 All workers share one list of tasks. Each worker goes through it and takes every task that is not in the ledger and that
 no other worker holds. If a worker dies, its lock is released, and the next sweep continues from the last checkpoint.
-submitit starts the workers.
+submitit starts the workers. If the sweep ends early, for whatever reason, its workers on this machine end as well.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,12 +20,15 @@ import submitit
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from .processes import end_with, is_alive, signals_end_the_block
 from .recipes import Recipe
 from .record.ledger import LEDGER, Cell, finished
 from .runner import BUSY, FAILED, FINISHED, Outcome, run_recipe, runs_folder
 from .training import Execution, run_folder
 
 CLUSTERS = ("here", "local", "slurm")
+#: Seconds that workers have to end when the sweep does.
+_GRACE = 10.0
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,21 @@ class Worker:
         sweep: the sweep.
         number: number of this worker; each starts at another place in the list.
         count: number of workers.
+        owner: process of this machine without which the worker ends; `None` if it works on its own.
     """
 
-    def __init__(self, sweep: Sweep, number: int = 0, count: int = 1):
-        self.sweep, self.number, self.count = sweep, number, count
+    def __init__(self, sweep: Sweep, number: int = 0, count: int = 1, owner: int | None = None):
+        self.sweep, self.number, self.count, self.owner = sweep, number, count, owner
 
     def __call__(self) -> list[Outcome]:
         """Work through the tasks, and return the outcomes of those that this worker did."""
+        if self.owner is None:  # submitit handles the signals of a cluster
+            return self._work()
+        end_with(self.owner)
+        with signals_end_the_block():
+            return self._work()
+
+    def _work(self) -> list[Outcome]:
         threads = self.sweep.threads or int(os.environ.get("SLURM_CPUS_PER_TASK", 0))
         if threads:
             torch.set_num_threads(threads)
@@ -164,7 +177,7 @@ def run_sweep(
     logs: Path | None = None,
     progress: bool = True,
     poll: float = 1.0,
-    **parameters,
+    parameters: Mapping[str, str | int] | None = None,
 ) -> Report:
     """Do all unfinished tasks. A task that fails is reported at the end, and does not stop the others.
 
@@ -175,10 +188,10 @@ def run_sweep(
         logs: folder for the logs of submitit; `None` for a folder beside the runs.
         progress: True to show a progress bar.
         poll: seconds between two looks at the ledger.
-        **parameters: parameters of the submitit executor, such as `slurm_partition` or `timeout_min`.
+        parameters: parameters of the submitit executor, such as `slurm_partition` or `timeout_min`.
 
     Raises:
-        ValueError: for an unknown cluster or no worker.
+        ValueError: for an unknown cluster or no worker, and if submitit or the cluster refuses a parameter or a job.
     """
     if cluster not in CLUSTERS:
         raise ValueError(f"cluster: expected one of {CLUSTERS}, got {cluster!r}.")
@@ -188,15 +201,18 @@ def run_sweep(
         return Report([], [], [], [])
     if cluster == "here":
         return _report(sweep, Worker(sweep)(), [])
-    executor = submitit.AutoExecutor(folder=logs or sweep.runs / "logs", cluster=cluster)
-    executor.update_parameters(**({"timeout_min": 60 * 24 * 7} | parameters))
     quiet = replace(sweep, execution=replace(sweep.execution, progress=False))
-    jobs = [executor.submit(Worker(quiet, number, workers)) for number in range(workers)]
+    owner = os.getpid() if cluster == "local" else None
+    jobs: list = []
     try:
+        with _refusals_told(cluster):
+            executor = submitit.AutoExecutor(folder=logs or sweep.runs / "logs", cluster=cluster)
+            executor.update_parameters(**{"timeout_min": 60 * 24 * 7, **(parameters or {})})
+            for number in range(workers):
+                jobs.append(executor.submit(Worker(quiet, number, workers, owner)))
         _watch(sweep, jobs, progress, poll)
-    except KeyboardInterrupt:
-        for job in jobs:
-            job.cancel()
+    except BaseException:  # also Ctrl-C, and signals that the command turns into SystemExit
+        _end(jobs, here=cluster == "local")
         raise
     outcomes, lost = [], []
     for job in jobs:
@@ -205,6 +221,39 @@ def run_sweep(
         except Exception as error:  # the worker was killed, or could not be started
             lost.append(f"worker {job.job_id}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}")
     return _report(sweep, outcomes, lost)
+
+
+@contextmanager
+def _refusals_told(cluster: str) -> Iterator[None]:
+    """Say in a sentence what submitit or the cluster refuses, which raise errors of many kinds."""
+    try:
+        yield
+    except Exception as error:
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"cluster {cluster!r}: submitit did not start the workers ({words}); check --cluster and --parameter. The "
+            "names of parameters are those of submitit's executor, such as timeout_min or slurm_partition."
+        ) from error
+
+
+def _end(jobs: list, *, here: bool) -> None:
+    """End all jobs. The processes of this machine get SIGTERM first, and are waited for."""
+    processes = [int(job.job_id) for job in jobs] if here else []
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
+    _wait(processes)
+    for job in jobs:
+        with suppress(Exception):  # one that cannot be cancelled must not keep the others
+            if not here or is_alive(int(job.job_id)):
+                job.cancel()
+    _wait(processes)
+
+
+def _wait(processes: list[int]) -> None:
+    end = time.monotonic() + _GRACE
+    while time.monotonic() < end and any(map(is_alive, processes)):
+        time.sleep(0.05)
 
 
 def _watch(sweep: Sweep, jobs: list, progress: bool, poll: float) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+
+from ..processes import process_pool
 
 #: Number of images in a piece.
 PIECE = 500
@@ -49,8 +49,7 @@ def runner(images: np.ndarray, workers: int) -> Iterator[Callable]:
     if workers == 1:
         yield lambda function, pieces: (function(piece, images) for piece in pieces)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(images,)) as pool:
+    with process_pool(workers, _begin, (images,)) as pool:
         yield pool.map
 
 

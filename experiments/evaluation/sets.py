@@ -5,7 +5,6 @@ A generated set is made once and kept in the cache. The settings of a ledger ent
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +15,7 @@ from ..corruptions.generate import METHOD, generate_corrupted, generate_perturbe
 from ..corruptions.sequences import CIFAR_P
 from ..data.corrupted import CorruptedSet, PerturbedSet
 from ..data.images import ImageData
+from ..record.locks import locked
 from ..studies.networks import cache_directory
 
 #: Random seed of the generated sets. It is part of the folder's name, like the version of the methods.
@@ -39,8 +39,7 @@ def _generated(
     part = f"-first{len(test)}" if len(test) < len(data.test) else ""
     folder = cache_directory() / "sets" / f"{data.name}-{kind}-seed{SEED}-method{METHOD}{part}"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(folder / ".lock"):
         if not _complete(folder, names):
             images = test.images.permute(0, 2, 3, 1).contiguous().numpy()
             generate(images, test.labels.numpy(), folder, seed=SEED, **options)

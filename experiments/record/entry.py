@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from numbers import Integral, Real
@@ -25,6 +26,13 @@ RATIOS = frozenset({"mce", "flip_rate"})
 #: What is known about the training; `final_loss` is null if there was none (0 steps).
 TRAINING = ("epochs", "steps", "samples", "seconds", "final_loss")
 
+#: Levels of lists and mappings within each other.
+_DEEPEST = 20
+#: No metric is larger, and statistics of such numbers do not overflow.
+_LARGEST = 1e100
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 80
+
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
 _HASH = re.compile(r"[0-9a-f]{16}")
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
@@ -44,34 +52,57 @@ class Cell(NamedTuple):
 
 def _need(correct: bool, field: str, expected: str, got: object) -> None:
     if not correct:
-        raise LedgerError(f"{field}: expected {expected}, got {got!r}.")
+        raise LedgerError(f"{field}: expected {expected}, got {_repr.repr(got)}.")
+
+
+def _short(value: Integral, field: str) -> int:
+    """An integer of at most 64 bits, which other programs can read as well."""
+    _need(-(2**63) <= value < 2**63, field, "an integer of at most 64 bits", value)
+    return int(value)
 
 
 def _integer(value: Any, field: str) -> int:
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     _need(whole and value >= 0, field, "an integer >= 0", value)
-    return int(value)
+    return _short(value, field)
 
 
 def _number(value: Any, field: str, *, least: float = -math.inf, most: float = math.inf) -> float:
     number = isinstance(value, Real) and not isinstance(value, bool)
-    _need(number and math.isfinite(value), field, "a finite number", value)
+    try:
+        number = number and math.isfinite(value)
+    except OverflowError:  # an integer beyond the largest float
+        number = False
+    _need(number, field, "a finite number", value)
     _need(least <= value <= most, field, f"a number in [{least:g}, {most:g}]", value)
     return float(value)
 
 
-def _plain(value: Any, field: str) -> Any:
+def _unicode(text: str, field: str) -> str:
+    """Text that can be written to a file; half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise LedgerError(f"{field}: expected text that can be encoded, got {_repr.repr(text)}.") from None
+    return text
+
+
+def _plain(value: Any, field: str, depth: int = 0) -> Any:
     """A deep copy as JSON would return it: tuples become lists. Anything that JSON cannot store is refused."""
+    if isinstance(value, dict | list | tuple):
+        _need(depth < _DEEPEST, field[:80], f"at most {_DEEPEST} levels of lists and mappings", value)
     if isinstance(value, dict):
         for key in value:
             _need(isinstance(key, str), field, "keys that are text", key)
-        return {key: _plain(inner, f"{field}.{key}") for key, inner in value.items()}
+        return {_unicode(key, field): _plain(inner, f"{field}.{key}", depth + 1) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner, f"{field}[{index}]") for index, inner in enumerate(value)]
-    if value is None or isinstance(value, bool | str):
+        return [_plain(inner, f"{field}[{index}]", depth + 1) for index, inner in enumerate(value)]
+    if isinstance(value, str):
+        return _unicode(value, field)
+    if value is None or isinstance(value, bool):
         return value
     if isinstance(value, Integral):
-        return int(value)
+        return _short(value, field)
     return _number(value, field)
 
 
@@ -85,11 +116,12 @@ def _metrics(value: Any) -> dict[str, float]:
     checked = {}
     for key, number in value.items():
         _need(isinstance(key, str) and key != "", "metrics", "keys that are text", key)
-        first, field = key.split("/")[0], f"metrics[{key!r}]"
+        first, field = _unicode(key, "metrics").split("/")[0], f"metrics[{key!r}]"
         if first in SHARES or first.startswith(SHARE_PREFIXES):
             checked[key] = _number(number, field, least=0, most=1)
         else:
             checked[key] = _number(number, field, least=0 if first in RATIOS else -math.inf)
+            _need(abs(checked[key]) <= _LARGEST, field, f"a number of at most {_LARGEST:g}", number)
     return checked
 
 
@@ -104,7 +136,7 @@ def _training(value: Any) -> dict:
 
 
 def _text(value: Any, field: str, pattern: re.Pattern | None = None, expected: str = "text") -> str:
-    known = isinstance(value, str) and (pattern.fullmatch(value) if pattern else value.strip() != "")
+    known = isinstance(value, str) and (pattern.fullmatch(value) if pattern else value.strip() and value.isprintable())
     _need(bool(known), field, expected, value)
     return value
 
@@ -114,9 +146,38 @@ def _utc(value: Any) -> str:
     try:
         parsed = datetime.fromisoformat(value)
     except (TypeError, ValueError):
-        raise LedgerError(f"time: expected {expected}, got {value!r}.") from None
+        raise LedgerError(f"time: expected {expected}, got {_repr.repr(value)}.") from None
     _need(parsed.utcoffset() == timedelta(0), "time", expected, value)
     return value
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        double = next(name for name in names if names.count(name) > 1)
+        raise LedgerError(f"expected each key once, got {_repr.repr(double)} twice.")
+    return found
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read one line of JSON in UTF-8.
+
+    Args:
+        text: the line.
+
+    Raises:
+        LedgerError: if it is not JSON, is nested too deeply, or has a key twice, of which JSON keeps only the last.
+    """
+    try:
+        line = text.decode() if isinstance(text, bytes) else text
+        return json.loads(line, object_pairs_hook=_each_once)
+    except LedgerError:
+        raise
+    except RecursionError:
+        raise LedgerError(f"expected one JSON object, got {text[:40]!r} (too many levels within each other).") from None
+    except ValueError as error:
+        raise LedgerError(f"expected one JSON object, got {text[:40]!r} ({error}).") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,10 +267,7 @@ class Entry:
         Raises:
             LedgerError: if the line is not a JSON object, has another schema, or lacks a field or has an unknown one.
         """
-        try:
-            content = json.loads(text)
-        except ValueError as error:  # also text that is not UTF-8
-            raise LedgerError(f"expected one JSON object, got {text[:40]!r} ({error}).") from None
+        content = parse_json(text)
         _need(isinstance(content, dict), "line", "a JSON object", content)
         version = content.pop("schema", None)
         if isinstance(version, bool) or version != SCHEMA:

@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from nfm_theory.cli.files import replace_file, versions, write_json
+from nfm_theory.cli.files import check_regular, replace_file, versions, writable_file, write_json
 
-__all__ = ["RESULTS", "read_lines", "replace_file", "versions", "write_json", "write_lines"]
+__all__ = [
+    "RESULTS", "check_regular", "read_lines", "replace_file", "versions", "writable_file", "write_json", "write_lines",
+]  # fmt: skip
 
 #: The folder of the tracked results.
 RESULTS = Path(__file__).resolve().parents[1] / "results"

@@ -19,7 +19,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .entry import Cell, Entry, LedgerError
-from .files import RESULTS
+from .files import RESULTS, check_regular
+from .locks import held_file, share_lock, system_lock
 from .provenance import provenance
 
 __all__ = [
@@ -42,6 +43,8 @@ def _complete_json(text: bytes) -> bool:
         json.loads(text)
     except ValueError:
         return False
+    except RecursionError:  # nobody knows, so it is not thrown away
+        return True
     return True
 
 
@@ -74,33 +77,24 @@ def _entries(path: Path, content: bytes) -> list[Entry]:
     return found if last is None else [*found, last]
 
 
-def _lock(handle: int, *, exclusive: bool, path: Path) -> None:
-    import fcntl  # not on Windows; reading results needs no lock there
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"{path}: this file system has no locks ({error.strerror}); write to a local disk and `merge`."
-        ) from error
-
-
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
     """Open the ledger for appending, and lock it against other writers. It is created if it does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_regular(path)
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
-            _lock(handle, exclusive=True, path=path)
-            # The file may have been replaced while we waited, as git does; then the lock is on the old file
-            try:
-                current = os.path.samestat(os.fstat(handle), os.stat(path))
-            except FileNotFoundError:
-                current = False
-            if current:
-                yield handle
-                return
+            # Where the file system has no locks, a file beside the ledger is the lock
+            with contextlib.nullcontext() if system_lock(handle, path) else held_file(path):
+                # The file may have been replaced while we waited, as git does; then the lock is on the old file
+                try:
+                    current = os.path.samestat(os.fstat(handle), os.stat(path))
+                except FileNotFoundError:
+                    current = False
+                if current:
+                    yield handle
+                    return
         finally:
             os.close(handle)  # also releases the lock
 
@@ -166,8 +160,7 @@ def _add(path: Path, entries: Iterable[Entry]) -> int:
 def append(path: str | Path, entry: Entry) -> bool:
     """Add one result. If this returns True, the result is on the disk.
 
-    Several processes may write at once, on one machine or on a shared file system with locks. On other file systems let
-    each write a file of its own, and `merge` them.
+    Several processes may write at once, on one machine or on a shared file system.
 
     Args:
         path: the ledger; it is created if it does not exist.
@@ -178,7 +171,8 @@ def append(path: str | Path, entry: Entry) -> bool:
 
     Raises:
         LedgerError: if a line of the ledger is damaged. Nothing is written then.
-        OSError: if the disk is full or the file system has no locks. Nothing is written then.
+        OSError: if the disk is full, if the ledger is no regular file, or if it cannot be locked now. Nothing is
+            written then.
     """
     return _add(Path(path), [entry]) == 1
 
@@ -186,10 +180,10 @@ def append(path: str | Path, entry: Entry) -> bool:
 def _bytes(path: Path) -> bytes:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; `python -m experiments sweep` creates a ledger.")
+    check_regular(path)
     with path.open("rb") as file:
-        # A writer may be removing an incomplete line at this moment; without locks there are no such writers
-        with contextlib.suppress(OSError, ImportError):
-            _lock(file.fileno(), exclusive=False, path=path)
+        # A writer may be removing an incomplete line at this moment
+        share_lock(file.fileno())
         return file.read()
 
 

@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
+from ..console import MOST_PROCESSES, plain_errors
 from ..data.cifar import find_cifar, release
 from ..recipes import select_recipes
-from ..record.files import RESULTS
+from ..record.files import RESULTS, writable_file
 from ..runner import runs_folder
 from . import bounds as bounds_study
 from . import decomposition as decomposition_study
@@ -35,7 +36,7 @@ Quick = Annotated[
 ]
 Record = Annotated[bool, typer.Option("--record", help="Replace the tracked record.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the records; by default experiments/results/again.")]
-Workers = Annotated[int, typer.Option(min=1, help="Number of processes.", show_default="all cores")]
+Workers = Annotated[int, typer.Option(min=1, max=MOST_PROCESSES, help="Number of processes.", show_default="all cores")]
 ALL_CORES = os.cpu_count() or 1
 
 
@@ -58,11 +59,11 @@ def _run(
         cases = chosen
     if out is None and not quick:
         out = RESULTS / AGAIN
-    try:
+    with plain_errors():
+        for file in study.files if out is not None else ():
+            writable_file(out / file.name)
         tracked = None if quick else RESULTS
         status = run_study(study, cases, workers=workers, out=out, record=record, tracked=tracked)
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from None
     raise typer.Exit(status)
 
 
@@ -108,7 +109,7 @@ def validity(
         list[str] | None, typer.Option(help="Measure trained recipes with these names instead; may be repeated.")
     ] = None,
     runs: Annotated[Path | None, typer.Option(help="Folder of trained recipes; by default $NFM_RUNS.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed of the training runs.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed of the training runs.")] = 1,
     samples: Annotated[int, typer.Option(min=2, help="Number of training images.")] = SAMPLES,
     paths: Annotated[int, typer.Option(min=2, help="Number of random paths from each image.")] = PATHS,
     bound_samples: Annotated[int, typer.Option(min=1, help="Number of images for the bound.")] = BOUND_SAMPLES,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 
 from ..record.files import replace_file
+from ..record.locks import LockedError, locked
 
 VERSION = 1
 
@@ -68,10 +68,10 @@ def exclusive(folder: Path) -> Iterator[None]:
         BusyError: if another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            message = f"{folder}: another process is at work there; wait for it or choose another folder."
-            raise BusyError(message) from error
+            held.enter_context(locked(folder / ".lock", wait=False))
+        except LockedError as error:
+            message = f"{folder}: another process is at work there; wait for it or choose another folder. {error}"
+            raise BusyError(message.rstrip()) from error
         yield

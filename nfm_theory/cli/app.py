@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -14,10 +15,12 @@ import typer
 import nfm_theory as nt
 
 from ..setting.noise import NoiseName
-from .checks import BOUND_EPS, Setting, check_bound, layer_names, told_plainly, verify_expansion
-from .errors import BAD_INPUT, HOLDS, REFUTED, UNDECIDED, UsageError
-from .files import replace_file, versions, write_json
+from .checks import BOUND_EPS, Setting, check_bound, layer_names, verify_expansion
+from .device import parse_device
+from .errors import BAD_INPUT, HOLDS, NO_READER, REFUTED, UNDECIDED, UsageError, sentence
+from .files import replace_file, versions, writable_file, write_json
 from .subject import FACTORY, MOST_SAMPLES, Subject, default_loss, load_subject
+from .user_code import told_plainly
 
 _STATUS = {"holds": HOLDS, "certified": HOLDS, "undecided": UNDECIDED, "refuted": REFUTED}
 DEFAULT_ORDER = 2
@@ -50,6 +53,8 @@ def _scales(text: str | None) -> list[float] | None:
         values = []
     if not values or not all(math.isfinite(v) and v > 0 for v in values):
         raise UsageError(f"--eps: expected positive numbers separated by commas, such as 0.1,0.05,0.025, got {text!r}.")
+    if len(set(values)) < len(values):
+        raise UsageError(f"--eps: expected each scale once, got {text!r}.")
     return values
 
 
@@ -61,29 +66,34 @@ def _dtype(name: str) -> torch.dtype:
 
 def _device(name: str) -> torch.device:
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"--device: expected cpu or cuda, got {name!r}.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device: expected a CUDA device for 'cuda', found none; use --device cpu.")
-    return device
+        return parse_device(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
-def _check_outputs(json_path: Path | None, plot: Path | None) -> None:
-    """Refuse files that cannot be written before anything is computed."""
+def _check_outputs(json_path: Path | None, plot: Path | None, inputs: Sequence[Path | None]) -> None:
+    """Refuse files that cannot be written, or that are read as well, before anything is computed."""
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot: matplotlib is not installed. Install it with: pip install matplotlib")
+    taken = {path.resolve(): "is read as well" for path in inputs if path is not None}
     for option, path in (("--json", json_path), ("--plot", plot)):
         if path is None:
             continue
-        if path.is_dir():
-            raise UsageError(f"{option}: expected a file, got the directory {path}.")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            target = writable_file(path)
         except OSError as error:
-            raise UsageError(f"{option}: {path.parent} cannot be made ({error.strerror}).") from error
+            raise UsageError(f"{option}: {sentence(error)}") from error
+        if target in taken:
+            raise UsageError(f"{option}: expected a file of its own, but {path} {taken[target]}.")
+        taken[target] = f"is the file of {option} as well"
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UsageError(f"--plot: expected a file .png, .svg or .pdf, got {plot}.")
+
+
+def _source(model: str | None) -> Path | None:
+    """The file of the factory, if the user named one."""
+    place = (model or "").rpartition(":")[0]
+    return Path(place) if place.endswith(".py") else None
 
 
 def _check_combination(bound: bool, order: int, plot: Path | None, radius: str | None, certificate: str | None) -> None:
@@ -124,8 +134,8 @@ def _worst(reports: list) -> int:
 # The options --------------------------------------------------------------------------------------------------------
 
 
-def _option(words: str, *names: str) -> Any:
-    return typer.Option(*names, help=words)
+def _option(words: str, *names: str, least: int | None = None, most: int | None = None) -> Any:
+    return typer.Option(*names, help=words, min=least, max=most)
 
 
 Model = Annotated[str | None, _option(f"The network: {FACTORY}. It returns an nn.Module or (model, x, y).")]
@@ -133,7 +143,10 @@ Layers = Annotated[
     list[str] | None,
     _option('Layer to perturb, by its dotted name. Repeat it for several; "" is the input. (default: the input)'),
 ]
-StateDict = Annotated[Path | None, _option("Weights to load, from a file of torch.save(model.state_dict(), FILE).")]
+StateDict = Annotated[
+    Path | None,
+    _option("Weights to load, from a file of torch.save: model.state_dict(), or a checkpoint that has it inside."),
+]
 Data = Annotated[
     Path | None,
     _option("Data: FILE.npz with arrays x and y, or FILE.pt with tensors x and y. (default: the factory's own)"),
@@ -167,7 +180,7 @@ Budget = Annotated[
 ]
 Dtype = Annotated[str, _option("Precision of the computation: float64 or float32.")]
 Device = Annotated[str, _option("Where to compute: cpu or cuda.")]
-Seed = Annotated[int, _option("Random seed of Monte Carlo and of the attacks.")]
+Seed = Annotated[int, _option("Random seed of Monte Carlo and of the attacks.", least=0, most=2**63 - 1)]
 Json = Annotated[Path | None, _option("Write the report to this file, as JSON.", "--json")]
 Plot = Annotated[
     Path | None, _option("Draw the remainder against the scale into this file (.png, .svg or .pdf). Needs matplotlib.")
@@ -226,10 +239,12 @@ def verify(
         scales, layers = _scales(eps), layer or [""]
         _check_combination(bound, order, plot, radius, certificate)
         precision, place = _dtype(dtype), _device(device)
-        _check_outputs(json_path, plot)
+        _check_outputs(json_path, plot, (data, state_dict, _source(model)))
         subject = load_subject(
             model, state_dict=state_dict, data=data, num_samples=num_samples, dtype=precision, device=place
         )
+        for note in subject.notes:
+            typer.echo(f"nfm: note: {state_dict}: {note}.", err=True)
         if list_layers:
             for name in layer_names(subject):
                 typer.echo(name or '"" (the input)')
@@ -249,7 +264,11 @@ def verify(
             write_json(json_path, _records(subject, reports, device, time.perf_counter() - start))
         if plot is not None:
             _save_plot(reports, plot)
+    except BrokenPipeError:
+        raise typer.Exit(NO_READER) from None
     except (UsageError, OSError) as error:
-        typer.echo(f"nfm: {error}", err=True)
+        if place := getattr(error, "place", ""):
+            typer.echo(f"nfm: the error comes from your code:\n{place}", err=True)
+        typer.echo(f"nfm: {sentence(error)}", err=True)
         raise typer.Exit(BAD_INPUT) from None
     raise typer.Exit(_worst(reports))

@@ -5,8 +5,7 @@ The library's own errors about what it was given are passed on to the user as se
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, cast
@@ -18,8 +17,8 @@ from nfm_theory.adversarial import BoundReport, Effort, NoisyMixBoundReport, bou
 from nfm_theory.adversarial.bounds import CertificateName, Radius
 
 from ..setting.pointwise import LossName
-from .errors import UsageError
 from .subject import Subject
+from .user_code import told_plainly
 
 Method = Literal["auto", "exact", "monte_carlo"]
 #: The scale at which the bound is checked unless the user names others.
@@ -50,15 +49,6 @@ class Setting:
     def generator(self) -> torch.Generator:
         """A random generator with the seed."""
         return torch.Generator().manual_seed(self.seed)
-
-
-@contextmanager
-def told_plainly() -> Iterator[None]:
-    """Turn what the library says about its arguments into a sentence for the user."""
-    try:
-        yield
-    except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
-        raise UsageError(str(error)) from error
 
 
 def verify_expansion(

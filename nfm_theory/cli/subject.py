@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import pickle
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UsageError
+from .user_code import user_code
+from .weights import load_state, load_tensors
 
 #: Samples that are used unless the user says otherwise. The cost grows with the square of their number.
 MOST_SAMPLES = 100
@@ -36,6 +37,7 @@ class Subject:
         y: targets.
         model_name: what the user called the network.
         data_name: what the user called the data.
+        notes: what was done to the weights of the file, one sentence each.
     """
 
     model: nn.Module
@@ -43,6 +45,7 @@ class Subject:
     y: Tensor
     model_name: str
     data_name: str
+    notes: tuple[str, ...] = ()
 
 
 def _find_first(folder: Path) -> None:
@@ -80,24 +83,19 @@ def load_factory(path: str) -> Any:
     place, _, name = path.rpartition(":")
     if not place or not name:
         raise UsageError(f"--model: expected {FACTORY}, got {path!r}.")
-    try:
+    with user_code(f"--model: importing {place}"):
         module = _import_module(place)
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"--model: importing {place} raised {type(error).__name__}: {error}") from error
-    if not hasattr(module, name):
+        known = hasattr(module, name)
+    if not known:
         found = sorted(k for k, v in vars(module).items() if callable(v) and not k.startswith("_"))
         raise UsageError(f"--model: {place} has no {name!r}; it has {found}.")
     return getattr(module, name)
 
 
-def _call_factory(path: str) -> tuple[nn.Module, tuple[Tensor, Tensor] | None]:
+def _call_factory(path: str) -> tuple[nn.Module, tuple[Any, Any] | None]:
     factory = load_factory(path)
-    try:
+    with user_code(f"--model: {path}"):
         made = factory if isinstance(factory, nn.Module) else factory()
-    except Exception as error:
-        raise UsageError(f"--model: {path} raised {type(error).__name__}: {error}") from error
     data = None
     if isinstance(made, tuple) and len(made) == 3:
         made, *data = made
@@ -106,42 +104,6 @@ def _call_factory(path: str) -> tuple[nn.Module, tuple[Tensor, Tensor] | None]:
             f"--model: expected {path} to return an nn.Module or (model, x, y), got {type(made).__name__}."
         )
     return made, None if data is None else tuple(data)
-
-
-def _load_tensors(option: str, path: Path) -> Any:
-    """Load a file of tensors without running any code from it."""
-    if not path.is_file():
-        raise UsageError(f"{option}: no such file: {path}.")
-    try:
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError as error:
-        raise UsageError(
-            f"{option}: {path} holds more than tensors (or is no file of torch.save), and loading objects would run "
-            "their code. Expected what torch.save(model.state_dict(), path) writes, or a dict of tensors."
-        ) from error
-    except Exception as error:
-        raise UsageError(f"{option}: {path} cannot be read ({type(error).__name__}: {error}).") from error
-
-
-def load_state(model: nn.Module, path: Path) -> None:
-    """Load weights from a file into a model.
-
-    Args:
-        model: the network.
-        path: a file of `torch.save(model.state_dict(), path)`, or of a dictionary with the key `state_dict`.
-
-    Raises:
-        UsageError: if the file cannot be read or does not fit the model.
-    """
-    content = _load_tensors("--state-dict", path)
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict):
-        raise UsageError(f"--state-dict: expected a dict of tensors in {path}, got {type(content).__name__}.")
-    try:
-        model.load_state_dict(content)
-    except Exception as error:
-        raise UsageError(f"--state-dict: {path} does not fit the model: {error}") from error
 
 
 def load_data(path: Path) -> tuple[Tensor, Tensor]:
@@ -155,14 +117,15 @@ def load_data(path: Path) -> tuple[Tensor, Tensor]:
     """
     if path.suffix == ".npz":
         if not path.is_file():
-            raise UsageError(f"--data: no such file: {path}.")
+            kind = "expected a file, got something else" if path.exists() else "no such file"
+            raise UsageError(f"--data: {kind}: {path}.")
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 content = {name: torch.from_numpy(arrays[name]) for name in ("x", "y") if name in arrays}
         except Exception as error:
             raise UsageError(f"--data: {path} cannot be read ({type(error).__name__}: {error}).") from error
     elif path.suffix in (".pt", ".pth"):
-        content = _load_tensors("--data", path)
+        content = load_tensors("--data", path)
         if isinstance(content, (tuple, list)) and len(content) == 2:
             content = dict(zip("xy", content, strict=True))
     else:
@@ -170,6 +133,25 @@ def load_data(path: Path) -> tuple[Tensor, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(content.get(k), Tensor) for k in "xy"):
         raise UsageError(f"--data: expected tensors named x and y in {path}.")
     return content["x"], content["y"]
+
+
+def _real_tensor(name: str, values: object) -> Tensor:
+    """Samples or targets, unless they are no dense real tensor, which a conversion would change or fail on."""
+    if not isinstance(values, Tensor):
+        raise UsageError(
+            f"data: expected tensors x (n, *input) and y (n, ...), got {type(values).__name__} for {name}."
+        )
+    kinds = {
+        "nested": values.is_nested, "sparse": values.layout != torch.strided, "quantized": values.is_quantized,
+        "complex": values.is_complex(), "meta": values.is_meta,
+    }  # fmt: skip
+    for kind, came in kinds.items():
+        if came:
+            raise UsageError(f"data: expected dense tensors of real numbers, got a {kind} tensor for {name}.")
+    if values.ndim == 0 or len(values) == 0:
+        shape = tuple(values.shape)
+        raise UsageError(f"data: expected tensors x (n, *input) and y (n, ...), got shape {shape} for {name}.")
+    return values.detach()
 
 
 def _as(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -184,9 +166,9 @@ def default_loss(subject: Subject) -> str:
         subject: the network and its data.
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), user_code("the network"):
             outputs = subject.model(subject.x[:1])
-    except Exception:  # what is wrong with the network is said by the check itself, which knows the layer
+    except UsageError:  # what is wrong with the network is said by the check itself, which knows the layer
         return "cross_entropy"
     one_logit = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[1] == 1
     return "logistic" if one_logit and not subject.y.is_floating_point() else "cross_entropy"
@@ -219,8 +201,7 @@ def load_subject(
     if num_samples is not None and num_samples < 1:
         raise UsageError(f"--num-samples: expected at least 1, got {num_samples}.")
     network, own = _call_factory(model)
-    if state_dict is not None:
-        load_state(network, state_dict)
+    notes = [] if state_dict is None else load_state(network, state_dict)
     if data is not None:
         x, y = load_data(data)
     elif own is not None:
@@ -230,12 +211,11 @@ def load_subject(
             f"--data: {model} returns no data. Give a file .npz, .pt or .pth with x and y, or let the factory return "
             "(model, x, y)."
         )
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or not x.ndim or not y.ndim:
-        raise UsageError("data: expected tensors x (n, *input) and y (n, ...), got something else.")
+    x, y = _real_tensor("x", x), _real_tensor("y", y)
+    if len(x) != len(y):
+        raise UsageError(f"data: expected a target for each input, got {len(x)} inputs and {len(y)} targets.")
     x, y = (part[: num_samples or MOST_SAMPLES] for part in (x, y))
-    try:
+    with user_code(f"moving the model and the data to {device}, {dtype}"):
         network = network.to(device, dtype).eval()
         x, y = x.to(device, dtype), _as(y, dtype).to(device)
-    except (RuntimeError, TypeError) as error:
-        raise UsageError(f"model or data do not go to {device}, {dtype}: {error}") from error
-    return Subject(network, x, y, model, str(data) if data is not None else f"{model} (its own)")
+    return Subject(network, x, y, model, str(data) if data is not None else f"{model} (its own)", tuple(notes))

@@ -101,6 +101,29 @@ def test_cache_key_follows_sources_and_results(tmp_path, monkeypatch):
     assert BUILD.cache_key() == keys[-1]
 
 
+@pytest.mark.parametrize(
+    "name", ["nfm_theory/setting/law.py", "experiments/published/nfm_table1.csv", "figures/style.py"]
+)
+def test_cache_key_follows_what_the_cells_read(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(BUILD, "ROOT", tmp_path)
+    path = tmp_path / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes((BOOK.parent / name).read_bytes())
+    before = BUILD.cache_key()
+    path.write_bytes(path.read_bytes() + b"\n")
+    assert BUILD.cache_key() != before
+
+
+@pytest.mark.parametrize("name", ["torch", "numpy", "opencv-python-headless", "Pillow", "mpmath", "typing_extensions"])
+def test_cache_key_follows_every_package(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(BUILD, "ROOT", tmp_path)
+    before, version = BUILD.cache_key(), BUILD.metadata.version
+    found = {other.lower() for other in BUILD.installed()}
+    assert name.lower() in found
+    monkeypatch.setattr(BUILD.metadata, "version", lambda n: "0" if n.lower() == name.lower() else version(n))
+    assert BUILD.cache_key() != before
+
+
 def test_build_environment_keeps_figures(monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     assert "MPLBACKEND" not in BUILD.environment()

@@ -1,15 +1,19 @@
 """The commands on experiments, as a user calls them."""
 
 import json
+import sys
 
 import pytest
 from ledger_entries import shortened
 from typer.testing import CliRunner
 
-from experiments import commands
+from experiments import commands, runner
+from experiments.__main__ import main, run_command
 from experiments.commands import app
 from experiments.recipes import all_recipes, get_recipe
 from experiments.record.ledger import read
+from experiments.training import DivergedError, run_folder
+from experiments.training.checkpoint import exclusive
 
 TOY = "nfm-figure-toy/nfm"
 
@@ -125,6 +129,105 @@ def test_bad_options_of_a_sweep(nfm, short, tmp_path, arguments, words):
     result = nfm("sweep", TOY, "--ledger", tmp_path / "l.jsonl", "--runs", tmp_path / "r", *arguments)
     assert result.exit_code == 2
     assert words in result.output
+
+
+def places(folder, **changes):
+    """Options of a training that end at once, with some of them changed."""
+    given = {"ledger": folder / "l.jsonl", "runs": folder / "r", "device": "cpu"} | changes
+    return [part for name, value in given.items() for part in (f"--{name}", value)]
+
+
+FAULTS = {
+    "device": {"device": "cpu:7"}, "no such device": {"device": "abacus"}, "ledger": {"ledger": "a_folder"},
+    "ledger in a file": {"ledger": "a_file/l.jsonl"}, "damaged ledger": {"ledger": "a_file"},
+    "runs": {"runs": "a_file"}, "loaders": {"loaders": -1}, "seeds": {"seed": -1}, "device of the ledger": {"ledger": "/dev/null"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_fault_has_one_status_in_train_and_sweep(nfm, short, tmp_path, monkeypatch, fault):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_folder").mkdir()
+    (tmp_path / "a_file").write_text("{}\n")
+    trained = nfm("train", TOY, *places(tmp_path, **FAULTS[fault]))
+    plain = {"seeds" if name == "seed" else name: value for name, value in FAULTS[fault].items()}
+    swept = nfm("sweep", TOY, *places(tmp_path, **({"cluster": "here", "seeds": "1"} | plain)))
+    for result in (trained, swept):
+        assert result.exit_code == 2, result.output
+        assert isinstance(result.exception, SystemExit)
+        assert result.stderr.strip()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a_file", "a_folder"]
+
+
+def test_a_recipe_that_cannot_be_run_is_wrong_input_everywhere(nfm, tmp_path):
+    name = "noisymix-table1/stylized_imagenet"
+    for call in (("train", name), ("train", name, "--stop-after", 1), ("sweep", name, "--cluster", "here")):
+        result = nfm(*call, *places(tmp_path))
+        assert result.exit_code == 2, result.output
+        assert "needs stylized images" in result.output
+
+
+def test_missing_data_are_wrong_input_everywhere(nfm, tmp_path, monkeypatch):
+    monkeypatch.delenv("NFM_CIFAR10", raising=False)
+    monkeypatch.setenv("NFM_DATA", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for call in (("train", "nfm-table1/nfm"), ("sweep", "nfm-table1/nfm", "--cluster", "here", "--seeds", 1)):
+        assert nfm(*call, *places(tmp_path)).exit_code == 2
+
+
+def test_a_training_in_other_hands_is_busy_also_in_pieces(nfm, short, tmp_path):
+    with exclusive(run_folder(tmp_path / "r", commands.get_recipe(TOY).training, 1)):
+        for extra in ((), ("--stop-after", 1)):
+            assert nfm("train", TOY, *places(tmp_path), *extra).exit_code == 3
+
+
+def test_a_loss_that_is_not_finite_is_a_failure_also_in_pieces(nfm, short, tmp_path, monkeypatch):
+    def diverge(*arguments, **options):
+        raise DivergedError("loss nan")
+
+    monkeypatch.setattr(runner, "train", diverge)
+    for extra in ((), ("--stop-after", 1)):
+        result = nfm("train", TOY, *places(tmp_path), *extra)
+        assert (result.exit_code, "loss nan" in result.output) == (1, True)
+
+
+def test_a_clock_that_runs_backwards_fails_nothing(nfm, short, tmp_path, monkeypatch):
+    ticks = iter(range(10**6, 0, -1))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))
+    assert nfm("train", TOY, *places(tmp_path)).exit_code == 0
+    (found,) = read(tmp_path / "l.jsonl")
+    assert (found.seconds, found.training["seconds"]) == (0, 0)
+
+
+@pytest.mark.parametrize("text", ["nosuch=1", "cluster=here", "nodes=2", "gpus_per_node=x", "slurm_max_num_timeout=50"])
+def test_what_submitit_refuses_is_a_sentence(nfm, short, tmp_path, text):
+    result = nfm("sweep", TOY, *places(tmp_path), "--parameter", text)
+    if text.startswith("slurm_"):
+        assert result.exit_code == 2, result.output
+    assert "submitit did not start the workers" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_folders_are_looked_at_before_anything_is_computed(nfm, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    for call in (("tables", "--out"), ("audit", "--out"), ("study", "bounds", "--out"), ("claims", "--json")):
+        path = tmp_path / "file" / ("x.json" if call[0] == "claims" else "")
+        assert nfm(*call, path).exit_code == 2
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_crash_is_no_verdict_and_a_missing_package_is_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(commands, "app", lambda **_: 1 / 0)
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    assert stop.value.code == 70
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    for name in ("experiments.commands", "experiments.console"):
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    assert stop.value.code == 2
+    assert "pip install -e '.[experiments]'" in capsys.readouterr().err
 
 
 def test_tables_and_audit_are_commands(nfm):

@@ -344,6 +344,57 @@ def test_a_file_system_without_locks_can_be_read_but_not_written(path, monkeypat
     assert read(path) == [entry(0)]
 
 
+def test_a_ledger_is_a_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe", Path("/dev/null")):
+        for use in (read, validate, lambda path: append(path, entry(0)), lambda path: merge([path], tmp_path / "new")):
+            with pytest.raises(OSError, match=r"expected a file, got the (directory|named pipe|device)"):
+                use(place)
+
+
+HOSTILE = {
+    "nested": ('{"a":' * 5000 + "1" + "}" * 5000, "too many levels"),
+    "lists": (line(settings="@").replace('"@"', '{"a":' + "[" * 30 + "]" * 30 + "}"), "at most 20 levels"),
+    "huge seed": (line(seed=10**400), "seed: expected an integer of at most 64 bits"),
+    "huge setting": (line(settings={"a": 2**63}), "settings.a: expected an integer of at most 64 bits"),
+    "huge number": (line(seconds=10**400), "seconds: expected a finite number"),
+    "huge metric": (line(metrics={"mce": 1e101}), r"metrics\['mce'\]: expected a number of at most 1e\+100"),
+    "longer than Python reads": (line(seed="@").replace('"@"', "1" + "0" * 5000), "expected one JSON object"),
+    "key twice": (line()[:-1] + ', "seed": 1}', "expected each key once, got 'seed' twice"),
+    "metric twice": (line(metrics="@").replace('"@"', '{"clean": 0.1, "clean": 0.2}'), "got 'clean' twice"),
+    "half a pair": (line(recipe="\ud800"), "recipe: expected text"),
+    "half a pair inside": (line(settings={"a": ["\ud800"]}), r"settings.a\[0\]: expected text that can be encoded"),
+    "half a pair as key": (line(metrics={"\ud800": 1}), "metrics: expected text that can be encoded"),
+    "escape sequence": (line(device="cpu \x1b[31m"), "device: expected text"),
+    "two lines": (line(recipe="digits\nnfm"), "recipe: expected text"),
+    "a byte": (b"\xff" + line().encode(), "expected one JSON object"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_lines_are_sentences_that_name_the_line(path, name):
+    text, words = HOSTILE[name]
+    content = entry(0).to_json().encode() + b"\n" + (text if isinstance(text, bytes) else text.encode()) + b"\n"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    for use in (read, finished, lambda ledger: append(ledger, entry(5)), lambda ledger: merge([ledger], path)):
+        with pytest.raises(LedgerError, match=f"line 2: .*{words}") as error:
+            use(path)
+        assert len(str(error.value)) < 900
+    (problem,) = validate(path)
+    assert "line 2" in problem
+    assert path.read_bytes() == content
+
+
+def test_a_last_line_that_is_nested_too_deeply_is_not_thrown_away(path):
+    path.parent.mkdir()
+    path.write_text(entry(0).to_json() + "\n" + "[" * 100_000)
+    before = path.read_bytes()
+    with pytest.raises(LedgerError, match="line 2"):
+        append(path, entry(1))
+    assert path.read_bytes() == before
+
+
 # --- where results come from ---
 
 

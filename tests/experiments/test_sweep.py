@@ -283,8 +283,8 @@ def executors(monkeypatch):
 def test_parameters_reach_the_cluster(tmp_path, executors):
     chosen = sweep_of(tmp_path)
     report = run_sweep(
-        chosen, cluster="slurm", workers=3, progress=False, logs=tmp_path / "logs", slurm_partition="long",
-        timeout_min=30, cpus_per_task=4,
+        chosen, cluster="slurm", workers=3, progress=False, logs=tmp_path / "logs",
+        parameters={"slurm_partition": "long", "timeout_min": 30, "cpus_per_task": 4},
     )  # fmt: skip
     (executor,) = executors
     assert (executor.cluster, executor.folder) == ("slurm", tmp_path / "logs")

@@ -1,7 +1,11 @@
-"""Running commands as a user does who has the package installed and no clone of it."""
+"""Running commands as a user does: installed and without a clone, or inside this process."""
 
 import os
 import subprocess
+
+from typer.testing import CliRunner, Result
+
+from nfm_theory.cli.app import app
 
 
 def clean_environment() -> dict[str, str]:
@@ -20,3 +24,12 @@ def run(*command, folder) -> subprocess.CompletedProcess:
         [str(part) for part in command], cwd=folder, env=clean_environment(), capture_output=True, text=True,
         timeout=300, check=False,
     )  # fmt: skip
+
+
+def run_nfm(*arguments) -> Result:
+    """Run `nfm verify` in this process.
+
+    Args:
+        *arguments: its options.
+    """
+    return CliRunner().invoke(app, ["verify", *map(str, arguments)])
