@@ -7,7 +7,7 @@ RobustBench and `torch.compile`:
 |---|---|
 | `{"state_dict": ...}`, `{"model": ...}`, `{"net": ...}`, `{"ema": ...}` and the like | the weights inside |
 | `module.`, `model.`, `net.`, `_orig_mod.` in front of every key | removed |
-| `normalize.mean`, `normalize.std` and other names of a normalization inside the network | the normalization of images |
+| `normalize.mean`, `normalize.std` and other names inside the network | the normalization of the images |
 """
 
 from __future__ import annotations
