@@ -29,6 +29,8 @@ NFM_ROWS = (
     "nfm",
 )  # fmt: skip
 NOISYMIX_ROWS = ("augmix", "noisymix")
+#: The rows of the two variations, which show how much depends on the number of epochs and on the network.
+VARIED_ROWS = ("baseline", "baseline_noise", "mixup", "manifold_mixup", "noisy_mixup", "nfm")
 _MORE_LEVELS = {"white_noise": (0.1, 0.2, 0.3, 0.5, 0.7), "salt_pepper": (0.02, 0.04, 0.1, 0.2)}
 EVALUATION = Evaluation(
     **_MORE_LEVELS, images=2000, sequences=200, corruptions=("speckle_noise",), batch_size=256, precision="bfloat16"
@@ -103,6 +105,6 @@ def recipes(known: Iterable[Recipe]) -> list[Recipe]:
         *_study("cifar10-compact", _CIFAR, tables, three),
         *_study("cifar100-compact", replace(_CIFAR, data="cifar100"), tables, three),
         *_ablation(known),
-        *_study("fashion-long", _LONG, tables, three),
-        *_study("fashion-preact", _PREACT, tables, three),
+        *_study("fashion-long", _LONG, VARIED_ROWS, three),
+        *_study("fashion-preact", _PREACT, VARIED_ROWS, three),
     ]
