@@ -14,10 +14,10 @@ own probability. Its strength is given by an index from 0 to 9, which divides th
 | solarize | threshold 256 to 0 |
 | autocontrast, equalize, invert | none |
 
-The details follow common re-implementations. The paper gives the range 0.1 to 1.9 of the factors, but not the factor of
-an index. The CIFAR code of its authors takes 0.1 + 0.18 index without a sign, translates by `index` pixels, and
-posterizes to 4 bits and fewer. Here the pixels outside the image are grey (128), and geometric operations take the
-nearest pixel.
+The details follow common re-implementations. The paper gives the range 0.1 to 1.9 of the factors, but not the factor
+of an index. The CIFAR code of its authors takes 0.1 + 0.18 index without a sign, translates by `index` pixels,
+posterizes to 4 bits and fewer, and solarizes from 256 - int(25.6 index) on; their ImageNet code solarizes from
+int(25.6 index) on. Here the pixels outside the image are grey (128), and geometric operations take the nearest pixel.
 """
 
 from __future__ import annotations

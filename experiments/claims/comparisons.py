@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ..record.entry import ELSEWHERE
 from ..studies.study import TITLES, Study, label, lower_is_better, signed, study
-from ..tables.build import SIZES, has_row, recipe_of, studies_of
 from ..tables.claims import CEILING, FULL, NO_NUMBERS, NOT_SUPPORTED, ONE_SEED, SUPPORTED, WITHIN_NOISE, Claim, Outcome
+from ..tables.join import SIZES, has_row, recipe_of, studies_of
 from ..tables.published import column_of
 from .evidence import Records
 from .statement import (
@@ -107,7 +107,8 @@ def why_not_run(claim: Claim) -> str:
             return f"no two of the rows that it compares were run; there are recipes {name}/…"
     lacking = [row for row in rows if not any(has_row(name, claim.table, row) for name in studies)]
     if studies:
-        return f"training at the papers' size needs a GPU, and no smaller study has the row {lacking[0]}"
+        what = f"the row {lacking[0]}" if lacking else "two rows that it compares"
+        return f"training at the papers' size needs a GPU, and no smaller study has {what}"
     if any(recipe and recipe.size != "paper" for recipe in recipes.values()):
         return f"no two of the rows that it compares were run; there are recipes {claim.table}/…"
     return "training at the papers' size needs a GPU, and no smaller study stands for the table"

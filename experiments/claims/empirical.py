@@ -120,7 +120,7 @@ MORE = (
     ),
     _studied(
         "noisymix-calibrated", "claim", "abstract",
-        "NoisyMix is better calibrated than the baseline (here on clean digits, RMS calibration error).",
+        "NoisyMix is better calibrated than the baseline (here on clean test data, RMS calibration error).",
         _ordering("noisymix", ("baseline",), measured("rms_calibration_error")),
     ),
     _studied(

@@ -14,9 +14,10 @@ from ..record.files import RESULTS, read_lines
 from ..record.ledger import LEDGER
 from ..studies.study import Study, load_entries, study
 from ..tables import audit, build_table, judge_claims, load_published
-from ..tables.build import SIZES, Table, own_studies, studies_of
+from ..tables.build import Table
 from ..tables.claims import Judgement
 from ..tables.findings import AuditReport
+from ..tables.join import SIZES, own_studies, studies_of
 from ..tables.published import Published
 from .check import Check
 from .checks import CHECKS

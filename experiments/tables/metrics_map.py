@@ -19,14 +19,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-NOISES = ("gaussian_noise", "shot_noise", "impulse_noise")
-BLURS = ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur")
-WEATHER = ("snow", "frost", "fog", "brightness")
-DIGITAL = ("contrast", "elastic_transform", "pixelate", "jpeg_compression")
-CORRUPTIONS = NOISES + BLURS + WEATHER + DIGITAL
-_MOVES = ("translate", "rotate", "tilt", "scale")
-PERTURBATIONS = ("gaussian_noise", "shot_noise", "motion_blur", "zoom_blur", "snow", "brightness", *_MOVES)
-SEVERITIES = (1, 2, 3, 4, 5)
+from ..metrics.corruption import CATEGORIES, CORRUPTIONS, SEVERITIES
+from ..metrics.flips import PERTURBATIONS
+
+NOISES, BLURS, WEATHER, DIGITAL = CATEGORIES.values()
 _DATA = {"imagenet": "ImageNet", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 _LOWER = ("flip_", "imagenet_r/rms_calibration_error")
 _SHORT = {"gaussian_noise": "White", "jpeg_compression": "JPEG", "brightness": "Bright", "elastic_transform": "Elastic"}

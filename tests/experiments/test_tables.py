@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from experiments.commands import app
 from experiments.recipes import get_recipe
 from experiments.record.ledger import append
-from experiments.tables.build import SIZES, OurValue, build_table, judge_claims, own_studies, recipes_of, studies_of
+from experiments.tables.build import OurValue, build_table, judge_claims
 from experiments.tables.claims_list import all_claims
+from experiments.tables.join import SIZES, own_studies, recipes_of, studies_of
 from experiments.tables.metrics_map import measured, metric_key
 from experiments.tables.published import PUBLISHED, SUBMISSIONS_FILE, load_published, read_table
 from experiments.tables.registry import TABLES, table_info
