@@ -195,6 +195,7 @@ def sets_command(
     from .evaluation.sets import generated_corrupted, generated_perturbed
 
     with plain_errors():
+        _check_names("data", [data], ("digits", "cifar10", "cifar100"))
         images = load_data(data)
         typer.echo(generated_corrupted(images, workers=workers).folder)
         if flips:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-from nfm_theory.cli.errors import BAD_INPUT, sentence
+from nfm_theory.cli.errors import BAD_INPUT, NO_READER, sentence
 
 #: More processes or threads than any machine has; a larger number is a slip.
 MOST_PROCESSES = 4096
@@ -30,7 +30,7 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        raise
+        raise typer.Exit(NO_READER) from None
     except (ValueError, OSError) as error:
         typer.echo(f"error: {sentence(error)}", err=True)
         raise typer.Exit(BAD_INPUT) from None

@@ -122,10 +122,9 @@ def validity(
     options = {"paths": paths, "runs": str(folder), "seed": seed}
     if not quick:
         options |= {"samples": samples, "bound_samples": bound_samples}
-    try:
+    with plain_errors():
+        writable_file(folder / "new")
         chosen = _trained_recipes(recipes, seed, folder) if recipes else None
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
     cases = layer_cases(chosen, quick=quick, **options)
     study = validity_study.study(chosen[0].training.data if chosen else "")
     _run(study, cases, sample=sample, quick=quick, record=record, out=out, workers=workers)

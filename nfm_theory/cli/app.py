@@ -252,7 +252,7 @@ def verify(
         start = time.perf_counter()
         with told_plainly():
             law = nt.Law(alpha, beta, add_noise, mult_noise, cast(NoiseName, noise))
-        setting = Setting(law, loss or default_loss(subject), method, budget, seed)
+        setting = Setting(law, default_loss(subject) if loss is None else loss, method, budget, seed)
         reports: list
         if bound:
             kinds = {"radius": radius or "sharp", "certificate": certificate or "auto"}

@@ -28,8 +28,10 @@ def options(*, block_bytes: int | None = None, progress: bool | None = None) -> 
     """Set how the computations inside the `with` block run; their results do not depend on it.
 
     Args:
-        block_bytes: bytes that the activations of one block of head evaluations may take. Peak memory is higher: it
-            has the model, the data and the results as well. `None` leaves the choice to each function.
+        block_bytes: about how many bytes the activations of one block of head evaluations take. It sets the size of the
+            blocks and is no limit on memory: the model, the data, a pass over all samples at once, what gradients need
+            and the results come on top. Smaller blocks take less memory and more time. `None` leaves the choice to each
+            function.
         progress: True shows progress bars, False shows none; `None` shows them on a terminal for long computations.
 
     Example:

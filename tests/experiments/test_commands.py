@@ -140,7 +140,7 @@ def places(folder, **changes):
 FAULTS = {
     "device": {"device": "cpu:7"}, "no such device": {"device": "abacus"}, "ledger": {"ledger": "a_folder"},
     "ledger in a file": {"ledger": "a_file/l.jsonl"}, "damaged ledger": {"ledger": "a_file"},
-    "runs": {"runs": "a_file"}, "loaders": {"loaders": -1}, "seeds": {"seed": -1}, "device of the ledger": {"ledger": "/dev/null"},
+    "runs": {"runs": "a_file"}, "loaders": {"loaders": -1}, "seeds": {"seed": -1}, "no file": {"ledger": "/dev/null"},
 }  # fmt: skip
 
 

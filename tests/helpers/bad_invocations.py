@@ -225,9 +225,9 @@ def hostile_ledger(folder: Path, chance: random.Random) -> Path:
 
 NFM = ("verify", "--model", "mine.py:build", "--data", "good.npz")
 NFM_OPTIONS = {
-    "--alpha": (*NO_NUMBER, "-1", "nan", "inf"), "--beta": (*NO_NUMBER, "-1", "nan", "inf", "0"),
+    "--alpha": (*NO_NUMBER, "-1", "nan", "inf"), "--beta": (*NO_NUMBER, "-1", "nan", "inf"),
     "--add-noise": (*NO_NUMBER, "-0.1", "nan", "inf"), "--mult-noise": (*NO_NUMBER, "-0.1", "nan", "inf"),
-    "--order": (*NO_INTEGER, "0", "-1"), "--budget": (*NO_INTEGER, "0", "-5"), "--seed": (*NO_INTEGER, "-1", "9" * 30),
+    "--order": (*NO_INTEGER, "-1"), "--budget": (*NO_INTEGER, "0", "-5"), "--seed": (*NO_INTEGER, "-1", "9" * 30),
     "--num-samples": (*NO_INTEGER, "0", "-1"), "--eps": ("0.1,0.1,0.1", "0", "-1", "nan", ",", "0.1;0.2", "x", "1e400",
     "0.1,"),
     "--dtype": ("float16", "double", "", "int"), "--device": ("cpu:7", "cpu:0", "meta", "gpu", "", "cuda:99", "mps",
@@ -272,7 +272,7 @@ COMMANDS = (
     (("train",), {"": (*GARBAGE[4:], "noisymix-table1/stylized_imagenet", "nfm-table1/nfm")}),
     (("train", TOY), {**RUN, "--seed": (*NO_INTEGER, "-1", "9" * 30), "--stop-after": (*NO_INTEGER, "0", "-1")}),
     (("sweep",), {"": (*GARBAGE[4:9], "noisymix-table1/stylized_imagenet")}),
-    (("sweep", TOY), {
+    (("sweep", TOY, "--ledger", "fresh.jsonl"), {
         **RUN, "--size": GARBAGE[4:9], "--seeds": ("x", "1,1", "-1", "1,,2", "²", "9" * 30, "1.5"),
         "--cluster": ("moon", "slurm"),
         "--workers": (*NO_INTEGER, "0", "-1", "9" * 9), "--threads": (*NO_INTEGER, "-1", "9" * 9),
