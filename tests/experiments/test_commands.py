@@ -7,7 +7,7 @@ import pytest
 from ledger_entries import shortened
 from typer.testing import CliRunner
 
-from experiments import commands, runner
+from experiments import commands, runner, training_commands
 from experiments.__main__ import main, run_command
 from experiments.commands import app
 from experiments.recipes import all_recipes, get_recipe
@@ -34,8 +34,8 @@ def short(monkeypatch):
     def select(*patterns, size=None):
         return [quick[name] for name in patterns]
 
-    monkeypatch.setattr(commands, "get_recipe", quick.__getitem__)
-    monkeypatch.setattr(commands, "select_recipes", select)
+    monkeypatch.setattr(training_commands, "get_recipe", quick.__getitem__)
+    monkeypatch.setattr(training_commands, "select_recipes", select)
 
 
 def test_list_counts_recipes_and_trainings(nfm):
