@@ -7,15 +7,18 @@ from the last checkpoint.
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
-import shutil
+import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import submitit
 import torch
+from submitit.slurm.slurm import SlurmJob
 
 #: How often Slurm starts a worker again after its time limit.
 RESTARTS = 50
@@ -44,7 +47,6 @@ _HINTS = (
     ("memory", "ask for less memory with --parameter mem_gb=GB"),
     ("gres|gpu|node configuration|node count", "no node has what was asked for: --parameter slurm_gres=gpu:TYPE:1, "
      "cpus_per_task=N and mem_gb=GB name another size, --device cpu asks for no GPU"),
-    ("srun", "this machine has no Slurm; leave --cluster out, or call the command on a login node"),
 )  # fmt: skip
 
 
@@ -134,16 +136,17 @@ def plan(cluster: str, needs: Needs, given: Mapping[str, object] | None = None) 
         if name not in replaced and name.removeprefix(f"{cluster}_") not in plain
     }
     for name in list(given):
-        if name.removeprefix(f"{cluster}_") in _AT_START:
-            start[f"{cluster}_{name.removeprefix(f'{cluster}_')}"] = given.pop(name)
+        prefix, _, rest = name.partition("_")
+        if name in _AT_START:
+            start[f"{cluster}_{name}"] = given.pop(name)
+        elif prefix in ("local", "slurm") and rest in _AT_START:
+            start[name] = given.pop(name)
     return start, kept | given
 
 
 @contextmanager
 def refusals_told(cluster: str) -> Iterator[None]:
     """Say in a sentence what submitit or the cluster refuses, which raise errors of many kinds."""
-    if cluster == "slurm" and shutil.which("sbatch") is None:
-        raise ValueError("cluster 'slurm': expected the command sbatch, but it is not on PATH; " + _HINTS[-1][1] + ".")
     try:
         yield
     except Exception as error:
@@ -156,11 +159,73 @@ def _refusal(text: str) -> str:
     words = "; ".join(dict.fromkeys(one.strip().rstrip(".") for one in said)) or " ".join(text.split()).rstrip(".")
     if said:
         hint = next((way for sign, way in _HINTS if re.search(sign, words, re.IGNORECASE)), "")
-        return f"Slurm refused the job ({words})" + (f". {hint[0].upper()}{hint[1:]}" if hint else "")
+        return f"Slurm refused the job ({words})" + (f"; {hint}" if hint else "")
+    if "Could not detect" in words:
+        return f"submitit found no Slurm ({words}); leave --cluster out, or call the command on a login node"
     return (
-        f"submitit did not start the workers ({words}). Check --cluster and --parameter. The names of parameters are "
+        f"submitit did not start the workers ({words}); check --cluster and --parameter. The names of parameters are "
         "those of submitit's executor, such as timeout_min or slurm_partition"
     )
+
+
+class Watch:
+    """Says which workers have ended. A worker of Slurm has if it left a result, or is no longer in the queue.
+
+    Slurm's accounting is not asked, as many clusters have none.
+
+    Attributes:
+        pause: seconds between two looks at the queue. A worker must be missing in two of them, since a result may show
+            late on a network file system.
+    """
+
+    pause = 15.0
+
+    def __init__(self):
+        self._looked, self._missing, self._queue = -self.pause, {}, None
+
+    def ended(self, job) -> bool:
+        """True if a worker has ended.
+
+        Args:
+            job: the job of submitit.
+        """
+        if not isinstance(job, SlurmJob):
+            return job.done()
+        if job.paths.result_pickle.exists():
+            return True
+        if time.monotonic() - self._looked >= self.pause:
+            self._looked, self._queue = time.monotonic(), _queue()
+            if self._queue is not None:
+                self._missing = {name: n for name, n in self._missing.items() if name not in self._queue}
+        if self._queue is not None and job.job_id not in self._queue:
+            first = self._missing.setdefault(job.job_id, self._looked)
+            return self._looked - first >= self.pause
+        return False
+
+
+def _queue() -> set[str] | None:
+    """The jobs of this user that wait or run; `None` if Slurm does not answer now."""
+    command = ["squeue", "--noheader", "--format=%i", f"--user={getpass.getuser()}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return set(done.stdout.split())
+
+
+def outcomes_of(job) -> list:
+    """What a worker returned.
+
+    Args:
+        job: the job of submitit, which has ended.
+
+    Raises:
+        RuntimeError: if it left no result; the message names its log.
+        Exception: if it failed itself.
+    """
+    if isinstance(job, SlurmJob) and not job.paths.result_pickle.exists():
+        raise RuntimeError(f"it ended without a result, and may have been killed; its log is {job.paths.stderr}")
+    return job.result()
 
 
 def make_executor(cluster: str, folder, options: Mapping, parameters: Mapping) -> submitit.AutoExecutor:

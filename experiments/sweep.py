@@ -21,7 +21,7 @@ import submitit
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .cluster import Needs, gpus_here, gpus_of, make_executor, plan, refusals_told
+from .cluster import Needs, Watch, gpus_here, gpus_of, make_executor, outcomes_of, plan, refusals_told
 from .processes import end_with, is_alive, signals_end_the_block
 from .recipes import Recipe
 from .record.ledger import Cell, finished
@@ -269,7 +269,7 @@ def run_sweep(
     outcomes, lost = [], []
     for job in jobs:
         try:
-            outcomes += job.result()
+            outcomes += outcomes_of(job)
         except Exception as error:  # the worker was killed, or could not be started
             lost.append(f"worker {job.job_id}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}")
     return _report(sweep, outcomes, lost)
@@ -299,9 +299,9 @@ def _watch(sweep: Sweep, jobs: list, progress: bool, poll: float) -> None:
     """Show a bar of finished tasks until all workers have ended."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, disable=not progress) as bar:
-        shown, counted = bar.add_task("sweep", total=len(sweep.tasks)), None
+        shown, counted, watch = bar.add_task("sweep", total=len(sweep.tasks)), None, Watch()
         while True:
-            ended = all(job.done() for job in jobs)
+            ended = all([watch.ended(job) for job in jobs])
             # Reading a long ledger takes time, so read it only if it has grown
             size = sweep.ledger.stat().st_size if sweep.ledger.exists() else 0
             if counted != size:
