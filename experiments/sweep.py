@@ -301,7 +301,7 @@ def _watch(sweep: Sweep, jobs: list, progress: bool, poll: float) -> None:
     with Progress(*columns, disable=not progress) as bar:
         shown, counted, watch = bar.add_task("sweep", total=len(sweep.tasks)), None, Watch()
         while True:
-            ended = all([watch.ended(job) for job in jobs])
+            ended = all(watch.ended(job) for job in jobs)
             # Reading a long ledger takes time, so read it only if it has grown
             size = sweep.ledger.stat().st_size if sweep.ledger.exists() else 0
             if counted != size:
