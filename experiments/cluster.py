@@ -103,9 +103,13 @@ def plan(cluster: str, needs: Needs, given: Mapping[str, object] | None = None) 
             `slurm_partition`.
 
     Raises:
-        ValueError: for parameters that would start several copies of a worker, or that name GPUs of this machine.
+        ValueError: for parameters of another cluster, that would start several copies of a worker, or that name GPUs
+            of this machine.
     """
     given = dict(given or {})
+    other = {"local": "slurm", "slurm": "local"}[cluster]
+    if wrong := next((name for name in given if name.startswith(f"{other}_")), None):
+        raise ValueError(f"{wrong}: expected a parameter of the cluster {cluster!r}, got one of {other!r}.")
     plain = {name.removeprefix(f"{cluster}_"): value for name, value in given.items()}
     for name in ("tasks_per_node", "ntasks_per_node", "nodes"):
         if plain.get(name, 1) != 1:
@@ -136,11 +140,8 @@ def plan(cluster: str, needs: Needs, given: Mapping[str, object] | None = None) 
         if name not in replaced and name.removeprefix(f"{cluster}_") not in plain
     }
     for name in list(given):
-        prefix, _, rest = name.partition("_")
-        if name in _AT_START:
-            start[f"{cluster}_{name}"] = given.pop(name)
-        elif prefix in ("local", "slurm") and rest in _AT_START:
-            start[name] = given.pop(name)
+        if (bare := name.removeprefix(f"{cluster}_")) in _AT_START:
+            start[f"{cluster}_{bare}"] = given.pop(name)
     return start, kept | given
 
 

@@ -181,6 +181,11 @@ def test_gpus_of_this_machine_are_not_named_by_parameters():
         plan("local", Needs(), {"gpus_per_node": 2})
 
 
+def test_parameters_of_another_cluster_are_not_ignored():
+    with pytest.raises(ValueError, match="expected a parameter of the cluster 'local', got one of 'slurm'"):
+        plan("local", Needs(), {"slurm_partition": "gpu"})
+
+
 def test_restarts_belong_to_the_executor():
     start, asked = plan("slurm", Needs(loaders=8, processes=2), {"max_num_timeout": 50})
     assert start == {"slurm_max_num_timeout": 50}
