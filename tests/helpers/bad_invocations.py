@@ -271,10 +271,10 @@ COMMANDS = (
     (("recipes", "show"), {"": GARBAGE[4:]}),
     (("train",), {"": (*GARBAGE[4:], "noisymix-table1/stylized_imagenet", "nfm-table1/nfm")}),
     (("train", TOY), {**RUN, "--seed": (*NO_INTEGER, "-1", "9" * 30), "--stop-after": (*NO_INTEGER, "0", "-1")}),
-    (("sweep",), {"": (*GARBAGE[4:9], "noisymix-table1/stylized_imagenet")}),
+    (("sweep", "--cluster", "here"), {"": (*GARBAGE[4:9], "noisymix-table1/stylized_imagenet")}),
     (("sweep", TOY, "--ledger", "fresh.jsonl"), {
         **RUN, "--size": GARBAGE[4:9], "--seeds": ("x", "1,1", "-1", "1,,2", "²", "9" * 30, "1.5"),
-        "--cluster": ("moon", "slurm"),
+        "--cluster": ("moon", ""),
         "--workers": (*NO_INTEGER, "0", "-1", "9" * 9), "--threads": (*NO_INTEGER, "-1", "9" * 9),
         "--parameter": ("x", "=1", "", "nosuch=1", "cluster=here", "workers=2", "poll=0", "nodes=2", "timeout_min=x",
         "²=²",

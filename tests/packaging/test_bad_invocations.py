@@ -85,8 +85,7 @@ def test_every_bad_invocation_is_answered_by_a_sentence(work):
 def test_what_the_check_of_a_ledger_passes_every_command_takes(work):
     """A last line that was cut off is no damage, since the next writer repairs it."""
     chance, passed = random.Random(COUNT), []
-    for _ in range(COUNT // 5):
-        path = hostile_ledger(work, chance)
+    for path in (work / "good.jsonl", *(hostile_ledger(work, chance) for _ in range(COUNT // 5))):
         path.write_bytes(path.read_bytes().rstrip(b"\n") + b"\n")
         passed.append(CliRunner().invoke(commands.app, ["ledger", "check", str(path)]).exit_code == 0)
         for other in (("tables", "--table", "noisymix-table2", "--ledger"), ("ledger", "compare")):
@@ -94,4 +93,5 @@ def test_what_the_check_of_a_ledger_passes_every_command_takes(work):
             # A hash with two settings is no damage to a line, so only the check complains
             fits = result.exit_code in ((0,) if passed[-1] else (0, BAD_INPUT))
             assert fits, (path.read_bytes()[:300], result.output, result.exception)
-    assert set(passed) == {False, True}
+    assert passed[0]
+    assert not all(passed)
