@@ -476,7 +476,8 @@ def test_the_compact_size_is_measured_at_the_levels_of_the_papers_and_beyond():
         own = recipe.evaluation
         assert set(usual.white_noise) < set(own.white_noise)
         assert set(usual.salt_pepper) < set(own.salt_pepper)
-        assert (own.radii, own.images, own.precision) == (usual.radii, 2000, "bfloat16")
+        assert (own.images, own.precision) == (2000, "bfloat16")
+        assert len(set(usual.radii) & set(own.radii)) >= 3
 
 
 # Selection ------------------------------------------------------------------------------------------------------
