@@ -64,6 +64,11 @@ _IMAGENET_CHOICES = {
     "puzzlemix": (
         ("alpha", "1.0, as in PuzzleMix's own code: nowhere stated for the baselines of this paper"),
         ("loss", "cross_entropy, and whole cells are moved, as in PuzzleMix's own code for ImageNet"),
+        (
+            "transport",
+            "patches choose until every place has one; the authors' code stops after as many rounds as a side "
+            "has cells",
+        ),
         ("augmentation", "without the color jitter and the lighting of PuzzleMix's own code"),
     ),
     "noisymix": (
