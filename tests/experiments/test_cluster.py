@@ -293,3 +293,16 @@ def test_no_processes_are_started_for_a_training_in_other_hands(tmp_path, launch
 def test_processes_end_with_what_started_them():
     status, output = torchrun._finished([sys.executable, "-c", "import os; print(os.environ['NFM_OWNER'])"])
     assert (status, output.strip()) == (0, str(os.getpid()))
+
+
+def test_processes_end_if_the_worker_is_interrupted(monkeypatch):
+    started = []
+
+    def interrupted(process):
+        started.append(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torchrun.subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        torchrun._finished([sys.executable, "-c", "import time; time.sleep(600)"])
+    assert started[0].returncode is not None

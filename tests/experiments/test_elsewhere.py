@@ -19,7 +19,7 @@ from experiments.commands import app
 from experiments.data import load_data
 from experiments.data.imagenet import load_imagenet
 from experiments.elsewhere import View, measure_elsewhere, open_elsewhere
-from experiments.evaluation import Subject, run_suite
+from experiments.evaluation import Subject, few_tests, run_suite
 from experiments.evaluation.elsewhere import load_into, read_weights
 from experiments.models import build_model
 from experiments.recipes import get_recipe
@@ -234,6 +234,16 @@ def test_images_of_imagenet_c_as_they_are_or_resized(tmp_path, monkeypatch):
         pixels = torch.from_numpy(np.array(expected)).permute(2, 0, 1)
         torch.testing.assert_close(model.seen[0], data.normalize(pixels), rtol=0, atol=1e-6)
         assert settings.get("resize") == (73 if resized else None)
+
+
+def test_the_test_of_an_epoch_takes_images_of_all_classes(tmp_path):
+    paper_sets.write_class_folders(tmp_path / "val", {w: [k] * 4 for k, w in enumerate(paper_sets.WNIDS)}, (70, 90))
+    data = load_imagenet(tmp_path, classes=3, training=False)
+    few = few_tests(data, 6)
+    assert few.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert len(data.test) == 12
+    subject = Subject(paper_sets.Color().eval(), few, "paper", image_size=paper_sets.SIDE)
+    assert run_suite("clean", subject) == ({"clean": 1.0}, {"images": 6, "resize": 73, "crop": 64})
 
 
 # Tables and claims
