@@ -89,15 +89,15 @@ def _finished(command: list[str]) -> tuple[int, str]:
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
     environment = os.environ | {OWNER: str(os.getpid()), "PYTHONPATH": path}
     # In a session of its own, so that a signal for this process, as before a time limit, does not end it half-way
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         start_new_session=True,
-    )  # fmt: skip
-    try:
-        output, _ = process.communicate()
-    except BaseException:
-        _end(process)
-        raise
+    ) as process:  # fmt: skip
+        try:
+            output, _ = process.communicate()
+        except BaseException:
+            _end(process)
+            raise
     return process.returncode, output
 
 

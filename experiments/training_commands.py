@@ -267,7 +267,8 @@ def evaluate_command(
         ledger = check_places(device, ledger, None)
         view = View(_numbers("--mean", mean), _numbers("--std", std), resize_corrupted)
         chosen = open_elsewhere(get_recipe(recipe), weights, view)
-        typer.echo(f"{weights.name}: {len(chosen.weights.state)} tensors, sha256 {chosen.weights.sha256}")
+        place = f" under {chosen.weights.container!r}" if chosen.weights.container else ""
+        typer.echo(f"{weights.name}: {len(chosen.weights.state)} tensors{place}, sha256 {chosen.weights.sha256}")
         typer.echo(f"normalization of the {chosen.normalization}: {chosen.settings['normalization']}")
         new, metrics = measure_elsewhere(chosen, ledger, suites=suite or (), device=device, loaders=loaders)
     for name, values in metrics.items():

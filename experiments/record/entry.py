@@ -37,6 +37,7 @@ _repr.maxstring = _repr.maxother = _repr.maxlong = 80
 
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
 _HASH = re.compile(r"[0-9a-f]{16}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 
 
@@ -244,6 +245,9 @@ class Entry:
             "device": _text(self.device, "device"),
             "time": _utc(self.time),
         }
+        if self.size == ELSEWHERE:
+            for name, pattern, words in (("recipe", _HASH, "16"), ("sha256", _SHA256, "64")):
+                _text(checked["settings"].get(name), f"settings.{name}", pattern, f"{words} hexadecimal digits")
         for package, version in checked["versions"].items():
             _text(version, f"versions[{package!r}]")
         if self.commit is not None:

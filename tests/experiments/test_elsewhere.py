@@ -23,7 +23,7 @@ from experiments.evaluation import Subject, few_tests, run_suite
 from experiments.evaluation.elsewhere import load_into, read_weights
 from experiments.models import build_model
 from experiments.recipes import get_recipe
-from experiments.record.ledger import Entry, read, validate
+from experiments.record.ledger import Entry, LedgerError, read, validate
 from experiments.tables.build import build_table, judge_claims
 from experiments.tables.claims import NOT_SUPPORTED, SUPPORTED
 from experiments.tables.render import table_markdown
@@ -188,6 +188,13 @@ def test_the_line_of_the_ledger(saved, tmp_path):
     new, metrics = measure_elsewhere(open_elsewhere(RECIPE, path), ledger, suites=["clean"], device="cpu")
     assert (new, len(read(ledger))) == ([], 1)
     assert metrics["clean"] == line.metrics
+
+
+def test_a_line_that_does_not_name_its_recipe_and_weights_is_refused():
+    made = line("noisymix-table1/noisymix", 0.5)
+    for name, wrong in (("recipe", None), ("sha256", "x")):
+        with pytest.raises(LedgerError, match=rf"settings\.{name}: expected \d+ hexadecimal digits"):
+            replace(made, settings=made.settings | {name: wrong})
 
 
 def test_points_have_no_normalization(saved, tmp_path):
