@@ -134,7 +134,7 @@ class Worker:
         number: number of this worker; each starts at another place in the list.
         count: number of workers.
         owner: process of this machine without which the worker ends; `None` if it works on its own.
-        gpus: the GPUs of this worker, for `CUDA_VISIBLE_DEVICES`; `None` for those that the environment has.
+        gpus: the GPUs of this worker, for `CUDA_VISIBLE_DEVICES`; `None` for those of the environment.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class Worker:
                     self.sweep.mark_failed(task, outcome.message)
                 if outcome.status not in (BUSY, FINISHED):
                     found.append(outcome)
-            if waiting == tasks or any(self.sweep.waits_for(task) for task in waiting):
+            if any(self.sweep.waits_for(task) for task in waiting):
                 time.sleep(_LOOK)
             tasks = waiting
         return found

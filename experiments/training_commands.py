@@ -214,7 +214,7 @@ def show_estimate(found: Estimate, workers: int) -> None:
     for name in ("networks", "cells", *(f"GPU-hours, {one}" for one in THROUGHPUT), "disk, GB"):
         table.add_column(name, justify="right")
     for cost in (*found.costs, found.total) if len(found.costs) > 1 else found.costs:
-        hours = (f"{cost.hours(precision):,.1f}" for precision in THROUGHPUT)
+        hours = (f"{one:,.1f}" if one >= 1 else f"{one:.2g}" for one in map(cost.hours, THROUGHPUT))
         table.add_row(
             "total" if cost.study == "total" else f"{cost.study}/*", f"{cost.networks:,} of {cost.tasks:,}",
             f"{cost.cells:,}", *hours, f"{cost.kept / 1e9:,.2f}",
