@@ -8,6 +8,7 @@ RobustBench and `torch.compile`:
 | `{"state_dict": ...}`, `{"model": ...}`, `{"net": ...}`, `{"ema": ...}` and the like | the weights inside |
 | `module.`, `model.`, `net.`, `_orig_mod.` in front of every key | removed |
 | `normalize.mean`, `normalize.std` and other names inside the network | the normalization of the images |
+| `shortcut.0.` of a block, `bn1.` of a whole WRN-28, as in the authors' code for CIFAR | `project.`, `bn.` |
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ DEVIATIONS = ("normalize.std", "normalization.std", "normalizer.std", "std", "si
 #: A counter of BatchNorm, which older files lack. No prediction depends on it.
 _COUNTER = "num_batches_tracked"
 _SHOWN = 3
+#: Names in the authors' code for CIFAR, and ours.
+_OTHER_NAMES = ((".shortcut.0.", ".project."), ("bn1.", "bn."))
 
 
 @dataclass(frozen=True)
@@ -146,8 +149,10 @@ def load_into(network: nn.Module, weights: Weights) -> nn.Module:
     Raises:
         ValueError: if names or shapes differ; the message says which are the first.
     """
-    own = {name: tuple(value.shape) for name, value in network.state_dict().items() if not name.endswith(_COUNTER)}
-    given = {name: tuple(value.shape) for name, value in weights.state.items() if not name.endswith(_COUNTER)}
+    whole = network.state_dict()
+    state = {_own_name(name, whole): value for name, value in weights.state.items()}
+    own = {name: tuple(value.shape) for name, value in whole.items() if not name.endswith(_COUNTER)}
+    given = {name: tuple(value.shape) for name, value in state.items() if not name.endswith(_COUNTER)}
     faults = [
         *_listed("missing", [name for name in own if name not in given]),
         *_listed("unknown", [name for name in given if name not in own]),
@@ -161,8 +166,14 @@ def load_into(network: nn.Module, weights: Weights) -> nn.Module:
             f"{weights.file}: expected the weights of {type(network).__name__} with {len(own)} tensors, got "
             f"{len(given)} that do not fit: {'; '.join(faults)}. Take the recipe whose network it is."
         )
-    network.load_state_dict(weights.state, strict=False)
+    network.load_state_dict(state, strict=False)
     return network.eval().requires_grad_(False)
+
+
+def _own_name(name: str, own: Mapping[str, Tensor]) -> str:
+    """The name that our network has for a tensor; the name itself if that is ours, or nothing like it is."""
+    others = (name.replace(theirs, ours, 1) for theirs, ours in _OTHER_NAMES if theirs in name)
+    return name if name in own else next((other for other in others if other in own), name)
 
 
 def _listed(what: str, names: list[str]) -> list[str]:

@@ -87,6 +87,20 @@ def test_all_styles_give_the_same_network(saved, style):
     assert (weights.mean, weights.std) == (((0.25,), (0.5,)) if "robustbench" in style else ((), ()))
 
 
+@pytest.mark.parametrize(("model", "options"), [("wideresnet28", {"widen": 1}), ("preactresnet18", {"width": 8})])
+def test_names_of_the_authors_code_for_cifar(saved, model, options):
+    """In theirs the 1x1 convolution of a block is `shortcut.0`, and the last BatchNorm of WRN-28 `bn1`."""
+    state = build_model(model, 10, seed=1, **options).state_dict()
+    theirs = {
+        ("bn1." + name.removeprefix("bn.") if name.startswith("bn.") else name).replace("project", "shortcut.0"): value
+        for name, value in state.items()
+    }
+    assert theirs.keys() != state.keys()
+    weights = read_weights(saved({"net": prefixed("module.", state=theirs)}))
+    loaded = load_into(build_model(model, 10, seed=2, **options), weights)
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+
+
 def test_old_files_and_the_checksum(saved):
     path = saved(STATE, _use_new_zipfile_serialization=False)
     assert read_weights(path).sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
