@@ -114,7 +114,7 @@ training: $(AGAIN)/.begun ## train every recipe on digits and the toy problems a
 
 record: $(AGAIN)/.begun ## do everything again and write it into the tracked records
 	for study in $(STUDIES) explore; do $(PY) -m experiments study $$study --record --workers $(WORKERS) || exit; done
-	$(PY) -m experiments sweep $(RECIPES) --workers $(WORKERS) --threads 1
+	$(PY) -m experiments sweep $(RECIPES) --workers $(WORKERS) --threads 1 --ledger $(RESULTS)/experiments.jsonl
 
 # Figures, checks --------------------------------------------------------------------------------------------------------
 

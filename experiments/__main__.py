@@ -1,5 +1,6 @@
 """The command of the repository, for the recipes, results and tables: `python -m experiments --help`."""
 
+import os
 import sys
 
 from nfm_theory.cli import run_command
@@ -10,7 +11,8 @@ def main() -> None:
     """Run the command. Exit status 70 if it fails itself, and 128 + n if the signal n ends it."""
     try:
         from .commands import app
-        from .processes import signals_end_the_block
+        from .processes import end_with, signals_end_the_block
+        from .torchrun import OWNER
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("experiments", "nfm_theory"):
             raise
@@ -20,6 +22,8 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(BAD_INPUT)
+    if OWNER in os.environ:  # one of the processes of a worker
+        end_with(int(os.environ[OWNER]))
     with signals_end_the_block():
         app(prog_name="python -m experiments")
 

@@ -11,35 +11,23 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from nfm_theory.cli.device import parse_device
-from nfm_theory.cli.errors import BAD_INPUT
-
 from .console import MOST_PROCESSES, plain_errors, wide_console
 from .recipes import Recipe, get_recipe, select_recipes
 from .record.files import replace_file, writable_file, write_json
-from .record.ledger import LEDGER, differences, finished, merge, read, validate, within_seeds
-from .runner import BUSY, FAILED, run_recipe, runs_folder
+from .record.ledger import LEDGER, differences, merge, read, read_together, validate, within_seeds
+from .runner import own_ledger
 from .studies.commands import app as studies_app
-from .sweep import CLUSTERS, Sweep, make_tasks, run_sweep
 from .tables import TABLES, audit, build_table, judge_claims
 from .tables.audit import report_markdown
 from .tables.build import SIZES
 from .tables.render import CLAIM_FORMATS, TABLE_FORMATS
-from .training import Execution
+from .training_commands import add_commands
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 recipes_app = typer.Typer(no_args_is_help=True, help="The recipes: how each row of the published tables is trained.")
 ledger_app = typer.Typer(no_args_is_help=True, help="The ledger: the file with all results of training.")
 
 SUFFIXES = {"md": ".md", "latex": ".tex", "html": ".html"}
-#: PyTorch's random generators take no larger seed.
-LARGEST_SEED = 2**63 - 1
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto for a GPU if there is one.")]
-Ledger = Annotated[Path, typer.Option(help="File to which results are appended.")]
-Runs = Annotated[Path | None, typer.Option(help="Folder of checkpoints; by default $NFM_RUNS or a cache folder.")]
-Loaders = Annotated[
-    int, typer.Option(min=0, max=MOST_PROCESSES, help="Number of data loading processes for each training run.")
-]
 Out = Annotated[Path | None, typer.Option(help="Folder to write to; by default the text is printed.")]
 
 
@@ -89,101 +77,6 @@ def describe(recipe: Recipe) -> list[str]:
     return lines + ([f"not run: {recipe.note}"] if recipe.note else [])
 
 
-@app.command("train")
-def train_command(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe.")],
-    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Random seed of the training run.")] = 1,
-    device: Device = "auto",
-    ledger: Ledger = LEDGER,
-    runs: Runs = None,
-    loaders: Loaders = 0,
-    compile_model: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
-    stop_after: Annotated[
-        int | None, typer.Option(min=1, help="Stop after this many epochs; the next call continues from there.")
-    ] = None,
-) -> None:
-    """Train the network of a recipe and measure it. An interrupted run continues. Also works under torchrun.
-
-    Exit status: 0 done, 1 failed, 2 wrong input, 3 another process works on it.
-    """
-    with plain_errors():
-        _check_places(device, ledger, runs)
-        chosen = get_recipe(recipe)
-    execution = Execution(device=device, workers=loaders, compile=compile_model)
-    outcome = run_recipe(chosen, seed, ledger=ledger, runs=runs, execution=execution, stop_after=stop_after)
-    typer.echo(f"{outcome.recipe} seed {outcome.seed}: {outcome.status} {outcome.message}".rstrip())
-    failed = BAD_INPUT if outcome.wrong_input else 1
-    raise typer.Exit({FAILED: failed, BUSY: 3}.get(outcome.status, 0))
-
-
-def _check_places(device: str, ledger: Path, runs: Path | None) -> None:
-    """Refuse a device that there is not, and files that cannot be read or written, before anything is trained."""
-    if device != "auto":
-        parse_device(device)
-    finished(ledger)
-    writable_file(ledger)
-    writable_file((runs or runs_folder()) / "new")
-
-
-def _parameters(texts: list[str]) -> dict[str, str | int]:
-    found: dict[str, str | int] = {}
-    for text in texts:
-        key, sign, value = text.partition("=")
-        if not key or not sign:
-            raise ValueError(f"--parameter: expected name=value, such as slurm_partition=gpu, got {text!r}.")
-        found[key] = int(value) if value.isdecimal() and len(value) < 19 else value
-    return found
-
-
-def _seeds(text: str) -> list[int] | None:
-    parts = [part.strip() for part in text.split(",")] if text else []
-    if not all(part.isdecimal() and len(part) < 19 for part in parts):
-        raise ValueError(f"--seeds: expected whole numbers separated by commas, such as 1,2,3, got {text!r}.")
-    seeds = [int(part) for part in parts]
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds: expected each seed once, got {text!r}.")
-    return seeds or None
-
-
-@app.command("sweep")
-def sweep_command(
-    patterns: Annotated[list[str], typer.Argument(help="Names of recipes; * and ? work as in a shell.")],
-    size: Annotated[str | None, typer.Option(help="Only recipes of this size.")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds such as 1,2,3; by default those of the recipes.")] = "",
-    workers: Annotated[
-        int, typer.Option(min=1, max=MOST_PROCESSES, help="How many training runs at the same time.")
-    ] = 1,
-    cluster: Annotated[str, typer.Option(help=f"Where to run: {', '.join(CLUSTERS)}.")] = "local",
-    parameter: Annotated[list[str] | None, typer.Option(help="Option of the submitit executor, name=value.")] = None,
-    device: Device = "auto",
-    ledger: Ledger = LEDGER,
-    runs: Runs = None,
-    loaders: Loaders = 0,
-    threads: Annotated[int, typer.Option(min=0, max=MOST_PROCESSES, help="Threads of each worker; 0 for all.")] = 0,
-) -> None:
-    """Train and measure many recipes. Finished ones are skipped, and a failure does not stop the others.
-
-    Exit status: 0 all done, 1 something failed or is unfinished, 2 wrong input, also if that is why all failed.
-    """
-    with plain_errors():
-        wanted = _seeds(seeds)
-        given = _parameters(parameter or [])
-        _check_places(device, ledger, runs)
-        tasks = make_tasks(select_recipes(*patterns, size=size), wanted)
-        sweep = Sweep(tasks, ledger, runs or runs_folder(), Execution(device=device, workers=loaders), threads=threads)
-        report = run_sweep(sweep, cluster=cluster, workers=workers, parameters=given)
-    for outcome in report.failed:
-        typer.echo(f"failed: {outcome.recipe} seed {outcome.seed}: {outcome.message}")
-    for line in report.lost:
-        typer.echo(f"lost: {line}")
-    left = f"{len(report.unfinished)} of {len(tasks)} left"
-    typer.echo(f"{len(report.done)} done now, {len(report.failed)} failed, {left}")
-    if report.complete:
-        raise typer.Exit(0)
-    only_input = not report.done and len(report.failed) == len(report.unfinished)
-    raise typer.Exit(BAD_INPUT if only_input and all(one.wrong_input for one in report.failed) else 1)
-
-
 @app.command("sets")
 def sets_command(
     data: Annotated[str, typer.Argument(help="digits, cifar10 or cifar100.")],
@@ -200,6 +93,11 @@ def sets_command(
         typer.echo(generated_corrupted(images, workers=workers).folder)
         if flips:
             typer.echo(generated_perturbed(images, workers=workers).folder)
+
+
+def _ledgers() -> list[Path]:
+    """The tracked ledger, and the reader's own one."""
+    return [path for path in (LEDGER, own_ledger()) if path.exists()]
 
 
 def _check_names(option: str, names: list[str], known) -> None:
@@ -228,7 +126,10 @@ def tables_command(
     form: Annotated[str, typer.Option("--format", help="md, latex or html.")] = "md",
     table: Annotated[list[str] | None, typer.Option(help="Id of a table; may be repeated; by default all.")] = None,
     size: Annotated[list[str] | None, typer.Option(help="Size of our recipes; may be repeated.")] = None,
-    ledger: Annotated[list[Path] | None, typer.Option(help="File of results; may be repeated.")] = None,
+    ledger: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of results; may be repeated; by default the tracked ledger and your own one."),
+    ] = None,
     out: Out = None,
 ) -> None:
     """Write the papers' tables with our results beside them, and the verdicts on the claims about them."""
@@ -237,7 +138,7 @@ def tables_command(
         _check_names("--table", table or [], TABLES)
         _check_names("--size", size or [], SIZES)
         _check_folder(out)
-        entries = [entry for path in ledger or ([LEDGER] if LEDGER.exists() else []) for entry in read(path)]
+        entries = read_together(ledger or _ledgers())
         for name in table or TABLES:
             _write(TABLE_FORMATS[form](build_table(name, entries, size)), name + SUFFIXES[form], out)
         judged = [j for j in judge_claims(entries, size) if j.claim.table in (table or TABLES)]
@@ -256,6 +157,10 @@ def audit_command(out: Out = None) -> None:
 def claims_command(
     ids: Annotated[list[str] | None, typer.Argument(help="Ids of statements; * and ? work as in a shell.")] = None,
     paper: Annotated[str | None, typer.Option(help="Only this paper: nfm, noisymix, mixup or here.")] = None,
+    ledger: Annotated[
+        list[Path] | None,
+        typer.Option(help="File of results; may be repeated; by default the tracked ledger and your own one."),
+    ] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write everything to this file; - for the terminal.")
     ] = None,
@@ -271,7 +176,7 @@ def claims_command(
     with plain_errors():
         if json_path not in (None, Path("-")):
             writable_file(json_path)
-        judged = index(load_records(), paper, ids or ())
+        judged = index(load_records(ledgers=ledger or _ledgers()), paper, ids or ())
         found = [one.to_dict() for one in judged]
         if json_path == Path("-"):
             return typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
@@ -325,13 +230,15 @@ def compare_ledgers(
 @ledger_app.command("merge")
 def merge_ledgers(
     paths: Annotated[list[Path], typer.Argument(help="Ledgers to read.")],
-    into: Annotated[Path, typer.Option(help="Ledger to add to.")] = LEDGER,
+    into: Annotated[Path | None, typer.Option(help="Ledger to add to; by default your own one.")] = None,
 ) -> None:
     """Gather several ledgers into one, for example those of the nodes of a cluster."""
     with plain_errors():
+        into = into or own_ledger()
         typer.echo(f"{merge(paths, into)} new results in {into}")
 
 
+add_commands(app)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(studies_app, name="study")

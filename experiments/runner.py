@@ -1,24 +1,30 @@
-"""Run one recipe with one seed: train the network, measure what is missing, and write the results to the ledger."""
+"""Run one recipe with one seed: train the network, measure what is missing, and write the results to the ledger.
+
+A failure is returned, not raised. Its traceback goes to a file beside the ledger, see `failures_file`.
+"""
 
 from __future__ import annotations
 
 import os
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from .data import load_data
 from .data.imagenet import ImageNet
 from .data.images import ImageData
 from .data.toy_sets import ToyData
-from .evaluation import Subject, at_size, run_suite
+from .evaluation import Subject, at_size, few_tests, run_suite
 from .recipes.recipe import Recipe, Training
-from .record.ledger import LEDGER, Cell, Entry, append, finished, provenance
+from .record.ledger import Cell, Entry, append, finished, provenance
 from .studies.networks import cache_directory
 from .training import BusyError, Execution, MemorySource, Source, Trained, run_folder, train
 from .training.checkpoint import exclusive
@@ -55,6 +61,21 @@ def elapsed(start: float) -> float:
 def runs_folder() -> Path:
     """The folder of checkpoints and weights: `$NFM_RUNS`, or a folder in the cache."""
     return Path(os.environ.get("NFM_RUNS") or cache_directory() / "runs")
+
+
+def own_ledger() -> Path:
+    """The ledger to which commands append: `$NFM_LEDGER`, or a file in the cache. The tracked ledger is another one."""
+    return Path(os.environ.get("NFM_LEDGER") or cache_directory() / "experiments.jsonl")
+
+
+def failures_file(ledger: Path) -> Path:
+    """The file beside a ledger with the tracebacks of failed runs.
+
+    Example:
+        >>> failures_file(Path("results/mine.jsonl")).as_posix()
+        'results/mine.failures.log'
+    """
+    return ledger.with_suffix(".failures.log")
 
 
 @lru_cache(maxsize=2)
@@ -94,7 +115,7 @@ def run_recipe(
     recipe: Recipe,
     seed: int,
     *,
-    ledger: Path = LEDGER,
+    ledger: Path | None = None,
     runs: Path | None = None,
     execution: Execution | None = None,
     stop_after: int | None = None,
@@ -104,12 +125,12 @@ def run_recipe(
     Args:
         recipe: the recipe.
         seed: random seed of the training run.
-        ledger: file to which each result is appended as soon as it is there.
+        ledger: file to which each result is appended as soon as it is there; `None` for `own_ledger()`.
         runs: folder of checkpoints; `None` for `runs_folder()`.
         execution: device, number of loader processes and the like.
         stop_after: stop after this many epochs, and measure nothing; the next call goes on from there.
     """
-    start = time.perf_counter()
+    start, ledger = time.perf_counter(), ledger or own_ledger()
 
     def outcome(status: str, message: str = "", *, wrong_input: bool = False) -> Outcome:
         return Outcome(recipe.name, seed, status, message, elapsed(start), wrong_input)
@@ -124,8 +145,9 @@ def run_recipe(
         source, data, classes = load_training_data(recipe.training)
         runs = runs or runs_folder()
         trained = train(
-            recipe.training, source, classes=classes, seed=seed, runs=runs, execution=execution, stop_after=stop_after
-        )
+            recipe.training, source, classes=classes, seed=seed, runs=runs, execution=execution, stop_after=stop_after,
+            test=_quick_test(recipe, data, execution),
+        )  # fmt: skip
         if stop_after is not None:
             return outcome(DONE)
         if int(os.environ.get("RANK", 0)):
@@ -140,26 +162,68 @@ def run_recipe(
     except Exception as error:  # a failure must not stop the other tasks of a sweep
         place = traceback.extract_tb(error.__traceback__)[-1]
         message = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
+        _keep_traceback(ledger, f"{recipe.name} seed {seed}", error)
         return outcome(FAILED, message, wrong_input=isinstance(error, ValueError | OSError))
+
+
+def _keep_traceback(ledger: Path, what: str, error: Exception) -> None:
+    """Append the traceback of an error to the file beside the ledger. If that fails, the error itself still counts."""
+    lines = "".join(traceback.format_exception(error))
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    with suppress(OSError):
+        failures_file(ledger).parent.mkdir(parents=True, exist_ok=True)
+        with failures_file(ledger).open("a", encoding="utf-8") as file:
+            file.write(f"{now} {what}, process {os.getpid()}\n{lines}\n")
+
+
+def _quick_test(recipe: Recipe, data, execution: Execution) -> Callable[[nn.Module], float] | None:
+    """The accuracy after each epoch, on test images that are spread evenly; for the log only."""
+    if not execution.test_images:
+        return None
+    few = few_tests(at_size(data, recipe.training.image_size), execution.test_images)
+
+    def accuracy(model: nn.Module) -> float:
+        evaluation = replace(recipe.evaluation, images=None)
+        subject = Subject(
+            model, few, recipe.size, evaluation=evaluation, image_size=recipe.training.image_size,
+            loaders=execution.workers,
+        )  # fmt: skip
+        return run_suite("clean", subject)[0]["clean"]
+
+    return accuracy
 
 
 def measure(
     recipe: Recipe, seed: int, suites: Sequence[str], trained: Trained, data, ledger: Path, *, loaders: int = 0
 ) -> None:
     """Run suites on a trained network, and append each result to the ledger."""
-    device = next(trained.model.parameters()).device
     size = recipe.training.image_size
     subject = Subject(
         trained.model, at_size(data, size), recipe.size, evaluation=recipe.evaluation, image_size=size, loaders=loaders
     )
     training = {key: trained.record[key] for key in ("epochs", "steps", "samples", "seconds", "final_loss")}
     training["seconds"] = max(0.0, training["seconds"])  # the clock may have run backwards
+    append_suites(ledger, suites, subject, {
+        "recipe": recipe.name, "hash": recipe.hash, "settings": recipe.training.to_dict(), "size": recipe.size,
+        "scheme": recipe.training.scheme.name, "seed": seed, "training": training,
+    })  # fmt: skip
+
+
+def append_suites(ledger: Path, suites: Sequence[str], subject: Subject, fields: Mapping) -> None:
+    """Run suites on a network, and append each result to the ledger as soon as it is there.
+
+    Args:
+        ledger: the ledger.
+        suites: names of the suites.
+        subject: network and data.
+        fields: the fields of the entries that do not depend on the suite.
+    """
+    device = next(subject.model.parameters()).device
     for suite in suites:
         start = time.perf_counter()
         metrics, settings = run_suite(suite, subject)
-        append(ledger, Entry(
-            recipe=recipe.name, hash=recipe.hash, settings=recipe.training.to_dict(), size=recipe.size,
-            scheme=recipe.training.scheme.name, seed=seed, suite=suite, suite_settings=settings, metrics=metrics,
-            training=training, seconds=elapsed(start),
+        entry = Entry(
+            **fields, suite=suite, suite_settings=settings, metrics=metrics, seconds=elapsed(start),
             **provenance(device),
-        ))  # fmt: skip
+        )  # fmt: skip
+        append(ledger, entry)

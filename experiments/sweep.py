@@ -2,7 +2,8 @@
 
 All workers share one list of tasks. Each worker goes through it and takes every task that is not in the ledger and that
 no other worker holds. If a worker dies, its lock is released, and the next sweep continues from the last checkpoint.
-submitit starts the workers. If the sweep ends early, for whatever reason, its workers on this machine end as well.
+A task whose network starts from another one waits for that, if the sweep has it. submitit starts the workers (see
+`cluster`). If the sweep ends early, for whatever reason, its workers on this machine end as well.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,15 +21,19 @@ import submitit
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from .cluster import Needs, Watch, gpus_here, gpus_of, make_executor, outcomes_of, plan, refusals_told
 from .processes import end_with, is_alive, signals_end_the_block
 from .recipes import Recipe
-from .record.ledger import LEDGER, Cell, finished
-from .runner import BUSY, FAILED, FINISHED, Outcome, run_recipe, runs_folder
+from .record.ledger import Cell, finished
+from .runner import BUSY, FAILED, FINISHED, Outcome, own_ledger, run_recipe, runs_folder
+from .torchrun import run_in_processes
 from .training import Execution, run_folder
 
 CLUSTERS = ("here", "local", "slurm")
 #: Seconds that workers have to end when the sweep does.
 _GRACE = 10.0
+#: Seconds between two looks of a worker at what its tasks wait for.
+_LOOK = 5.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,10 @@ class Task:
         """The cells of the ledger that the task fills."""
         return {Cell(self.recipe.hash, self.seed, suite) for suite in self.recipe.suites}
 
+    def starts_from(self, other: Task) -> bool:
+        """True if the network of this task starts from that of the other one."""
+        return (other.recipe.hash, other.seed) == (self.recipe.training.pretrained, self.seed)
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -55,19 +64,34 @@ class Sweep:
         execution: device, number of loader processes and the like.
         name: name of this sweep; within one sweep a failed task is not tried again.
         threads: number of threads of each worker; 0 for the default of the environment.
+        processes: number of processes of each training, each with a GPU of its own; above 1 `torchrun` starts them.
     """
 
     tasks: tuple[Task, ...]
-    ledger: Path = LEDGER
+    ledger: Path = field(default_factory=own_ledger)
     runs: Path = field(default_factory=runs_folder)
     execution: Execution = field(default_factory=Execution)
     name: str = field(default_factory=lambda: f"{time.time_ns():x}")
     threads: int = 0
+    processes: int = 1
+
+    @property
+    def needs(self) -> Needs:
+        """What one worker needs."""
+        return Needs(self.execution.device, self.processes, self.execution.workers, self.threads)
 
     def unfinished(self) -> list[Task]:
         """The tasks for which the ledger lacks a result."""
         known = finished(self.ledger)
         return [task for task in self.tasks if not task.cells <= known]
+
+    def waits_for(self, task: Task) -> Task | None:
+        """The task of this sweep whose network is needed first; `None` if it is there, failed, or is not in here."""
+        start = next((other for other in self.tasks if task.starts_from(other)), None)
+        if start is None or start.recipe.note or self.failed_before(start) is not None:
+            return None
+        trained = (run_folder(self.runs, start.recipe.training, start.seed) / "final.pt").exists()
+        return None if trained or start.cells <= finished(self.ledger) else start
 
     def _marker(self, task: Task) -> Path:
         return run_folder(self.runs, task.recipe.training, task.seed) / "failed.json"
@@ -110,13 +134,18 @@ class Worker:
         number: number of this worker; each starts at another place in the list.
         count: number of workers.
         owner: process of this machine without which the worker ends; `None` if it works on its own.
+        gpus: the GPUs of this worker, for `CUDA_VISIBLE_DEVICES`; `None` for those of the environment.
     """
 
-    def __init__(self, sweep: Sweep, number: int = 0, count: int = 1, owner: int | None = None):
-        self.sweep, self.number, self.count, self.owner = sweep, number, count, owner
+    def __init__(
+        self, sweep: Sweep, number: int = 0, count: int = 1, owner: int | None = None, gpus: str | None = None
+    ):
+        self.sweep, self.number, self.count, self.owner, self.gpus = sweep, number, count, owner, gpus
 
     def __call__(self) -> list[Outcome]:
         """Work through the tasks, and return the outcomes of those that this worker did."""
+        if self.gpus is not None:  # before CUDA is used; submitit hides all GPUs from workers on this machine
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus
         if self.owner is None:  # submitit handles the signals of a cluster
             return self._work()
         end_with(self.owner)
@@ -130,17 +159,32 @@ class Worker:
         found = []
         tasks = self.sweep.unfinished()
         first = self.number % max(1, len(tasks))
-        for task in (*tasks[first:], *tasks[:first]):
-            if self.sweep.failed_before(task) is not None:
-                continue
-            outcome = run_recipe(
-                task.recipe, task.seed, ledger=self.sweep.ledger, runs=self.sweep.runs, execution=self.sweep.execution
-            )
-            if outcome.status == FAILED:
-                self.sweep.mark_failed(task, outcome.message)
-            if outcome.status not in (BUSY, FINISHED):
-                found.append(outcome)
+        tasks = [*tasks[first:], *tasks[:first]]
+        while tasks:
+            waiting: list[Task] = []
+            for task in tasks:
+                if self.sweep.failed_before(task) is not None:
+                    continue
+                if (start := self.sweep.waits_for(task)) is not None:
+                    # The start is tried again as well: the worker that trained it may have died
+                    waiting += [one for one in (start, task) if one not in waiting]
+                    continue
+                outcome = self._run(task)
+                if outcome.status == FAILED:
+                    self.sweep.mark_failed(task, outcome.message)
+                if outcome.status not in (BUSY, FINISHED):
+                    found.append(outcome)
+            if any(self.sweep.waits_for(task) for task in waiting):
+                time.sleep(_LOOK)
+            tasks = waiting
         return found
+
+    def _run(self, task: Task) -> Outcome:
+        sweep = self.sweep
+        options = {"ledger": sweep.ledger, "runs": sweep.runs, "execution": sweep.execution}
+        if sweep.processes > 1:
+            return run_in_processes(task.recipe, task.seed, processes=sweep.processes, **options)
+        return run_recipe(task.recipe, task.seed, **options)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """What submitit starts after a time limit: the same worker, which continues from the checkpoints."""
@@ -188,7 +232,8 @@ def run_sweep(
         logs: folder for the logs of submitit; `None` for a folder beside the runs.
         progress: True to show a progress bar.
         poll: seconds between two looks at the ledger.
-        parameters: parameters of the submitit executor, such as `slurm_partition` or `timeout_min`.
+        parameters: parameters of the submitit executor, such as `slurm_partition` or `timeout_min`, instead of those
+            of `cluster.plan`.
 
     Raises:
         ValueError: for an unknown cluster or no worker, and if submitit or the cluster refuses a parameter or a job.
@@ -202,14 +247,21 @@ def run_sweep(
     if cluster == "here":
         return _report(sweep, Worker(sweep)(), [])
     quiet = replace(sweep, execution=replace(sweep.execution, progress=False))
-    owner = os.getpid() if cluster == "local" else None
+    options, asked = plan(cluster, sweep.needs, parameters)
+    owner, gpus = None, []
+    if cluster == "local":
+        owner, gpus = os.getpid(), [] if sweep.execution.device == "cpu" else gpus_here()
+        if 0 < len(gpus) < sweep.processes:
+            raise ValueError(
+                f"processes: expected at most {len(gpus)}, the GPUs of this machine, got {sweep.processes}."
+            )
     jobs: list = []
     try:
-        with _refusals_told(cluster):
-            executor = submitit.AutoExecutor(folder=logs or sweep.runs / "logs", cluster=cluster)
-            executor.update_parameters(**{"timeout_min": 60 * 24 * 7, **(parameters or {})})
+        with refusals_told(cluster):
+            executor = make_executor(cluster, logs or sweep.runs / "logs", options, asked)
             for number in range(workers):
-                jobs.append(executor.submit(Worker(quiet, number, workers, owner)))
+                worker = Worker(quiet, number, workers, owner, gpus_of(number, sweep.processes, gpus))
+                jobs.append(executor.submit(worker))
         _watch(sweep, jobs, progress, poll)
     except BaseException:  # also Ctrl-C, and signals that the command turns into SystemExit
         _end(jobs, here=cluster == "local")
@@ -217,23 +269,10 @@ def run_sweep(
     outcomes, lost = [], []
     for job in jobs:
         try:
-            outcomes += job.result()
+            outcomes += outcomes_of(job)
         except Exception as error:  # the worker was killed, or could not be started
             lost.append(f"worker {job.job_id}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}")
     return _report(sweep, outcomes, lost)
-
-
-@contextmanager
-def _refusals_told(cluster: str) -> Iterator[None]:
-    """Say in a sentence what submitit or the cluster refuses, which raise errors of many kinds."""
-    try:
-        yield
-    except Exception as error:
-        words = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"cluster {cluster!r}: submitit did not start the workers ({words}); check --cluster and --parameter. The "
-            "names of parameters are those of submitit's executor, such as timeout_min or slurm_partition."
-        ) from error
 
 
 def _end(jobs: list, *, here: bool) -> None:
@@ -260,9 +299,9 @@ def _watch(sweep: Sweep, jobs: list, progress: bool, poll: float) -> None:
     """Show a bar of finished tasks until all workers have ended."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, disable=not progress) as bar:
-        shown, counted = bar.add_task("sweep", total=len(sweep.tasks)), None
+        shown, counted, watch = bar.add_task("sweep", total=len(sweep.tasks)), None, Watch()
         while True:
-            ended = all(job.done() for job in jobs)
+            ended = all(watch.ended(job) for job in jobs)
             # Reading a long ledger takes time, so read it only if it has grown
             size = sweep.ledger.stat().st_size if sweep.ledger.exists() else 0
             if counted != size:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ..record.entry import ELSEWHERE
 from ..studies.study import TITLES, Study, label, lower_is_better, signed, study
 from ..tables.claims import CEILING, FULL, NO_NUMBERS, NOT_SUPPORTED, ONE_SEED, SUPPORTED, WITHIN_NOISE, Claim, Outcome
 from ..tables.join import SIZES, has_row, recipe_of, studies_of
@@ -52,18 +53,19 @@ def claim(name: str) -> Judge:
         judgement = records.judgements[name]
         printed = judgement.published.word
         found = by_size(records, name)
+        other = f"; networks trained elsewhere: {judgement.elsewhere.text}" if judgement.elsewhere else ""
         if found:
             words = "; ".join(f"{one.size}: {one.text}" for one in found)
             shown = {SUPPORTED: "they show it", NOT_SUPPORTED: "they do not show it"}.get(printed, "none")
             one = decisive(found)
-            detail = f"our runs, {words}; {least_gap(one)}; printed numbers: {shown}"
+            detail = f"our runs, {words}; {least_gap(one)}; printed numbers: {shown}{other}"
             return Verdict(one.word, detail, one.size, one.weakness, one.seeds, one.found)
         if printed == NO_NUMBERS:
             return Verdict(NOT_TESTABLE, "the paper shows it in a figure only, without numbers")
         reason = why_not_run(judgement.claim)
         if printed == NOT_SUPPORTED:
-            return Verdict(CONTRADICTED, f"the printed numbers do not show it; we have not run it: {reason}")
-        return Verdict(NOT_RUN, f"the printed numbers show it; {reason}")
+            return Verdict(CONTRADICTED, f"the printed numbers do not show it; we have not run it: {reason}{other}")
+        return Verdict(NOT_RUN, f"the printed numbers show it; {reason}{other}")
 
     return verdict
 
@@ -145,16 +147,18 @@ def table(name: str) -> Judge:
         supported = sum(j.published.word == SUPPORTED for j in judgements)
         total = len(records.published.rows(name))
         groups = records.tables[name].groups
-        run = [f"{group.size}: {len({row for row, _ in group.cells})} of {total} rows run" for group in groups]
+        rows = [(group, f"{len({row for row, _ in group.cells})} of {total} rows") for group in groups]
+        run = [f"{group.size}: {words} run" for group, words in rows if group.size != ELSEWHERE]
+        other = [f"networks trained elsewhere: {words}" for group, words in rows if group.size == ELSEWHERE]
         findings = sum(finding.table == name for finding in records.audit.findings)
         printed = f"printed numbers: {supported} of {len(judgements)} claims shown, audit findings: {findings}"
         found = claims_verdict(records, [j.claim.id for j in judgements])
         if found is not None:
-            return found.with_detail("; ".join([*run, found.detail, printed]))
+            return found.with_detail("; ".join([*run, found.detail, printed, *other]))
         if run:
-            return Verdict(UNDECIDED, "; ".join([*run, "no claim about it could be judged", printed]))
+            return Verdict(UNDECIDED, "; ".join([*run, "no claim about it could be judged", printed, *other]))
         reason = f": {why_not_run(judgements[0].claim)}" if judgements else ""
-        return Verdict(NOT_RUN, f"none of its {total} rows was run{reason}; {printed}")
+        return Verdict(NOT_RUN, "; ".join([f"none of its {total} rows was run{reason}", printed, *other]))
 
     return verdict
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from ..record.entry import Entry
 from ..record.files import RESULTS, read_lines
-from ..record.ledger import LEDGER
+from ..record.ledger import LEDGER, read_together
 from ..studies.study import Study, load_entries, study
 from ..tables import audit, build_table, judge_claims, load_published
 from ..tables.build import Table
@@ -93,12 +93,15 @@ class Records:
         return {name: study(self.entries, name) for name in main_studies()}
 
 
-def load_records(results: Path = RESULTS, benchmarks: Path = BENCHMARKS) -> Records:
+def load_records(
+    results: Path = RESULTS, benchmarks: Path = BENCHMARKS, *, ledgers: Sequence[Path] | None = None
+) -> Records:
     """Read the records of this project, or those of another folder. A missing file counts as empty.
 
     Args:
         results: folder of the `.jsonl` files.
         benchmarks: folder of the `.json` files.
+        ledgers: ledgers to read instead of the one in `results`; of each cell the first result counts.
     """
 
     def lines(name: str) -> tuple[dict, ...]:
@@ -107,5 +110,5 @@ def load_records(results: Path = RESULTS, benchmarks: Path = BENCHMARKS) -> Reco
 
     measured = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(benchmarks.glob("*.json"))}
     names = ("expansion", "validity", "bounds", "bounds_cifar")
-    entries = tuple(load_entries(results / LEDGER.name))
+    entries = tuple(load_entries(results / LEDGER.name) if ledgers is None else read_together(ledgers))
     return Records(**{name: lines(name) for name in names}, entries=entries, benchmarks=measured)

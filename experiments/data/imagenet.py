@@ -130,6 +130,12 @@ class ImageFolder(FolderDataset):
         other.transform = transform
         return other
 
+    def only(self, indices: Sequence[int]) -> ImageFolder:
+        """Some of the files, in the order of their indices."""
+        other = copy.copy(self)
+        other._names, other.labels = self._names[list(indices)], self.labels[list(indices)]
+        return other
+
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         """Decode and transform an image."""
         image = read_image(self.path(index))
@@ -229,6 +235,7 @@ def load_imagenet(
     *,
     classes: int = CLASSES,
     normalisation: str = "imagenet",
+    training: bool = True,
 ) -> ImageNet:
     """The training images and the validation images.
 
@@ -236,6 +243,7 @@ def load_imagenet(
         folder: folder with `train` and `val`; `None` for `$NFM_IMAGENET`, or else `imagenet` in `$NFM_DATA`.
         classes: expected number of classes, if not 1000, as for a subset such as ImageNet-100.
         normalisation: one of `cifar.NORMALISATION`.
+        training: False if there need be no training images; the validation images then stand for them.
 
     Raises:
         DataError: if no folder is named, or classes are missing.
@@ -247,6 +255,6 @@ def load_imagenet(
         named = str(Path(os.environ[DATA_VARIABLE]) / "imagenet")
     if not named:
         raise DataError(f"ImageNet: no folder is named. {_REMEDY}")
-    train = ImageFolder(Path(named) / "train", classes=classes)
+    train = ImageFolder(Path(named) / ("train" if training else "val"), classes=classes)
     test = ImageFolder(Path(named) / "val", transform=centre_view, classes=classes, wnids=train.wnids)
     return ImageNet("imagenet", train, test, classes, *NORMALISATION[normalisation])

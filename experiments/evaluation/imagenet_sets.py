@@ -136,7 +136,8 @@ def corrupted(subject: Subject) -> Measured:
     Raises:
         DataError: if a corruption, a severity or some images are missing. This is checked before the measurement.
     """
-    view = partial(fitting_view, size=_side(subject))
+    side = _side(subject)
+    view = view_of(side) if subject.resize_corrupted else partial(fitting_view, size=side)
     folder = sets.published_folder("ImageNet-C")
     images = CorruptedFolders(folder, wnids=subject.data.test.wnids, transform=view, only=STANDARD)
     if missing := sorted(set(STANDARD) - set(images.names)):
@@ -152,7 +153,8 @@ def corrupted(subject: Subject) -> Measured:
                 f"image, got {len(part)}. Unpack its archive again."
             )
     found = {cell: share_correct(part, subject) for cell, part in cells.items()}
-    return corruption_summary(found), {"set": "ImageNet-C", "images": expected, "crop": _side(subject)}
+    resized = {"resize": resize_for(side)} if subject.resize_corrupted else {}
+    return corruption_summary(found), {"set": "ImageNet-C", "images": expected, **resized, "crop": side}
 
 
 def _rendition_logits(subject: Subject) -> tuple[Tensor, Tensor, dict]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..augment.standard import center_crop_resize
 from ..data.imagenet import ImageNet
-from ..data.images import ImageData
+from ..data.images import ImageData, ImageSet
 from ..data.toy_sets import ToyData
 from ..metrics.accuracy import logits_of
 from ..recipes.recipe import Evaluation
@@ -70,6 +70,16 @@ def at_size(data: ImageData | ImageNet | ToyData, size: int) -> ImageData | Imag
     return SizedData(data.name, data.train, data.test, data.classes, data.mean, data.std, image_size=size)
 
 
+def few_tests(data: ImageData | ImageNet | ToyData, count: int) -> ImageData | ImageNet | ToyData:
+    """The data with at most `count` test images, spread evenly, since files are sorted by class. Points all stay."""
+    if isinstance(data, ToyData) or len(data.test) <= count:
+        return data
+    chosen = torch.linspace(0, len(data.test) - 1, count).round().long()
+    if isinstance(data, ImageNet):
+        return replace(data, test=data.test.only(chosen.tolist()))
+    return replace(data, test=ImageSet(data.test.images[chosen], data.test.labels[chosen]))
+
+
 class LowPrecision(nn.Module):
     """A network in evaluation mode whose operations run in bfloat16 where PyTorch's autocast allows it.
 
@@ -100,6 +110,8 @@ class Subject:
         evaluation: levels, number of images and precision of the measurements.
         image_size: side in pixels of the images read from disk; 0 stands for 224.
         loaders: number of processes that decode images; 0 decodes in this process.
+        resize_corrupted: True to resize and crop also the images of ImageNet-C, which are published at the size of the
+            network (256 and 224 pixels, as RobustBench did until May 2022).
     """
 
     model: nn.Module
@@ -109,6 +121,7 @@ class Subject:
     evaluation: Evaluation = field(default_factory=Evaluation)
     image_size: int = 0
     loaders: int = 0
+    resize_corrupted: bool = False
 
     @cached_property
     def network(self) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cache
 
@@ -13,7 +14,9 @@ from . import noisymix_tables as noisymix
 from . import taylor_terms as second_order
 from .recipe import SIZES, Evaluation, Recipe, Scheme, Training
 
-__all__ = ["SIZES", "Evaluation", "Recipe", "Scheme", "Training", "all_recipes", "get_recipe", "select_recipes"]
+__all__ = [
+    "SIZES", "Evaluation", "Recipe", "Scheme", "Training", "all_recipes", "get_recipe", "in_bfloat16", "select_recipes",
+]  # fmt: skip
 
 
 @cache
@@ -35,6 +38,24 @@ def get_recipe(name: str) -> Recipe:
             f"recipe: there is no {name!r}{near(name, known)}; `python -m experiments recipes list` shows them all."
         )
     return known[name]
+
+
+def in_bfloat16(recipe: Recipe) -> Recipe:
+    """The recipe with a training in bfloat16 (autocast), which is another training with another hash.
+
+    Initial weights come from the other training in bfloat16 as well.
+
+    Args:
+        recipe: a recipe.
+    """
+    if recipe.training.precision == "bfloat16":
+        return recipe
+    training = replace(recipe.training, precision="bfloat16")
+    if training.pretrained:
+        start = next((one for one in all_recipes().values() if one.hash == training.pretrained), None)
+        training = replace(training, pretrained=in_bfloat16(start).hash if start else training.pretrained)
+    choices = (*recipe.choices, ("precision", "bfloat16, asked for by the user: the papers have float32"))
+    return replace(recipe, training=training, choices=choices)
 
 
 def select_recipes(*patterns: str, size: str | None = None) -> list[Recipe]:

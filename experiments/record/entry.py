@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 #: Version of the lines that this code writes. It reads no other.
 SCHEMA = 1
 SIZES = ("digits", "small", "compact", "paper", "toy")
+#: Instead of a size: weights that were not trained here (see `experiments.elsewhere`).
+ELSEWHERE = "elsewhere"
 #: Metrics whose values are shares in [0, 1], by the first part of the key, such as "corrupted" in "corrupted/mean".
 SHARES = frozenset(
     {"clean", "white_noise", "salt_pepper", "salt_pepper_standard", "corrupted", "imagenet_r", "flip_probability",
@@ -35,6 +37,7 @@ _repr.maxstring = _repr.maxother = _repr.maxlong = 80
 
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
 _HASH = re.compile(r"[0-9a-f]{16}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 
 
@@ -188,7 +191,7 @@ class Entry:
         recipe: name of the recipe.
         hash: hash of the training settings, 16 hexadecimal digits.
         settings: the training settings without the seed.
-        size: "digits", "small", "compact", "paper" or "toy".
+        size: "digits", "small", "compact", "paper" or "toy"; "elsewhere" for weights that were not trained here.
         scheme: id of the training scheme, as in `experiments/published`.
         seed: random seed of the training run.
         suite: what was measured, such as "clean", "corrupted", "attacks", "flips" or "calibration".
@@ -224,7 +227,8 @@ class Entry:
     time: str
 
     def __post_init__(self) -> None:
-        _need(self.size in SIZES, "size", f"one of {', '.join(SIZES)}", self.size)
+        sizes = (*SIZES, ELSEWHERE)
+        _need(self.size in sizes, "size", f"one of {', '.join(sizes)}", self.size)
         _need(isinstance(self.dirty, bool), "dirty", "true or false", self.dirty)
         checked: dict[str, Any] = {
             "recipe": _text(self.recipe, "recipe"),
@@ -241,6 +245,9 @@ class Entry:
             "device": _text(self.device, "device"),
             "time": _utc(self.time),
         }
+        if self.size == ELSEWHERE:
+            for name, pattern, words in (("recipe", _HASH, "16"), ("sha256", _SHA256, "64")):
+                _text(checked["settings"].get(name), f"settings.{name}", pattern, f"{words} hexadecimal digits")
         for package, version in checked["versions"].items():
             _text(version, f"versions[{package!r}]")
         if self.commit is not None:

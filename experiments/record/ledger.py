@@ -25,7 +25,7 @@ from .provenance import provenance
 
 __all__ = [
     "LEDGER", "Cell", "Entry", "LedgerError", "append", "differences", "finished", "merge", "provenance",
-    "read", "validate", "within_seeds",
+    "read", "read_together", "validate", "within_seeds",
 ]  # fmt: skip
 
 #: The tracked ledger.
@@ -219,6 +219,23 @@ def read(
         )
     wanted = {"recipe": recipe, "size": size, "scheme": scheme}
     return [e for e in entries if all(value in (None, getattr(e, name)) for name, value in wanted.items())]
+
+
+def read_together(paths: Iterable[str | Path]) -> list[Entry]:
+    """The results of several ledgers. If two have a result for a cell, that of the first one counts.
+
+    Args:
+        paths: the ledgers.
+
+    Raises:
+        FileNotFoundError: if one does not exist.
+        LedgerError: if a line is damaged.
+    """
+    found: dict[Cell, Entry] = {}
+    for path in paths:
+        for entry in read(path):
+            found.setdefault(entry.cell, entry)
+    return list(found.values())
 
 
 def finished(path: str | Path) -> set[Cell]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from .audit_links import (
     ablation,
+    benchmarks,
     decomposition,
     detail_means,
     printed_means,
@@ -25,7 +26,7 @@ __all__ = ["RULES", "AuditReport", "Finding", "RuleResult", "audit", "report_mar
 
 RULES = (
     *(lost_digits, ranges, falling, bold_is_best, whole_counts, noise_order, repetitions),
-    *(detail_means, printed_means, ablation, decomposition, submissions, submitted_networks, text_claims),
+    *(detail_means, printed_means, ablation, decomposition, submissions, benchmarks, submitted_networks, text_claims),
 )
 
 

@@ -20,6 +20,7 @@ NOISE_WEIGHTS = (3 / 15, 1 / 4, 3 / 16, 4 / 15)
 #: The tables with networks that were also submitted to RobustBench, by the data set of their training.
 SUBMITTED = {"imagenet": "noisymix-table1", "cifar10": "noisymix-table3", "cifar100": "noisymix-table3"}
 SUBMITTED_SCHEME = "noisymix"
+BENCHMARK_TABLE = "noisymix-table6"
 _SUBSET = 5000
 Rows = Mapping[str, Mapping[str, PublishedValue]]
 
@@ -242,6 +243,27 @@ def _expected(cell: PublishedValue, *, subset: bool) -> tuple[float, float]:
     share = cell.value / 100
     slack = 200 * math.sqrt(share * (1 - share) / _SUBSET) if subset else 0.5 * 10.0**-cell.decimals
     return low - slack, high + slack
+
+
+@rule("benchmark", "RobustBench measured the same accuracy on ImageNet-C")
+def benchmarks(published: Published) -> Found:
+    """A corruption of ImageNet-C on which RobustBench measured another accuracy than the table prints.
+
+    Only its measurements on the images as they are published count. Two standard errors for its 5000 images are
+    allowed, and the rounding of the printed number.
+    """
+    for one in published.benchmarks:
+        cell = published.get(BENCHMARK_TABLE, one.row, one.corruption)
+        if one.view != "published" or cell is None:
+            continue
+        low, high = _expected(cell, subset=True)
+        slack = 0.5 * 10.0**-cell.decimals + FLOAT
+        yield None if low - slack <= one.mean <= high + slack else Finding(
+            f"benchmark:{BENCHMARK_TABLE}:{one.row}:{one.corruption}", BENCHMARK_TABLE, one.row,
+            f"{one.corruption} is {cell.text}, but {one.mean:.2f} by RobustBench on {_SUBSET} images ({one.network}).",
+            {"printed": cell.value, "measured": one.mean, "low": low, "high": high}, "inconsistent",
+            "The networks may differ, or the images: RobustBench resized them until May 2022.",
+        )  # fmt: skip
 
 
 @rule("network", "submitted networks have the tables' architecture")

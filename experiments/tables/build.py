@@ -6,99 +6,31 @@ can share one training. `join` says which recipes belong to a row.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import replace
 
-from ..recipes import Recipe
-from .claims import NOT_RUN, Claim, Judgement, Outcome, judge_ours, judge_published
+from ..recipes import Recipe, in_bfloat16
+from ..record.entry import ELSEWHERE
+from .claims import (
+    NOT_RUN,
+    NOT_SUPPORTED,
+    REPRODUCED,
+    SUPPORTED,
+    Claim,
+    Judgement,
+    Outcome,
+    judge_ours,
+    judge_published,
+)
 from .claims_list import all_claims
 from .hardness import Level, matched_levels
 from .join import SIZES, recipes_of
 from .metrics_map import Column, measured
-from .published import Published, PublishedValue, load_published
-from .registry import TableInfo, table_info
+from .published import Published, load_published
+from .registry import table_info
+from .table import Group, LedgerEntry, Network, OurValue, Table
 
 __all__ = ["SIZES", "Group", "OurValue", "Table", "build_table", "judge_claims"]
-
-
-class LedgerEntry(Protocol):
-    """What the tables read from a line of the ledger."""
-
-    hash: str
-    seed: int
-    metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class OurValue:
-    """Our value of one cell, in percent.
-
-    Attributes:
-        by_seed: pairs of seed and value.
-    """
-
-    by_seed: tuple[tuple[int, float], ...]
-
-    @property
-    def seeds(self) -> int:
-        """Number of trained networks."""
-        return len(self.by_seed)
-
-    @property
-    def mean(self) -> float:
-        """Mean over the seeds."""
-        return math.fsum(value for _, value in self.by_seed) / self.seeds
-
-    @property
-    def stderr(self) -> float | None:
-        """Standard error of the mean, or `None` for one seed."""
-        if self.seeds < 2:
-            return None
-        squares = math.fsum((value - self.mean) ** 2 for _, value in self.by_seed)
-        return math.sqrt(squares / (self.seeds - 1) / self.seeds)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Our values of one study, as a group of columns.
-
-    Attributes:
-        study: name of the study; the id of the table if its own recipes were run.
-        size: the size of the recipes.
-        heading: what was trained, in words.
-        cells: our values by row and column.
-        levels: where the baseline has lost as much as in the paper, by column (see `hardness`). At the papers' size
-            there are none, as printed levels count there.
-        judged: our values by row and column at these levels.
-    """
-
-    study: str
-    size: str
-    heading: str
-    cells: Mapping[tuple[str, str], OurValue]
-    levels: Mapping[str, Level] = field(default_factory=dict)
-    judged: Mapping[tuple[str, str], OurValue] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A published table with ours beside it.
-
-    Attributes:
-        info: what is known about the table.
-        columns: the columns in printed order.
-        rows: the id and the printed label of each row.
-        printed: the printed values by row and column.
-        groups: our values, one group for each study that was run, in the order of `SIZES`.
-    """
-
-    info: TableInfo
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[str, str], ...]
-    printed: Mapping[tuple[str, str], PublishedValue]
-    groups: tuple[Group, ...] = ()
 
 
 def build_table(
@@ -124,7 +56,7 @@ def build_table(
     """
     info = table_info(table)
     published = load_published() if published is None else published
-    by_hash: dict[str, list[LedgerEntry]] = {}
+    entries, by_hash = list(entries), {}
     for entry in entries:
         by_hash.setdefault(entry.hash, []).append(entry)
     rows, columns = published.rows(table), published.columns(table)
@@ -133,15 +65,52 @@ def build_table(
         for data in dict.fromkeys(column.data for column in columns):
             for recipe in recipes_of(table, row, data):
                 recipes.setdefault(recipe.name.partition("/")[0], {})[row, data] = recipe
-    groups = [
-        _group(published, table, study, some, lines)
-        for study, some in recipes.items()
-        if (lines := {place: by_hash[hash_] for place, recipe in some.items() if (hash_ := recipe.hash) in by_hash})
-    ]
+    groups = []
+    for study, some in recipes.items():
+        low = {place: other for place, one in some.items() if (other := in_bfloat16(one)) is not one}
+        for variant in (some, low):
+            lines = {place: by_hash[hash_] for place, one in variant.items() if (hash_ := one.hash) in by_hash}
+            if lines:
+                groups.append(_group(published, table, study, variant, lines))
+        groups += _groups_elsewhere(published, table, study, some, entries)
     shown = [group for group in groups if group.cells and group.size in (sizes or SIZES)]
     labels = tuple((row, next(iter(line.values())).label) for row, line in rows.items())
     printed = {(row, column): value for row, line in rows.items() for column, value in line.items()}
     return Table(info, columns, labels, printed, tuple(sorted(shown, key=lambda group: SIZES.index(group.size))))
+
+
+def _groups_elsewhere(
+    published: Published,
+    table: str,
+    study: str,
+    recipes: Mapping[tuple[str, str], Recipe],
+    entries: Iterable[LedgerEntry],
+) -> list[Group]:
+    """The networks that were trained elsewhere and measured with recipes of a study, a group for each view."""
+    by_view: dict[bool, dict[str, dict[str, list[LedgerEntry]]]] = {}
+    for entry in entries:
+        if entry.size == ELSEWHERE:
+            view = by_view.setdefault(bool(entry.settings.get("resize_corrupted")), {})
+            view.setdefault(entry.settings["recipe"], {}).setdefault(entry.hash, []).append(entry)
+    found = []
+    for resized, networks in by_view.items():
+        lines = {
+            place: [
+                Network(number, line.metrics)
+                for number, some in enumerate(networks[hash_].values(), 1)
+                for line in some
+            ]
+            for place, recipe in recipes.items()
+            if (hash_ := recipe.hash) in networks
+        }
+        if lines:
+            group = _group(published, table, study, recipes, lines)
+            some = [recipes[place] for place in lines]
+            kinds = [" and ".join(dict.fromkeys(getattr(r.training, name) for r in some)) for name in ("data", "model")]
+            view = ["ImageNet-C resized to 256 and cropped to 224 pixels"] if resized else []
+            heading = ", ".join([f"trained elsewhere: {kinds[0]}", kinds[1], *view])
+            found.append(replace(group, size=ELSEWHERE, heading=heading))
+    return found
 
 
 def _group(
@@ -149,7 +118,7 @@ def _group(
     table: str,
     study: str,
     recipes: Mapping[tuple[str, str], Recipe],
-    lines: Mapping[tuple[str, str], Sequence[LedgerEntry]],
+    lines: Mapping[tuple[str, str], Sequence[LedgerEntry | Network]],
 ) -> Group:
     """The values of one study in the cells of a table.
 
@@ -187,7 +156,7 @@ def _group(
     return Group(study, size, _heading([recipes[place] for place in lines]), cells, levels, judged)
 
 
-def _by_seed(entries: Iterable[LedgerEntry], metric: str) -> dict[int, float]:
+def _by_seed(entries: Iterable[LedgerEntry | Network], metric: str) -> dict[int, float]:
     values = [(entry.seed, measured(entry.metrics, metric)) for entry in entries]
     return {seed: 100 * value for seed, value in values if value is not None}
 
@@ -200,6 +169,8 @@ def _heading(recipes: Sequence[Recipe]) -> str:
         return " and ".join("all" if value is None else str(value) for value in found)
 
     sizes = [f"{name} {values(name)}" for name in ("width", "samples", "epochs") if values(name)]
+    low = recipes[0].size == "paper" and recipes[0].training.precision == "bfloat16"
+    sizes += ["bfloat16 instead of float32"] if low else []
     return ", ".join([f"{recipes[0].size}: {values('data')}", values("model"), *sizes])
 
 
@@ -220,7 +191,8 @@ def judge_claims(
 
     Returns:
         One judgement per claim, in their order. `ours` lacks the sizes at which nothing can be said. Of several studies
-        of one size the one with most comparisons counts, and one seed counts only if there is nothing else.
+        of one size the one with most comparisons counts, and one seed counts only if there is nothing else. Networks
+        that were trained elsewhere are judged apart, in `elsewhere`.
     """
     entries, published = list(entries), load_published() if published is None else published
     tables: dict[str, Table] = {}
@@ -233,7 +205,10 @@ def judge_claims(
             outcome = _judge_group(claim, group)
             if outcome.word != NOT_RUN and _weight(outcome) > _weight(ours.get(group.size)):
                 ours[group.size] = outcome
-        judgements.append(Judgement(claim, judge_published(claim, published), ours))
+        other = ours.pop(ELSEWHERE, None)
+        if other is not None:
+            other = replace(other, word=SUPPORTED if other.word == REPRODUCED else NOT_SUPPORTED, weakness="")
+        judgements.append(Judgement(claim, judge_published(claim, published), ours, other))
     return tuple(judgements)
 
 

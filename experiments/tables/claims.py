@@ -164,11 +164,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A claim, the outcome of the printed numbers, and the outcomes of our own runs by size."""
+    """A claim, the outcome of the printed numbers, and the outcomes of our own runs by size.
+
+    Networks that were trained elsewhere have an outcome of their own, `supported` or `not supported`: they do not
+    reproduce a training.
+    """
 
     claim: Claim
     published: Outcome
     ours: Mapping[str, Outcome] = field(default_factory=dict)
+    elsewhere: Outcome | None = None
 
 
 def _row_mean(lookup: Lookup, row: str, columns: Sequence[str]) -> dict[int, float]:

@@ -12,11 +12,12 @@ from functools import cache
 
 from ..recipes import SIZES as ALL_SIZES
 from ..recipes import Recipe, all_recipes
+from ..record.entry import ELSEWHERE
 from .published import ABLATION, load_published
 from .registry import TABLES
 
-#: The sizes of our recipes, the papers' own first.
-SIZES = tuple(reversed(ALL_SIZES))
+#: The sizes of our recipes, the papers' own first, and at last networks that were trained elsewhere.
+SIZES = (*reversed(ALL_SIZES), ELSEWHERE)
 #: Data sets on which the networks of some table were trained.
 PRINTED_DATA = {data for info in TABLES.values() for data in info.data}
 #: The data set for which a study on data of no table stands.

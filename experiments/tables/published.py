@@ -13,6 +13,7 @@ from .registry import TABLES, TableInfo, table_info
 
 PUBLISHED = Path(__file__).parent.parent / "published"
 SUBMISSIONS_FILE = "extra_robustbench_noisymix.csv"
+BENCHMARK_FILE = "extra_robustbench_imagenet_c.csv"
 #: Columns of the files that say which row it is.
 _ROW_COLUMNS = ("scheme", "label", "ref", "alpha", "epochs")
 SWITCHES = ("augmentations", "feature_mixing", "noise_injections", "jsd_loss")
@@ -101,11 +102,39 @@ class Submission:
 
 
 @dataclass(frozen=True)
+class Benchmark:
+    """A network of a table on one corruption of ImageNet-C, as RobustBench measured it on 5000 images.
+
+    Attributes:
+        row: id of the row of NoisyMix Table 6 that shows the same network.
+        network: its name at RobustBench.
+        view: `"published"` for the images as they are published, with 224 pixels, or `"resized"` for images that were
+            resized to 256 and cropped to 224, as RobustBench did until May 2022.
+        corruption: name of the corruption.
+        accuracies: accuracy at severities 1 to 5, in percent.
+        source: where the measurement is recorded.
+    """
+
+    row: str
+    network: str
+    view: str
+    corruption: str
+    accuracies: tuple[float, ...]
+    source: str
+
+    @property
+    def mean(self) -> float:
+        """Mean over the severities, in percent."""
+        return sum(self.accuracies) / len(self.accuracies)
+
+
+@dataclass(frozen=True)
 class Published:
     """All printed values, which can be found by table, row and column."""
 
     values: tuple[PublishedValue, ...]
     submissions: tuple[Submission, ...] = ()
+    benchmarks: tuple[Benchmark, ...] = ()
 
     def __post_init__(self):
         """Index the values."""
@@ -248,12 +277,24 @@ def read_submissions(*, folder: Path = PUBLISHED) -> tuple[Submission, ...]:
         )  # fmt: skip
 
 
+def read_benchmarks(*, folder: Path = PUBLISHED) -> tuple[Benchmark, ...]:
+    """Networks of NoisyMix Table 6 as RobustBench measured them, by corruption and severity."""
+    with open(Path(folder) / BENCHMARK_FILE, encoding="utf-8", newline="") as file:
+        return tuple(
+            Benchmark(
+                line["scheme"], line["network"], line["view"], line["corruption"],
+                tuple(float(line[severity]) for severity in "12345"), line["source"],
+            )
+            for line in csv.DictReader(file)
+        )  # fmt: skip
+
+
 @cache
 def load_published(folder: Path = PUBLISHED) -> Published:
-    """Read every table of `TABLES`, and the submissions.
+    """Read every table of `TABLES`, the submissions and the benchmark.
 
     Args:
         folder: folder of the CSV files.
     """
     values = tuple(value for table in TABLES for value in read_table(table, folder=folder))
-    return Published(values, read_submissions(folder=folder))
+    return Published(values, read_submissions(folder=folder), read_benchmarks(folder=folder))

@@ -132,7 +132,9 @@ def _claim_rows(judgements: Sequence[Judgement]) -> tuple[list[str], list[list[s
     rows = []
     for judgement in judgements:
         claim = judgement.claim
-        ours = "; ".join(f"{size}: {outcome.text}" for size, outcome in judgement.ours.items())
+        outcomes = list(judgement.ours.items())
+        outcomes += [("trained elsewhere", judgement.elsewhere)] if judgement.elsewhere else []
+        ours = "; ".join(f"{name}: {outcome.text}" for name, outcome in outcomes)
         published = judgement.published.word
         if claim.count is not None:
             published += f" ({len(judgement.published.items)} counted)"

@@ -1,7 +1,8 @@
 """Train one recipe with one seed. An interrupted training continues from its last checkpoint with the same bits.
 
 runs/<hash>/seed-<seed>/checkpoint.pt    while the training runs
-                        log.jsonl        loss and learning rate of each epoch
+                        log.jsonl        loss, learning rate and test accuracy of each epoch
+                        tensorboard/     the same for TensorBoard, if asked for
                         final.pt         weights of the last epoch, and the record of the training
 """
 
@@ -23,6 +24,7 @@ from ..recipes.recipe import Training
 from ..record.files import write_lines
 from ..schemes import Step, build_step
 from .batches import Batches, Source
+from .board import open_board
 from .checkpoint import CheckpointError, exclusive, load_checkpoint, save_checkpoint
 from .distributed import World, join_world
 from .optimization import build_optimiser, learning_rate
@@ -50,6 +52,8 @@ class Execution:
             for a checkpoint.
         checkpoint_minutes: time between checkpoints. At the end of an epoch a tenth of it is enough.
         progress: True to show a progress bar.
+        test_images: number of test images on which the network is tested after each epoch, for the log; 0 for no test.
+        tensorboard: True to write the log also for TensorBoard, which must be installed.
     """
 
     device: str = "auto"
@@ -60,6 +64,8 @@ class Execution:
     look_steps: int = 100
     checkpoint_minutes: float = 5.0
     progress: bool = True
+    test_images: int = 2000
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,6 +175,13 @@ class _Run:
         })  # fmt: skip
         state.epoch, state.batch, state.loss_sum, state.samples = state.epoch + 1, 0, 0.0, 0
 
+    def test(self, accuracy: Callable[[nn.Module], float] | None) -> None:
+        """Write the accuracy of the network into the last line of the log."""
+        if accuracy is not None:
+            self.model.eval()
+            self.state.history[-1]["test_accuracy"] = accuracy(self.model)
+            self.model.train()
+
     def look(self, before: float) -> float:
         """Take the losses from the device, and add them to the state. Returns the last one."""
         state = self.state
@@ -218,6 +231,7 @@ def train(
     execution: Execution | None = None,
     stop_after: int | None = None,
     watch: Callable[[int, nn.Module], None] | None = None,
+    test: Callable[[nn.Module], float] | None = None,
 ) -> Trained | None:
     """Train a network, continue its training, or load it if the training is finished.
 
@@ -233,6 +247,8 @@ def train(
         stop_after: number of epochs after which to stop with a checkpoint, to split a long training.
         watch: called with the number of finished epochs and the network, before the first epoch of this call and after
             each epoch. It must not change the weights. It is not called for a training that was finished before.
+        test: computes an accuracy for the log from the network in evaluation mode, after each epoch, in the first
+            process only. It must not change the weights or draw from the global generators.
 
     Returns:
         The trained network, or `None` if stopped before the end.
@@ -255,6 +271,7 @@ def train(
             for path in (final, checkpoint, log):
                 for left in folder.glob(f".{path.name}.*"):
                     left.unlink()
+        board = open_board(folder / "tensorboard") if execution.tensorboard and world.leads else None
         run = _Run(training, source, classes, seed, world, device, execution)
         if final.exists():
             content = load_checkpoint(final, hash=training.hash, seed=seed)
@@ -278,7 +295,10 @@ def train(
                 return None
             run.epoch(checkpoint)
             if world.leads:
+                run.test(test)
                 write_lines(log, run.state.history)
+                if board is not None:
+                    board(run.state.history[-1])
             if run.state.epoch < epochs.stop:
                 run.save_in_time(checkpoint, share=0.1)
             if watch is not None:

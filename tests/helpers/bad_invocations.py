@@ -281,6 +281,8 @@ COMMANDS = (
                         "slurm_max_num_timeout=50", "gpus_per_node=x", "folder=a", "visible_gpus=1",
                         "tasks_per_node=x"),
     }),
+    (("evaluate", TOY), {"--weights": NOT_READABLE}),
+    (("evaluate", "--weights", "a_file"), {"": GARBAGE[4:9]}),
     (("sets",), {"": (*GARBAGE[4:9], "imagenet", "toy_rings", "cifar10")}),
     (("sets", "digits"), {"--workers": (*NO_INTEGER, "0", "-1", "9" * 9)}),
     (("tables",), {**TABLES, "--ledger": LEDGERS}),
