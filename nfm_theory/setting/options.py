@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -48,6 +49,12 @@ def options(*, block_bytes: int | None = None, progress: bool | None = None) -> 
 def block_bytes() -> int | None:
     """The bytes per block that the caller has set, `None` if none."""
     return _CURRENT.get().block_bytes
+
+
+def shows_progress(*, default: bool) -> bool:
+    """Whether the caller wants to see progress; `default` on a terminal if nothing was said."""
+    progress = _CURRENT.get().progress
+    return default and sys.stderr.isatty() if progress is None else progress
 
 
 def progress_bar(

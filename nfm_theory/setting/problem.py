@@ -301,19 +301,24 @@ class Problem:
         first, second = (self.loss(outputs, self.labels[rows]) for rows in (draw.anchor, draw.index))
         return draw.lam * first + (1 - draw.lam) * second
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of everything that one evaluation of the head computes."""
+        totals = []
+        for rows in (1, 2):  # the difference: what lies before the layer runs once, however many rows there are
+            with torch.no_grad(), _OutputBytes() as count:
+                index = torch.zeros(rows, dtype=torch.long, device=self.features.device)
+                self.loss(self.head(self.features[index]), self.labels[index])
+            totals.append(count.total)
+        return totals[1] - totals[0] + 4 * self.features[0].nbytes
+
     def block_rows(self, *, passes: int = 1) -> int:
         """Rows that fit in one block of memory when each costs the memory of `passes` forward passes.
 
         Raises:
             ValueError: if the caller allows less than one row takes.
         """
-        totals, limit = [], block_bytes()
-        for rows in (1, 2):  # the difference: what lies before the layer runs once, however many rows there are
-            with torch.no_grad(), _OutputBytes() as count:
-                index = torch.zeros(rows, dtype=torch.long, device=self.features.device)
-                self.loss(self.head(self.features[index]), self.labels[index])
-            totals.append(count.total)
-        per_row = (totals[1] - totals[0] + 4 * self.features[0].nbytes) * passes
+        per_row, limit = self.row_bytes * passes, block_bytes()
         if limit is not None and limit < per_row:
             raise ValueError(f"block_bytes: one row alone needs about {per_row} bytes, got a limit of {limit}.")
         return max(1, int((BLOCK_BYTES if limit is None else limit) // per_row))
@@ -339,8 +344,20 @@ class Path:
 
     def __call__(self, eps: float | Tensor) -> Tensor:
         """φ(ε), `(rows,)`; ε a number, 0-dim, or one per row."""
-        outputs = self.problem.head(displaced((self.first, self.linear, self.quadratic), eps))
-        return self.problem.loss(outputs, self.problem.labels[self.anchor])
+        return self.problem.loss(self.outputs(eps), self.problem.labels[self.anchor])
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.anchor)
+
+    def __getitem__(self, rows) -> Path:
+        """The rows selected by a slice or an index tensor."""
+        quadratic = None if self.quadratic is None else self.quadratic[rows]
+        return Path(self.problem, self.anchor[rows], self.first[rows], self.linear[rows], quadratic)
+
+    def outputs(self, eps: float | Tensor) -> Tensor:
+        """f(g_i + e_i(ε)) of every row, `(rows, K)`."""
+        return self.problem.head(displaced((self.first, self.linear, self.quadratic), eps))
 
 
 def _checked_partners(partners: Tensor, features: Tensor) -> Tensor:
