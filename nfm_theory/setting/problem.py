@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -168,6 +169,8 @@ class Problem:
     def _changed(self: Self, **attributes) -> Self:
         """A copy with other attributes; nothing is checked again."""
         other = copy.copy(self)
+        if "features" in attributes:
+            vars(other).pop("row_bytes", None)
         vars(other).update(attributes)
         return other
 
@@ -301,7 +304,7 @@ class Problem:
         first, second = (self.loss(outputs, self.labels[rows]) for rows in (draw.anchor, draw.index))
         return draw.lam * first + (1 - draw.lam) * second
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of everything that one evaluation of the head computes."""
         totals = []
@@ -344,7 +347,8 @@ class Path:
 
     def __call__(self, eps: float | Tensor) -> Tensor:
         """φ(ε), `(rows,)`; ε a number, 0-dim, or one per row."""
-        return self.problem.loss(self.outputs(eps), self.problem.labels[self.anchor])
+        outputs = self.problem.head(displaced((self.first, self.linear, self.quadratic), eps))
+        return self.problem.loss(outputs, self.problem.labels[self.anchor])
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -354,10 +358,6 @@ class Path:
         """The rows selected by a slice or an index tensor."""
         quadratic = None if self.quadratic is None else self.quadratic[rows]
         return Path(self.problem, self.anchor[rows], self.first[rows], self.linear[rows], quadratic)
-
-    def outputs(self, eps: float | Tensor) -> Tensor:
-        """f(g_i + e_i(ε)) of every row, `(rows, K)`."""
-        return self.problem.head(displaced((self.first, self.linear, self.quadratic), eps))
 
 
 def _checked_partners(partners: Tensor, features: Tensor) -> Tensor:

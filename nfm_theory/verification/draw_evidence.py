@@ -127,7 +127,7 @@ def _kink_share(problem: Problem, draw, fits: Fits) -> float:
     double = in_double(problem)
     path = double.path(draw)
     eps = torch.as_tensor(CHANGE_EPS, dtype=problem.features.dtype, device=problem.features.device)
-    zero = path.outputs(eps * 0).double()
+    zero = double.head(path.first).double()
     labels = problem.labels[draw.anchor]
     start, moved = double.loss(zero, labels), path(eps)
     inside = double.loss(zero + CHANGE_EPS * fits.slope + CHANGE_EPS**2 * fits.bend, labels)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..expansion.random_paths import _in_double
+from ..setting.perturbation import displaced
 from ..setting.pointwise import PointwiseLoss
 from ..setting.problem import Path, Problem
 from .fit import Fit, chebyshev_points
@@ -62,7 +63,7 @@ class Fits:
         kinked: True where a kink or a jump was left behind when the interval shrank, `(rows,)`.
         constant: True where the outputs change on the largest interval but not on the chosen one: they move in jumps.
         rough: True where the fit neither reaches rounding nor falls: its error is no measure there, `(rows,)`.
-        rounding: relative rounding of the outputs that the tail shows, at least that of the precision, `(rows,)`.
+        rounding: rounding that the tail shows, relative to the size, `(rows,)`.
     """
 
     coefficients: Tensor
@@ -118,23 +119,7 @@ def averaged(fits: Fits, weights: Tensor, order: int) -> tuple[Tensor, Tensor]:
     return torch.stack(sums), torch.stack(errors)
 
 
-@dataclass
-class _Best:
-    """The best fit of each ray so far."""
-
-    error: Tensor
-    radius: Tensor
-    loss: Tensor
-    outputs: Tensor
-    tail: Tensor
-
-    def take(self, better: Tensor, rows: Tensor, error: Tensor, radius: Tensor, loss: Tensor, outputs: Tensor, tail):
-        """Replace the fits of the rows `rows[better]`."""
-        chosen = rows[better]
-        self.error[chosen], self.radius[chosen], self.tail[chosen] = error[better], radius[better], tail[better]
-        self.loss[:, chosen], self.outputs[:, chosen] = loss[:, better], outputs[:, better]
-
-
+@torch.no_grad()
 def along(
     path: Path,
     *,
@@ -152,82 +137,122 @@ def along(
         start: half-width of the first interval, one number or one per row.
         spend: called with the number of evaluations of the head, before they are made.
     """
-    block = max(1, path.problem.block_rows())
-    rows = torch.arange(len(path), device=path.anchor.device)
-    start = torch.as_tensor(start, dtype=torch.float64, device=rows.device).expand(len(path))
-    parts = [_block(path[some], order, degree, start[some], spend) for some in rows.split(block)]
-    return parts[0] if len(parts) == 1 else Fits.joined(parts)
+    problem, found = path.problem, []
+    for some in torch.arange(len(path), device=path.anchor.device).split(max(1, problem.block_rows())):
+        block = path[some]
+        spend(len(block))
+        labels = problem.labels[block.anchor]
+        first = torch.as_tensor(start, dtype=torch.float64, device=some.device).expand(len(path))[some]
+        search = Search(problem.loss, labels, problem.head(block.first), block.first.dtype, first, order, degree)
+        while len(search.rows):
+            rays = block[search.rows]
+            spend(degree * len(rays))
+            outputs = [
+                problem.head(displaced((rays.first, rays.linear, rays.quadratic), eps)) for eps in search.scales()
+            ]
+            search.take(outputs)
+        found.append(search.fits())
+    return found[0] if len(found) == 1 else Fits.joined(found)
 
 
-def _block(path: Path, order: int, degree: int, start: Tensor, spend: Callable[[int], None]) -> Fits:
-    """`along` for the rows of one block of memory."""
-    dtype, labels = path.first.dtype, path.problem.labels[path.anchor]
-    points, middle = chebyshev_points(degree).to(start.device), degree // 2
-    unit = torch.finfo(dtype).eps
+class Search:
+    """The search of the best interval of every ray; it asks for values of the outputs and never calls the network.
 
-    def evaluated(rows: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses `(M + 1, b)` and outputs `(M + 1, b, K)` of some rows."""
-        some, found = path[rows], []
-        spend(degree * len(rows))
-        for k, x in enumerate(points):
-            found.append(center[rows] if k == middle else some.outputs((x * radius).to(dtype)).double())
-        outputs = torch.stack(found)
-        return torch.stack([path.problem.loss(u, labels[rows]) for u in found]).double(), outputs
+    Args:
+        loss: loss of one sample, in float64.
+        labels: labels of the rays.
+        outputs: outputs at ε = 0, `(rows, K)`.
+        dtype: precision of the features.
+        start: half-width of the first interval of each ray.
+        order: highest power of ε.
+        degree: degree of the fits.
 
-    spend(len(path))
-    center = path.outputs(torch.zeros((), dtype=dtype, device=start.device)).double()
-    size = center.abs().amax(-1) + path.problem.loss(center, labels).abs().double()
-    everything = torch.arange(len(path), device=start.device)
-    rows, radius = everything, start.clone()
-    best: _Best | None = None
-    smooth_radius, kinked = torch.zeros_like(size), torch.zeros(len(path), dtype=torch.bool, device=start.device)
-    before, span = torch.full_like(size, torch.nan), torch.zeros_like(size)
-    for level in range(LEVELS):
-        loss, outputs = evaluated(rows, radius[rows])
-        fit = Fit.of(loss)
-        tail = torch.maximum(fit.tail, 0.5 * unit * size[rows])
-        error = replace(fit, tail=tail).error(min(2, order)) / radius[rows] ** 2
-        resting = tail <= RESTING * unit * size[rows]
-        middle_size = fit.chebyshev[middle - 1 : middle + 1].abs().amax(0)
-        dropped = before[rows] > KINK * torch.maximum(middle_size, 0.5 * unit * size[rows])
-        kinked[rows] |= resting & dropped & (before[rows] > RESTING * unit * size[rows])
-        smooth_radius[rows] = torch.where(resting & (smooth_radius[rows] == 0), radius[rows], smooth_radius[rows])
-        before[rows] = middle_size
-        if best is None:
-            best = _Best(error, radius.clone(), loss, outputs, tail)
-            span = (outputs - center).abs().amax((0, 2))
-        else:
-            best.take(error < best.error[rows], rows, error, radius[rows], loss, outputs, tail)
-        second = fit.powers()[2] / radius[rows] ** 2
-        rows = rows[~(resting | (error <= ENOUGH * second.abs()))]
-        if not len(rows) or level + 1 == LEVELS:
-            break
-        radius[rows] = radius[rows] / SHRINK
-    assert best is not None
-    fit = replace(Fit.of(best.loss), tail=best.tail)
-    middle_size = fit.chebyshev[middle - 1 : middle + 1].abs().amax(0)
-    falling = best.tail <= FALLING * middle_size if degree > LINEAR_DEGREE else torch.zeros_like(kinked)
-    powers = best.radius ** torch.arange(order + 1, device=start.device).unsqueeze(1)
-    slopes = Fit.of(best.outputs)
-    half, half_error = _gauss_newton(path.problem.loss, center, slopes, best.radius, labels)
-    moved = (best.outputs - center).abs().amax((0, 2))
-    still = moved <= RESTING * unit * size
-    return Fits(
-        coefficients=(fit.powers()[: order + 1] / powers).T,
-        error=torch.stack([fit.error(k) for k in range(order + 1)]).div(powers).T,
-        gauss_newton=half,
-        gauss_newton_error=half_error,
-        slope=slopes.powers()[1] / best.radius.unsqueeze(-1),
-        bend=slopes.powers()[2] / best.radius.unsqueeze(-1) ** 2,
-        size=size,
-        radius=best.radius,
-        values=best.loss,
-        smooth_radius=smooth_radius,
-        kinked=kinked,
-        constant=still & (span > 1e6 * torch.maximum(moved, unit * size)),
-        rough=~falling & (best.tail > RESTING * unit * size),
-        rounding=(slopes.tail.amax(-1) / size.clamp_min(torch.finfo(torch.float64).tiny)).clamp_min(unit),
-    )
+    Attributes:
+        rows: rays whose interval is still searched.
+    """
+
+    def __init__(
+        self, loss: PointwiseLoss, labels: Tensor, outputs: Tensor, dtype: torch.dtype, start: Tensor, order: int,
+        degree: int,
+    ):  # fmt: skip
+        self.loss, self.labels, self.center, self.dtype = loss, labels, outputs.double(), dtype
+        self.order, self.degree, self.level = order, degree, 0
+        self.size = self.center.abs().amax(-1) + loss(self.center, labels).abs().double()
+        self.unit = torch.finfo(dtype).eps
+        self.rest = RESTING * self.unit * self.size
+        none = torch.zeros_like(self.size)
+        self.rows = torch.arange(len(none), device=none.device)
+        self.radius = start.clone()
+        self.error, self.best_radius, self.tail = none + torch.inf, start.clone(), none + torch.inf
+        self.values = none.new_zeros(degree + 1, len(none))
+        self.outputs = self.center.new_zeros(degree + 1, *self.center.shape)
+        self.smooth_radius, self.span = none.clone(), none.clone()
+        self.kinked = torch.zeros_like(none, dtype=torch.bool)
+        self.before = none - 1
+
+    def scales(self) -> list[Tensor]:
+        """Where values are needed next, all but ε = 0: one ε per ray, in the precision of the features."""
+        points = chebyshev_points(self.degree).to(self.radius.device)
+        return [(x * self.radius[self.rows]).to(self.dtype) for x in points if x]
+
+    def take(self, found: list[Tensor]) -> None:
+        """Fit the values at `scales`, keep what is best, and leave the rays that are good enough."""
+        rows, half, radius = self.rows, self.degree // 2, self.radius[self.rows]
+        found = [u.double() for u in found]
+        outputs = torch.stack([*found[:half], self.center[rows], *found[half:]])
+        values = torch.stack([self.loss(u, self.labels[rows]) for u in outputs]).double()
+        fit, rest = Fit.of(values), self.rest[rows]
+        tail = torch.maximum(fit.tail, 0.5 * self.unit * self.size[rows])
+        error = replace(fit, tail=tail).error(min(2, self.order)) / radius**2
+        inner = torch.maximum(self._inner(fit), 0.5 * self.unit * self.size[rows])
+        resting = tail <= rest
+        self.kinked[rows] |= resting & (self.before[rows] > KINK * inner) & (self.before[rows] > rest)
+        self.smooth_radius[rows] = torch.where(
+            resting & (self.smooth_radius[rows] == 0), radius, self.smooth_radius[rows]
+        )
+        self.before[rows] = inner
+        if self.level == 0:
+            self.span = (outputs - self.center).abs().amax((0, 2))
+        better = error < self.error[rows]
+        chosen = rows[better]
+        self.error[chosen], self.best_radius[chosen], self.tail[chosen] = error[better], radius[better], tail[better]
+        self.values[:, chosen], self.outputs[:, chosen] = values[:, better], outputs[:, better]
+        self.level += 1
+        good = resting | (error <= ENOUGH * (fit.powers()[2] / radius**2).abs())
+        self.rows = rows[~good] if self.level < LEVELS else rows[:0]
+        self.radius[self.rows] = self.radius[self.rows] / SHRINK
+
+    def _inner(self, fit: Fit) -> Tensor:
+        """The largest of the middle coefficients."""
+        half = self.degree // 2
+        return fit.chebyshev[half - 1 : half + 1].abs().amax(0)
+
+    def fits(self) -> Fits:
+        """The best fit of every ray."""
+        fit, slopes, radius = replace(Fit.of(self.values), tail=self.tail), Fit.of(self.outputs), self.best_radius
+        powers = radius ** torch.arange(self.order + 1, device=radius.device).unsqueeze(1)
+        falling = self.tail <= FALLING * self._inner(fit)
+        if self.degree <= LINEAR_DEGREE:
+            falling = torch.zeros_like(falling)
+        half, half_error = _gauss_newton(self.loss, self.center, slopes, radius, self.labels)
+        moved = (self.outputs - self.center).abs().amax((0, 2))
+        jumps = self.span > 1e6 * torch.maximum(moved, self.unit * self.size)
+        return Fits(
+            coefficients=(fit.powers()[: self.order + 1] / powers).T,
+            error=torch.stack([fit.error(k) for k in range(self.order + 1)]).div(powers).T,
+            gauss_newton=half,
+            gauss_newton_error=half_error,
+            slope=slopes.powers()[1] / radius.unsqueeze(-1),
+            bend=slopes.powers()[2] / radius.unsqueeze(-1) ** 2,
+            size=self.size,
+            radius=radius,
+            values=self.values,
+            smooth_radius=self.smooth_radius,
+            kinked=self.kinked,
+            constant=(moved <= self.rest) & jumps,
+            rough=~falling & (self.tail > self.rest),
+            rounding=self.tail / self.size.clamp_min(torch.finfo(torch.float64).tiny),
+        )
 
 
 def _gauss_newton(

@@ -123,8 +123,8 @@ def links_in_words(found: Evidence) -> tuple[str, ...]:
         powers = [f"{100 * r:.1g} %" if r < 1 else "nothing" for r in draws.resolution[1:]]
         radius = float(draws.smooth_radius.median())
         lines.append(
-            f"1: {draws.draws} single draws; an error of the derivatives of {powers[0]} (first), {powers[1]} (second), "
-            f"{powers[2]} (third) would have been seen; the median draw is smooth up to eps = {radius:.2g}"
+            f"1: {draws.draws} draws (half of them smooth up to eps = {radius:.2g}) would show errors of the derivatives "
+            f"of {powers[0]}, {powers[1]}, {powers[2]}"
         )
     for both in found.unmixing:
         gap = abs(both.mixed - both.unmixed)
