@@ -15,7 +15,9 @@ from torch import Tensor
 from ..expansion.paths import taylor_coefficients
 from ..setting.problem import Problem
 from .fit import amplification
-from .rays import DEGREE, Fits, along, averaged, in_double
+from .fits import DEGREE, LINEAR_DEGREE, Fits, averaged
+from .rays import along, in_double
+from .regions import jumps
 
 #: Draws that are compared, of small and of large networks.
 DRAWS, LARGE_DRAWS = 64, 16
@@ -38,7 +40,7 @@ class DrawEvidence:
         scale: mean absolute coefficient, `(4,)`.
         floor: size of a coefficient of the loss that is nothing but rounding, `(4,)`.
         smooth_radius: half-widths in ε on which each draw is smooth, `(draws,)`.
-        kinked: share of the draws that meet a kink or a jump within ε = 1.
+        kinked: share of the draws that meet a kink or a jump within `CHANGE_EPS`.
         rough: share of the draws on which no fit converges.
         jumpy: True if outputs move in jumps only along some draws.
         rounding: relative rounding of the outputs that the values show.
@@ -91,7 +93,9 @@ def compare_draws(
     """
     n, generator = len(problem.features), torch.Generator(problem.features.device).manual_seed(seed)
     draw = problem.draw(n, -(-count // n), generator=generator)[:count]
-    fits = along(in_double(problem).path(draw), order=3, degree=degree, spend=spend)
+    path = in_double(problem).path(draw)
+    fits = along(path, order=3, degree=degree, spend=spend)
+    jumpy = bool(fits.constant.any()) or (degree <= LINEAR_DEGREE and bool(jumps(path, fits).any()))
     spend(16 * len(draw))
     derived = taylor_coefficients(problem.path(draw), 3).double()
     good = ~(fits.rough | fits.constant)
@@ -111,11 +115,11 @@ def compare_draws(
         difference=gap.abs().mean(0) if len(gap) else none,
         allowed=DOUBT * fits.error[good].mean(0) + floor if len(gap) else none + torch.inf,
         scale=torch.maximum(derived, fits.coefficients).abs().mean(0),
-        floor=10 * floor + floor.new_tensor(seen),
+        floor=10 * (floor + floor.new_tensor(seen)),
         smooth_radius=fits.smooth_radius,
-        kinked=float(fits.kinked.double().mean()),
+        kinked=float((fits.kinked & (fits.smooth_radius < CHANGE_EPS)).double().mean()),
         rough=float(fits.rough.double().mean()),
-        jumpy=bool(fits.constant.any()),
+        jumpy=jumpy,
         rounding=float(fits.rounding.median()),
         unit=unit,
         kink_share=_kink_share(problem, draw, fits),

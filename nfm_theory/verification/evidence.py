@@ -14,7 +14,8 @@ from ..setting.draws import antithetic
 from ..setting.problem import Path, Problem
 from ..setting.quadrature import Grid
 from .effort import Meter
-from .rays import Fits, along, averaged, in_double
+from .fits import LINEAR_DEGREE, Fits, averaged
+from .rays import along, in_double
 
 #: Multiples of the machine precision below which a difference of coefficients counts as rounding.
 ROUNDING = 1e3
@@ -182,7 +183,7 @@ class SampledEvidence:
 
     def __init__(self, problem: Problem, q: int, sweeps: int, seed: int, degree: int, meter: Meter):
         self.problem, self.q, self.sweeps, self.seed = in_double(problem), q, sweeps, seed
-        self.degree, self.meter = max(degree, q + q % 2 + 2), meter
+        self.degree, self.meter = degree if degree <= LINEAR_DEGREE else max(degree, q + q % 2 + 2), meter
         self.signs = 1 if problem.noises == (None, None) or sweeps < 4 else 2
 
     def at(self, eps: Sequence[float], integral: bool) -> Scaled:
@@ -197,7 +198,7 @@ class SampledEvidence:
             for rows in [draw, antithetic(draw)][: self.signs]:
                 path = problem.path(rows)
                 fits = along(path, order=q, degree=self.degree, start=start, spend=self.meter.spend)
-                start = start if done else float(fits.radius.median())
+                start = start if done or self.degree <= LINEAR_DEGREE else float(fits.radius.median())
                 found.append(self._rows(path, fits, eps))
                 weight = torch.full_like(fits.radius, 1 / len(fits.radius))
                 errors.append(averaged(fits, weight, q)[1])
@@ -216,7 +217,7 @@ class SampledEvidence:
         """Of every row: coefficients 0..q, then the remainders of its own polynomial of degree q - 1."""
         parts, powers = [], torch.arange(self.q, dtype=torch.float64, device=fits.radius.device)
         for e, scale in zip(eps, _scales(self.problem, eps), strict=True):
-            within = fits.radius >= e
+            within = fits.reach >= e
             remainder = fits.remainder(e, self.q - 1)
             if not bool(within.all()):
                 self.meter.spend(len(path))

@@ -13,7 +13,7 @@ from ..setting.problem import Problem
 from ..setting.quadrature import GridTooLargeError
 from .draw_evidence import DRAWS, LARGE_DRAWS
 from .effort import Budget, Plan
-from .rays import DEGREE, LARGE_DEGREE, LINEAR_DEGREE
+from .fits import DEGREE, LARGE_DEGREE, LINEAR_DEGREE
 from .sources import sources_of
 from .unmixing import NODES, NOISES, SAMPLES
 

@@ -55,8 +55,9 @@ class Witness(Record):
     def power(self) -> str:
         """What would have been refuted, in words."""
         small = f", it is {_percent(self.share)} of the sum" if self.share is not None and self.share < 0.05 else ""
-        if not math.isfinite(self.resolved):
-            return f"{self.term}: an error of {self.error:.1g} would have been refuted, the term is 0{small}"
+        if self.resolved > 10:
+            size = f"the term is {self.claimed:.1g}"
+            return f"{self.term}: an error of {self.error:.1g} would have been refuted, {size}{small}"
         if self.resolved > 0.05:
             return f"{self.term}: only an error above {_percent(self.resolved)} would have been refuted{small}"
         return f"{self.term}: an error of {_percent(self.resolved)} would have been refuted{small}"
@@ -181,7 +182,7 @@ class ExpansionReport(Record):
         lines += ["", f"  {'term':<20}{'formula':>15}{'values':>15}{'error':>10}{'share':>9}   would be refuted above"]
         for one in self.evidence:
             share = "" if one.share is None else _percent(one.share)
-            above = _percent(one.resolved) if math.isfinite(one.resolved) else f"{one.error:.1g}, absolute"
+            above = _percent(one.resolved) if one.resolved < 10 else f"{one.error:.1g}, absolute"
             numbers = f"{one.claimed:15.6e}{one.measured:15.6e}{one.error:10.1e}{share:>9}"
             lines.append(f"  {one.term:<20}{numbers}   {above}{'   WRONG' if one.off else ''}")
         return "\n".join([*lines, "", *(f"  {line}" for line in self.links)])

@@ -21,7 +21,8 @@ from ..expansion.random_paths import stratified
 from ..setting.pointwise import PointwiseLoss
 from ..setting.problem import Path, Problem
 from .effort import Meter
-from .rays import LINEAR_DEGREE, Fits, along, averaged
+from .fits import LINEAR_DEGREE, Fits, averaged
+from .rays import along
 from .sources import Source, control_mean
 
 #: Standard errors between a claim and a measurement that refute the claim.
@@ -107,7 +108,7 @@ def all_directions(source: Source, degree: int, evidence: TermEvidence, meter: M
     evidence.see(fits, weight)
     sums, errors = averaged(fits, weight, 2)
     errors = errors + weight @ fits.floor()[:, :3]
-    half, half_error = weight @ fits.gauss_newton, weight @ fits.gauss_newton_error
+    half, half_error = weight @ fits.gauss_newton, weight @ (fits.gauss_newton_error + fits.floor()[:, 2])
     found = {
         "R1": (sums[1], errors[1]), "R2": (half, half_error), "R3": (sums[2] - half, errors[2] + half_error)
     }  # fmt: skip
@@ -156,7 +157,8 @@ class Sampling:
             self.exhausted = True
             return
         some = along(first[:PILOT_ROWS], order=2, degree=self.degree, spend=self.meter.spend)
-        self.start = float(some.radius.median() if self.degree > LINEAR_DEGREE else some.radius.min())
+        linear = self.degree <= LINEAR_DEGREE
+        self.start = float(some.smooth_radius.min().clamp_min(1e-8) if linear else some.radius.median())
         self._add(first)
 
     def more(self) -> None:
@@ -202,7 +204,7 @@ class Sampling:
         fits = Fits.joined(self.fits)
         weight = torch.full_like(fits.radius, 1 / len(fits.radius))
         errors = averaged(fits, weight, 2)[1] + weight @ fits.floor()[:, :3]
-        half_error = fits.gauss_newton_error.mean()
+        half_error = weight @ (fits.gauss_newton_error + fits.floor()[:, 2])
         fit_error = torch.stack([errors[1], half_error, errors[2] + half_error])
         controlled = values - torch.stack(self.controls) if self.controls else values
         value, stderr = self._mean(controlled)

@@ -111,9 +111,8 @@ def _agrees(last: Sequence[Witness], found: Evidence, leading: int) -> bool:
     if not last or last[0].off or "derivatives" in last[0].method:
         return False
     one, size = last[0], max((float(d.scale[min(leading, 3)]) for d in found.draws), default=0.0)
-    return one.error <= REQUIRED * max(abs(one.claimed), REQUIRED * size) or one.error <= float(
-        sum(d.floor[3] for d in found.draws)
-    )
+    floor = sum(float(d.floor[min(leading, 3)]) for d in found.draws) / max(len(found.draws), 1)
+    return one.error <= max(REQUIRED * max(abs(one.claimed), REQUIRED * size), floor)
 
 
 def links_in_words(found: Evidence) -> tuple[str, ...]:
@@ -123,8 +122,8 @@ def links_in_words(found: Evidence) -> tuple[str, ...]:
         powers = [f"{100 * r:.1g} %" if r < 1 else "nothing" for r in draws.resolution[1:]]
         radius = float(draws.smooth_radius.median())
         lines.append(
-            f"1: {draws.draws} draws (half of them smooth up to eps = {radius:.2g}) would show errors of the derivatives "
-            f"of {powers[0]}, {powers[1]}, {powers[2]}"
+            f"1: {draws.draws} draws (half of them smooth up to eps = {radius:.2g}) would show errors of "
+            f"{powers[0]}, {powers[1]}, {powers[2]} in the first three derivatives"
         )
     for both in found.unmixing:
         gap = abs(both.mixed - both.unmixed)
