@@ -64,8 +64,9 @@ def compressed(directions: Tensor) -> Tensor:
     """
     if len(directions) <= directions.shape[1]:
         return directions
-    rotation, _ = torch.linalg.qr(directions.detach())
-    return rotation.T @ directions
+    half = directions.dtype in (torch.float16, torch.bfloat16)  # LAPACK has no QR in these precisions
+    rotation, _ = torch.linalg.qr(directions.detach().float() if half else directions.detach())
+    return rotation.to(directions.dtype).T @ directions
 
 
 def joint_directions(data: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:

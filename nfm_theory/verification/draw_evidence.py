@@ -21,6 +21,8 @@ from .regions import jumps
 
 #: Draws that are compared, of small and of large networks.
 DRAWS, LARGE_DRAWS = 64, 16
+#: A coefficient is not called rounding if it is more than this part of outputs and loss.
+NEGLIGIBLE = 1e-3
 #: A difference this many times the error of the fits refutes.
 DOUBT = 3.0
 #: Scale at which the change of the loss is split into what the region of the sample carries and what kinks carry.
@@ -107,7 +109,11 @@ def compare_draws(
     _, fit_error = averaged(fits, weight, 3)
     stderr = gap.std(0) / rows**0.5 if len(gap) > 1 else none
     floor = floors[good].mean(0) if len(gap) else none
-    seen = [amplification(DEGREE, k) * unit * float(fits.size.mean()) for k in range(4)]
+    # Values are rounded to so much, on an interval of width 1 and on one that moves a logit by 1/2
+    wide = unit + torch.finfo(torch.float64).eps * (2 * fits.slope.abs().amax(-1)).unsqueeze(-1) ** torch.arange(
+        4, device=fits.slope.device
+    )
+    seen = [amplification(DEGREE, k) * float((wide[:, k] * fits.size).mean()) for k in range(4)]
     return DrawEvidence(
         draws=len(draw),
         gap=gap.mean(0) if len(gap) else none,
@@ -115,7 +121,7 @@ def compare_draws(
         difference=gap.abs().mean(0) if len(gap) else none,
         allowed=DOUBT * fits.error[good].mean(0) + floor if len(gap) else none + torch.inf,
         scale=torch.maximum(derived, fits.coefficients).abs().mean(0),
-        floor=10 * (floor + floor.new_tensor(seen)),
+        floor=(10 * (floor + floor.new_tensor(seen))).clamp_max(NEGLIGIBLE * float(fits.size.mean())),
         smooth_radius=fits.smooth_radius,
         kinked=float((fits.kinked & (fits.smooth_radius < CHANGE_EPS)).double().mean()),
         rough=float(fits.rough.double().mean()),

@@ -73,7 +73,12 @@ class Fits:
         """
         first, second = self.slope.abs().amax(-1), self.bend.abs().amax(-1)
         sizes = torch.stack([self.size, first, first**2 + second, first**3 + first * second], dim=-1)
-        return DERIVATIVE_ROUNDING * self.rounding.unsqueeze(-1) * sizes
+        # The directions themselves are rounded, relative to the features
+        zero = torch.zeros_like(self.size)
+        direction = torch.stack(
+            [zero, 10 * self.rounding * self.size, (100 * self.rounding * self.size) ** 2, zero], -1
+        )
+        return DERIVATIVE_ROUNDING * self.rounding.unsqueeze(-1) * sizes + direction
 
     def remainder(self, eps: float, order: int) -> Tensor:
         """`Σ_{k > order} c_k ε^k` of the fitted polynomials, without cancellation, `(rows,)`; ε within the reach."""

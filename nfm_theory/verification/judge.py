@@ -92,6 +92,8 @@ def coefficient_witnesses(evidence: Evidence, order: int, leading: int) -> list[
             method = "all rows of the rule, corrected by values along draws"
         elif not sampled:
             method = "derivatives along all rows of the rule"
+        if sampled and k <= 3 and evidence.draws:  # the claims are rounded as well
+            error += sum(float(d.floor[k]) for d in evidence.draws) / len(evidence.draws) / 10
         size = evidence.terms.size(k) if k <= 2 else abs(evidence.predicted[k])
         name = "C3" if k == 3 else f"coefficient of eps^{k}"
         found.append(Witness(name, 3, evidence.predicted[k], value, error + AGREE * size, None, method))

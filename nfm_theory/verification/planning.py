@@ -26,7 +26,7 @@ EXACT_ROWS = 20_000
 #: Evaluations of the head for Monte Carlo unless a budget is named, for small networks and, in passes, for large ones.
 DEFAULT_SAMPLES, LARGE_PASSES = 200_000, 300
 #: A network is large if its draws compute more bytes than this.
-LARGE_BYTES = 2**33
+LARGE_BYTES = 2**30
 #: Exact terms are computed up to this many evaluations even if the budget is smaller.
 FREE_ROWS = 50_000
 
@@ -102,6 +102,8 @@ def way_of(
     cap = DEFAULT_ROWS if allowed is None else allowed
     if method == "auto" and allowed is None:
         cap = min(cap, RULE_BYTES // each)
+        if first.features.dtype != torch.float64:  # the integral form costs many evaluations for each row
+            cap = min(cap, DEFAULT_ROWS // 10)
     rule = method != "monte_carlo" and _rule_fits(problems, leading, cap, method == "exact")
     samples = allowed or (LARGE_PASSES * n if large else DEFAULT_SAMPLES)
     affordable = min(DEFAULT_BYTES // each, max(allowed or DEFAULT_ROWS, 0 if large else FREE_ROWS))
