@@ -48,12 +48,13 @@ class Budget:
         if budget is None:
             return Budget()
         if isinstance(budget, str):
-            found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]+?)s?\s*", budget.lower() + " ")
-            number, unit = (float(found[1]), found[2] or "s") if found else (0.0, "")
-            if unit in ("pass", "passe") and number > 0:
+            found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]+)\s*", budget.lower())
+            number, unit = (float(found[1]), found[2]) if found else (0.0, "")
+            if unit in ("pass", "passes") and number * num_samples >= 1:
                 return Budget(evaluations=int(number * num_samples))
-            if unit in _UNITS and number > 0:
-                return Budget(seconds=number * _UNITS[unit])
+            seconds = _UNITS.get(unit) or _UNITS.get(unit.removesuffix("s"))
+            if seconds and number > 0:
+                return Budget(seconds=number * seconds)
         elif not isinstance(budget, bool) and isinstance(budget, (int, float)) and budget >= 1:
             return Budget(evaluations=int(budget))
         raise ValueError(
