@@ -15,7 +15,7 @@ from .draw_evidence import DRAWS, LARGE_DRAWS
 from .effort import Budget, Plan
 from .fits import DEGREE, LARGE_DEGREE, LINEAR_DEGREE
 from .sources import sources_of
-from .unmixing import NODES, NOISES, SAMPLES
+from .unmixing import unmixing_rows
 
 #: Rows of the deterministic rule above which verification turns to Monte Carlo by itself.
 DEFAULT_ROWS = 5_000_000
@@ -176,5 +176,5 @@ def plan_of(problems: Sequence[Problem], way: Way, num_scales: int, leading: int
             big * (num_scales + 1) + small * 2**leading for big, small in grids
         )
     if problems[0].mixing.mixes and problems[0].partners is None:
-        steps["4: mixed labels"] = layers * min(SAMPLES, n) ** 2 * NOISES * 4 * sum(NODES)
+        steps["4: mixed labels"] = sum(unmixing_rows(p, way.large) for p in problems)
     return Plan(steps, n, seconds)

@@ -55,6 +55,8 @@ class Witness(Record):
     def power(self) -> str:
         """What would have been refuted, in words."""
         small = f", it is {_percent(self.share)} of the sum" if self.share is not None and self.share < 0.05 else ""
+        if not math.isfinite(self.error):
+            return f"{self.term}: too few draws to say what would have been refuted{small}"
         if self.resolved > 10:
             size = f"the term is {self.claimed:.1g}"
             return f"{self.term}: an error of {self.error:.1g} would have been refuted, {size}{small}"

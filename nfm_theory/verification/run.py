@@ -99,7 +99,7 @@ class Run:
     def check_unmixing(self) -> None:
         """Link 4."""
         for problem in self.problems:
-            both = check_unmixing(problem, self.seed, self.meter.spend)
+            both = check_unmixing(problem, self.seed, self.meter.spend, large=self.way.large)
             if both is not None:
                 self.evidence.unmixing.append(both)
 

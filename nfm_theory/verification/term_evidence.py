@@ -31,8 +31,8 @@ STDERRS = 5.0
 BLOCK_NUMBERS, CONTROL_NUMBERS = 2**24, 2**27
 #: Rows that tell on which interval the fits of a source begin.
 PILOT_ROWS = 16
-#: Fewest draws of each sample, and rows of a block of draws.
-SWEEPS, BLOCK_ROWS = 3, 256
+#: Fewest draws of each sample, rows of a block of draws, and blocks into which a budget is cut at least.
+SWEEPS, BLOCK_ROWS, STEPS = 3, 256, 40
 #: Relative error of a term at which drawing stops.
 TARGET = 0.01
 
@@ -163,19 +163,23 @@ class Sampling:
 
     def more(self) -> None:
         """Draw and measure again, a block of rows."""
-        n = len(self.slope)
-        paths = list(islice(self.draws, max(1, BLOCK_ROWS // n)))
+        paths = list(islice(self.draws, self._together))
         if not paths:
             self.exhausted = True
             return
         anchor, first, linear = (torch.cat([getattr(p, k) for p in paths]) for k in ("anchor", "first", "linear"))
         self._add(Path(self.source.problem, anchor, first, linear, None))
 
+    @property
+    def _together(self) -> int:
+        """Draws of each sample that are measured at once: a block of rows, but at most a few per cent of the budget."""
+        allowed, each = self.meter.budget.evaluations, (self.degree + 4) * len(self.slope)
+        blocks = max(1, BLOCK_ROWS // len(self.slope))
+        return blocks if allowed is None else max(1, min(blocks, allowed // (STEPS * each)))
+
     def cost(self) -> int:
         """Evaluations of the head that `more` takes."""
-        n = len(self.slope)
-        each = self.degree + 1 + 3 * self.paired
-        return each * n * max(1, BLOCK_ROWS // n)
+        return (self.degree + 1 + 3 * self.paired) * len(self.slope) * self._together
 
     def _add(self, path: Path) -> None:
         fits, n = along(path, order=2, degree=self.degree, start=self.start, spend=self.meter.spend), len(self.slope)

@@ -346,7 +346,7 @@ def test_the_plan_comes_first_and_names_the_links(caplog):
 
 
 def test_an_interruption_reports_what_is_known(monkeypatch):
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_module, "check_unmixing", stop)
