@@ -10,6 +10,7 @@ import json
 import time
 
 import torch
+from torch import nn
 
 import nfm_theory as nt
 from benchmarks.estimators.measure import machine, num_threads, versions
@@ -21,7 +22,11 @@ CASES = {f"{act}, {layer or 'input'}": (act, layer) for act in ("relu", "silu") 
 
 def problem(activation: str, layer: str, samples: int, dtype: torch.dtype) -> nt.Problem:
     """The network with random weights and random samples."""
-    model = build_model("preactresnet18", CLASSES, activation=activation).to(dtype).eval()
+    model = build_model("preactresnet18", CLASSES).to(dtype).eval()
+    for block in list(model.modules()) if activation == "silu" else ():
+        for name, child in block.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(block, name, nn.SiLU())
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(samples, 3, 32, 32, generator=generator).to(dtype)
     return nt.Problem(model, x, torch.arange(samples) % CLASSES, layer=layer, law=LAW)
