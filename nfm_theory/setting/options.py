@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -60,6 +61,12 @@ def block_bytes() -> int | None:
 def checks_derivatives() -> bool:
     """Whether derivatives are compared with differences of values before they are used."""
     return _CURRENT.get().check_derivatives
+
+
+def shows_progress(*, default: bool) -> bool:
+    """Whether the caller wants to see progress; `default` on a terminal if nothing was said."""
+    progress = _CURRENT.get().progress
+    return default and sys.stderr.isatty() if progress is None else progress
 
 
 def progress_bar(

@@ -35,3 +35,12 @@ class Path:
         """φ(ε), `(rows,)`; ε a number, 0-dim, or one per row."""
         outputs = self.problem.head(displaced((self.first, self.linear, self.quadratic), eps))
         return self.problem.loss(outputs, self.problem.labels[self.anchor])
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.anchor)
+
+    def __getitem__(self, rows) -> Path:
+        """The rows selected by a slice or an index tensor."""
+        quadratic = None if self.quadratic is None else self.quadratic[rows]
+        return Path(self.problem, self.anchor[rows], self.first[rows], self.linear[rows], quadratic)

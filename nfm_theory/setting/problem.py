@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -210,6 +211,8 @@ class Problem:
     def _changed(self: Self, **attributes) -> Self:
         """A copy with other attributes; nothing is checked again."""
         other = copy.copy(self)
+        if "features" in attributes:
+            vars(other).pop("row_bytes", None)
         vars(other).update(attributes)
         return other
 
@@ -356,19 +359,24 @@ class Problem:
         first, second = (self.loss(outputs, self.labels[rows]) for rows in (draw.anchor, draw.index))
         return draw.lam * first + (1 - draw.lam) * second
 
-    def block_rows(self, *, passes: int = 1) -> int:
-        """Rows that fit in one block of memory when each costs the memory of `passes` forward passes.
-
-        Raises:
-            ValueError: if the caller allows less than one row takes.
-        """
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes of everything that one evaluation of the head computes."""
         totals = []
         for rows in (1, 2):  # the difference: what lies before the layer runs once, however many rows there are
             with torch.no_grad(), OutputBytes() as count:
                 index = torch.zeros(rows, dtype=torch.long, device=self.features.device)
                 self.loss(self.head(self.features[index]), self.labels[index])
             totals.append(count.total)
-        return rows_that_fit((totals[1] - totals[0] + 4 * self.features[0].nbytes) * passes)
+        return totals[1] - totals[0] + 4 * self.features[0].nbytes
+
+    def block_rows(self, *, passes: int = 1) -> int:
+        """Rows that fit in one block of memory when each costs the memory of `passes` forward passes.
+
+        Raises:
+            ValueError: if the caller allows less than one row takes.
+        """
+        return rows_that_fit(self.row_bytes * passes)
 
 
 def checked_layers(layers: Sequence[str]) -> list[str]:

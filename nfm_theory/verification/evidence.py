@@ -1,4 +1,4 @@
-"""What a rule or a set of draws measures on a network: Taylor coefficients, and remainders over a range of scales."""
+"""Link 3: Taylor coefficients of the whole law and remainders over a range of scales, by a rule or along draws."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from ..expansion.paths import integral_remainder, taylor_coefficients
-from ..losses.monte_carlo import DEFAULT_SAMPLES, RunningMoments
-from ..setting.problem import Problem
-from ..setting.quadrature import Grid, GridTooLargeError
+from ..losses.monte_carlo import RunningMoments
+from ..setting.draws import antithetic
+from ..setting.problem import Path, Problem
+from ..setting.quadrature import Grid
+from .effort import Meter
+from .fits import LINEAR_DEGREE, Fits, averaged
+from .rays import along, in_double
 
-#: Rows of the deterministic rule above which verification turns to Monte Carlo by itself.
-DEFAULT_ROWS = 5_000_000
 #: Multiples of the machine precision below which a difference of coefficients counts as rounding.
 ROUNDING = 1e3
 #: The same for a remainder, so that one above the floor is right to a percent: rounding averages over the rows.
@@ -119,16 +121,18 @@ class RuleEvidence:
         grid: rule for the remainders, exact at least to degree q.
         q: order of the leading term of the remainder.
         max_rows: largest rule for the coefficients.
+        meter: counts the evaluations of the head.
 
     Attributes:
         evidence: coefficients with their errors.
     """
 
-    def __init__(self, problem: Problem, grid: Grid, q: int, max_rows: int):
-        self.problem, self.grid, self.q = problem, grid, q
+    def __init__(self, problem: Problem, grid: Grid, q: int, max_rows: int, meter: Meter):
+        self.problem, self.grid, self.q, self.meter = problem, grid, q, meter
         small = problem.grid(rule="smallest", degree=q, num_lam=q // 2 + 1, max_rows=max_rows)
         total = problem.features.new_zeros((), dtype=torch.float64)
         for draw, weights in problem.blocks(small, title="coefficients", passes=2**q):
+            meter.spend(len(draw) * 2**q)
             values = taylor_coefficients(problem.path(draw), q)
             total = total + torch.tensordot(weights, torch.cat([values, values.abs()], dim=-1).double(), dims=1)
         coefficients, size = total.split(q + 1)
@@ -144,6 +148,7 @@ class RuleEvidence:
         zero = torch.zeros((), dtype=problem.features.dtype, device=problem.features.device)
         total = problem.features.new_zeros((), dtype=torch.float64)
         for draw, weights in problem.blocks(self.grid, title="remainders", passes=2**q if integral else 1):
+            self.meter.spend(len(draw) * (1 + len(eps) * (4 * 2**q if integral else 1)))
             if integral:
                 values = torch.stack([integral_remainder(problem, draw, e, order=q - 1) for e in eps], dim=-1)
             else:
@@ -160,82 +165,82 @@ class RuleEvidence:
 
 
 class SampledEvidence:
-    """Measurements by Monte Carlo, the same draws for coefficients and for every scale.
+    """Measurements by Monte Carlo from values alone, the same draws for coefficients and for every scale.
 
     Args:
         problem: the setting.
         q: order of the leading term of the remainder.
-        samples: rows to draw.
+        sweeps: draws of each sample, at least 2.
         seed: seed of the draws.
+        degree: degree of the fits along the draws.
+        meter: counts the evaluations of the head.
 
     Attributes:
         evidence: coefficients with their errors.
-
-    Raises:
-        ValueError: for fewer than 100 draws of every sample.
     """
 
     evidence: Evidence
 
-    def __init__(self, problem: Problem, q: int, samples: int, seed: int):
-        n = len(problem.features)
-        if samples < 100 * n:
-            raise ValueError(
-                f"budget: expected at least 100 draws of each of n = {n} samples ({100 * n}), got {samples}."
-            )
-        self.problem, self.q, self.sweeps, self.seed = problem, q, samples // n, seed
-        self.block = max(1, problem.block_rows(passes=2**q) // n)
-
-    def _rows(self, draw, eps: Sequence[float], integral: bool) -> Tensor:
-        """Of every row: coefficients 0..q, then the remainders of its own polynomial."""
-        path = self.problem.path(draw)
-        values = taylor_coefficients(path, self.q)
-        parts = []
-        if integral:
-            for e in eps:
-                parts.append(integral_remainder(self.problem, draw, e, order=self.q - 1))
-        else:
-            powers = torch.arange(self.q, device=values.device)
-            for e in _scales(self.problem, eps):
-                parts.append(path(e) - values[:, : self.q] @ e**powers)
-        return torch.cat([values, torch.stack(parts, dim=-1)], dim=-1)
+    def __init__(self, problem: Problem, q: int, sweeps: int, seed: int, degree: int, meter: Meter):
+        self.problem, self.q, self.sweeps, self.seed = in_double(problem), q, sweeps, seed
+        self.degree, self.meter = degree if degree <= LINEAR_DEGREE else max(degree, q + q % 2 + 2), meter
+        self.signs = 1 if problem.noises == (None, None) or sweeps < 4 else 2
 
     def at(self, eps: Sequence[float], integral: bool) -> Scaled:
         """Remainders at `eps`; the coefficients along the same draws go into `evidence`."""
-        problem, q, n = self.problem, self.q, len(self.problem.features)
+        problem, q, n, before = self.problem, self.q, len(self.problem.features), self.meter.spent
         generator = torch.Generator(problem.features.device).manual_seed(self.seed)
-        moments = RunningMoments()
-        for start in range(0, self.sweeps, self.block):
-            count = min(self.block, self.sweeps - start)
-            rows = self._rows(problem.draw(n, count, generator=generator), eps, integral)
-            moments.add(rows.reshape(count, n, -1).mean(1))
-        mean, error = moments.mean, moments.stderr()
-        rounding = ROUNDING * torch.finfo(problem.features.dtype).eps * mean[: q + 1].abs()
-        method = f"Monte Carlo, {self.sweeps} common sweeps"
-        self.evidence = Evidence(mean[: q + 1], 5 * error[: q + 1] + rounding, method, 0)
-        samples = self.sweeps * n * (len(eps) + 1)
-        return Scaled(mean[q + 1 :], error[q + 1 :], _floor(problem, eps, 1.0, integral), samples)
+        moments, errors, start, done = RunningMoments(), [], 1.0, 0
+        pairs, block = self.sweeps // self.signs, max(1, min(4096, problem.block_rows()) // n)
+        while done < pairs:
+            count = min(block, pairs - done)
+            draw, found = problem.draw(n, count, generator=generator), []
+            for rows in [draw, antithetic(draw)][: self.signs]:
+                path = problem.path(rows)
+                fits = along(path, order=q, degree=self.degree, start=start, spend=self.meter.spend)
+                start = start if done or self.degree <= LINEAR_DEGREE else float(fits.radius.median())
+                found.append(self._rows(path, fits, eps))
+                weight = torch.full_like(fits.radius, 1 / len(fits.radius))
+                errors.append(averaged(fits, weight, q)[1])
+            moments.add((sum(found) / self.signs).reshape(count, n, -1).mean(1))
+            done += count
+            if done >= 2 and not self.meter.affords(block * n * (self.degree + 1) * self.signs):
+                break
+        mean, stderr = moments.mean, moments.stderr()
+        fit_error = torch.stack(errors).mean(0)
+        method = f"Monte Carlo, {done * self.signs} common sweeps"
+        self.evidence = Evidence(mean[: q + 1], 5 * stderr[: q + 1] + fit_error, method, 0)
+        floor = fit_error[q] * torch.tensor(eps, dtype=torch.float64, device=fit_error.device) ** q
+        return Scaled(mean[q + 1 :], stderr[q + 1 :], floor, self.meter.spent - before)
+
+    def _rows(self, path: Path, fits: Fits, eps: Sequence[float]) -> Tensor:
+        """Of every row: coefficients 0..q, then the remainders of its own polynomial of degree q - 1."""
+        parts, powers = [], torch.arange(self.q, dtype=torch.float64, device=fits.radius.device)
+        for e, scale in zip(eps, _scales(self.problem, eps), strict=True):
+            within = fits.reach >= e
+            remainder = fits.remainder(e, self.q - 1)
+            if not bool(within.all()):
+                self.meter.spend(len(path))
+                remainder = torch.where(within, remainder, path(scale) - fits.coefficients[:, : self.q] @ e**powers)
+            parts.append(remainder)
+        return torch.cat([fits.coefficients, torch.stack(parts, dim=-1)], dim=-1)
 
 
-def evidence_of(problem: Problem, q: int, method: str, budget: int | None, seed: int) -> RuleEvidence | SampledEvidence:
-    """The deterministic rule where it is wanted and fits, Monte Carlo otherwise.
+def evidence_of(
+    problem: Problem, q: int, rows: int | None, sweeps: int, seed: int, degree: int, meter: Meter
+) -> RuleEvidence | SampledEvidence:
+    """A deterministic rule of at most `rows` rows, or Monte Carlo with `sweeps` draws of each sample if that is None.
 
     Args:
         problem: the setting.
         q: order of the leading term of the remainder.
-        method: `"auto"`, `"exact"` or `"monte_carlo"`.
-        budget: evaluations of the head.
+        rows: largest rule; `None` for Monte Carlo.
+        sweeps: draws of each sample for Monte Carlo.
         seed: seed of the draws.
-
-    Raises:
-        GridTooLargeError: if `method="exact"` and the rule does not fit.
+        degree: degree of the fits for Monte Carlo.
+        meter: counts the evaluations of the head.
     """
-    max_rows = DEFAULT_ROWS if budget is None else budget
-    if method != "monte_carlo":
-        try:
-            grid = problem.grid(rule="auto", degree=q, num_lam=max(q // 2 + 1, 4), max_rows=max_rows)
-            return RuleEvidence(problem, grid, q, max_rows)
-        except GridTooLargeError:
-            if method == "exact":
-                raise
-    return SampledEvidence(problem, q, DEFAULT_SAMPLES if budget is None else budget, seed)
+    if rows is None:
+        return SampledEvidence(problem, q, sweeps, seed, degree, meter)
+    grid = problem.grid(rule="auto", degree=q, num_lam=max(q // 2 + 1, 4), max_rows=rows)
+    return RuleEvidence(problem, grid, q, rows, meter)

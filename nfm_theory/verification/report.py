@@ -1,23 +1,72 @@
-"""The verdict on an expansion: judged from measured remainders, printed as a table, drawn as a plot."""
+"""The report on an expansion: the verdict with its evidence and its power, as a table, a plot and HTML."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from html import escape
 
 import torch
-from torch import Tensor
 
 from ..setting.branches import Branches
 from ..setting.problem import Problem
 from ..setting.results import Record, TaylorTerms, plain
-from .evidence import Measurement
+from .effort import Plan
 
 #: Largest deviation of observed order and coefficient ratio with which an expansion is said to hold.
 ORDER_TOLERANCE, RATIO_TOLERANCE = 0.1, 0.02
-#: A wrong coefficient is one this far off, relative to the terms it is made of.
-TERM_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Witness(Record):
+    """One comparison of a claim with values of the loss.
+
+    Attributes:
+        term: name of a term, or of a coefficient.
+        link: 2 for a term on the law of its own source, 3 for a coefficient of the whole law.
+        claimed: by the formulas.
+        measured: from values.
+        error: the largest difference that sampling (five standard errors), fits and rounding explain.
+        share: of the absolute values of the terms of second order; `None` for other powers.
+        method: how it was measured, in words.
+    """
+
+    term: str
+    link: int
+    claimed: float
+    measured: float
+    error: float
+    share: float | None
+    method: str
+
+    @property
+    def off(self) -> bool:
+        """True if claim and measurement differ by more than the error."""
+        return not abs(self.claimed - self.measured) <= self.error
+
+    @property
+    def resolved(self) -> float:
+        """The relative error of the claim that would have been refuted; infinite for a claim of 0."""
+        if not self.claimed or not math.isfinite(self.error):
+            return math.inf
+        return (self.error + abs(self.claimed - self.measured)) / abs(self.claimed)
+
+    @property
+    def power(self) -> str:
+        """What would have been refuted, in words."""
+        small = f", it is {_percent(self.share)} of the sum" if self.share is not None and self.share < 0.05 else ""
+        if not math.isfinite(self.error):
+            return f"{self.term}: too few draws to say what would have been refuted{small}"
+        if self.resolved > 10:
+            size = f"the term is {self.claimed:.1g}"
+            return f"{self.term}: an error of {self.error:.1g} would have been refuted, {size}{small}"
+        if self.resolved > 0.05:
+            return f"{self.term}: only an error above {_percent(self.resolved)} would have been refuted{small}"
+        return f"{self.term}: an error of {_percent(self.resolved)} would have been refuted{small}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
 
 
 @dataclass(frozen=True)
@@ -40,6 +89,10 @@ class ExpansionReport(Record):
         predicted: coefficients c_0..c_p of the polynomial and C_q, from the formulas.
         measured: the same coefficients measured along the rows of the rule.
         pathwise: single draws checked against Lagrange's interval, and how many fell outside.
+        evidence: the comparisons of claims with values of the loss, the named terms first.
+        links: what each of the other links found, in words.
+        plan: the plan that was made before the start.
+        interrupted: True if the verification was stopped before its end.
         samples: evaluations of the head.
         method: how the loss was computed.
         num_samples: n, number of data.
@@ -66,7 +119,20 @@ class ExpansionReport(Record):
     method: str
     num_samples: int
     settings: dict
+    evidence: tuple[Witness, ...]
+    links: tuple[str, ...]
+    plan: Plan
+    interrupted: bool
     terms: TaylorTerms = field(repr=False)
+
+    @property
+    def power(self) -> dict[str, dict[str, float | str | None]]:
+        """By term, the relative error that would have been refuted, the term's share of its sum, and both in words."""
+        return {
+            one.term: {"resolved": one.resolved, "error": one.error, "share": one.share, "words": one.power}
+            for one in self.evidence
+            if not one.term.startswith("coefficient")
+        }
 
     @property
     def usable(self) -> list[bool]:
@@ -83,7 +149,7 @@ class ExpansionReport(Record):
     def to_dict(self) -> dict:
         """Everything as plain numbers, strings, lists and dicts (valid JSON: NaN becomes None)."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "terms"}
-        values["ratios"], values["terms"] = self.ratios, self.terms.to_dict()
+        values["ratios"], values["terms"], values["power"] = self.ratios, self.terms.to_dict(), self.power
         return plain(values)
 
     def __str__(self) -> str:
@@ -115,7 +181,34 @@ class ExpansionReport(Record):
         ]
         if self.pathwise[0]:
             lines.append(f"  single draws outside Lagrange's interval: {self.pathwise[1]} of {self.pathwise[0]}")
-        return "\n".join(lines)
+        lines += ["", f"  {'term':<20}{'formula':>15}{'values':>15}{'error':>10}{'share':>9}   would be refuted above"]
+        for one in self.evidence:
+            share = "" if one.share is None else _percent(one.share)
+            above = _percent(one.resolved) if one.resolved < 10 else f"{one.error:.1g}, absolute"
+            numbers = f"{one.claimed:15.6e}{one.measured:15.6e}{one.error:10.1e}{share:>9}"
+            lines.append(f"  {one.term:<20}{numbers}   {above}{'   WRONG' if one.off else ''}")
+        return "\n".join([*lines, "", *(f"  {line}" for line in self.links)])
+
+    def to_html(self) -> str:
+        """The verdict and the table of the evidence as HTML, for a notebook."""
+        head = ("term", "formula", "values", "error", "share", "power")
+        rows = [
+            (
+                one.term, f"{one.claimed:.6g}", f"{one.measured:.6g}", f"{one.error:.1g}",
+                "" if one.share is None else _percent(one.share), one.power,
+            )
+            for one in self.evidence
+        ]  # fmt: skip
+        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        links = "".join(f"<li>{escape(line)}</li>" for line in self.links)
+        title = "".join(f"<th>{cell}</th>" for cell in head)
+        return (
+            f"<p><b>{escape(self.verdict)}</b>: {escape(self.reason)}</p>"
+            f"<table><thead><tr>{title}</tr></thead><tbody>{body}</tbody></table><ul>{links}</ul>"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
 
     def plot(self, ax=None):
         """Remainder against ε with the predicted line; returns the matplotlib axes.
@@ -171,71 +264,6 @@ def observed_order(eps, remainders) -> float:
     return float((x * z).sum() / (x * x).sum())
 
 
-def _tolerance(predicted: Tensor, measured, k: int, terms: TaylorTerms) -> float:
-    """Difference of formula and measurement of a coefficient that is rounding or sampling error."""
-    size = terms.size(k) if k <= 2 else abs(float(predicted[k]))
-    return max(float(measured.coefficient_error[k]), 1e-6 * size)
-
-
-def _wrong_coefficient(predicted: Tensor, measured, order: int, q: int, terms: TaylorTerms) -> tuple[str, bool]:
-    """(what is wrong with a coefficient, or ""; whether sampling error would hide an error of `TERM_TOLERANCE`)."""
-    hidden = False
-    for k in [*range(order + 1), q]:
-        formula, value, error = (float(v[k]) for v in (predicted, measured.coefficients, measured.coefficient_error))
-        size = terms.size(k) if k <= 2 else abs(formula)
-        if abs(formula - value) > _tolerance(predicted, measured, k, terms):
-            return (
-                f"the coefficient of eps^{k} is {formula:.6g} by the formulas, but measures {value:.6g}",
-                hidden,
-            )
-        hidden |= k <= order and error > TERM_TOLERANCE * size > 0
-    return "", hidden
-
-
-@dataclass(frozen=True)
-class _Points:
-    """The usable remainders, by decreasing ε, with their ratios to the prediction."""
-
-    eps: list[float]
-    ratios: list[float]
-    slope: float
-    error: float  # four standard errors of the last ratio
-
-    def limit(self) -> float:
-        """Ratio extrapolated linearly to ε = 0, which removes the next coefficient."""
-        (e1, e2), (r1, r2) = self.eps[-2:], self.ratios[-2:]
-        return r2 + (r2 - r1) * e2 / (e1 - e2)
-
-    def growth(self) -> float:
-        """Power of 1/ε with which the ratio grows at the smallest scales."""
-        return math.log(abs(self.ratios[-1] / self.ratios[-2])) / math.log(self.eps[-2] / self.eps[-1])
-
-
-def _verdict(points: _Points, q: int) -> tuple[str, str]:
-    """(verdict, reason) from the remainders alone."""
-    ratio, slope = points.ratios[-1], points.slope
-    off = abs(ratio - 1)
-    if points.error > RATIO_TOLERANCE:
-        if off > RATIO_TOLERANCE + 1.5 * points.error:
-            return "refuted", f"remainder / predicted = {ratio:.4f}, beyond its sampling error"
-        return "undecided", f"the remainder has a standard error of {25 * points.error:.2g} %; raise the budget"
-    if off <= RATIO_TOLERANCE and abs(slope - q) <= ORDER_TOLERANCE:
-        return (
-            "holds",
-            f"the remainder falls as eps^{slope:.3f} with {ratio:.4f} times the predicted coefficient",
-        )
-    if slope < q - 0.5 and points.growth() > 0.4:
-        return "refuted", f"the remainder falls only as eps^{slope:.3f}: a term of lower order is wrong"
-    limit = points.limit()
-    settled = abs(slope - q) <= ORDER_TOLERANCE and abs(limit - ratio) < abs(limit - 1) / 2
-    if settled and abs(limit - 1) > 5 * RATIO_TOLERANCE:
-        return (
-            "refuted",
-            f"the order is right but the coefficient tends to {limit:.4f} times the predicted one",
-        )
-    return "undecided", f"the next coefficient still dominates at the smallest usable eps (order {slope:.3f})"
-
-
 def settings_of(problem: Problem) -> dict:
     """The setting in numbers and words, for a report."""
     facts = problem.law.to_dict()
@@ -246,85 +274,3 @@ def settings_of(problem: Problem) -> dict:
         facts |= {"shared_noise": problem.shared_noise, "features": tuple(problem.features.shape[2:])}
         facts |= {} if problem.gamma is None else {"gamma": problem.gamma}
     return facts
-
-
-def judge(
-    problems: Sequence[Problem],
-    eps: Sequence[float],
-    order: int,
-    leading: int,
-    predicted: Tensor,
-    measured: Measurement,
-    pathwise: Sequence[tuple[int, int]],
-    terms: TaylorTerms,
-) -> ExpansionReport:
-    """Turn evidence into an `ExpansionReport`.
-
-    `measured` holds coefficients, their errors, and remainders of the polynomial of degree `leading - 1` made of the
-    *measured* coefficients; the difference to the formulas is added here, unless it is rounding or sampling error.
-
-    Args:
-        problems: one per layer.
-        eps: scales, decreasing.
-        order: p.
-        leading: power of ε with which the remainder is predicted to fall.
-        predicted: coefficients by the formulas, `(leading + 1,)`.
-        measured: what the rule or the draws gave.
-        pathwise: for each layer, single draws checked and how many left Lagrange's interval.
-        terms: the terms verified.
-    """
-    layers = tuple(p.layer for p in problems)
-    checked = sum(count for count, _ in pathwise), sum(outside for _, outside in pathwise)
-    gap = (measured.coefficients - predicted)[:leading]
-    allowed = gap.new_tensor([_tolerance(predicted, measured, k, terms) for k in range(leading)])
-    gap = torch.where(gap.abs() <= allowed, torch.zeros_like(gap), gap)
-    scales = torch.tensor(eps, dtype=torch.float64, device=gap.device)
-    remainders = measured.remainders + scales[:, None] ** torch.arange(leading, device=gap.device) @ gap
-    report = ExpansionReport(
-        verdict="undecided",
-        reason="fewer than three remainders stand clear of rounding and sampling error",
-        order=order,
-        leading_order=leading,
-        observed_order=math.nan,
-        predicted_coefficient=float(predicted[leading]),
-        coefficient_ratio=math.nan,
-        eps=list(eps),
-        remainders=remainders.tolist(),
-        stderr=measured.stderr.tolist(),
-        floor=measured.floor.tolist(),
-        predicted=predicted.tolist(),
-        measured=measured.coefficients.tolist(),
-        pathwise=checked,
-        samples=measured.samples,
-        method=measured.method,
-        terms=terms,
-        layer=layers[0] if len(layers) == 1 else layers,
-        num_samples=len(problems[0].features),
-        settings=settings_of(problems[0]),
-    )
-    usable = [k for k, ok in enumerate(report.usable) if ok]
-    if len(usable) >= 3 and report.predicted_coefficient:
-        last = usable[-4:]
-        points = _Points(
-            eps=[eps[k] for k in usable],
-            ratios=[report.ratios[k] for k in usable],
-            slope=observed_order([eps[k] for k in last], [report.remainders[k] for k in last]),
-            error=abs(4 * report.stderr[usable[-1]] / report.remainders[usable[-1]]),
-        )
-        verdict, reason = _verdict(points, leading)
-        report = replace(
-            report,
-            verdict=verdict,
-            reason=reason,
-            observed_order=points.slope,
-            coefficient_ratio=points.ratios[-1],
-        )
-    wrong, hidden = _wrong_coefficient(predicted, measured, order, leading, terms)
-    if wrong:
-        return replace(report, verdict="refuted", reason=wrong)
-    if report.verdict == "holds" and checked[1]:
-        outside = f"{checked[1]} of {checked[0]} single draws left Lagrange's interval (a head that is not smooth?)"
-        return replace(report, verdict="undecided", reason=outside)
-    if report.verdict == "holds" and hidden:
-        return replace(report, verdict="undecided", reason="sampling error would hide a term 1 % off; raise the budget")
-    return report

@@ -1,0 +1,163 @@
+"""What a verification costs: a plan before it starts, a meter with a progress bar while it runs, a limit."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from dataclasses import dataclass, field
+
+import torch
+from tqdm import tqdm
+
+from ..setting.options import progress_bar, shows_progress
+from ..setting.problem import Problem
+from ..setting.results import Record
+
+LOG = logging.getLogger("nfm_theory.verification")
+#: A plan is printed, not only logged, if it takes longer than this, in seconds.
+LONG = 10.0
+_UNITS = {"s": 1.0, "sec": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A limit of a verification.
+
+    Attributes:
+        evaluations: most evaluations of the head; `None` for no such limit.
+        seconds: most seconds; `None` for no such limit.
+    """
+
+    evaluations: int | None = None
+    seconds: float | None = None
+
+    @staticmethod
+    def of(budget: int | str | None, num_samples: int) -> Budget:
+        """Read `budget=`: a number of evaluations of the head, or words such as "300 passes", "90 s" and "10 min".
+
+        A pass evaluates all samples once.
+
+        Raises:
+            ValueError: for anything else.
+
+        Example:
+            >>> Budget.of("300 passes", num_samples=128)
+            Budget(evaluations=38400, seconds=None)
+        """
+        if budget is None:
+            return Budget()
+        if isinstance(budget, str):
+            found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]+)\s*", budget.lower())
+            number, unit = (float(found[1]), found[2]) if found else (0.0, "")
+            if unit in ("pass", "passes") and number * num_samples >= 1:
+                return Budget(evaluations=int(number * num_samples))
+            seconds = _UNITS.get(unit) or _UNITS.get(unit.removesuffix("s"))
+            if seconds and number > 0:
+                return Budget(seconds=number * seconds)
+        elif not isinstance(budget, bool) and isinstance(budget, (int, float)) and budget >= 1:
+            return Budget(evaluations=int(budget))
+        raise ValueError(
+            "budget: expected a number of evaluations of the head >= 1, or words such as '300 passes', '90 s' or "
+            f"'10 min', got {budget!r}."
+        )
+
+
+@dataclass(frozen=True)
+class Plan(Record):
+    """What a verification is going to do.
+
+    Attributes:
+        steps: evaluations of the head for each step, by its name in words.
+        num_samples: n, evaluations in one pass.
+        seconds_per_evaluation: measured on one pass.
+    """
+
+    steps: dict[str, int]
+    num_samples: int
+    seconds_per_evaluation: float
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of all steps."""
+        return sum(self.steps.values())
+
+    @property
+    def seconds(self) -> float:
+        """How long all steps take."""
+        return self.evaluations * self.seconds_per_evaluation
+
+    def __str__(self) -> str:
+        """A line for each step, with its forward passes over all samples and its time."""
+        lines = [
+            f"Plan: about {self.evaluations / self.num_samples:,.0f} forward passes of all {self.num_samples} samples, "
+            f"{_duration(self.seconds)}"
+        ]
+        for name, rows in self.steps.items():
+            took = _duration(rows * self.seconds_per_evaluation)
+            lines.append(f"  {name:52}{rows / self.num_samples:12,.1f} passes{took:>12}")
+        return "\n".join(lines)
+
+    def announce(self) -> None:
+        """Log the plan; print it as well where progress is shown, or if it takes long."""
+        LOG.info("%s", self)
+        if shows_progress(default=self.seconds > LONG):
+            tqdm.write(str(self))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.2g} s" if seconds < 1 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def seconds_per_evaluation(problem: Problem) -> float:
+    """The time of one evaluation of the head, measured on a pass over (at most 128 of) the samples."""
+    some = problem.features[:128]
+    with torch.no_grad():
+        start = time.perf_counter()
+        float(problem.head(some).sum())  # waits for the device
+        return (time.perf_counter() - start) / len(some)
+
+
+@dataclass
+class Meter:
+    """Counts evaluations of the head, moves the progress bar, and knows what is left.
+
+    Attributes:
+        budget: the limit.
+        spent: evaluations so far.
+    """
+
+    budget: Budget = field(default_factory=Budget)
+    spent: int = 0
+    total: int | None = None
+    _start: float = field(default_factory=time.perf_counter)
+    _bar: tqdm | None = None
+
+    def __enter__(self) -> Meter:
+        self._bar = progress_bar(title="verification", total=self.total, unit="row")
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def spend(self, rows: int) -> None:
+        """Count evaluations that are about to be made."""
+        self.spent += rows
+        if self._bar is not None:
+            self._bar.update(rows)
+
+    @property
+    def seconds(self) -> float:
+        """Time since the meter was made."""
+        return time.perf_counter() - self._start
+
+    def affords(self, rows: int, *, part: float = 1.0) -> bool:
+        """True if so many evaluations more stay within this part of the budget."""
+        within = self.budget.evaluations is None or self.spent + rows <= part * self.budget.evaluations
+        if self.budget.seconds is None:
+            return within
+        each = self.seconds / max(self.spent, 1)
+        return within and self.seconds + rows * each <= part * self.budget.seconds

@@ -1,0 +1,136 @@
+r"""The interval on which each ray is fitted: as large as rounding asks for, as small as the network asks for.
+
+The largest interval is tried first, then intervals four times smaller, until the fit's own error is at the rounding of
+the values. A kink of the network shows as a fit that does not converge until the kink lies outside of [-a, a].
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..setting.pointwise import PointwiseLoss
+from .fit import Fit, chebyshev_points
+from .fits import Fits, gauss_newton_part
+
+#: Each interval is this many times smaller than the one before, and so many are tried.
+SHRINK, LEVELS = 4.0, 14
+#: A tail below this many rounding errors of the values cannot be improved by a smaller interval.
+RESTING = 30.0
+#: Relative error of the coefficient of ε² that is good enough to stop.
+ENOUGH = 1e-9
+#: The last coefficients of a smooth function are below this part of the middle ones.
+FALLING = 0.03
+#: A smooth function loses at most 4⁴ in its middle coefficients when the interval shrinks; more is a kink left behind.
+KINK = SHRINK**6
+
+
+class Search:
+    """The search of the best interval of every ray; it asks for values of the outputs and never calls the network.
+
+    Args:
+        loss: loss of one sample, in float64.
+        labels: labels of the rays.
+        outputs: outputs at ε = 0, `(rows, K)`.
+        dtype: precision of the features.
+        start: half-width of the first interval of each ray.
+        order: highest power of ε.
+        degree: degree of the fits.
+
+    Attributes:
+        rows: rays whose interval is still searched.
+    """
+
+    def __init__(
+        self, loss: PointwiseLoss, labels: Tensor, outputs: Tensor, dtype: torch.dtype, start: Tensor, order: int,
+        degree: int,
+    ):  # fmt: skip
+        self.loss, self.labels, self.center, self.dtype = loss, labels, outputs.double(), dtype
+        self.order, self.degree, self.level = order, degree, 0
+        self.size = self.center.abs().amax(-1) + loss(self.center, labels).abs().double()
+        self.unit = torch.finfo(dtype).eps
+        self.rest = RESTING * self.unit * self.size
+        none = torch.zeros_like(self.size)
+        self.rows = torch.arange(len(none), device=none.device)
+        self.radius = start.clone()
+        self.error, self.best_radius, self.tail = none + torch.inf, start.clone(), none + torch.inf
+        self.slope_error, self.slope_radius, self.moved = none + torch.inf, start.clone(), none.clone()
+        self.values = none.new_zeros(degree + 1, len(none))
+        self.outputs = self.center.new_zeros(degree + 1, *self.center.shape)
+        self.smooth_radius, self.span = none.clone(), none.clone()
+        self.kinked = torch.zeros_like(none, dtype=torch.bool)
+        self.before = none - 1
+
+    def scales(self) -> list[Tensor]:
+        """Where values are needed next, all but ε = 0: one ε per ray, in the precision of the features."""
+        points = chebyshev_points(self.degree).to(self.radius.device)
+        return [(x * self.radius[self.rows]).to(self.dtype) for x in points if x]
+
+    def take(self, found: list[Tensor]) -> None:
+        """Fit the values at `scales`, keep what is best, and leave the rays that are good enough."""
+        rows, half, radius = self.rows, self.degree // 2, self.radius[self.rows]
+        found = [u.double() for u in found]
+        outputs = torch.stack([*found[:half], self.center[rows], *found[half:]])
+        values = torch.stack([self.loss(u, self.labels[rows]) for u in outputs]).double()
+        fit, rest = Fit.of(values), self.rest[rows]
+        tail = torch.maximum(fit.tail, 0.5 * self.unit * self.size[rows])
+        error = replace(fit, tail=tail).error(min(2, self.order)) / radius**2
+        inner = torch.maximum(self._inner(fit), 0.5 * self.unit * self.size[rows])
+        resting = tail <= rest
+        self.kinked[rows] |= resting & (self.before[rows] > KINK * inner) & (self.before[rows] > rest)
+        self.smooth_radius[rows] = torch.where(
+            resting & (self.smooth_radius[rows] == 0), radius, self.smooth_radius[rows]
+        )
+        self.before[rows] = inner
+        moved = (outputs - self.center[rows]).abs().amax((0, 2))
+        self.span = moved if self.level == 0 else self.span
+        better = error < self.error[rows]
+        chosen = rows[better]
+        self.error[chosen], self.best_radius[chosen], self.tail[chosen] = error[better], radius[better], tail[better]
+        self.values[:, chosen], self.moved[chosen] = values[:, better], moved[better]
+        # The outputs have an interval of their own: a saturated loss is at rest where they are not
+        output_tail = Fit.of(outputs).tail.amax(-1)
+        slope_error = torch.maximum(output_tail, 0.5 * self.unit * self.size[rows]) / radius
+        better = slope_error < self.slope_error[rows]
+        chosen = rows[better]
+        self.slope_error[chosen], self.slope_radius[chosen] = slope_error[better], radius[better]
+        self.outputs[:, chosen] = outputs[:, better]
+        self.level += 1
+        good = resting | (error <= ENOUGH * (fit.powers()[2] / radius**2).abs())
+        good &= output_tail <= torch.maximum(rest, ENOUGH * moved)
+        self.rows = rows[~good] if self.level < LEVELS else rows[:0]
+        self.radius[self.rows] = self.radius[self.rows] / SHRINK
+
+    def _inner(self, fit: Fit) -> Tensor:
+        """The largest of the middle coefficients."""
+        half = self.degree // 2
+        return fit.chebyshev[half - 1 : half + 1].abs().amax(0)
+
+    def fits(self) -> Fits:
+        """The best fit of every ray."""
+        fit, slopes, radius = replace(Fit.of(self.values), tail=self.tail), Fit.of(self.outputs), self.best_radius
+        powers = radius ** torch.arange(self.order + 1, device=radius.device).unsqueeze(1)
+        falling = self.tail <= FALLING * self._inner(fit)
+        wide = self.slope_radius
+        half, half_error = gauss_newton_part(self.loss, self.center, slopes, wide, self.labels)
+        jumps = self.span > 1e6 * torch.maximum(self.moved, self.unit * self.size)
+        return Fits(
+            coefficients=(fit.powers()[: self.order + 1] / powers).T,
+            error=torch.stack([fit.error(k) for k in range(self.order + 1)]).div(powers).T,
+            gauss_newton=half,
+            gauss_newton_error=half_error,
+            slope=slopes.powers()[1] / wide.unsqueeze(-1),
+            bend=slopes.powers()[2] / wide.unsqueeze(-1) ** 2,
+            size=self.size,
+            radius=radius,
+            reach=radius,
+            values=self.values,
+            excess=torch.zeros_like(powers.T),
+            smooth_radius=self.smooth_radius,
+            kinked=self.kinked,
+            constant=(self.moved <= self.rest) & jumps,
+            rough=~falling & (self.tail > self.rest),
+            rounding=self.tail / self.size.clamp_min(torch.finfo(torch.float64).tiny),
+        )

@@ -1,0 +1,116 @@
+r"""Piecewise-linear heads: fits inside the linear region of the sample, and whether a region's border is a jump.
+
+Inside the region the outputs along a ray are `u + ε u' + ε² u''` exactly, with `u''` from multiplicative noise on mixed
+features alone. So few values find the largest interval without a kink, and the loss along this polynomial needs no more
+evaluations of the head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..setting.perturbation import displaced
+from ..setting.problem import Path
+from .fit import Fit, chebyshev_points
+from .fits import DEGREE, Fits, gauss_newton_part
+from .intervals import LEVELS, RESTING, SHRINK, Search
+
+#: Bisections that close in on the border of a region.
+BISECTIONS = 16
+
+
+class RegionSearch(Search):
+    """The largest interval of each ray on which the outputs are polynomials of degree 2."""
+
+    def take(self, found: list[Tensor]) -> None:
+        """Keep rays whose outputs leave the polynomial by rounding alone, and shrink the intervals of the others."""
+        rows, half, radius = self.rows, self.degree // 2, self.radius[self.rows]
+        found = [u.double() for u in found]
+        outputs = torch.stack([*found[:half], self.center[rows], *found[half:]])
+        tail = Fit.of(outputs).tail.amax(-1)
+        resting = tail <= self.rest[rows]
+        if self.level == 0:
+            self.span = (outputs - self.center).abs().amax((0, 2))
+        error = torch.where(resting, 0.0, tail)  # the largest good interval is the best one
+        better = error < self.error[rows]
+        chosen = rows[better]
+        self.error[chosen], self.best_radius[chosen], self.tail[chosen] = error[better], radius[better], tail[better]
+        self.outputs[:, chosen] = outputs[:, better]
+        self.smooth_radius[rows[resting]] = radius[resting]
+        self.level += 1
+        self.rows = rows[~resting] if self.level < LEVELS else rows[:0]
+        self.radius[self.rows] = self.radius[self.rows] / SHRINK
+
+    def fits(self) -> Fits:
+        """The loss along the polynomial of the outputs of every ray."""
+        fit, radius = Fit.of(self.outputs), self.best_radius.unsqueeze(-1)
+        tail = torch.maximum(fit.tail, 0.5 * self.unit * self.size.unsqueeze(-1))
+        fit = Fit(fit.chebyshev, tail)
+        slope, bend = fit.powers()[1] / radius, fit.powers()[2] / radius**2
+        signs = 1 - 2 * (torch.arange(slope.shape[-1], device=slope.device) % 2)
+        slope_error, bend_error = signs * fit.error(1) / radius, signs * fit.error(2) / radius**2
+        width = 0.5 / (slope.abs().amax(-1) + bend.abs().amax(-1).sqrt()).clamp_min(1e-60)
+        values = self._along(width, slope, bend)
+        powers = width ** torch.arange(self.order + 1, device=width.device).unsqueeze(1)
+        exact = Fit.of(values)
+        coefficients = exact.powers()[: self.order + 1] / powers
+        moved = [
+            Fit.of(self._along(width, slope + slope_error, bend)), Fit.of(self._along(width, slope, bend + bend_error))
+        ]  # fmt: skip
+        excess = sum((one.powers()[: self.order + 1] / powers - coefficients).abs() for one in moved)
+        error = torch.stack([exact.error(k) for k in range(self.order + 1)]) / powers + excess
+        half, half_error = gauss_newton_part(self.loss, self.center, fit, self.best_radius, self.labels)
+        still = (self.outputs - self.center).abs().amax((0, 2)) <= self.rest
+        return Fits(
+            coefficients=coefficients.T,
+            error=error.T,
+            gauss_newton=half,
+            gauss_newton_error=half_error,
+            slope=slope,
+            bend=bend,
+            size=self.size,
+            radius=width,
+            reach=torch.minimum(width, self.smooth_radius),
+            values=values,
+            excess=torch.as_tensor(excess).T,
+            smooth_radius=self.smooth_radius,
+            kinked=self.smooth_radius < 1.0,
+            constant=still & (self.span > 1e6 * self.rest),
+            rough=self.smooth_radius == 0,
+            rounding=torch.full_like(self.size, self.unit),
+        )
+
+    def _along(self, width: Tensor, slope: Tensor, bend: Tensor) -> Tensor:
+        """The loss along `u + ε u' + ε² u''` at the Chebyshev points of [-width, width], `(M + 1, rows)`."""
+        found = []
+        for x in chebyshev_points(DEGREE).to(width.device):
+            eps = (x * width).unsqueeze(-1)
+            found.append(self.loss(self.center + eps * slope + eps**2 * bend, self.labels).double())
+        return torch.stack(found)
+
+
+def jumps(path: Path, fits: Fits) -> Tensor:
+    """True for rays whose outputs jump at the border of the region, instead of a kink, `(rows,)`.
+
+    A bracket around the border is bisected: the distance to the polynomial falls with the bracket at a kink.
+    """
+    problem, dtype = path.problem, path.first.dtype
+    center = problem.head(path.first).double()
+    rest = RESTING * torch.finfo(dtype).eps * fits.size
+
+    def distance(eps: Tensor) -> Tensor:
+        outputs = problem.head(displaced((path.first, path.linear, path.quadratic), eps.to(dtype))).double()
+        wide = eps.unsqueeze(-1)
+        return (outputs - center - wide * fits.slope - wide**2 * fits.bend).abs().amax(-1)
+
+    inside = fits.smooth_radius.clone()
+    right, left = distance(SHRINK * inside), distance(-SHRINK * inside)
+    sign = torch.where(right >= left, 1.0, -1.0).double()
+    outside, first = SHRINK * inside, torch.maximum(right, left)
+    for _ in range(BISECTIONS):
+        middle = (inside + outside) / 2
+        beyond = distance(sign * middle) > 4 * rest
+        inside, outside = torch.where(beyond, inside, middle), torch.where(beyond, middle, outside)
+    last = distance(sign * outside)
+    return (fits.smooth_radius < 1.0) & (last > 1e-2 * first) & (last > 1e3 * rest)
