@@ -104,10 +104,10 @@ def rounding_unit(problem: Problem) -> Tensor:
     return torch.finfo(losses.dtype).eps * (losses.abs() + outputs.abs().amax(-1))
 
 
-def _floor(problem: Problem, eps: Sequence[float], amplification: float, integral: bool) -> Tensor:
+def _floor(unit: float, eps: Sequence[float], amplification: float, integral: bool, like: Tensor) -> Tensor:
     """Nothing cancels in the integral form; a difference is as uncertain as what it is taken of."""
-    size = 0.0 if integral else FLOOR * amplification * float(rounding_unit(problem).mean())
-    return torch.full((len(eps),), size, dtype=torch.float64, device=problem.features.device)
+    size = 0.0 if integral else FLOOR * amplification * unit
+    return torch.full((len(eps),), size, dtype=torch.float64, device=like.device)
 
 
 class RuleEvidence:
@@ -129,6 +129,7 @@ class RuleEvidence:
 
     def __init__(self, problem: Problem, grid: Grid, q: int, max_rows: int, meter: Meter):
         self.problem, self.grid, self.q, self.meter = problem, grid, q, meter
+        self.unit = float(rounding_unit(problem).mean())
         small = problem.grid(rule="smallest", degree=q, num_lam=q // 2 + 1, max_rows=max_rows)
         total = problem.features.new_zeros((), dtype=torch.float64)
         for draw, weights in problem.blocks(small, title="coefficients", passes=2**q):
@@ -159,7 +160,7 @@ class RuleEvidence:
         if not integral:
             at = torch.tensor(eps, dtype=torch.float64, device=total.device)
             total = total - at[:, None] ** torch.arange(1, q, device=total.device) @ self.evidence.coefficients[1:q]
-        floor = _floor(problem, eps, self.grid.rule.amplification, integral)
+        floor = _floor(self.unit, eps, self.grid.rule.amplification, integral, total)
         samples = self.samples + self.grid.rows * (len(eps) + 1)
         return Scaled(total, torch.zeros_like(total), floor, samples)
 
