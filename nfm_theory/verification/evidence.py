@@ -11,7 +11,7 @@ from torch import Tensor
 from ..expansion.paths import integral_remainder, taylor_coefficients
 from ..losses.monte_carlo import RunningMoments
 from ..setting.draws import antithetic
-from ..setting.problem import Path, Problem
+from ..setting.problem import Problem
 from ..setting.quadrature import Grid
 from .effort import Meter
 from .fits import LINEAR_DEGREE, Fits, averaged
@@ -200,7 +200,12 @@ class SampledEvidence:
                 path = problem.path(rows)
                 fits = along(path, order=q, degree=self.degree, start=start, spend=self.meter.spend)
                 start = start if done or self.degree <= LINEAR_DEGREE else float(fits.radius.median())
-                found.append(self._rows(path, fits, eps))
+                direct: list[Tensor | None] = []
+                for e, scale in zip(eps, _scales(problem, eps), strict=True):
+                    beyond = bool((fits.reach < e).any())
+                    self.meter.spend(len(path) * beyond)
+                    direct.append(path(scale) if beyond else None)
+                found.append(_remainders(fits, direct, eps, q))
                 weight = torch.full_like(fits.radius, 1 / len(fits.radius))
                 errors.append(averaged(fits, weight, q)[1])
             moments.add((sum(found) / self.signs).reshape(count, n, -1).mean(1))
@@ -214,17 +219,23 @@ class SampledEvidence:
         floor = fit_error[q] * torch.tensor(eps, dtype=torch.float64, device=fit_error.device) ** q
         return Scaled(mean[q + 1 :], stderr[q + 1 :], floor, self.meter.spent - before)
 
-    def _rows(self, path: Path, fits: Fits, eps: Sequence[float]) -> Tensor:
-        """Of every row: coefficients 0..q, then the remainders of its own polynomial of degree q - 1."""
-        parts, powers = [], torch.arange(self.q, dtype=torch.float64, device=fits.radius.device)
-        for e, scale in zip(eps, _scales(self.problem, eps), strict=True):
-            within = fits.reach >= e
-            remainder = fits.remainder(e, self.q - 1)
-            if not bool(within.all()):
-                self.meter.spend(len(path))
-                remainder = torch.where(within, remainder, path(scale) - fits.coefficients[:, : self.q] @ e**powers)
-            parts.append(remainder)
-        return torch.cat([fits.coefficients, torch.stack(parts, dim=-1)], dim=-1)
+
+def _remainders(fits: Fits, direct: Sequence[Tensor | None], eps: Sequence[float], q: int) -> Tensor:
+    """Of every row: coefficients 0..q, then the remainders of its own polynomial of degree q - 1.
+
+    Args:
+        fits: the fits along the rows.
+        direct: losses at every ε, `None` where all fits reach it.
+        eps: scales.
+        q: order of the leading term of the remainder.
+    """
+    parts, powers = [], torch.arange(q, dtype=torch.float64, device=fits.radius.device)
+    for e, losses in zip(eps, direct, strict=True):
+        remainder = fits.remainder(e, q - 1)
+        if losses is not None:
+            remainder = torch.where(fits.reach >= e, remainder, losses - fits.coefficients[:, :q] @ e**powers)
+        parts.append(remainder)
+    return torch.cat([fits.coefficients, torch.stack(parts, dim=-1)], dim=-1)
 
 
 def evidence_of(
