@@ -208,7 +208,7 @@ class SampledEvidence:
                 found.append(_remainders(fits, direct, eps, q))
                 weight = torch.full_like(fits.radius, 1 / len(fits.radius))
                 errors.append(averaged(fits, weight, q)[1])
-            moments.add((sum(found) / self.signs).reshape(count, n, -1).mean(1))
+            moments.add(torch.stack(found).mean(0).reshape(count, n, -1).mean(1))
             done += count
             if done >= 2 and not self.meter.affords(block * n * (self.degree + 1) * self.signs):
                 break

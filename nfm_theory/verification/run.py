@@ -157,7 +157,7 @@ class Run:
             standard = in_double(problem).losses(problem.features, index).mean()
             known = {name: standard.new_tensor(found.claimed or 0.0) for name, found in one.terms.items()}
             every = {name: known.get(name, torch.zeros_like(standard)) for name in ("R1", *SECOND_ORDER)}
-            records.append((problem.layer, TaylorTerms(standard=standard, C3=None, **every)))
+            records.append((problem.layer, TaylorTerms(standard, *every.values())))
         return records[0][1] if len(records) == 1 else TaylorTerms.average(records)
 
     def _pathwise(self, problem: Problem) -> tuple[int, int]:
