@@ -211,7 +211,7 @@ class Problem:
     def _changed(self: Self, **attributes) -> Self:
         """A copy with other attributes; nothing is checked again."""
         other = copy.copy(self)
-        if "features" in attributes:
+        if "features" in attributes and attributes["features"].shape != self.features.shape:
             vars(other).pop("row_bytes", None)
         vars(other).update(attributes)
         return other

@@ -81,6 +81,7 @@ class DrawEvidence:
         return self.rounding > max(1e4 * self.unit, 1e-11)
 
 
+@torch.no_grad()
 def compare_draws(
     problem: Problem, degree: int, count: int, seed: int, spend: Callable[[int], None] = lambda rows: None
 ) -> DrawEvidence:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..expansion.paths import integral_remainder, taylor_coefficients
 from ..losses.monte_carlo import RunningMoments
 from ..setting.draws import antithetic
-from ..setting.problem import Path, Problem
+from ..setting.problem import Problem
 from ..setting.quadrature import Grid
 from .effort import Meter
 from .fits import LINEAR_DEGREE, Fits, averaged
@@ -104,10 +104,10 @@ def rounding_unit(problem: Problem) -> Tensor:
     return torch.finfo(losses.dtype).eps * (losses.abs() + outputs.abs().amax(-1))
 
 
-def _floor(problem: Problem, eps: Sequence[float], amplification: float, integral: bool) -> Tensor:
+def _floor(unit: float, eps: Sequence[float], amplification: float, integral: bool, like: Tensor) -> Tensor:
     """Nothing cancels in the integral form; a difference is as uncertain as what it is taken of."""
-    size = 0.0 if integral else FLOOR * amplification * float(rounding_unit(problem).mean())
-    return torch.full((len(eps),), size, dtype=torch.float64, device=problem.features.device)
+    size = 0.0 if integral else FLOOR * amplification * unit
+    return torch.full((len(eps),), size, dtype=torch.float64, device=like.device)
 
 
 class RuleEvidence:
@@ -129,6 +129,7 @@ class RuleEvidence:
 
     def __init__(self, problem: Problem, grid: Grid, q: int, max_rows: int, meter: Meter):
         self.problem, self.grid, self.q, self.meter = problem, grid, q, meter
+        self.unit = float(rounding_unit(problem).mean())
         small = problem.grid(rule="smallest", degree=q, num_lam=q // 2 + 1, max_rows=max_rows)
         total = problem.features.new_zeros((), dtype=torch.float64)
         for draw, weights in problem.blocks(small, title="coefficients", passes=2**q):
@@ -159,7 +160,7 @@ class RuleEvidence:
         if not integral:
             at = torch.tensor(eps, dtype=torch.float64, device=total.device)
             total = total - at[:, None] ** torch.arange(1, q, device=total.device) @ self.evidence.coefficients[1:q]
-        floor = _floor(problem, eps, self.grid.rule.amplification, integral)
+        floor = _floor(self.unit, eps, self.grid.rule.amplification, integral, total)
         samples = self.samples + self.grid.rows * (len(eps) + 1)
         return Scaled(total, torch.zeros_like(total), floor, samples)
 
@@ -199,10 +200,15 @@ class SampledEvidence:
                 path = problem.path(rows)
                 fits = along(path, order=q, degree=self.degree, start=start, spend=self.meter.spend)
                 start = start if done or self.degree <= LINEAR_DEGREE else float(fits.radius.median())
-                found.append(self._rows(path, fits, eps))
+                direct: list[Tensor | None] = []
+                for e, scale in zip(eps, _scales(problem, eps), strict=True):
+                    beyond = bool((fits.reach < e).any())
+                    self.meter.spend(len(path) * beyond)
+                    direct.append(path(scale) if beyond else None)
+                found.append(_remainders(fits, direct, eps, q))
                 weight = torch.full_like(fits.radius, 1 / len(fits.radius))
                 errors.append(averaged(fits, weight, q)[1])
-            moments.add((sum(found) / self.signs).reshape(count, n, -1).mean(1))
+            moments.add(torch.stack(found).mean(0).reshape(count, n, -1).mean(1))
             done += count
             if done >= 2 and not self.meter.affords(block * n * (self.degree + 1) * self.signs):
                 break
@@ -213,17 +219,23 @@ class SampledEvidence:
         floor = fit_error[q] * torch.tensor(eps, dtype=torch.float64, device=fit_error.device) ** q
         return Scaled(mean[q + 1 :], stderr[q + 1 :], floor, self.meter.spent - before)
 
-    def _rows(self, path: Path, fits: Fits, eps: Sequence[float]) -> Tensor:
-        """Of every row: coefficients 0..q, then the remainders of its own polynomial of degree q - 1."""
-        parts, powers = [], torch.arange(self.q, dtype=torch.float64, device=fits.radius.device)
-        for e, scale in zip(eps, _scales(self.problem, eps), strict=True):
-            within = fits.reach >= e
-            remainder = fits.remainder(e, self.q - 1)
-            if not bool(within.all()):
-                self.meter.spend(len(path))
-                remainder = torch.where(within, remainder, path(scale) - fits.coefficients[:, : self.q] @ e**powers)
-            parts.append(remainder)
-        return torch.cat([fits.coefficients, torch.stack(parts, dim=-1)], dim=-1)
+
+def _remainders(fits: Fits, direct: Sequence[Tensor | None], eps: Sequence[float], q: int) -> Tensor:
+    """Of every row: coefficients 0..q, then the remainders of its own polynomial of degree q - 1.
+
+    Args:
+        fits: the fits along the rows.
+        direct: losses at every ε, `None` where all fits reach it.
+        eps: scales.
+        q: order of the leading term of the remainder.
+    """
+    parts, powers = [], torch.arange(q, dtype=torch.float64, device=fits.radius.device)
+    for e, losses in zip(eps, direct, strict=True):
+        remainder = fits.remainder(e, q - 1)
+        if losses is not None:
+            remainder = torch.where(fits.reach >= e, remainder, losses - fits.coefficients[:, :q] @ e**powers)
+        parts.append(remainder)
+    return torch.cat([fits.coefficients, torch.stack(parts, dim=-1)], dim=-1)
 
 
 def evidence_of(

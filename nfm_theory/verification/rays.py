@@ -54,9 +54,9 @@ def along(
         while len(search.rows):
             rays = block[search.rows]
             spend(degree * len(rays))
-            outputs = [
-                problem.head(displaced((rays.first, rays.linear, rays.quadratic), eps)) for eps in search.scales()
-            ]
+            outputs = []
+            for eps in search.scales():
+                outputs.append(problem.head(displaced((rays.first, rays.linear, rays.quadratic), eps)))
             search.take(outputs)
         found.append(search.fits())
     return found[0] if len(found) == 1 else Fits.joined(found)

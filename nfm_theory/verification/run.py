@@ -156,8 +156,10 @@ class Run:
             index = torch.arange(len(problem.features), device=problem.features.device)
             standard = in_double(problem).losses(problem.features, index).mean()
             known = {name: standard.new_tensor(found.claimed or 0.0) for name, found in one.terms.items()}
-            every = {name: known.get(name, torch.zeros_like(standard)) for name in ("R1", *SECOND_ORDER)}
-            records.append((problem.layer, TaylorTerms(standard=standard, C3=None, **every)))
+            first, r2, r3, r2_add, r3_add, r2_mult, r3_mult = (
+                known.get(name, torch.zeros_like(standard)) for name in ("R1", *SECOND_ORDER)
+            )
+            records.append((problem.layer, TaylorTerms(standard, first, r2, r3, r2_add, r3_add, r2_mult, r3_mult)))
         return records[0][1] if len(records) == 1 else TaylorTerms.average(records)
 
     def _pathwise(self, problem: Problem) -> tuple[int, int]:

@@ -122,8 +122,8 @@ def links_in_words(found: Evidence) -> tuple[str, ...]:
         powers = [f"{100 * r:.1g} %" if r < 1 else "nothing" for r in draws.resolution[1:]]
         radius = float(draws.smooth_radius.median())
         lines.append(
-            f"1: {draws.draws} draws (half of them smooth up to eps = {radius:.2g}) would show errors of "
-            f"{powers[0]}, {powers[1]}, {powers[2]} in the first three derivatives"
+            f"1: {draws.draws} draws show errors of the derivatives above {powers[0]}, {powers[1]}, {powers[2]}; "
+            f"half are smooth up to eps = {radius:.2g}"
         )
     for both in found.unmixing:
         gap = abs(both.mixed - both.unmixed)

@@ -194,7 +194,7 @@ def test_sampled_terms_cover_the_exact_ones(monkeypatch):
     monkeypatch.setattr(run_module.Run, "_term_evidence", drawn)
     report = nt.verify(problem, terms=terms, eps=[0.1, 0.05, 0.02], budget=60_000)
     for one in report.evidence[:7]:
-        assert abs(one.measured - float(terms[one.term])) <= one.error, one
+        assert abs(one.measured - float(terms[one.term].detach())) <= one.error, one
         assert "draws" in one.method
     assert report.verdict != "refuted"
     assert max(report.power[name]["resolved"] for name in ("R1", "R2", "R2_add", "R2_mult")) < 1e-3
@@ -301,7 +301,7 @@ def test_half_precision_says_what_it_resolves(dtype):
 def test_released_noise_on_both_levels_without_mixing_has_a_verdict():
     law = nt.Law.released(add_noise=0.3, mult_noise=0.3, alpha=0.0)
     x = randn(1, 4, 8)
-    for budget, method in ((40_000, "deterministic"), (3_000, "Monte Carlo")):
+    for budget, method in ((40_000, "deterministic"), (1_500, "Monte Carlo")):
         report = nt.verify(nt.Problem(mlp(0, [8, 4, 3]), x, Y, law=law), eps=[0.1, 0.05, 0.02], budget=budget)
         assert report.verdict != "refuted"
         assert method in report.method
