@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -70,3 +70,14 @@ def checked_lengths(x: Tensor, y: Tensor) -> None:
     """Refuse inputs and labels of different length."""
     if len(x) != len(y):
         raise ValueError(f"x and y: expected the same number of samples, got {len(x)} and {len(y)}.")
+
+
+def checked_layers(layers: Sequence[str]) -> list[str]:
+    """The names of several layers.
+
+    Raises:
+        ValueError: if there is none, or a single name that is no sequence.
+    """
+    if isinstance(layers, str) or not list(layers):
+        raise ValueError(f"layers: expected a non-empty sequence of names, got {layers!r}; layer= takes a single one.")
+    return list(layers)

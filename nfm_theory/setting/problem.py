@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..calculus.directions import centered_features
 from ..calculus.replacements import exact_derivatives
 from .ambient import recordable, undisturbed
-from .checks import checked_lengths, checked_partners
+from .checks import checked_layers, checked_lengths, checked_partners
 from .draws import Draw, sample_draw
 from .law import Law
 from .layers import split
@@ -377,17 +377,6 @@ class Problem:
             ValueError: if the caller allows less than one row takes.
         """
         return rows_that_fit(self.row_bytes * passes)
-
-
-def checked_layers(layers: Sequence[str]) -> list[str]:
-    """The names of several layers.
-
-    Raises:
-        ValueError: if there is none, or a single name that is no sequence.
-    """
-    if isinstance(layers, str) or not list(layers):
-        raise ValueError(f"layers: expected a non-empty sequence of names, got {layers!r}; layer= takes a single one.")
-    return list(layers)
 
 
 def as_problems(problem: Problem | Sequence[Problem]) -> list[Problem]:
