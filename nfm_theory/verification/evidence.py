@@ -194,7 +194,7 @@ class SampledEvidence:
         moments, errors, start, done = RunningMoments(), [], 1.0, 0
         pairs, block = self.sweeps // self.signs, max(1, min(4096, problem.block_rows()) // n)
         while done < pairs:
-            count = min(block, pairs - done)
+            count = min(block if done else 1, pairs - done)  # the first draws find where the fits begin
             draw, found = problem.draw(n, count, generator=generator), []
             for rows in [draw, antithetic(draw)][: self.signs]:
                 path = problem.path(rows)
