@@ -108,11 +108,13 @@ def check_derivatives(
     with explained(modules):
         place = find_cut(head, points, directions, modules, order=wrong[0])
     where = described(place, modules[place]) if place is not None and place in modules else "its forward"
-    raise DerivativeError(
+    error = DerivativeError(
         f"model: the {which} that PyTorch reports is not the {which} of what the model computes: along a random "
         f"direction it has the size {wrong[1]:.3g}, while the values change by {wrong[2]:.3g}. It is cut in {where}: "
         f"{ADVICE}."
     )
+    error.place = where
+    raise error
 
 
 def _near(features: Tensor) -> tuple[Tensor, Tensor]:

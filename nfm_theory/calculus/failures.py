@@ -9,7 +9,13 @@ from torch import nn
 
 
 class DerivativeError(ValueError):
-    """Derivatives of a model cannot be taken, or are not those of what it computes; the message says what to change."""
+    """Derivatives of a model cannot be taken, or are not those of what it computes; the message says what to change.
+
+    Attributes:
+        place: the module that cuts a derivative, such as `"module 'act' (Sign)"`; empty if that is not known.
+    """
+
+    place = ""
 
 
 #: A part of PyTorch's message -> what it means, and the way out.

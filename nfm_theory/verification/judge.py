@@ -43,6 +43,7 @@ class Evidence:
         pathwise: draws checked against Lagrange's interval, and draws outside.
         piecewise_linear: True if every head is.
         interrupted: True if the user stopped the verification.
+        cut: which module gives wrong derivatives, in a sentence; empty if that is not known.
     """
 
     terms: TaylorTerms
@@ -54,6 +55,7 @@ class Evidence:
     pathwise: tuple[int, int]
     piecewise_linear: bool
     interrupted: bool = False
+    cut: str = ""
 
     def measured(self) -> dict[str, Measured]:
         """Link 2, averaged over the layers that are complete."""
@@ -142,7 +144,7 @@ def _refuted(evidence: Evidence, found: Sequence[Witness]) -> str:
             return (
                 f"along single draws the coefficient of eps^{power} from loss values differs from the network's own "
                 f"derivatives, by {far:.2g} of its size: the derivatives are not those of what the network computes "
-                "(detach, no_grad, a straight-through estimate?)"
+                + (f"({evidence.cut})" if evidence.cut else "(detach, no_grad, a straight-through estimate?)")
             )
     rough = max([one.rough for one in evidence.values] + [d.rough for d in evidence.draws], default=0.0)
     smooth = rough <= ROUGH and not any(d.jumpy for d in evidence.draws) and not any(v.jumpy for v in evidence.values)

@@ -8,10 +8,13 @@ from math import factorial
 
 import torch
 
+from ..calculus.cuts import check_problem
 from ..calculus.engine import linearize
+from ..calculus.failures import DerivativeError
 from ..expansion.paths import lagrange_interval, second_order_coefficients
 from ..expansion.terms import problem_coefficients
 from ..expansion.terms import terms as expansion_terms
+from ..setting.options import options
 from ..setting.problem import Problem
 from ..setting.results import SECOND_ORDER, TaylorTerms
 from .draw_evidence import compare_draws
@@ -31,6 +34,16 @@ from .writing import write_report
 MAX_SCALES = 14
 #: Draws that are compared with Lagrange's interval, and the scale at which.
 PATHWISE_DRAWS, PATHWISE_EPS = 64, 0.05
+
+
+def _cut_of(problem: Problem) -> str:
+    """Where the comparison of derivatives with differences finds the wrong one, in words; empty if it finds none."""
+    try:
+        with options(check_derivatives=True):
+            check_problem(problem, 2)
+    except DerivativeError as error:
+        return f"cut in {error.place}" if error.place else str(error)
+    return ""
 
 
 class Run:
@@ -85,6 +98,8 @@ class Run:
         way, found = self.way, self.evidence
         for problem, degree in way.degrees(self.problems):
             found.draws.append(compare_draws(problem, degree, way.draws, self.seed, self.meter.spend))
+            if found.draws[-1].wrong() is not None:
+                found.cut = found.cut or _cut_of(problem)
         if not way.large and not way.integral and self.order <= 2:
             checked = [self._pathwise(p) for p in self.problems]
             found.pathwise = sum(count for count, _ in checked), sum(outside for _, outside in checked)

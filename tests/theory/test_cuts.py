@@ -208,3 +208,15 @@ def test_the_check_runs_once_for_each_problem_and_leaves_random_numbers_alone():
     check_problem(one, 2)
     check_problem(one.with_law(nt.Law()), 3)
     assert Counted.calls == before
+
+
+def test_a_verdict_names_the_module_that_cuts_a_derivative():
+    class Half(nn.Module):
+        def forward(self, x):
+            return torch.cat([x[:, :2], x[:, 2:].detach()], 1)
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), Half(), nn.Linear(4, 3)).double()
+    x, y = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3), torch.arange(4) % 3
+    report = nt.verify(nt.Problem(model.eval(), x, y, law=nt.Law(add_noise=0.4)))
+    assert report.verdict == "refuted"
+    assert "cut in module '2' (Half)" in report.reason
