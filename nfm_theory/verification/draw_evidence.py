@@ -18,6 +18,7 @@ from .fit import amplification
 from .fits import DEGREE, LINEAR_DEGREE, Fits, averaged
 from .rays import along, in_double
 from .regions import jumps
+from .student import certain
 
 #: Draws that are compared, of small and of large networks.
 DRAWS, LARGE_DRAWS = 64, 16
@@ -118,7 +119,7 @@ def compare_draws(
     return DrawEvidence(
         draws=len(draw),
         gap=gap.mean(0) if len(gap) else none,
-        gap_error=5 * stderr + fit_error + floor,
+        gap_error=certain(rows - 1) * stderr + fit_error + floor,
         difference=gap.abs().mean(0) if len(gap) else none,
         allowed=DOUBT * fits.error[good].mean(0) + floor if len(gap) else none + torch.inf,
         scale=torch.maximum(derived, fits.coefficients).abs().mean(0),

@@ -16,6 +16,7 @@ from ..setting.quadrature import Grid
 from .effort import Meter
 from .fits import LINEAR_DEGREE, Fits, averaged
 from .rays import along, in_double
+from .student import STDERRS, certain
 
 #: Multiples of the machine precision below which a difference of coefficients counts as rounding.
 ROUNDING = 1e3
@@ -212,10 +213,10 @@ class SampledEvidence:
             done += count
             if done >= 2 and not self.meter.affords(block * n * (self.degree + 1) * self.signs):
                 break
-        mean, stderr = moments.mean, moments.stderr()
+        mean, stderr = moments.mean, moments.stderr() * (certain(done - 1) / STDERRS)
         fit_error = torch.stack(errors).mean(0)
         method = f"Monte Carlo, {done * self.signs} common sweeps"
-        self.evidence = Evidence(mean[: q + 1], 5 * stderr[: q + 1] + fit_error, method, 0)
+        self.evidence = Evidence(mean[: q + 1], STDERRS * stderr[: q + 1] + fit_error, method, 0)
         floor = fit_error[q] * torch.tensor(eps, dtype=torch.float64, device=fit_error.device) ** q
         return Scaled(mean[q + 1 :], stderr[q + 1 :], floor, self.meter.spent - before)
 

@@ -24,9 +24,8 @@ from .effort import Meter
 from .fits import LINEAR_DEGREE, Fits, averaged
 from .rays import along
 from .sources import Source, control_mean
+from .student import STDERRS, certain
 
-#: Standard errors between a claim and a measurement that refute the claim.
-STDERRS = 5.0
 #: Most numbers in the directions that are in memory at once, and in the Jacobian of a control variate.
 BLOCK_NUMBERS, CONTROL_NUMBERS = 2**24, 2**27
 #: Rows that tell on which interval the fits of a source begin.
@@ -236,6 +235,7 @@ class Sampling:
             alone = self.source.population == 1
             return values.mean((0, 1)), torch.full_like(values[0, 0], 0.0 if alone else torch.inf)
         mean, stderr = stratified(values)
+        stderr = stderr * (certain(values.shape[1] * (len(values) - 1)) / STDERRS)
         return mean, stderr * max(0.0, 1 - len(values) / self.source.population) ** 0.5
 
 
