@@ -20,7 +20,7 @@ SWEEP = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from experiments import commands
+from experiments import training_commands
 from experiments.recipes import all_recipes
 from experiments.__main__ import main, run_command
 
@@ -30,7 +30,7 @@ def select(*patterns, size=None):
         replace(known[n], training=replace(known[n].training, epochs=2 if n.endswith("baseline") else 10**6))
         for n in patterns
     ]
-commands.select_recipes = select
+training_commands.select_recipes = select
 sys.argv = ["experiments", "sweep", "nfm-figure-toy/baseline", "nfm-figure-toy/nfm", *sys.argv[1:]]
 run_command(main)
 """
