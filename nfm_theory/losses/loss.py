@@ -72,7 +72,7 @@ def loss(
 
     Returns:
         `Estimate`. `stderr` is zero for `"exact"`; `error` says how far each value may be off, for every method. It is
-            far below 1e-8 for a smooth head, and larger for one with kinks, such as ReLU, under noise.
+        far below 1e-8 for a smooth head, and larger for one with kinks, such as ReLU, under noise.
 
     Raises:
         ValueError: if something does not fit, or an option does not belong to the method; `GridTooLargeError`, which
