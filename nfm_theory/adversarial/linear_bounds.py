@@ -64,7 +64,7 @@ class _Chain:
     Attributes:
         values: inputs of every step at the centers, and the outputs at the end.
         lines: lines that enclose the activations.
-        errors: for each step a bound E of its rounding error, see `linear_bounds`, `(b, *out)`.
+        errors: bounds E of the rounding error of each step, `(b, *out)`; `linear_bounds` says how they are used.
     """
 
     def __init__(self, steps: Sequence[Step], ball: Ball):

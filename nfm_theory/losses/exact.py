@@ -83,7 +83,7 @@ def _sums(problem: Problem, grid: Grid, eps: Tensor, cells: Sequence[tuple[int, 
         problem: the setting.
         grid: the rule.
         eps: scales.
-        cells: for each set of parts the numbers of equal cells into which the nodes of λ and of the noise are divided.
+        cells: numbers of equal cells into which the nodes of λ and of the noise are divided, one pair for each set.
             Every pair of samples and every pair of cells is one part.
     """
     from torch.utils.checkpoint import checkpoint  # PyTorch 2.6 loads SymPy with it

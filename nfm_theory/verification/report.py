@@ -27,7 +27,7 @@ class Witness(Record):
         claimed: by the formulas.
         measured: from values.
         error: the largest difference that sampling (five standard errors), fits and rounding explain.
-        share: of the absolute values of the terms of second order; `None` for other powers.
+        share: part of the term in the sum of the absolute second-order terms; `None` for terms of other powers.
         method: how it was measured, in words.
     """
 
