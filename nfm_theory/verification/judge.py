@@ -147,7 +147,8 @@ def _refuted(evidence: Evidence, found: Sequence[Witness]) -> str:
                 + (f"({evidence.cut})" if evidence.cut else "(detach, no_grad, a straight-through estimate?)")
             )
     rough = max([one.rough for one in evidence.values] + [d.rough for d in evidence.draws], default=0.0)
-    smooth = rough <= ROUGH and not any(d.jumpy for d in evidence.draws) and not any(v.jumpy for v in evidence.values)
+    unfit = any(d.jumpy or d.low_precision for d in evidence.draws) or any(v.jumpy for v in evidence.values)
+    smooth = rough <= ROUGH and not unfit
     for one in found if smooth else []:
         if one.off:
             share = "" if one.share is None else f", {one.share:.2g} of its sum"
