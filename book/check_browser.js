@@ -88,6 +88,17 @@
     return faults.concat(wide.slice(0, 3).map((el) => `${name(el)} sticks out of the page`));
   }
 
+  /** What is wider than its column, so that a part of it is seen only after scrolling sideways, or never. */
+  function cut() {
+    const wide = [];
+    for (const el of main().querySelectorAll("*")) {
+      if (el.scrollWidth <= el.clientWidth + 1 || el.clientWidth < 2 || !visible(el)) continue;
+      if (getComputedStyle(el).overflowX === "visible" || el.closest("mjx-assistive-mml, select, textarea, input, svg")) continue;
+      if (!wide.some((other) => other.contains(el))) wide.push(el);
+    }
+    return unique(wide.map((el) => `${el.scrollWidth} px in ${el.clientWidth} px: ${name(el)}`));
+  }
+
   const channel = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
   const luminance = ([r, g, b]) => 0.2126 * channel(r / 255) + 0.7152 * channel(g / 255) + 0.0722 * channel(b / 255);
 
@@ -191,6 +202,6 @@
   }
 
   window.bookCheck = {
-    images, loadImages, mathematics, overflow, contrast, watchFocus, cameRound, keyboard, skipLink, focusSkipLink, skipped,
+    images, loadImages, mathematics, overflow, cut, contrast, watchFocus, cameRound, keyboard, skipLink, focusSkipLink, skipped,
   };
 })();

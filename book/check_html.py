@@ -2,7 +2,8 @@
 
 Checked: a page for every entry of the table of contents, linked from the first page; no traceback; no script, style,
 image or font that comes from elsewhere or is missing on disk; links between pages; the figures that the cells of a page
-drew; mathematics and search.
+drew; mathematics and search; that each chapter ends with what a reader takes away and what he may try, in a cell that
+was executed; that a value which several pages state is the same on all of them.
 """
 
 import re
@@ -13,11 +14,18 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / "_ext"))
+from notebooks import glued
+
 BOOK = Path(__file__).resolve().parent
 HTML = BOOK / "_build" / "html"
+EXECUTED = BOOK / "_build" / "jupyter_execute"
 
 # Pages that show nothing without a figure; any other page must hold one if its cells import matplotlib.
 WITH_FIGURES = ("expansion", "regularizers")
+#: Parts of the table of contents whose pages are no chapters.
+NO_CHAPTERS = ("Overview", "Reference")
+TRY_LINES = 8
 TROUBLE = ("Traceback (most recent call last)", "MissingReference", "system-message", "$$", "&lt;Figure size")
 REMOTE = re.compile(r"^(https?:)?//", re.IGNORECASE)
 STYLE_LOADS = re.compile(r"""(?:@import\s+|url\(\s*)["']?((?:https?:)?//[^"')\s]+)""", re.IGNORECASE)
@@ -73,6 +81,46 @@ def toc_pages(node) -> list[str]:
         return []
     here = [node[key] for key in ("root", "file") if key in node]
     return here + [page for key in ("parts", "chapters", "sections") for page in toc_pages(node.get(key))]
+
+
+def chapters(toc: dict) -> list[str]:
+    """The pages that are chapters: those of the parts between the overview and the reference."""
+    return [page for part in toc["parts"] if part["caption"] not in NO_CHAPTERS for page in toc_pages(part)]
+
+
+def section(source: str, title: str) -> str | None:
+    """The text of a section with this title, `None` without one."""
+    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", source, re.DOTALL | re.MULTILINE)
+    return found and found[1]
+
+
+def chapter_faults(source: str) -> list[str]:
+    """What the end of a chapter lacks."""
+    faults = [] if section(source, "Takeaway") else ["has no section Takeaway"]
+    trial = section(source, "Try it")
+    if trial is None:
+        return [*faults, "has no section Try it"]
+    cells = re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", trial, re.DOTALL | re.MULTILINE)
+    lines = [[line for line in cell.splitlines() if line.strip()] for cell in cells if "remove-" not in cell]
+    if not lines or min(map(len, lines)) > TRY_LINES:
+        faults.append(f"its section Try it has no cell of at most {TRY_LINES} lines")
+    return faults
+
+
+def facts_with_two_values(glued: dict[str, dict[str, str]]) -> list[str]:
+    """Faults for values that differ between pages.
+
+    Args:
+        glued: for each page what its cells put into its text, by name.
+    """
+    values: dict[str, dict[str, list[str]]] = {}
+    for page, found in glued.items():
+        for name, value in found.items():
+            values.setdefault(name, {}).setdefault(value, []).append(page)
+    return [
+        f"{name}: " + ", but ".join(f"{value!r} on {', '.join(pages)}" for value, pages in found.items())
+        for name, found in values.items() if len(found) > 1
+    ]  # fmt: skip
 
 
 def page_faults(page: Page, source: str) -> list[str]:
@@ -132,14 +180,17 @@ def link_faults(pages: dict[str, Page]) -> list[str]:
 
 def check() -> list[str]:
     """All faults, one line each."""
-    toc = toc_pages(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8")))
+    contents = yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8"))
+    toc, in_chapters = toc_pages(contents), chapters(contents)
     faults = [f"{name}.html: not built" for name in toc if not (HTML / f"{name}.html").is_file()]
     if not (HTML / "index.html").is_file() or faults:
         return [*faults, *([] if (HTML / "index.html").is_file() else ["index.html: not built"])]
     pages = {path.stem: Page(path) for path in sorted(HTML.glob("*.html"))}
     for name in toc:
         source = (BOOK / f"{name}.md").read_text(encoding="utf-8")
-        faults += [f"{name}.html: {fault}" for fault in page_faults(pages[name], source)]
+        found = page_faults(pages[name], source) + (chapter_faults(source) if name in in_chapters else [])
+        faults += [f"{name}.html: {fault}" for fault in found]
+    faults += facts_with_two_values({name: glued(EXECUTED / f"{name}.glue.json") for name in toc})
     faults += [f"{name}.html: {fault}" for name, page in pages.items() for fault in load_faults(page)]
     faults += link_faults(pages)
     reachable = {urlsplit(link).path for link in pages[toc[0]].links} | {f"{toc[0]}.html", "", "#"}

@@ -1,7 +1,7 @@
 """One style for every figure.
 
-The background is transparent and the ink a middle grey, so that a figure can be read on a light and on a dark page;
-the colors are those of Okabe and Ito that have at least three times the luminance contrast to either.
+A figure is a white panel with dark ink, on a light and on a dark page alike. The colors are those of Okabe and Ito that
+can be told from white and from each other with any color vision; text is never in one of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 #: Where `python -m figures` writes.
 OUT = Path(__file__).parent / "out"
-INK = "#7a7a7a"
+INK = "#333333"
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 CYCLE = (BLUE, ORANGE, GREEN, PINK)
 MARKERS = ("o", "s", "^", "D")
@@ -25,9 +25,9 @@ SCHEME_TITLES = {"mixup": "Mixup", "noise": "noise only", "nfm": "NFM", "nfm_rel
 MODEL_TITLES = {"mlp": "MLP", "small_cnn": "CNN"}
 
 _PARAMETERS = {
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.titlecolor": INK,
@@ -68,7 +68,7 @@ def save(figure: Figure, name: str, out: Path) -> list[Path]:
     for suffix, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
         path = out / f"{name}.{suffix}"
         with matplotlib.rc_context({"svg.hashsalt": "nfm_theory"}):
-            figure.savefig(path, dpi=160, transparent=True, metadata=metadata)
+            figure.savefig(path, dpi=160, metadata=metadata)
         written.append(path)
     return written
 

@@ -136,6 +136,7 @@ def test_dollars_of_code_are_no_formulas():
         assert "$" in CHECK_HTML.prose(code_only + text + "\n" + code_only)
 
 
+END = "## Takeaway\n\nOne.\n\n## Try it\n\n```{code-cell} ipython3\nx = 1\n```\n"
 GOOD = """<html><head><link rel="stylesheet" href="_static/a.css"></head><body id="top">
 <a href="p.html">p</a><a href="intro.html">i</a><span class="math">x</span>
 <img src="_images/f.png"><a href="https://example.org">elsewhere</a></body></html>"""
@@ -165,17 +166,79 @@ def test_check_html_sees_faults(tmp_path, monkeypatch, change, fault):
         (html / folder).mkdir(parents=True)
     for file in ("_static/a.css", "_images/f.png", "searchindex.js", "_static/mathjax/tex-chtml.js"):
         (html / file).touch()
-    (tmp_path / "_toc.yml").write_text("root: intro\nchapters:\n  - file: p\n")
+    (tmp_path / "_toc.yml").write_text("root: intro\nparts:\n  - caption: The theory\n    chapters:\n      - file: p\n")
     (tmp_path / "intro.md").write_text("# I")
-    (tmp_path / "p.md").write_text("# P $x$\nimport matplotlib")
+    (tmp_path / "p.md").write_text(f"# P $x$\nimport matplotlib\n\n{END}")
     for page in ("index", "intro"):
         (html / f"{page}.html").write_text(GOOD)
     if change is not None:
         (html / "p.html").write_text(GOOD.replace(*change) if change else GOOD)
     monkeypatch.setattr(CHECK_HTML, "BOOK", tmp_path)
     monkeypatch.setattr(CHECK_HTML, "HTML", html)
+    monkeypatch.setattr(CHECK_HTML, "EXECUTED", tmp_path)
     faults = CHECK_HTML.check()
     if fault is None:
         assert not faults
     else:
         assert any(fault in line for line in faults), faults
+
+
+# Rules for the pages ----------------------------------------------------------------------------------------------
+
+#: Characters of a line of code that are seen at once, words of the book without its reference, columns of a table.
+WIDTH, WORDS, COLUMNS = 72, 30_000, 5
+CONTENTS = yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8"))
+REFERENCE = {
+    name for part in CONTENTS["parts"] if part["caption"] == "Reference" for name in CHECK_HTML.toc_pages(part)
+}  # fmt: skip
+#: Fences with code or output that a reader sees; cells whose input is hidden are not among them.
+SHOWN = re.compile(r"^```(?:\{code-cell\}[^\n]*|\w*)\n(?P<body>.*?)^```[ ]*$", re.DOTALL | re.MULTILINE)
+
+
+def shown_code(page):
+    """The lines of code that a page shows."""
+    bodies = [match["body"] for match in SHOWN.finditer(page.read_text(encoding="utf-8"))]
+    return [line for body in bodies if "remove-" not in body.split("\n\n")[0] for line in body.splitlines()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_code_and_tables_fit_the_column(page):
+    assert [line for line in shown_code(page) if len(line) > WIDTH and "http" not in line] == []
+    rows = re.findall(r"^\|.*\|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    escaped = [re.sub(r"`[^`]*`|\\\\\||\\\|", "", row) for row in rows]
+    assert [row for row, text in zip(rows, escaped, strict=True) if text.count("|") > COLUMNS + 1] == []
+
+
+def test_the_book_is_short_enough_to_be_read():
+    texts = [page.read_text(encoding="utf-8") for page in PAGES if page.stem not in REFERENCE]
+    prose = [re.sub(r"^```.*?^```$|\A---.*?^---$", "", text, flags=re.DOTALL | re.MULTILINE) for text in texts]
+    assert sum(len(text.split()) for text in prose) <= WORDS
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        (END, None),
+        (END.replace("Takeaway", "Summary"), "no section Takeaway"),
+        (END.replace("Try it", "Trial"), "no section Try it"),
+        (END.replace("x = 1\n", "x = 1\n" * 9), "no cell of at most 8 lines"),
+        (END.replace("{code-cell} ipython3", "python"), "no cell of at most 8 lines"),
+        (END.replace("x = 1", ":tags: [remove-input]\n\nx = 1"), "no cell of at most 8 lines"),
+    ],
+)
+def test_a_chapter_ends_with_a_takeaway_and_something_to_try(source, fault):
+    faults = CHECK_HTML.chapter_faults(f"# Chapter\n\n{source}\n## More\n")
+    assert [fault in line for line in faults] == ([] if fault is None else [True])
+
+
+def test_chapters_stand_between_the_overview_and_the_reference():
+    parts = [("Overview", "a"), ("The theory", "b"), ("Reference", "c")]
+    contents = {"root": "r", "parts": [{"caption": one, "chapters": [{"file": page}]} for one, page in parts]}
+    assert CHECK_HTML.chapters(contents) == ["b"]
+
+
+def test_one_fact_has_one_value():
+    same = {"a": {"radius": "0.39"}, "b": {"radius": "0.39", "other": "1"}}
+    assert CHECK_HTML.facts_with_two_values(same) == []
+    (fault,) = CHECK_HTML.facts_with_two_values(same | {"c": {"radius": "0.34"}})
+    assert fault == "radius: '0.39' on a, b, but '0.34' on c"

@@ -23,14 +23,14 @@ CHECK = script("check_browser")
 
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 GOOD = f"""<!doctype html><html lang="en"><head><title>t</title><meta name="viewport" content="width=device-width">
-<style>.scroll {{ overflow-x: auto; }} .wide {{ width: 2000px; }}
+<style>.scroll {{ overflow-x: auto; }} .wide {{ width: 200px; }}
 .skip {{ position: absolute; top: -9em; }} .skip:focus {{ top: 0; }}
 @media (prefers-color-scheme: dark) {{ body {{ background: #111; color: #eee; }} a {{ color: #9cf; }} }}</style>
 <script>window.MathJax = {{startup: {{promise: Promise.resolve()}}}}</script></head>
 <body><a class="skip" href="#main-content">Skip</a><a href="#x">before</a>
 <main id="main-content" tabindex="-1"><p id="x">Text with <a href="#x">a link</a> and a <button>button</button>.</p>
 <span class="math"><mjx-container>x</mjx-container></span>
-<div class="scroll" tabindex="0"><div class="wide">scrolls in its own box</div></div>
+<div class="scroll" tabindex="0"><div class="wide">in a box of its own</div></div>
 <img src="{PIXEL}" alt="a dot"><code>\\(as written\\)</code></main></body></html>"""
 
 # name of the page: what is replaced by what, and the fault that must be told (none, for good pages)
@@ -49,9 +49,14 @@ PAGES = {
     "formula_error": ("<mjx-container>x", "<mjx-container><mjx-merror>Undefined</mjx-merror>", "formula with an error"),
     "raw_tex": ("Text with", "Text with \\(x\\)", "raw TeX"),
     "raw_dollars": ("Text with", "Text with $\\alpha$", "raw TeX"),
-    "sideways": ("</main>", '<div class="wide">w</div></main>', "1200 px: the page scrolls sideways"),
+    "sideways": ("</main>", '<div style="width: 2000px">w</div></main>', "1300 px: the page scrolls sideways"),
     "sideways_phone": ("</main>", '<div style="width: 600px">w</div></main>', "390 px: the page scrolls sideways"),
-    "cut_off": (".scroll { overflow-x: auto; }", ".scroll { overflow-x: hidden; }", "sticks out of the page"),
+    "wider_than_its_column": (".wide { width: 200px; }", ".wide { width: 2000px; }", "1300 px: 2000 px in "),
+    "wider_on_a_phone": (".wide { width: 200px; }", ".wide { width: 600px; }", "390 px: 600 px in "),
+    "cut_off": (
+        ".scroll { overflow-x: auto; } .wide { width: 200px; }",
+        ".scroll { overflow-x: hidden; } .wide { width: 2000px; }", "sticks out of the page",
+    ),
     "pale": ("Text with", '<span style="color: #aaa">Text</span> with', "contrast 2.32, needed 4.5"),
     "pale_dark": ("color: #9cf", "color: #345", "dark: contrast"),
     "always_light": ("<html lang", '<html data-theme="light" lang', "dark mode does not come on"),
@@ -104,7 +109,7 @@ def test_browser_sees_every_fault_and_no_other_page_has_any(browser, tmp_path):
     (book / "_build" / "html" / "heavy.bmp").write_bytes(bitmap(836, 836))
     found = CHECK.check(book)
     for name, (_, _, expected) in PAGES.items():
-        of_page = [line for line in found if line.startswith((f"{name}.html at 1200 px: ", f"{name}.html at 390 px: "))]
+        of_page = [line for line in found if line.startswith((f"{name}.html at 1300 px: ", f"{name}.html at 390 px: "))]
         if expected is None:
             assert not of_page
         else:
@@ -132,7 +137,7 @@ def test_what_a_fresh_browser_does_not_see_again_is_no_fault_but_is_told(browser
     monkeypatch.setattr(CHECK, "on_a_desk", on_a_desk)
     assert CHECK.check(book) == []
     said = capsys.readouterr().out
-    assert "seen once, not again: late.html at 1200 px: styles come late" in said
+    assert "seen once, not again: late.html at 1300 px: styles come late" in said
     assert "seen once, not again: after.html: the browser is gone" in said
     assert "3 pages looked at" in said
 

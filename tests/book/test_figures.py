@@ -4,7 +4,9 @@ import json
 
 import pytest
 from ledger_entries import entry
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from trained_records import TRAINED, trained_record
 
 from experiments.record.files import write_lines
@@ -98,9 +100,33 @@ def test_an_unknown_scheme_is_named():
         fig_validity.draw([{**RECORDS[0], "scheme": "cutout"}])
 
 
+def luminance(color):
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(color)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def pale_texts(figure):
+    """The texts of a figure whose contrast to its white panel is below 4.5:1, the limit of WCAG 2.1 at level AA."""
+    assert to_rgb(figure.get_facecolor()) == (1, 1, 1)
+    assert all(to_rgb(ax.get_facecolor()) == (1, 1, 1) for ax in figure.axes)
+    texts = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
+    return [text.get_text() for text in texts if 1.05 / (luminance(text.get_color()) + 0.05) < 4.5]
+
+
+def test_pale_text_is_found():
+    figure = Figure(facecolor="white")
+    figure.text(0, 0, "dark", color=style.INK)
+    figure.text(0, 0, "pale", color=style.PINK)
+    assert pale_texts(figure) == ["pale"]
+
+
 def test_the_command_draws_them_all_and_names_what_is_missing(tmp_path, capsys, monkeypatch):
     # Computed figures have tests of their own, and take networks
     monkeypatch.setattr(command, "COMPUTED", (lambda out: style.save(Figure(), "computed", out),))
+    drawn, save = {}, style.save
+    monkeypatch.setattr(
+        style, "save", lambda figure, name, out: drawn.update({name: figure}) or save(figure, name, out)
+    )
     arguments = ["--results", str(tmp_path), "--benchmarks", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main(arguments) == 2
     assert "python -m experiments study expansion" in capsys.readouterr().err
@@ -122,6 +148,8 @@ def test_the_command_draws_them_all_and_names_what_is_missing(tmp_path, capsys, 
     figures = ["remainder", "validity", "validity_trained", "bounds", "radii", "cost", "scaling", "audit"]
     figures += ["robustness_digits", "stability_digits", "decomposition", "computed"]
     assert names == {f"{name}.{suffix}" for name in figures for suffix in ("svg", "png")}
+    assert set(figures) == drawn.keys()
+    assert [pale for figure in drawn.values() for pale in pale_texts(figure)] == []
     again = (tmp_path / "out" / "remainder.svg").read_bytes()
     fig_remainder.make(tmp_path / "expansion.jsonl", tmp_path / "out")
     assert (tmp_path / "out" / "remainder.svg").read_bytes() == again

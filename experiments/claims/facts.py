@@ -1,0 +1,55 @@
+"""Facts that several pages of the book state, each computed in one place, from the records."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+
+import nfm_theory as nt
+
+from ..record.files import RESULTS, read_lines
+from ..tables.findings import AuditReport
+from .evidence import Records
+
+
+def facts(records: Records) -> dict[str, str]:
+    """The facts by name, as they stand in the text.
+
+    Args:
+        records: what verdicts are computed from.
+
+    Returns:
+        `c3_within`: largest relative error of the predicted coefficient over all verified expansions, in percent.
+        `verified_cases`, `verified_networks`, `verified_layers`: how many expansions they are, of how many different
+        networks and layers.
+        `radius`, `off_at_one`: medians over layers of trained networks of the ε up to which the second-order expansion
+        is within 10 %, and of its relative error at ε = 1 in percent; `trained_networks`, `trained_layers` count them.
+        `released_add`, `released_mult`: standard deviation of the released noise of level 1, in percent.
+        `copied_cells`: number of cells in which the row "Noisy Mixup" of NFM Table 1 equals that of Table 2.
+    """
+    reports = [record["report"] for record in records.expansion]
+    networks = {(r["model"], r["classes"], r.get("seed", 0)) for r in records.expansion}
+    layers = {(r["model"], r["classes"], r.get("seed", 0), r["layer"]) for r in records.expansion}
+    curves = [r for path in sorted(RESULTS.glob("validity_*.jsonl")) for r in read_lines(path)]
+    radii = [1.0 if r["curve"]["radius"]["2"] is None else r["curve"]["radius"]["2"] for r in curves]
+    errors = [r["curve"]["relative_error"]["2"][-1] for r in curves]
+    add, mult = nt.Law.released(add_noise=1.0, mult_noise=1.0).noises
+    return {
+        "c3_within": f"{100 * max(abs(report['coefficient_ratio'] - 1) for report in reports):.1f}",
+        "verified_cases": str(len(reports)),
+        "verified_networks": str(len(networks)),
+        "verified_layers": str(len(layers)),
+        "radius": f"{median(radii):.2f}",
+        "off_at_one": f"{100 * median(errors):.0f}",
+        "trained_networks": str(len({(r["model"], str(r.get("training"))) for r in curves})),
+        "trained_layers": str(len(curves)),
+        "released_add": f"{100 * math.sqrt(add.second):.0f}",
+        "released_mult": f"{100 * math.sqrt(mult.second):.0f}",
+        "copied_cells": _copied(records.audit),
+    }
+
+
+def _copied(report: AuditReport) -> str:
+    """Number of cells of the row that NFM Table 1 has from Table 2."""
+    name = "repetition:nfm-table1:noisy_mixup:nfm-table2:noisy_mixup"
+    return str(next((finding.numbers["cells"] for finding in report.findings if finding.id == name), 0))
