@@ -59,8 +59,7 @@ def test_a_quick_run_writes_valid_records_and_repeats_them(quick):
         assert record["witness"]["exact"][0] == pytest.approx(curve["standard"], rel=1e-4)
         assert record["bound"]["sides"][-1]["eps"] == 1.0
         assert "homogeneity" in record["bound"]["failed"]
-    assert not summary.conclusion(records).startswith("None")
-    assert len(summary.table_rows(records)[1]) == len(records)
+    assert summary.findings(records, [])["cases"] == str(len(records))
 
 
 def test_the_main_job_has_every_network_and_eligible_layer():
@@ -100,40 +99,28 @@ def test_a_changed_record_is_a_contradiction():
     assert (status, len(lines)) == (1, 1)
 
 
-def test_words_follow_the_records():
-    text = "\n".join(summary.expansion_words(TRAINED))
-    assert "is within 10 % of the loss nowhere" in text
-    assert "30 % (30 % to 30 %)" in text  # 0.6 / 2
-    assert "0.30 (0.30 to 0.30)" in text
-    assert "within noise" in text
+def test_numbers_follow_the_records():
+    found = summary.findings(TRAINED, [{"bound": [{"failed": [], "verdict": "certified"}]}])
+    assert (found["networks"], found["layers"], found["cases"]) == ("6", "12", "24")
+    assert [found[f"error_{p}"] for p in summary.ORDERS] == ["60", "30", "20", "15"]  # 0.6 / p
+    assert (found["error_least"], found["error_most"], found["near"]) == ("30", "30", "0")
+    assert (found["radius_least"], found["radius_most"], found["kinks"]) == ("0.30", "0.30", "20")
+    assert (found["further"], found["witness"]) == ("0 of 8", "1.0")
+    assert (found["made"], found["made_assumed"], found["made_certified"]) == ("1", "1", "1")
     better = copy.deepcopy(TRAINED)
     for r in better:
         r["curve"]["relative_error"]["2"][-1] = 0.05
         if r["training"] == "nfm":
             r["curve"]["radius"]["2"] = 0.6
-    text = "\n".join(summary.expansion_words(better))
-    assert f"in all {len(better)} cases" in text
-    assert "always further than with Baseline" in text
-    assert "2.00 times (2.00 to 2.00)" in text
-    assert "in every case" in summary.conclusion(better)
-    assert "a direction in which training pushes" in summary.conclusion(TRAINED)
+    found = summary.findings(better, [])
+    assert (found["near"], found["further"], found["times"]) == ("24", "8 of 8", "2.0")
 
 
 def test_verdicts_are_named_for_what_they_are():
     open_ = trained_record("mlp", "nfm", "", "released", upper=3.0)
-    attack = trained_record("mlp", "nfm", "", "released")
-    sure = trained_record("mlp", "nfm", "", "released", verdict="certified", upper=0.5)
+    attack = trained_record("digits_resnet", "nfm", "", "released")
+    sure = trained_record("mlp", "baseline", "", "released", verdict="certified", upper=0.5)
     assert [summary.verdict(r) for r in (open_, attack, sure)] == ["undecided", "not refuted", "certified"]
-    assert summary.holds_up_to(sure) == "certified at 1; refuted at 0.1"
-    assert summary.holds_up_to(attack) == "open at 1; refuted at 0.1"
-    words = "\n".join(summary.bound_words([open_, attack, sure], []))
-    assert "certified in 1 of 3 cases" in words
-    assert "homogeneity (all 3)" in words
-    assert "40 %" in words
-
-
-def test_too_few_paths_are_said_to_be_too_few():
-    records = copy.deepcopy(TRAINED)
-    assert "too much" not in summary.witness_words(records)
-    records[0]["witness"]["miss"] = [7.3, 0.0]
-    assert "7.3 standard errors. That is too much" in summary.witness_words(records)
+    found = summary.findings([open_, attack, sure], [])
+    names = ("certified", "refuted", "open", "refuted_below", "assumed")
+    assert [found[name] for name in names] == ["1", "0", "2", "3", "0"]
