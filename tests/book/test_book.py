@@ -191,13 +191,13 @@ CONTENTS = yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8"))
 REFERENCE = {
     name for part in CONTENTS["parts"] if part["caption"] == "Reference" for name in CHECK_HTML.toc_pages(part)
 }  # fmt: skip
-#: Fences with code or output that a reader sees; cells whose input is hidden are not among them.
-SHOWN = re.compile(r"^```(?:\{code-cell\}[^\n]*|\w*)\n(?P<body>.*?)^```[ ]*$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"^(?P<fence>`{3,})(?P<kind>[^\n`]*)\n(?P<body>.*?)^(?P=fence)[ ]*$", re.DOTALL | re.MULTILINE)
 
 
 def shown_code(page):
-    """The lines of code that a page shows."""
-    bodies = [match["body"] for match in SHOWN.finditer(page.read_text(encoding="utf-8"))]
+    """The lines of code that a page shows; cells whose input is hidden are not among them."""
+    found = FENCE.finditer(page.read_text(encoding="utf-8"))
+    bodies = [m["body"] for m in found if "code-cell" in m["kind"] or re.fullmatch(r"\w*", m["kind"])]
     return [line for body in bodies if "remove-" not in body.split("\n\n")[0] for line in body.splitlines()]
 
 
