@@ -24,7 +24,7 @@ EXECUTED = BOOK / "_build" / "jupyter_execute"
 # Pages that show nothing without a figure; any other page must hold one if its cells import matplotlib.
 WITH_FIGURES = ("expansion", "regularizers")
 #: Parts of the table of contents whose pages are no chapters.
-NO_CHAPTERS = ("Overview", "Reference")
+NO_CHAPTERS = ("Overview", "Use it", "Reference")
 TRY_LINES = 8
 TROUBLE = ("Traceback (most recent call last)", "MissingReference", "system-message", "$$", "&lt;Figure size")
 REMOTE = re.compile(r"^(https?:)?//", re.IGNORECASE)
