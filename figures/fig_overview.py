@@ -1,12 +1,11 @@
-"""Claim: the theory holds with its predicted coefficients; most tables were not run, and what was run is mixed."""
+"""Claim: the theory is proved or verified; many claims on tables were not run, and what was run is mixed."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims import count, index, load_records
@@ -27,23 +26,7 @@ LOOKS = dict(
     )
 )  # fmt: skip
 #: As wide as a phone can show with text that can be read.
-WIDTH, HEIGHT = 5.2, 7.0
-
-
-def _ratios(ax, expansion: Sequence[dict]) -> None:
-    """Remainder over its prediction, down to rounding, for every verified network."""
-    ax.axhline(1, color=style.INK, lw=1.2)
-    for record in expansion:
-        report = record["report"]
-        eps, left = np.array(report["eps"]), np.array(report["remainders"])
-        ratio = left / (report["predicted_coefficient"] * eps ** report["leading_order"])
-        look = (style.ORANGE, "s") if report["leading_order"] == 4 else (style.BLUE, "o")
-        ax.plot(eps, ratio, color=look[0], marker=look[1], ms=3, lw=0.8, alpha=0.6)
-    if not expansion:
-        ax.text(0.5, 0.4, "not run", transform=ax.transAxes, ha="center")
-    ax.set(xscale="log", xlabel=r"scale $\varepsilon$")
-    powers = r"blue $C_3\varepsilon^3$, orange $c_4\varepsilon^4$"
-    ax.set_title(f"Remainder of the expansion / prediction\n({len(expansion)} trained networks and layers; {powers})")
+WIDTH, HEIGHT = 5.2, 4.6
 
 
 def _bars(ax, counts: Mapping[str, Counter[str]]) -> None:
@@ -71,20 +54,18 @@ def _bars(ax, counts: Mapping[str, Counter[str]]) -> None:
     ax.set_title("Verdicts on the statements of the papers")
 
 
-def draw(expansion: Sequence[dict], counts: Mapping[str, Counter[str]]) -> Figure:
-    """The figure of the first page.
+def draw(counts: Mapping[str, Counter[str]]) -> Figure:
+    """The verdicts of the page of claims.
 
     Args:
-        expansion: records of the study `expansion`.
-        counts: verdicts by group and class, of `statements.count`.
+        counts: verdicts by group and class, of `claims.index.count`.
     """
     with style.style():
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-        upper, lower = figure.subplots(2, 1, height_ratios=(1, 1.5))
-        _ratios(upper, expansion)
-        _bars(lower, counts)
+        ax = figure.subplots()
+        _bars(ax, counts)
         present = [name for name in LOOKS if any(counter[name] for counter in counts.values())]
-        handles = [lower.barh(0, 0, facecolor=(c, a), hatch=h, edgecolor=c if h else "none", lw=0, label=name)
+        handles = [ax.barh(0, 0, facecolor=(c, a), hatch=h, edgecolor=c if h else "none", lw=0, label=name)
                    for name in present for c, h, a in [LOOKS[name]]]  # fmt: skip
         figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8.5, handlelength=1.4)
     return figure
@@ -93,4 +74,4 @@ def draw(expansion: Sequence[dict], counts: Mapping[str, Counter[str]]) -> Figur
 def make(out: Path = style.OUT, source: Path = RESULTS) -> list[Path]:
     """Judge the statements by the records of a folder, draw the figure and write it; returns the files."""
     records = load_records(source)
-    return style.save(draw(records.expansion, count(index(records))), "overview", out)
+    return style.save(draw(count(index(records))), "overview", out)
