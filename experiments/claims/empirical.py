@@ -9,7 +9,7 @@ from ..tables.claims_list import all_claims
 from ..tables.registry import NFM, TABLES, TableInfo
 from . import comparisons, verdicts
 from .comparisons import Metrics, Order
-from .statement import REPRODUCED, Statement
+from .statement import NOT_TESTABLE, REPRODUCED, Statement, Verdict
 
 _LEDGER = "experiments/results/experiments.jsonl"
 _CLAIM_TESTS, _TABLE_TESTS = "tests/experiments/test_claims.py", "tests/experiments/test_tables.py"
@@ -117,6 +117,14 @@ MORE = (
         "AugMix for blur.",
         comparisons.figure(tuple(f"imagenet-c-{kind}" for kind in ("noise", "weather", "digital", "blur"))),
         _training_command("noisymix-table6"), (_LEDGER, "experiments/published/noisymix_table6.csv", _CLAIM_TESTS),
+    ),
+    *(
+        _studied(
+            f"noisymix-figure-{number}", "figure", f"Figure {number}",
+            "No source at hand says what the figure shows.",
+            lambda records: Verdict(NOT_TESTABLE, "its caption and its numbers are in none of our sources"),
+        )
+        for number in (1, 2, 7, 8)
     ),
     _studied(
         "noisymix-calibrated", "claim", "abstract",

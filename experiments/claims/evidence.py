@@ -37,7 +37,7 @@ class Records:
 
     Attributes:
         expansion: verified expansions, from the study `expansion`.
-        validity: error curves up to ε = 1, from the same study.
+        validity: error curves up to ε = 1 of trained networks, from the study `validity`.
         bounds: adversarial bounds on digits, from the study `bounds`.
         bounds_cifar: adversarial bounds on CIFAR-10.
         entries: lines of the ledger.
@@ -109,6 +109,7 @@ def load_records(
         return tuple(read_lines(path)) if path.exists() else ()
 
     measured = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(benchmarks.glob("*.json"))}
-    names = ("expansion", "validity", "bounds", "bounds_cifar")
+    names = ("expansion", "bounds", "bounds_cifar")
+    validity = tuple(line for path in sorted(results.glob("validity_*.jsonl")) for line in read_lines(path))
     entries = tuple(load_entries(results / LEDGER.name) if ledgers is None else read_together(ledgers))
-    return Records(**{name: lines(name) for name in names}, entries=entries, benchmarks=measured)
+    return Records(**{name: lines(name) for name in names}, validity=validity, entries=entries, benchmarks=measured)

@@ -7,7 +7,6 @@ from statistics import median
 
 import nfm_theory as nt
 
-from ..record.files import RESULTS, read_lines
 from ..tables.findings import AuditReport
 from .evidence import Records
 
@@ -30,7 +29,7 @@ def facts(records: Records) -> dict[str, str]:
     reports = [record["report"] for record in records.expansion]
     networks = {(r["model"], r["classes"], r.get("seed", 0)) for r in records.expansion}
     layers = {(r["model"], r["classes"], r.get("seed", 0), r["layer"]) for r in records.expansion}
-    curves = [r for path in sorted(RESULTS.glob("validity_*.jsonl")) for r in read_lines(path)]
+    curves = records.validity
     radii = [1.0 if r["curve"]["radius"]["2"] is None else r["curve"]["radius"]["2"] for r in curves]
     errors = [r["curve"]["relative_error"]["2"][-1] for r in curves]
     add, mult = nt.Law.released(add_noise=1.0, mult_noise=1.0).noises

@@ -7,7 +7,8 @@ from .statement import AS_STATED, PROVED, Statement
 
 _DIGITS = "python -m experiments study expansion"
 _BOUNDS = "python -m experiments study bounds"
-_EXPANSION, _VALIDITY = "experiments/results/expansion.jsonl", "experiments/results/validity.jsonl"
+_EXPANSION = "experiments/results/expansion.jsonl"
+_VALIDITY = ("experiments/results/validity_trained.jsonl", "experiments/results/validity_cifar10.jsonl")
 _BOUND_LINES = ("experiments/results/bounds.jsonl", "experiments/results/bounds_cifar.jsonl")
 
 
@@ -44,7 +45,7 @@ def _statements(paper: str, *rows: tuple) -> tuple[Statement, ...]:
 NFM = _statements(
     "nfm",
     (
-        "nfm-unmixing", "lemma", AS_STATED,
+        "nfm-unmixing", "lemma", "Lemma 2 (so numbered by NoisyMix)",
         r"The loss with mixed labels is the loss with the label of the first sample and $\lambda\sim\tilde D$, of "
         r"density $\lambda(p(\lambda)+p(1-\lambda))$, at any noise.",
         "losses#lem-unmixing", _tests("symbolic", "laws"), verdicts.checked("unmixing", PROVED),
@@ -76,6 +77,12 @@ NFM = _statements(
 )  # fmt: skip
 NOISYMIX = _statements(
     "noisymix",
+    (
+        "noisymix-lemma-1", "lemma", "Lemma 1",
+        r"The lemma of NFM on mixed labels, recalled: the mixed-label loss is the loss with the label of the first "
+        r"sample and $\lambda\sim\tilde D$.",
+        "losses#lem-unmixing", _tests("symbolic", "laws"), verdicts.checked("unmixing", PROVED),
+    ),
     (
         "noisymix-lemma-2", "lemma", "Lemma 2",
         r"The stability loss, which has no label, is the same under $\tilde D$ as under the law of $\lambda$ that is "
@@ -199,7 +206,7 @@ HERE = _statements(
     (
         "scale-of-training", "claim", "new here",
         r"The second-order expansion is close to the loss at $\varepsilon=1$, where networks are trained.",
-        "expansion", (_VALIDITY, *_tests("verify")), verdicts.validity, _DIGITS,
+        "validity", (*_VALIDITY, *_tests("verify")), verdicts.validity,
     ),
     (
         "sharp-radius", "theorem", "new here",
