@@ -224,6 +224,25 @@ def test_two_studies_of_one_size_are_groups_of_their_own():
     assert [set(group.cells) for group in groups] == [{("nfm", "cifar10")}, {("nfm", "cifar100")}]
 
 
+@pytest.mark.parametrize(("rows", "study"), [(6, "cifar10-compact"), (2, "fashion-compact")])
+def test_a_claim_on_cifar_is_judged_on_cifar_if_half_of_it_was_run_there(rows, study):
+    schemes = (
+        "nfm",
+        "baseline",
+        "baseline_noise",
+        "label_smoothing",
+        "mixup",
+        "cutmix",
+        "manifold_mixup",
+        "noisy_mixup",
+    )
+    ran = {"cifar10-compact": schemes[:rows], "fashion-compact": schemes}
+    noise = {"white_noise/0.1": 0.8, "white_noise/0.2": 0.7, "white_noise/0.3": 0.6}
+    entries = [entry(f"{name}/{row}", seed, **noise) for name, some in ran.items() for row in some for seed in (1, 2)]
+    (judged,) = (one for one in judge_claims(entries) if one.claim.id == "nfm-white-1")
+    assert judged.ours["compact"].study == study
+
+
 def test_the_gain_of_the_ablation_is_a_difference_of_two_rows_seed_by_seed():
     rows = {"0000": (0.5, 0.52), "1111": (0.6, 0.65)}
     entries = [
