@@ -15,6 +15,8 @@ BOOK_FLAGS ?=
 
 # What is trained again: by `make book` a sample, by `make verify` everything that needs no data of yours.
 SAMPLE ?= digits/nfm digits/noisymix digits/taylor_nfm 'nfm-figure-toy/*' 'noisymix-figure4/*'
+# And two networks of the compact size, where the processor has bfloat16; elsewhere each takes a quarter of an hour.
+COMPACT ?= fashion-compact/baseline fashion-compact/nfm
 RECIPES ?= 'digits*/*' 'nfm-figure-toy/*' 'noisymix-figure4/*'
 SEEDS ?= 1
 WORKERS ?= 2
@@ -37,7 +39,7 @@ LIBRARY += $(addprefix nfm_theory/cli/,__init__.py errors.py files.py)
 SMALL := $(wildcard $(addprefix experiments/,__init__.py console.py processes.py augment/__init__.py augment/standard.py \
 	record/__init__.py record/files.py data/*.py models/*.py))
 # Training by a recipe, and what a trained network is measured with.
-TRAINING := $(SMALL) $(wildcard $(addprefix experiments/,runner.py studies/__init__.py studies/networks.py \
+TRAINING := $(SMALL) $(wildcard $(addprefix experiments/,precision.py runner.py studies/__init__.py studies/networks.py \
 	$(addsuffix /*.py,augment corruptions evaluation metrics recipes record schemes training)))
 # What is drawn, and from what.
 FIGURES := $(wildcard figures/*.py $(addprefix experiments/,claims/*.py studies/*.py tables/*.py)) \
@@ -88,7 +90,8 @@ $(AGAIN)/.sample-%:
 	@touch $@
 
 $(AGAIN)/.sample-training: $(AGAIN)/.begun
-	$(PY) -m experiments sweep $(SAMPLE) --seeds 1 --workers $(WORKERS) --threads 1 --ledger $(LEDGER)
+	compact=$$($(PY) -m experiments.precision && echo '$(COMPACT)'); \
+	$(PY) -m experiments sweep $(SAMPLE) $$compact --seeds 1 --workers $(WORKERS) --threads 1 --ledger $(LEDGER)
 	$(PY) -m experiments ledger compare $(LEDGER)
 	@touch $@
 

@@ -34,7 +34,7 @@ Out = Annotated[Path | None, typer.Option(help="Folder to write to; by default t
 @recipes_app.command("list")
 def list_recipes(
     patterns: Annotated[list[str] | None, typer.Argument(help="Names of recipes; * and ? work as in a shell.")] = None,
-    size: Annotated[str | None, typer.Option(help="Only recipes of this size: toy, digits, small or paper.")] = None,
+    size: Annotated[str | None, typer.Option(help="Only recipes of this size: toy, digits, compact or paper.")] = None,
 ) -> None:
     """List recipes."""
     with plain_errors():
@@ -125,7 +125,10 @@ def _write(text: str, name: str, out: Path | None) -> None:
 def tables_command(
     form: Annotated[str, typer.Option("--format", help="md, latex or html.")] = "md",
     table: Annotated[list[str] | None, typer.Option(help="Id of a table; may be repeated; by default all.")] = None,
-    size: Annotated[list[str] | None, typer.Option(help="Size of our recipes; may be repeated.")] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="toy, digits, compact, paper or elsewhere; may be repeated; by default all."),
+    ] = None,
     ledger: Annotated[
         list[Path] | None,
         typer.Option(help="File of results; may be repeated; by default the tracked ledger and your own one."),

@@ -149,7 +149,7 @@ def _seeds(text: str) -> list[int] | None:
 
 def sweep_command(
     patterns: Annotated[list[str], typer.Argument(help="Names of recipes; * and ? work as in a shell.")],
-    size: Annotated[str | None, typer.Option(help="Only recipes of this size.")] = None,
+    size: Annotated[str | None, typer.Option(help="Only recipes of this size: toy, digits, compact or paper.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds such as 1,2,3; by default those of the recipes.")] = "",
     workers: Annotated[
         int | None,

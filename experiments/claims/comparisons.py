@@ -22,6 +22,7 @@ from .statement import (
     Judge,
     Verdict,
 )
+from .varied import in_words
 
 #: Chooses the metrics of a study that count.
 Metrics = Callable[[Study], list[str]]
@@ -58,7 +59,8 @@ def claim(name: str) -> Judge:
             words = "; ".join(f"{one.size}: {one.text}" for one in found)
             shown = {SUPPORTED: "they show it", NOT_SUPPORTED: "they do not show it"}.get(printed, "none")
             one = decisive(found)
-            detail = f"our runs, {words}; {least_gap(one)}; printed numbers: {shown}{other}"
+            gap = least_gap(one) + in_words(records.entries, one)
+            detail = f"our runs, {words}; {gap}; printed numbers: {shown}{other}"
             return Verdict(one.word, detail, one.size, one.weakness, one.seeds, one.found)
         if printed == NO_NUMBERS:
             return Verdict(NOT_TESTABLE, "the paper shows it in a figure only, without numbers")
@@ -105,10 +107,6 @@ def why_not_run(claim: Claim) -> str:
     for name in studies:
         if any(has_row(name, claim.table, pair.row) and has_row(name, claim.table, pair.other) for pair in pairs):
             return f"no two of the rows that it compares were run; there are recipes {name}/…"
-    lacking = [row for row in rows if not any(has_row(name, claim.table, row) for name in studies)]
-    if studies:
-        what = f"the row {lacking[0]}" if lacking else "two rows that it compares"
-        return f"training at the papers' size needs a GPU, and no smaller study has {what}"
     if any(recipe and recipe.size != "paper" for recipe in recipes.values()):
         return f"no two of the rows that it compares were run; there are recipes {claim.table}/…"
     return "training at the papers' size needs a GPU, and no smaller study stands for the table"

@@ -1,4 +1,4 @@
-"""Recipes that run on any computer: both papers' toy problems, all schemes on digits, and a narrow network on CIFAR."""
+"""Recipes that take seconds on any computer: both papers' toy problems, and all schemes on digits."""
 
 from __future__ import annotations
 
@@ -48,33 +48,6 @@ def _digits():
         yield Recipe(
             f"digits/{name}", "digits", training, _DIGITS_SUITES, choices=choices, evaluation=DIGITS_EVALUATION
         )
-
-
-# Small -------------------------------------------------------------------------------------------------------
-
-#: A training takes about a quarter of an hour on one core: 10,000 images, 15 epochs, an eighth of the paper's width.
-#: Batches have 32 instead of 128 images, since the network needs more steps to be trained in so few epochs.
-_SMALL = Training(
-    data="cifar10", model="preactresnet18", scheme=Scheme("baseline"), epochs=15, batch_size=32, learning_rate=0.05,
-    model_options=(("shortcut", "released"), ("width", 8)), data_options=(("normalisation", "nfm_preprint"),),
-    samples=10_000, augmentation="crop_flip", nesterov=True, weight_decay=5e-4, schedule="cosine", final_rate=1e-6,
-)  # fmt: skip
-_SMALL_SCHEMES = (
-    *("baseline", "baseline_noise", "mixup", "cutmix", "manifold_mixup", "noisy_mixup", "nfm", "augmix", "noisymix"),
-    "taylor_nfm",
-)
-_SMALL_EVALUATION = Evaluation(radii=(2 / 255, 4 / 255))
-_SMALL_SUITES = ("clean", "white_noise", "salt_pepper", "attacks", "corrupted", "calibration")
-
-
-def _small():
-    for data in ("cifar10", "cifar100"):
-        for name in (*_SMALL_SCHEMES, *(n for n in SCHEMES if n not in _SMALL_SCHEMES)):
-            training = replace(_SMALL, data=data, scheme=shorter(SCHEMES[name]), views=VIEWS.get(name, ""))
-            yield Recipe(
-                f"{data}-small/{name}", "small", training, _SMALL_SUITES, seeds=(1, 2, 3), choices=row_choices(name),
-                evaluation=_SMALL_EVALUATION,
-            )  # fmt: skip
 
 
 # Toy problems --------------------------------------------------------------------------------------------------
@@ -135,5 +108,5 @@ def _toys():
 
 
 def recipes() -> list[Recipe]:
-    """The recipes of all these sizes."""
-    return [*_toys(), *_digits(), *_small()]
+    """The recipes of both sizes."""
+    return [*_toys(), *_digits()]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from nfm_theory import Law
 
 #: Sizes of a recipe, from trainings of seconds to the tables of the papers.
-SIZES = ("toy", "digits", "small", "compact", "paper")
+SIZES = ("toy", "digits", "compact", "paper")
 #: Losses of a scheme with patches.
 LOSSES = ("cross_entropy", "binary")
 #: Pairs of an option's name and value. Unlike a dict they are hashable.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 #: Version of the lines that this code writes. It reads no other.
 SCHEMA = 1
-SIZES = ("digits", "small", "compact", "paper", "toy")
+SIZES = ("digits", "compact", "paper", "toy")
 #: Instead of a size: weights that were not trained here (see `experiments.elsewhere`).
 ELSEWHERE = "elsewhere"
 #: Metrics whose values are shares in [0, 1], by the first part of the key, such as "corrupted" in "corrupted/mean".
@@ -196,7 +196,7 @@ class Entry:
         recipe: name of the recipe.
         hash: hash of the training settings, 16 hexadecimal digits.
         settings: the training settings without the seed.
-        size: "digits", "small", "compact", "paper" or "toy"; "elsewhere" for weights that were not trained here.
+        size: "digits", "compact", "paper" or "toy"; "elsewhere" for weights that were not trained here.
         scheme: id of the training scheme, as in `experiments/published`.
         seed: random seed of the training run.
         suite: what was measured, such as "clean", "corrupted", "attacks", "flips" or "calibration".

@@ -22,13 +22,15 @@ __all__ = [
 NOT_RUN = "not run"
 #: Our own studies, and their titles.
 STUDIES = {
-    "digits": "digits", "cifar10-small": "CIFAR-10, small", "cifar100-small": "CIFAR-100, small",
+    "digits": "digits", "fashion-compact": "Fashion-MNIST", "cifar10-compact": "CIFAR-10",
+    "cifar100-compact": "CIFAR-100",
 }  # fmt: skip
 #: The names of schemes for readers, in the order in which they are shown.
 TITLES = {
     "baseline": "Baseline", "baseline_noise": "Noise only", "noise_injection": "Noise injection", "dropout": "Dropout",
     "weight_decay": "Weight decay", "label_smoothing": "Label smoothing", "mixup": "Mixup", "cutmix": "CutMix",
-    "puzzlemix": "PuzzleMix", "manifold_mixup": "Manifold Mixup", "noisy_mixup": "Noisy Mixup", "nfm": "NFM",
+    "puzzlemix": "PuzzleMix", "puzzlemix-long": "PuzzleMix, longer", "manifold_mixup": "Manifold Mixup",
+    "noisy_mixup": "Noisy Mixup", "nfm": "NFM",
     "taylor_nfm": "Taylor-NFM", "autoaugment": "AutoAugment", "augmix_no_jsd": "AugMix, no JSD", "augmix": "AugMix",
     "manifold_mixup_jsd": "Manifold Mixup + JSD", "noisymix": "NoisyMix", "taylor_noisymix": "Taylor-NoisyMix",
     "adversarial": "Adversarial",

@@ -24,9 +24,9 @@ from .claims import (
 )
 from .claims_list import all_claims
 from .hardness import Level, matched_levels
-from .join import SIZES, recipes_of
+from .join import SIZES, own_studies, recipes_of
 from .metrics_map import Column, measured
-from .published import Published, load_published
+from .published import Published, column_of, load_published
 from .registry import table_info
 from .table import Group, LedgerEntry, Network, OurValue, Table
 
@@ -191,8 +191,9 @@ def judge_claims(
 
     Returns:
         One judgement per claim, in their order. `ours` lacks the sizes at which nothing can be said. Of several studies
-        of one size the one with most comparisons counts, and one seed counts only if there is nothing else. Networks
-        that were trained elsewhere are judged apart, in `elsewhere`.
+        of one size that on the data of the claim counts if it has half of the comparisons, otherwise the one with most
+        comparisons; one seed counts only if there is nothing else. Networks that were trained elsewhere are judged
+        apart, in `elsewhere`.
     """
     entries, published = list(entries), load_published() if published is None else published
     tables: dict[str, Table] = {}
@@ -203,7 +204,7 @@ def judge_claims(
         ours: dict[str, Outcome] = {}
         for group in tables[claim.table].groups:
             outcome = _judge_group(claim, group)
-            if outcome.word != NOT_RUN and _weight(outcome) > _weight(ours.get(group.size)):
+            if outcome.word != NOT_RUN and _weight(claim, outcome) > _weight(claim, ours.get(group.size)):
                 ours[group.size] = outcome
         other = ours.pop(ELSEWHERE, None)
         if other is not None:
@@ -212,8 +213,12 @@ def judge_claims(
     return tuple(judgements)
 
 
-def _weight(outcome: Outcome | None) -> tuple[bool, int]:
-    return (False, 0) if outcome is None else (outcome.seeds > 1, outcome.judged)
+def _weight(claim: Claim, outcome: Outcome | None) -> tuple[bool, bool, int]:
+    if outcome is None:
+        return (False, False, 0)
+    _, trained, _ = own_studies().get(outcome.study, ("", "", ()))
+    data = {column_of(claim.table, name).data for comparison in claim.comparisons for name in comparison.columns}
+    return (outcome.seeds > 1, trained in data and 2 * outcome.judged >= outcome.total, outcome.judged)
 
 
 def _judge_group(claim: Claim, group: Group) -> Outcome:

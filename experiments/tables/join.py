@@ -1,9 +1,9 @@
 """Which recipes belong to a row of a published table: by their names alone, never by their settings.
 
 The recipe of a row is named `table/row`. At our own sizes a study, that is all recipes `study/...`, stands for a table
-if it has at least half of its rows, is trained on the data of its columns, and the networks of the table do not start
-from other networks. A study on data that no table has (digits, Fashion-MNIST) stands for CIFAR-10, which has ten
-classes as well.
+if it has at least half of its rows, is trained on all images of the data of its columns, and the networks of the table
+do not start from other networks. A study on data that no table has (digits, Fashion-MNIST) stands for CIFAR-10, which
+has ten classes as well.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PRINTED_DATA = {data for info in TABLES.values() for data in info.data}
 #: The data set for which a study on data of no table stands.
 STOOD_FOR = "cifar10"
 #: Printed rows that have another name in our studies.
-OUR_ROWS = {"puzzlemix/epochs=200": "puzzlemix"}
+OUR_ROWS = {"puzzlemix/epochs=200": "puzzlemix", "puzzlemix/epochs=1200": "puzzlemix-long"}
 #: Printed rows of the ablation, whose recipes are named after its four switches.
 _SWITCHES = {scheme: "".join(map(str, switches)) for switches, scheme in ABLATION.items()}
 #: Tables whose columns belong to networks of several data sets; their recipes are named `table/data-row`.
@@ -32,11 +32,11 @@ _BY_DATA = ("noisymix-table2", "noisymix-table3", "noisymix-table5")
 
 @cache
 def own_studies() -> dict[str, tuple[str, str, frozenset[str]]]:
-    """Our own studies at sizes below the papers': size, data set and rows of each, in the order of the recipes."""
+    """Our own studies on all images: size, data set and rows of each, in the order of the recipes."""
     found: dict[str, tuple[str, str, frozenset[str]]] = {}
     for recipe in all_recipes().values():
         study, _, row = recipe.name.partition("/")
-        if recipe.size != "paper" and study not in TABLES:
+        if recipe.size != "paper" and study not in TABLES and recipe.training.samples is None:
             size, data, rows = found.get(study, (recipe.size, recipe.training.data, frozenset()))
             found[study] = (size, data, rows | {row})
     return found

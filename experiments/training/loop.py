@@ -1,5 +1,7 @@
 """Train one recipe with one seed. An interrupted training continues from its last checkpoint with the same bits.
 
+On a GPU the bits may differ, as cuDNN chooses the fastest algorithms anew.
+
 runs/<hash>/seed-<seed>/checkpoint.pt    while the training runs
                         log.jsonl        loss, learning rate and test accuracy of each epoch
                         tensorboard/     the same for TensorBoard, if asked for
@@ -10,8 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -223,6 +225,17 @@ class _Run:
         return loss.detach()
 
 
+@contextmanager
+def _fastest_convolutions() -> Iterator[None]:
+    """Let cuDNN try its algorithms once for every shape, since all batches but the last have the same one."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def train(
     training: Training,
     source: Source,
@@ -266,6 +279,7 @@ def train(
     with (
         join_world(execution.device) as (world, device),
         exclusive(folder) if world.leads else nullcontext(),
+        _fastest_convolutions(),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         torch.enable_grad(),
     ):

@@ -73,6 +73,9 @@ def test_the_tables_cost_what_was_estimated(tmp_path):
             assert costs[table].hours(precision) == pytest.approx(hours[place], rel=0.3), table
         assert found.total.hours(precision) == pytest.approx(sum(one[place] for one in TABLES.values()), rel=0.1)
     assert (costs["nfm-table1"].networks, costs["nfm-table1"].cells) == (45, 135)
+    weights = 11.17e6 * 4  # bytes of a PreActResNet-18 of the papers' width
+    assert costs["nfm-table1"].kept == pytest.approx(45 * weights, rel=0.01)
+    assert costs["nfm-table1"].checkpoint == pytest.approx(2 * weights, rel=0.01)  # with the momentum
     assert found.lacking == ()  # Table 1 is in the sweep
     assert list(found.refused) == ["noisymix-table1/stylized_imagenet"]
     alone = estimate(sweep_of(tmp_path, *select_recipes("noisymix-table5/*")))

@@ -88,7 +88,7 @@ def test_a_part_of_a_set_has_the_first_images_of_the_whole(data, model, tmp_path
 def test_recorded_sizes_are_measured_as_before():
     levels = {"white_noise": (0.1, 0.2, 0.3, 0.5, 1.0), "salt_pepper": (0.02, 0.04, 0.1, 0.2)}
     digits = Evaluation(**levels, radii=(0.05, 0.1, 0.2))
-    expected = {"digits": digits, "paper": Evaluation(), "small": Evaluation(radii=(2 / 255, 4 / 255))}
+    expected = {"digits": digits, "paper": Evaluation()}
     for recipe in all_recipes().values():
         if recipe.size in expected:
             assert recipe.evaluation == expected[recipe.size], recipe.name

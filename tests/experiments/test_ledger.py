@@ -86,7 +86,7 @@ def test_an_entry_keeps_copies():
 
 TRAINED = {"epochs": 2, "steps": 8, "samples": 64, "seconds": 1.5, "final_loss": 0.75}
 BAD = {
-    "size": ({"size": "huge"}, "size: expected one of digits, small, compact, paper, toy"),
+    "size": ({"size": "huge"}, "size: expected one of digits, compact, paper, toy"),
     "hash": ({"hash": "0123456789ABCDEF"}, "hash: expected 16 hexadecimal"),
     "scheme": ({"scheme": "Noisy Mixup"}, "scheme: expected an id"),
     "suite": ({"suite": ""}, "suite: expected an id"),

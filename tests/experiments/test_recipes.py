@@ -7,7 +7,17 @@ from dataclasses import FrozenInstanceError, dataclass, fields, replace
 import pytest
 
 from experiments.data.cifar import NORMALISATION
-from experiments.recipes import SIZES, Evaluation, Recipe, Scheme, Training, all_recipes, get_recipe, select_recipes
+from experiments.recipes import (
+    SIZES,
+    Evaluation,
+    Recipe,
+    Scheme,
+    Training,
+    all_recipes,
+    get_recipe,
+    select_recipes,
+    variations,
+)
 from experiments.recipes.recipe import _changed
 from experiments.recipes.schemes import SCHEMES
 from experiments.tables.published import ABLATION, load_published
@@ -118,7 +128,7 @@ def test_hashes_are_those_of_finished_results():
 
 
 def test_every_setting_but_the_name_of_the_scheme_changes_the_hash():
-    base = get_recipe("cifar10-small/noisymix").training
+    base = get_recipe("cifar10-preact/noisymix").training
     assert replace(base, scheme=replace(base.scheme, name="other")).hash == base.hash
     seen = {base.hash}
     for record, build in (
@@ -452,19 +462,25 @@ def test_the_compact_size_has_every_row_with_its_scheme(study):
     for table in COMPACT[study]:
         for recipe in select_recipes(f"{table}/*"):
             row = recipe.name.partition("/")[2].removeprefix("cifar100-").removeprefix("cifar10-")
-            row = "puzzlemix" if row.startswith("puzzlemix") else row
+            row = {"puzzlemix-epochs200": "puzzlemix", "puzzlemix-epochs1200": "puzzlemix-long"}.get(row, row)
             assert own[row].scheme == recipe.training.scheme, recipe.name
             assert own[row].views == recipe.training.views, recipe.name
 
 
 def test_all_rows_of_a_compact_study_are_trained_alike():
-    """So that no scheme has a network, a rate or a number of epochs that suits it."""
-    studies = {}
+    """So that no scheme has a network, a rate or a number of epochs that suits it, but for a row that is about that."""
+    studies, longer = {}, get_recipe("cifar100-compact/puzzlemix-long")
     for recipe in select_recipes(size="compact"):
+        study = recipe.name.partition("/")[0]
+        if study == variations.STUDY or recipe is longer:
+            continue
         plain = replace(recipe.training, scheme=Scheme("any"), views="")
-        studies.setdefault(recipe.name.partition("/")[0], set()).add(plain)
-        assert {"precision", "evaluation"} <= set(dict(recipe.choices))
+        studies.setdefault(study, set()).add(plain)
+        assert {"precision", "evaluation"} <= set(dict(recipe.choices)) or study == "cifar10-preact"
     assert {len(trainings) for trainings in studies.values()} == {1}
+    short = get_recipe("cifar100-compact/puzzlemix").training
+    assert longer.training == replace(short, epochs=2 * short.epochs)
+    assert dict(longer.choices)["epochs"].startswith("2 times")
     assert set(COMPACT) < set(studies)
     everything = {r.name.partition("/")[2] for r in select_recipes("fashion-compact/*")}
     assert everything == set(SCHEMES)
@@ -474,10 +490,34 @@ def test_the_compact_size_is_measured_at_the_levels_of_the_papers_and_beyond():
     usual = Evaluation()
     for recipe in select_recipes(size="compact"):
         own = recipe.evaluation
+        if recipe.name.startswith("cifar10-preact/"):
+            assert own == Evaluation(radii=(2 / 255, 4 / 255)), recipe.name
+            continue
         assert set(usual.white_noise) < set(own.white_noise)
         assert set(usual.salt_pepper) < set(own.salt_pepper)
         assert (own.images, own.precision) == (2000, "bfloat16")
         assert len(set(usual.radii) & set(own.radii)) >= 3
+
+
+@pytest.mark.parametrize("one", variations.VARIATIONS, ids=lambda one: one.name)
+def test_a_variation_changes_what_it_says_and_nothing_else(one):
+    allowed = {"epochs10": {"epochs"}, "wide": {"model_options"}, "rate0.01": {"learning_rate"}}.get(one.name, set())
+    inside = {"cross_entropy": {"loss"}, "input": {"layers"}, "half": {"add_noise", "mult_noise"},
+              "normal": {"noise", "sparsity", "view_noise"}}.get(one.name, set())  # fmt: skip
+    for row in one.rows:
+        recipe = get_recipe(f"fashion-variations/{row}-{one.name}")
+        base, varied = get_recipe(f"fashion-compact/{row}").training, recipe.training
+        differing = {f.name for f in fields(Training) if getattr(base, f.name) != getattr(varied, f.name)}
+        schemes = {f.name for f in fields(Scheme) if getattr(base.scheme, f.name) != getattr(varied.scheme, f.name)}
+        assert differing - {"scheme"} == allowed
+        assert schemes - {"name"} <= inside
+        assert (allowed and not schemes) or "name" in schemes
+        assert ("variation", one.words) in recipe.choices
+
+
+def test_the_variation_without_a_setting_of_its_own_halves_the_noise():
+    base, varied = (get_recipe(n).training.scheme for n in ("fashion-compact/nfm", "fashion-variations/nfm-half"))
+    assert (varied.add_noise, varied.mult_noise) == (base.add_noise / 2, base.mult_noise / 2) == (0.2, 0.1)
 
 
 # Selection ------------------------------------------------------------------------------------------------------
@@ -487,7 +527,7 @@ def test_selection_by_name_pattern_and_size():
     assert [r.name for r in select_recipes("digits/nfm")] == ["digits/nfm"]
     assert [r.name for r in select_recipes("nfm-table?/nfm")] == ["nfm-table1/nfm", "nfm-table2/nfm"]
     assert select_recipes() == list(all_recipes().values())
-    assert {r.size for r in select_recipes("*nfm*", size="small")} == {"small"}
+    assert {r.size for r in select_recipes("*nfm*", size="compact")} == {"compact"}
     both = select_recipes("digits/nfm", "digits/baseline", "digits/n*")
     assert [r.name for r in both] == ["digits/baseline", "digits/noisy_mixup", "digits/nfm", "digits/noisymix"]
 

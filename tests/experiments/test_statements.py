@@ -245,7 +245,7 @@ def test_what_was_not_run_has_its_reason():
     assert all(re.search("ImageNet|GPU|there are recipes", detail) for detail in reasons.values()), reasons
     assert "ImageNet is not part of this project" in reasons["claim-noisymix-imagenet-c"]
     assert "start from networks trained on ImageNet" in reasons["claim-transfer-c"]
-    assert "no smaller study has the row puzzlemix/epochs=1200" in reasons["claim-puzzlemix-long-2"]
+    assert "there are recipes cifar100-compact/" in reasons["claim-puzzlemix-long-2"]
     assert "there are recipes nfm-figure-toy/" in reasons["claim-nfm-toy"]
     assert "no two of the rows that it compares were run" in reasons["claim-nfm-white-1"]
     assert re.search("there are recipes cifar100-[a-z]+/", reasons["claim-nfm-white-2"])
@@ -265,12 +265,12 @@ def test_the_vision_transformers_have_recipes_and_a_verdict():
 
 def test_one_network_does_not_decide_over_several():
     several = [entry(f"digits/{s}", seed, clean=v) for s, v in (("baseline", 0.8), ("nfm", 0.9)) for seed in (1, 2)]
-    alone = [entry("cifar10-small/baseline", 1, clean=0.9), entry("cifar10-small/nfm", 1, clean=0.8)]
+    alone = [entry("cifar10-compact/baseline", 1, clean=0.9), entry("cifar10-compact/nfm", 1, clean=0.8)]
     both = replace(EMPTY, entries=(*several, *alone))
-    assert [one.size for one in by_size(both, "nfm-clean-1")] == ["small", "digits"]
+    assert [one.size for one in by_size(both, "nfm-clean-1")] == ["compact", "digits"]
     assert STATEMENTS["claim-nfm-clean-1"].verdict(both).text == "reproduced (digits)"
     only = replace(EMPTY, entries=tuple(alone))
-    assert STATEMENTS["claim-nfm-clean-1"].verdict(only).text == "not reproduced (small, one seed)"
+    assert STATEMENTS["claim-nfm-clean-1"].verdict(only).text == "not reproduced (compact, one seed)"
 
 
 def test_orders_of_schemes_follow_the_ledger():

@@ -39,7 +39,7 @@ def test_a_study_has_every_recipe_in_the_order_of_the_titles():
 def test_results_count_only_for_settings_as_they_are_now():
     new = entry("digits/nfm", 1, clean=0.9)
     old = replace(new, hash="0" * 16, metrics={"clean": 0.1})
-    other = entry("cifar10-small/nfm", 1, clean=0.5)
+    other = entry("cifar10-compact/nfm", 1, clean=0.5)
     one = study([old, other, new], "digits")
     assert one.run == ["nfm"]
     assert one.values("nfm", "clean") == {1: 0.9}

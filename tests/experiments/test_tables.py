@@ -129,11 +129,12 @@ def test_the_suites_of_one_network_meet_in_its_row():
 
 
 def test_sizes_are_groups_of_their_own_and_say_what_was_trained():
-    names = ("nfm-table1/nfm", "cifar10-small/nfm", "digits/nfm")
+    names = ("nfm-table1/nfm", "cifar10-compact/nfm", "digits/nfm")
     entries = [entry(name, 1, clean=value) for name, value in zip(names, (0.9, 0.6, 0.7), strict=True)]
     groups = build_table("nfm-table1", entries).groups
-    assert [(g.size, g.cells["nfm", "clean"].mean) for g in groups] == [("paper", 90), ("small", 60), ("digits", 70)]
-    assert groups[1].heading == "small: cifar10, preactresnet18, width 8, samples 10000, epochs 15"
+    assert [(g.size, g.cells["nfm", "clean"].mean) for g in groups] == [("paper", 90), ("compact", 60), ("digits", 70)]
+    epochs = get_recipe(names[1]).training.epochs
+    assert groups[1].heading == f"compact: cifar10, fast_cnn, samples all, epochs {epochs}"
     assert [g.size for g in build_table("nfm-table1", entries, ["digits"]).groups] == ["digits"]
 
 
@@ -170,12 +171,7 @@ def test_results_of_other_settings_do_not_enter():
     ("table", "row", "data", "names"),
     [
         ("nfm-table3", "nfm/alpha=0.2", "imagenet", ["nfm-table3/nfm-alpha0.2"]),
-        (
-            "nfm-table2",
-            "puzzlemix/epochs=200",
-            "cifar100",
-            ["nfm-table2/puzzlemix-epochs200", "cifar100-small/puzzlemix"],
-        ),
+        ("nfm-table2", "puzzlemix/epochs=200", "cifar100", ["nfm-table2/puzzlemix-epochs200"]),
         ("nfm-table2", "puzzlemix/epochs=1200", "cifar100", ["nfm-table2/puzzlemix-epochs1200"]),
         ("noisymix-table4", "augmix_noise", "cifar100", ["noisymix-table4/1011"]),
         ("noisymix-table5", "mixup", "cifar10", ["noisymix-table5/cifar10-mixup"]),
@@ -186,6 +182,12 @@ def test_results_of_other_settings_do_not_enter():
 def test_rows_and_their_recipes(table, row, data, names):
     found = [recipe.name for recipe in recipes_of(table, row, data)]
     assert [name for name in found if get_recipe(name).size != "compact"] == names
+
+
+def test_rows_of_the_compact_size_have_the_names_of_the_schemes():
+    for epochs, row in ((200, "puzzlemix"), (1200, "puzzlemix-long")):
+        names = [recipe.name for recipe in recipes_of("nfm-table2", f"puzzlemix/epochs={epochs}", "cifar100")]
+        assert names == [f"nfm-table2/puzzlemix-epochs{epochs}", f"cifar100-compact/{row}"]
 
 
 def test_studies_stand_for_the_tables_on_their_data_from_the_largest_size_on():
@@ -201,10 +203,12 @@ def test_studies_stand_for_the_tables_on_their_data_from_the_largest_size_on():
                          if (study := r.name.partition("/")[0]) != table}  # fmt: skip
                 assert study in named
     assert "digits" in studies_of("nfm-table1", "cifar10")
-    assert "cifar100-small" in studies_of("nfm-table2", "cifar100")
+    assert "cifar100-compact" in studies_of("nfm-table2", "cifar100")
     assert "digits" not in studies_of("nfm-table2", "cifar100")
-    # Parts of studies, networks of ImageNet, networks that start from others, and the toys have no stand-ins
-    assert not {"digits-terms", "digits-text", "digits-eps"} & set(studies_of("nfm-table1", "cifar10"))
+    # Parts of studies and networks on a part of the images stand for nothing. Networks of ImageNet, networks that start
+    # from others, and the toys have no stand-ins.
+    apart = {"digits-terms", "digits-text", "digits-eps", "fashion-variations", "cifar10-preact"}
+    assert not apart & set(studies_of("nfm-table1", "cifar10"))
     assert studies_of("noisymix-table1", "imagenet") == studies_of("noisymix-table5", "cifar10") == ()
     assert studies_of("nfm-figure-toy", "toy_rings") == ()
 
@@ -214,10 +218,29 @@ def test_two_studies_of_one_size_are_groups_of_their_own():
     entries = [entry("noisymix-table2/cifar10-nfm", 1, clean=0.9), entry("noisymix-table2/cifar100-nfm", 1, clean=0.6)]
     groups = build_table("noisymix-table2", entries).groups
     assert [(group.study, group.size) for group in groups] == [("noisymix-table2", "paper")]
-    small = [entry(f"{name}-small/nfm", 1, clean=0.5) for name in ("cifar10", "cifar100")]
-    groups = build_table("noisymix-table2", small).groups
-    assert [group.study for group in groups] == ["cifar10-small", "cifar100-small"]
+    ours = [entry(f"{name}-compact/nfm", 1, clean=0.5) for name in ("cifar10", "cifar100")]
+    groups = build_table("noisymix-table2", ours).groups
+    assert [group.study for group in groups] == ["cifar10-compact", "cifar100-compact"]
     assert [set(group.cells) for group in groups] == [{("nfm", "cifar10")}, {("nfm", "cifar100")}]
+
+
+@pytest.mark.parametrize(("rows", "study"), [(6, "cifar10-compact"), (2, "fashion-compact")])
+def test_a_claim_on_cifar_is_judged_on_cifar_if_half_of_it_was_run_there(rows, study):
+    schemes = (
+        "nfm",
+        "baseline",
+        "baseline_noise",
+        "label_smoothing",
+        "mixup",
+        "cutmix",
+        "manifold_mixup",
+        "noisy_mixup",
+    )
+    ran = {"cifar10-compact": schemes[:rows], "fashion-compact": schemes}
+    noise = {"white_noise/0.1": 0.8, "white_noise/0.2": 0.7, "white_noise/0.3": 0.6}
+    entries = [entry(f"{name}/{row}", seed, **noise) for name, some in ran.items() for row in some for seed in (1, 2)]
+    (judged,) = (one for one in judge_claims(entries) if one.claim.id == "nfm-white-1")
+    assert judged.ours["compact"].study == study
 
 
 def test_the_gain_of_the_ablation_is_a_difference_of_two_rows_seed_by_seed():
@@ -318,7 +341,7 @@ def test_a_full_ledger_joins_every_row_and_judges_every_claim():
 
 
 def test_with_every_recipe_of_our_own_every_claim_on_cifar_is_judged():
-    """What is left needs ImageNet, a row that no smaller study has, or numbers in print."""
+    """What is left needs ImageNet or numbers in print."""
     sizes = tuple(size for size in SIZES if size != "paper")
     judged = {j.claim.id: j for j in judge_claims(full_ledger(sizes=sizes))}
     open_ = {name for name, j in judged.items() if not j.ours}
@@ -329,8 +352,8 @@ def test_with_every_recipe_of_our_own_every_claim_on_cifar_is_judged():
         }
         networks = [r for c in claim.comparisons for d in data for r in recipes_of(claim.table, c.row, d)]
         foreign = "imagenet" in data or any(r.training.pretrained for r in networks)
-        known = {"nfm-star", "puzzlemix-long-2"} | {j for j in judged if j.startswith("ablation-")}
-        assert foreign or name in known, name
+        assert foreign or name == "nfm-star", name
+    assert len(open_ - {"nfm-star"}) == 25
     assert {"nfm-toy", "noisymix-toy", "nfm-white-1", "nfm-white-2", "noisymix-cifar100-c-3", "flips-14"} <= (
         judged.keys() - open_
     )
@@ -347,10 +370,10 @@ def test_a_claim_with_a_missing_row_is_judged_on_the_others():
 def test_claims_on_the_ledger_by_size():
     entries = [entry("digits/baseline", s, clean=0.5) for s in (1, 2)]
     entries += [entry("digits/manifold_mixup", s, clean=0.6 + 0.001 * s) for s in (1, 2)]
-    entries += [entry("cifar10-small/baseline", 1, clean=0.5), entry("cifar10-small/manifold_mixup", 1, clean=0.4)]
+    entries += [entry("cifar10-compact/baseline", 1, clean=0.5), entry("cifar10-compact/manifold_mixup", 1, clean=0.4)]
     judged = {judgement.claim.id: judgement for judgement in judge_claims(entries)}
     texts = {size: outcome.text for size, outcome in judged["manifold-clean-1"].ours.items()}
-    assert texts == {"digits": "reproduced", "small": "not reproduced (one seed)"}
+    assert texts == {"digits": "reproduced", "compact": "not reproduced (one seed)"}
     assert judged["nfm-white-1"].ours == judged["flips-12"].ours == {}
 
 
@@ -448,7 +471,7 @@ def test_html_headings_say_what_they_head():
 
 
 def test_command_writes_tables_and_claims(tmp_path):
-    arguments = ["--format", "latex", "--table", "noisymix-table4", "--size", "small", "--out", str(tmp_path)]
+    arguments = ["--format", "latex", "--table", "noisymix-table4", "--size", "compact", "--out", str(tmp_path)]
     assert CliRunner().invoke(app, ["tables", *arguments]).exit_code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["claims.tex", "noisymix-table4.tex"]
     assert CliRunner().invoke(app, ["audit", "--out", str(tmp_path)]).exit_code == 0

@@ -105,6 +105,13 @@ def test_a_seed_gives_the_same_bits_and_another_one_others(tmp_path):
     }  # fmt: skip
 
 
+def test_cudnn_chooses_its_algorithms_during_training_only(tmp_path):
+    before, seen = torch.backends.cudnn.benchmark, []
+    run(toy("nfm"), tmp_path, watch=lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    assert all(seen)
+    assert torch.backends.cudnn.benchmark == before
+
+
 def test_the_callers_random_state_is_left_alone(tmp_path):
     before = torch.get_rng_state()
     run(toy("nfm", model_options=(("width", 6), ("dropout", 0.5))), tmp_path)

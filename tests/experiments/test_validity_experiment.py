@@ -75,11 +75,11 @@ def test_the_main_job_has_every_network_and_eligible_layer():
 def test_what_is_not_trained_is_refused_with_the_command(tmp_path):
     from experiments.recipes import get_recipe
 
-    large = get_recipe("cifar10-small/nfm")
+    large = get_recipe("cifar10-preact/nfm")
     assert not is_finished(large, 1, tmp_path)
     with pytest.raises(FileNotFoundError, match="python -m experiments sweep"):
         prepare(cases([large], runs=str(tmp_path)))
-    wrong = (["--recipes", "cifar10-small/nfm", "--runs", str(tmp_path)], ["--paths", "1"])
+    wrong = (["--recipes", "cifar10-preact/nfm", "--runs", str(tmp_path)], ["--paths", "1"])
     for arguments in wrong:
         assert CliRunner().invoke(app, ["study", "validity", *arguments]).exit_code == 2
 

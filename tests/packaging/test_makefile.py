@@ -145,6 +145,15 @@ def test_nothing_but_record_writes_a_tracked_record(made):
     assert "study $study --record" in record
 
 
+def test_at_most_two_networks_of_the_compact_size_are_trained_again():
+    from experiments.recipes import get_recipe
+
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    names = re.search(r"^COMPACT \?= (.*)$", text, re.MULTILINE)[1].split()
+    assert 1 <= len(names) <= 2
+    assert {get_recipe(name).size for name in names} == {"compact"}
+
+
 def test_verify_does_every_study_and_every_recipe(made):
     commands = make("verify", folder=made)
     assert set(re.findall(r"-m experiments study (\w+) --workers", commands)) == {

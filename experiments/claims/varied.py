@@ -1,0 +1,65 @@
+"""What becomes of a comparison that failed on Fashion-MNIST at the compact size, if the training is varied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..recipes.variations import BASE, STUDY, VARIATIONS
+from ..record.comparison import Paired, paired_difference
+from ..record.entry import Entry
+from ..studies.study import format_gain, lower_is_better, study
+from ..tables.claims import Outcome
+
+#: Studies of the compact size in which all rows are varied alike, and what differs.
+_WHOLE = {
+    "fashion-long": "24 epochs, with crop and flip",
+    "fashion-preact": "PreActResNet-18 of width 8, 15 epochs, with crop and flip",
+}
+
+
+def gaps(entries: Iterable[Entry], outcome: Outcome) -> dict[str, Paired]:
+    """The least gap of an outcome in every variation that was run for one of its two rows.
+
+    A row that a variation does not have stays as it is: PuzzleMix with another loss is compared with NFM itself.
+
+    Args:
+        entries: lines of the ledger.
+        outcome: what our runs say about a claim.
+
+    Returns:
+        By the words of the variation: by how many points the row is better that should be. Empty if the least gap is
+        positive, is a mean over several columns, or was not judged on `BASE`.
+    """
+    one, entries = outcome.least, list(entries)
+    if outcome.study != BASE or one is None or one.holds or len(one.metrics) != 1:
+        return {}
+    (metric,), rows = one.metrics, (one.comparison.row, one.comparison.other)
+    base, changed = study(entries, BASE), study(entries, STUDY)
+    sides = {
+        variation.words: [
+            changed.values(f"{row}-{variation.name}", metric) if row in variation.rows else base.values(row, metric)
+            for row in rows
+        ]
+        for variation in VARIATIONS
+        if set(rows) & set(variation.rows)
+    }
+    for name, words in _WHOLE.items():
+        whole = study(entries, name)
+        sides[words] = [whole.values(row, metric) for row in rows]
+    sign = -100 if lower_is_better(metric) else 100
+    return {
+        words: paired_difference(*({seed: sign * value for seed, value in side.items()} for side in both))
+        for words, both in sides.items()
+        if both[0].keys() & both[1].keys()
+    }
+
+
+def in_words(entries: Iterable[Entry], outcome: Outcome) -> str:
+    """The gaps of the variations as the end of a sentence; empty if there are none.
+
+    Args:
+        entries: lines of the ledger.
+        outcome: what our runs say about a claim.
+    """
+    found = [f"{words}: {format_gain(gap)}" for words, gap in gaps(entries, outcome).items()]
+    return f"; that gap if the training is varied: {', '.join(found)}" if found else ""
