@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -42,13 +43,14 @@ def curve(one: Study, scheme: str, kind: str) -> list[tuple[float, float, float,
     return points if len(points) > 1 else []
 
 
-def draw(one: Study) -> Figure:
+def draw(one: Study, families: Mapping[str, Sequence[str]] = FAMILIES) -> Figure:
     """Accuracy against the level of noise and the radius of an attack: mean over the seeds, smallest to largest.
 
     Args:
         one: a study; schemes without results are left out.
+        families: the schemes of each row, the baseline stands in all; at most as many as there are colors.
     """
-    rows = {name: [s for s in family if s in one.run] for name, family in FAMILIES.items()}
+    rows = {name: [s for s in family if s in one.run] for name, family in families.items()}
     rows = {name: family for name, family in rows.items() if family} or {"baseline": []}
     with style.style():
         figure = Figure(figsize=(10.2, 0.7 + 2.5 * len(rows)), layout="constrained")
@@ -57,7 +59,7 @@ def draw(one: Study) -> Figure:
             for ax, kind in zip(line, KINDS, strict=True):
                 _curve(ax, one, "baseline", kind, style.INK, "x", "--")
                 for scheme in family:
-                    place = FAMILIES[name].index(scheme)
+                    place = list(families[name]).index(scheme)
                     _curve(ax, one, scheme, kind, COLORS[place], MARKERS[place], "-")
             line[0].set_ylabel("accuracy, %")
             # The legend of the row; a study may lack the first kind
