@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.studies.explore import terms_at
+from nfm_theory.verification.error_curve import crossing
 
 from . import embed, style
 from .fig_validity import ORDERS
@@ -43,16 +44,15 @@ def curves(record: dict, **laws: float) -> dict[str, np.ndarray]:
 
 
 def radius(found: dict[str, np.ndarray], order: int, *, tolerance: float = 0.1) -> float:
-    """The largest scale on the grid up to which a polynomial is within the tolerance, 0 if there is none.
+    """The scale up to which a polynomial is within the tolerance, interpolated between those of the grid; 1 at most.
 
     Args:
         found: the result of `curves`.
         order: the order of the polynomial.
         tolerance: relative error.
     """
-    wrong = np.abs(found["loss"] - found["polynomials"][order]) > tolerance * np.abs(found["loss"])
-    within = len(wrong) if not wrong.any() else int(wrong.argmax())
-    return float(found["eps"][within - 1]) if within else 0.0
+    errors = np.abs(found["loss"] - found["polynomials"][order]) / np.abs(found["loss"])
+    return min(1.0, crossing(found["eps"].tolist(), errors.tolist(), tolerance))
 
 
 def draw(record: dict, **laws: float) -> Figure:

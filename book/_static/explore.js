@@ -22,14 +22,26 @@
     return [t.standard, t.R1, second, t.C3].slice(0, order + 1).reduce((sum, c, k) => sum + c * eps ** k, 0);
   }
 
-  /** The largest scale up to which every relative error is within the tolerance; 0 if there is none. */
+  /** The scale up to which the relative error is within the tolerance, interpolated log-linearly; 1 at most. */
   function radius(eps, loss, values) {
-    const first = eps.findIndex((_, k) => Math.abs(loss[k] - values[k]) > TOLERANCE * Math.abs(loss[k]));
-    return first < 0 ? eps[eps.length - 1] : first === 0 ? 0 : eps[first - 1];
+    const errors = eps.map((_, k) => Math.abs(loss[k] - values[k]) / Math.abs(loss[k]));
+    const k = errors.findIndex((error) => error > TOLERANCE);
+    if (k < 0) return 1;
+    if (k === 0 || !(errors[k - 1] > 0)) return eps[k];
+    const share = Math.log(TOLERANCE / errors[k - 1]) / Math.log(errors[k] / errors[k - 1]);
+    return eps[k - 1] * (eps[k] / eps[k - 1]) ** share;
+  }
+
+  /** A quantity between the scales of the grid that falls like a power of the scale: q / eps^power is interpolated. */
+  function between(eps, values, at, power) {
+    const k = Math.max(2, eps.findIndex((e) => e >= at));
+    const [a, b] = [eps[k - 1], eps[k]];
+    const share = (at - a) / (b - a);
+    return at ** power * ((1 - share) * (values[k - 1] / a ** power) + share * (values[k] / b ** power));
   }
 
   if (typeof module === "object") {
-    module.exports = { terms, polynomial, radius }; // for the tests
+    module.exports = { terms, polynomial, radius, between }; // for the tests
     return;
   }
 
@@ -94,7 +106,7 @@
     for (const order of ORDERS) area.append(line(now.eps.map((e, k) => [x(e), y(now.values[order][k] / top)]), { class: `order-${order}` }));
     area.append(line(now.eps.map((e, k) => [x(e), y(now.loss[k] / top)]), { class: "exact" }));
     area.append(shape("line", { class: "here", x1: x(now.at), x2: x(now.at), y1: y(0), y2: y(1) }));
-    area.append(shape("circle", { class: "spot", cx: x(now.at), cy: y(now.loss[now.index] / top), r: 4 }));
+    area.append(shape("circle", { class: "spot", cx: x(now.at), cy: y(now.here.loss / top), r: 4 }));
   }
 
   function drawRest(svg, now) {
@@ -112,6 +124,9 @@
         if (Number.isFinite(cy)) area.append(shape("circle", { class: `order-${order} ${known ? "known" : "open"}`, cx, cy, r: 2.4 }));
       });
     }
+    if (!some.length) {
+      area.append(shape("text", { x: x(0.5), y: y(0.5), "text-anchor": "middle" }, "no mixing and no noise: nothing is left out"));
+    }
     if (now.at > 0) area.append(shape("line", { class: "here", x1: x(1 - Math.log10(now.at) / xLow), x2: x(1 - Math.log10(now.at) / xLow), y1: y(0), y2: y(1) }));
   }
 
@@ -122,7 +137,7 @@
     const rows = [
       ["standard loss", t.standard], ["ε R<sub>1</sub>", e * t.R1], ["ε² R<sub>2</sub>", e ** 2 * t.R2], ["ε² R<sub>3</sub>", e ** 2 * t.R3],
       ["ε² additive noise", e ** 2 * (t.R2_add + t.R3_add)], ["ε² multiplicative noise", e ** 2 * (t.R2_mult + t.R3_mult)],
-      ["ε³ C<sub>3</sub>", e ** 3 * t.C3], ["left by order 3", now.loss[now.index] - now.values[3][now.index]],
+      ["ε³ C<sub>3</sub>", e ** 3 * t.C3], ["left by order 3", now.here.loss - now.here.values[3]],
     ];
     const largest = Math.max(...rows.map(([, value]) => Math.abs(value)), 1e-12);
     body.replaceChildren(...rows.map(([name, value]) => {
@@ -133,12 +148,11 @@
   }
 
   function inWords(now) {
-    const exact = now.loss[now.index];
-    const error = now.stderr[now.index];
+    const { loss: exact, stderr: error } = now.here;
     const parts = ORDERS.map((order) => {
       const reach = now.reach[order];
       const far = reach === 1 ? "for every ε" : reach ? `up to ε = ${short(reach)}` : "at no ε shown";
-      return `Order ${order} is off by ${percent(now.rest[order][now.index] / exact)}, and within 10 % ${far}.`;
+      return `Order ${order} is off by ${percent(Math.abs(exact - now.here.values[order]) / exact)}, and within 10 % ${far}.`;
     });
     return `At ε = ${now.at} the exact loss is ${exact.toPrecision(4)}${error ? ` ± ${short(Number(error.toPrecision(1)))}` : ""}. ${parts.join(" ")}`;
   }
@@ -146,8 +160,15 @@
   function build(root) {
     const data = JSON.parse(root.querySelector("script").textContent);
     const eps = [0, ...data.grid.eps];
-    const state = { record: 0, eps: eps.indexOf(0.5) };
+    const state = { record: 0, eps: 50 };
     for (const name of ["alpha", "add_noise", "mult_noise"]) state[name] = data.grid[name].indexOf(data.start[name]);
+
+    // The choice stands in the address, so that it can be sent on: #laws:network,ε in percent,α,σ_add,σ_mult
+    const names = ["record", "eps", "alpha", "add_noise", "mult_noise"];
+    const limits = [data.records.length - 1, 100, ...names.slice(2).map((name) => data.grid[name].length - 1)];
+    const given = (location.hash.match(/^#laws:([\d,]+)$/) || [])[1]?.split(",").map(Number) || [];
+    if (given.length === names.length && given.every((v, k) => v <= limits[k])) names.forEach((name, k) => (state[name] = given[k]));
+    const remember = () => history.replaceState(null, "", `#laws:${names.map((name) => state[name]).join()}`);
 
     const picture = (label) => shape("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label });
     const loss = picture("Exact loss and its polynomials of order 1 to 3 against the scale");
@@ -165,7 +186,13 @@
       const exact = [0, ...record.excess[alpha][add][mult]].map((v, k) => v + values[2][k]);
       const left = values.map((v) => v.map((p, k) => Math.abs(exact[k] - p)));
       const reach = values.map((v) => radius(eps, exact, v));
-      const now = { eps, index: state.eps, at: eps[state.eps], terms: t, values, loss: exact, stderr, rest: left, reach };
+      const at = state.eps / 100;
+      const excess = exact.map((v, k) => v - values[2][k]);
+      const poly = range(0, 3).map((order) => polynomial(t, at, order));
+      const here = { // what is left out falls like ε³, its standard error like ε at most
+        loss: at ? poly[2] + between(eps, excess, at, 3) : t.standard, stderr: at ? between(eps, stderr, at, 1) : 0, values: poly,
+      };
+      const now = { eps, at, here, terms: t, values, loss: exact, stderr, rest: left, reach };
       drawLoss(loss, now);
       drawRest(rest, now);
       drawTerms(body, now);
@@ -183,19 +210,22 @@
         state[name] = Number(input.value);
         update();
         draw();
+        remember();
       });
       update();
       return element("label", {}, element("span", { innerHTML: title }), input, shown);
     }
 
     const select = element("select", {}, ...data.records.map((r, k) => element("option", { value: k }, r.title)));
+    select.value = state.record;
     select.addEventListener("change", () => {
       state.record = Number(select.value);
       draw();
+      remember();
     });
     const controls = element("div", { className: "controls" },
       element("label", {}, element("span", {}, "network"), select),
-      slider("eps", "scale ε", eps, String),
+      slider("eps", "scale ε", range(0, 100).map((p) => p / 100), String),
       slider("alpha", "mixing α", data.grid.alpha, (a) => (a ? String(a) : "none")),
       slider("add_noise", "noise σ<sub>add</sub>", data.grid.add_noise, String),
       slider("mult_noise", "noise σ<sub>mult</sub>", data.grid.mult_noise, String));

@@ -3,6 +3,7 @@
   "use strict";
 
   const FRAME = 160; // milliseconds
+  const SPEEDS = [0.5, 1, 2, 4];
   const PIXELS = 264; // side of a panel, for screens with two pixels for one
 
   function element(tag, attributes, ...children) {
@@ -110,6 +111,8 @@
     const slider = element("input", { type: "range", min: 0, max: last, step: 1, value: last });
     const shown = element("output", {});
     slider.setAttribute("aria-label", `Epoch of ${data.name}`);
+    const speed = element("select", {}, ...SPEEDS.map((v) => element("option", { value: v, selected: v === 1 }, `${v}×`)));
+    speed.setAttribute("aria-label", `Speed of the training on ${data.name}`);
 
     function draw() {
       const epoch = data.epochs[frame];
@@ -140,11 +143,12 @@
         frame += 1;
         draw();
         if (frame === last) pause();
-      }, FRAME);
+      }, FRAME / Number(speed.value));
       button.textContent = "❚❚ Pause";
       button.setAttribute("aria-label", `Pause the training on ${data.name}`);
     }
 
+    speed.addEventListener("change", () => timer && play());
     button.addEventListener("click", () => (timer ? pause() : play()));
     slider.addEventListener("input", () => {
       pause();
@@ -153,7 +157,7 @@
     });
     new MutationObserver(draw).observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
 
-    const controls = element("div", { className: "controls" }, button, slider, shown);
+    const controls = element("div", { className: "controls" }, button, speed, slider, shown);
     root.querySelector(".still").replaceWith(controls, element("div", { className: "panels" }, ...panels.map((p) => p.box)));
     root.setAttribute("role", "group");
     root.setAttribute("aria-label", `Training on ${data.name}`);

@@ -133,17 +133,19 @@ def test_the_script_computes_what_the_library_does(tracked):
                           found["eps"].tolist(), found["loss"].tolist()])  # fmt: skip
             expected.append([found["polynomials"].tolist(), [fig_explore.radius(found, order) for order in ORDERS]])
     program = f"""
-        const {{ terms, polynomial, radius }} = require({json.dumps(str(STATIC / "explore.js"))});
+        const {{ terms, polynomial, radius, between }} = require({json.dumps(str(STATIC / "explore.js"))});
         const answers = {json.dumps(cases)}.map(([c, m, add, mult, eps, loss]) => {{
           const values = [0, 1, 2, 3].map((order) => eps.map((e) => polynomial(terms(c, m, add, mult), e, order)));
-          return [values, values.map((v) => radius(eps, loss, v))];
+          const excess = loss.map((v, k) => v - values[2][k]);
+          return [values, values.map((v) => radius(eps, loss, v)), excess, eps.map((e) => between(eps, excess, e, 3))];
         }});
         console.log(JSON.stringify(answers));
     """
     done = subprocess.run(["node", "-e", program], capture_output=True, text=True, check=True)
-    for (values, radii), (polynomials, reaches) in zip(json.loads(done.stdout), expected, strict=True):
+    for (values, radii, excess, met), (polynomials, reaches) in zip(json.loads(done.stdout), expected, strict=True):
         np.testing.assert_allclose(values, polynomials, rtol=1e-12)
-        assert radii == reaches
+        np.testing.assert_allclose(radii, reaches, rtol=1e-9)
+        np.testing.assert_allclose(met[1:], excess[1:], rtol=1e-9)  # the interpolation meets the grid
 
 
 def content(html):
@@ -157,7 +159,6 @@ def test_the_figure_holds_its_data_and_a_still_image(tracked):
     assert [r["title"] for r in data["records"]] == [fig_explore.title(r) for r in tracked]
     assert data["records"][3]["excess"] == tracked[3]["excess"]
     assert all(data["start"][name] in data["grid"][name] for name in fig_explore.START)
-    assert 0.5 in data["grid"]["eps"]  # where the script begins
     assert re.search(r'<img class="still" src="data:image/png;base64,[^"]+" alt="[^"]+">', html)
     left, right = fig_explore.draw(tracked[0], **fig_explore.START).axes
     assert [len(left.get_lines()), len(right.get_lines())] == [4, 3]
