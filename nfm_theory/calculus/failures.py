@@ -21,7 +21,7 @@ class DerivativeError(ValueError):
 
 _ROUNDS = (
     "an operation rounds, and the derivative that PyTorch gives it (straight-through) is not that of its values",
-    "call model.apply(torch.ao.quantization.disable_fake_quant), or take the model before quantization",
+    "take the model before quantization, or put nn.Identity() in place of what rounds",
 )
 #: A part of PyTorch's message -> what it means, and the way out; the first one that fits.
 CURES = {
