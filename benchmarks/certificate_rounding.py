@@ -1,21 +1,26 @@
-"""No false certificate by rounding: `python -m benchmarks.certificate_rounding [--num N]`.
+"""No false certificate by rounding: `python -m benchmarks.certificate_rounding [--num N] [--json PATH]`.
 
-Random networks with one input, in float32 and float64, some with hidden values near 1e6 that cancel. Their margins are
-piecewise linear, so that rational arithmetic gives the exact distance to the next other prediction. The radii lie at
-this distance and a few units in the last place around it, where rounding decides. A certificate is false if a margin in
-exact arithmetic, or as the network computes it, is smaller than what was certified.
+Random networks in float32 and float64, some with hidden values near 1e6 that cancel. They see their inputs along one
+direction, and are piecewise linear there, so that rational arithmetic gives the exact distance to the next other
+prediction. The radii lie at this distance and a few units in the last place around it, where rounding decides. A
+certificate is false if a margin in exact arithmetic, or as the network computes it, is smaller than what was certified.
+Progress is kept in the file, so that a run that was interrupted goes on.
 """
 
 import argparse
 import itertools
+import json
+import math
+import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.estimators.measure import num_threads
+from benchmarks.estimators.measure import machine, num_threads, versions
 from nfm_theory import Problem
 from nfm_theory.adversarial import certify
 from nfm_theory.adversarial.certificates import CertificateMethod
@@ -23,13 +28,19 @@ from nfm_theory.adversarial.certificates import CertificateMethod
 METHODS: tuple[CertificateMethod, ...] = ("region", "crown", "crown-ibp", "interval", "enumeration")
 #: Units in the last place around the exact distance, and parts of it.
 ULPS, PARTS = (-64, -8, -2, -1, 0, 1, 2, 8), (0.5, 0.99, 1.01)
+#: Directions of the inputs, whose Euclidean lengths are whole numbers.
+DIRECTIONS = ((1,), (3, -4), (1, 2, -2), (-2, 3, 6))
+#: Most hidden units with which the regions are enumerated, which takes long with more.
+ENUMERATED = 3
+STRIDE = 50
 
 
-def random_network(seed: int) -> tuple[nn.Sequential, Tensor]:
-    """A ReLU or leaky network with one input, and one point."""
+def random_network(seed: int) -> tuple[nn.Sequential, Tensor, tuple[int, ...]]:
+    """A ReLU or leaky network, one point, and the direction along which the network sees it."""
     r = torch.Generator().manual_seed(seed)
     pick = lambda low, high: int(torch.randint(low, high + 1, (), generator=r))  # noqa: E731
     sizes = [1, *(pick(2, 5) for _ in range(pick(1, 2))), pick(1, 3)]
+    direction = DIRECTIONS[pick(0, len(DIRECTIONS) - 1)]
     layers = []
     for width, after in itertools.pairwise(sizes):
         linear = nn.Linear(width, after)
@@ -40,9 +51,12 @@ def random_network(seed: int) -> tuple[nn.Sequential, Tensor]:
         first, second = layers[0], layers[2]
         first.weight.data[1], first.bias.data[:2] = first.weight.data[0] * 1.01, 1e6
         second.weight.data[:, 1] = -second.weight.data[:, 0]
+    first = layers[0]  # with weights of 16 binary digits, each product with a whole number below 7 is exact
+    across = (first.weight.data * 4096).round() / 4096
+    first.weight.data, first.in_features = across * torch.tensor(direction), len(direction)
     network = nn.Sequential(*layers[:-1]).eval().requires_grad_(False)
     dtype = torch.float64 if seed % 4 == 3 else torch.float32
-    return network.to(dtype), torch.randn(1, 1, generator=r).to(dtype)
+    return network.to(dtype), torch.randn(1, len(direction), generator=r).to(dtype), direction
 
 
 def _exact(tensor: Tensor) -> list:
@@ -51,18 +65,22 @@ def _exact(tensor: Tensor) -> list:
 
 @dataclass(frozen=True)
 class Line:
-    """A network with one input in rational arithmetic."""
+    """A network along the direction of its inputs, in rational arithmetic."""
 
     weights: list[list[list[Fraction]]]
     biases: list[list[Fraction]]
     kink: Fraction
 
     @staticmethod
-    def of(network: nn.Sequential) -> "Line":
+    def of(network: nn.Sequential, direction: tuple[int, ...]) -> "Line":
         """The network with its weights as rational numbers."""
         linear = [module for module in network if isinstance(module, nn.Linear)]
+        weights = [_exact(module.weight) for module in linear]
+        across = [[row[0] / direction[0]] for row in weights[0]]
+        if weights[0] != [[a * d for d in direction] for (a,) in across]:
+            raise ValueError(f"network: expected a first layer along {direction}, got the weights {weights[0]}.")
         kink = Fraction(getattr(network[1], "negative_slope", 0))
-        return Line([_exact(m.weight) for m in linear], [_exact(m.bias) for m in linear], kink)
+        return Line([across, *weights[1:]], [_exact(module.bias) for module in linear], kink)
 
     def hidden(self, x: Fraction, depth: int) -> list[Fraction]:
         """The outputs of the linear layer number `depth`."""
@@ -102,10 +120,16 @@ class Line:
                 found += [abs(t - x) for t in roots]
         return min(found, default=None)
 
-    def minima(self, x: Fraction, label: int, radius: Fraction) -> list[Fraction]:
-        """The smallest value of each margin in the ball."""
-        values = [self.margins(t, label) for t in self.knots(x - radius, x + radius)]
-        return [min(column) for column in zip(*values, strict=True)]
+    def minima(self, x: Fraction, label: int, radii: list[Fraction]) -> list[list[Fraction]]:
+        """The smallest value of each margin in each ball."""
+        reach = max(radii)
+        inner = [(abs(t - x), self.margins(t, label)) for t in self.knots(x - reach, x + reach)]
+        found = []
+        for radius in radii:
+            ends = [self.margins(x + sign * radius, label) for sign in (-1, 1)]
+            values = ends + [margins for away, margins in inner if away <= radius]
+            found.append([min(column) for column in zip(*values, strict=True)])
+        return found
 
 
 @dataclass
@@ -113,17 +137,21 @@ class Found:
     """What was found.
 
     Attributes:
-        networks: number of networks.
+        seeds: number of seeds that were tried, from 0 on.
+        networks: number of networks with another prediction in reach, whose certificates were checked.
+        single: number of these networks in float32.
         balls: number of certified balls, over all methods.
         robust: number of balls that were certified robust.
         false: number of certified margins that are larger than a margin in exact arithmetic.
         computed: number of certified margins that are larger than a margin that the network computes.
         reached: number of balls of 0.99 of the exact distance that enumeration certifies.
         within: number of all these balls.
-        refused: number of networks whose outputs change with the batch, which have no certificate.
+        refused: number of further networks, whose outputs change with the batch, and which have no certificate.
     """
 
+    seeds: int = 0
     networks: int = 0
+    single: int = 0
     balls: int = 0
     robust: int = 0
     false: int = 0
@@ -148,33 +176,44 @@ def _radii(distance: Fraction, dtype: torch.dtype) -> Tensor:
     return torch.stack([*found, *(at * part for part in PARTS)])
 
 
-def check(found: Found, seed: int, methods: tuple[CertificateMethod, ...] = METHODS) -> None:
-    """Certify one network with radii around its exact distance."""
-    network, x = random_network(seed)
-    line, at = Line.of(network), Fraction(float(x))
+def check(found: Found, methods: tuple[CertificateMethod, ...] = METHODS) -> None:
+    """Certify the network of the next seed with radii around its exact distance."""
+    seed = found.seeds
+    network, x, direction = random_network(seed)
+    line, at = Line.of(network, direction), sum(d * Fraction(v) for d, v in zip(direction, x[0].tolist(), strict=True))
     outputs = line.hidden(at, len(line.weights) - 1)
     label = int(outputs[0] > 0) if len(outputs) == 1 else outputs.index(max(outputs))
     distance = line.flip_distance(at, label, 8)
-    found.networks += 1
+    found.seeds += 1
     if distance is None:
         return
-    radii = _radii(distance, x.dtype)
-    exact = [line.minima(at, label, Fraction(float(r))) for r in radii]
+    norm = "linf" if seed % 5 else "l2"
+    far = sum(map(abs, direction)) if norm == "linf" else math.isqrt(sum(d * d for d in direction))
+    radii = _radii(distance / far, x.dtype)
     loss = "logistic" if len(outputs) == 1 else "cross_entropy"
     try:
-        problem = Problem(network, x.expand(len(radii), 1).clone(), torch.full((len(radii),), label), loss=loss)
+        problem = Problem(network, x.expand(len(radii), -1).clone(), torch.full((len(radii),), label), loss=loss)
     except ValueError:  # so much cancels that the outputs change with the batch, and there is no certificate
         found.refused += 1
         return
-    grid = x + radii[:, None] * torch.linspace(-1, 1, 41, dtype=x.dtype)
-    out = network(grid.reshape(-1, 1))
+    found.networks += 1
+    found.single += x.dtype == torch.float32
+    exact = line.minima(at, label, [far * Fraction(float(r)) for r in radii])
+    toward = torch.tensor(direction, dtype=x.dtype)
+    # The rounded points of a Euclidean ball must lie in it
+    toward = toward.sign() if norm == "linf" else toward / far * (1 - (len(direction) > 1) * 2.0**-20)
+    grid = x + radii[:, None, None] * torch.linspace(-1, 1, 41, dtype=x.dtype)[:, None] * toward
+    out = network(grid.flatten(0, 1))
     if len(outputs) == 1:
         margins = out if label else -out
     else:
         margins = out[:, [label]] - out[:, [j for j in range(out.shape[1]) if j != label]]
-    computed = margins.reshape(*grid.shape, -1).amin(1)
+    computed = margins.reshape(*grid.shape[:2], -1).amin(1)
+    units = sum(len(biases) for biases in line.biases[:-1])
     for method in methods:
-        bound = certify(problem, radii, norm="linf" if seed % 5 else "l2", method=method)
+        if method == "enumeration" and units > ENUMERATED:
+            continue
+        bound = certify(problem, radii, norm=norm, method=method)
         found.balls += len(radii)
         found.robust += int(bound.robust.sum())
         for row, smallest in zip(bound.margins.tolist(), exact, strict=True):
@@ -187,20 +226,29 @@ def check(found: Found, seed: int, methods: tuple[CertificateMethod, ...] = METH
 
 
 def main() -> None:
-    """Run and print."""
+    """Run, print, and keep what was found."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.certificate_rounding", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--num", type=int, default=10_000, help="number of networks")
+    parser.add_argument("--num", type=int, default=10_000, help="networks in all")
+    parser.add_argument("--json", type=Path, help="file that keeps progress and result")
     args = parser.parse_args()
-    found, start = Found(), time.perf_counter()
+    found, about = Found(), {"machine": machine(), "versions": versions("nfm_theory")}
+    if args.json and args.json.exists():
+        found = Found(**json.loads(args.json.read_text())["found"])
+    start = time.perf_counter()
     with num_threads(1):
-        for seed in range(args.num):
-            check(found, seed)
+        while found.networks < args.num:
+            check(found)
+            if args.json and (found.seeds % STRIDE == 0 or found.networks == args.num):
+                partial = args.json.with_suffix(".partial")
+                partial.write_text(json.dumps(about | {"found": asdict(found)}) + "\n")
+                os.replace(partial, args.json)
     print(
-        f"{found.networks} networks, {found.balls} balls, {found.robust} certified robust: {found.false} margins are "
-        f"smaller in exact arithmetic, {found.computed} as the network computes them; enumeration certifies "
-        f"{100 * found.share:.0f} % at 0.99 of the exact distance; {found.refused} networks refused"
+        f"{found.networks} networks of {found.seeds} seeds ({found.single} in float32), {found.balls} balls, "
+        f"{found.robust} certified robust: {found.false} margins are smaller in exact arithmetic, {found.computed} as "
+        f"the network computes them; enumeration certifies {100 * found.share:.0f} % at 0.99 of the exact distance; "
+        f"{found.refused} more networks refused"
     )
     print(f"{time.perf_counter() - start:.0f} s")
 

@@ -236,29 +236,23 @@ def run_sweep(
             of `cluster.plan`.
 
     Raises:
-        ValueError: for an unknown cluster or no worker, and if submitit or the cluster refuses a parameter or a job.
+        ValueError: for an unknown cluster or no worker, and if submitit or the cluster refuses a parameter or a job;
+            also if nothing is left to do.
     """
-    if cluster not in CLUSTERS:
-        raise ValueError(f"cluster: expected one of {CLUSTERS}, got {cluster!r}.")
-    if workers < 1:
-        raise ValueError(f"workers: expected at least 1, got {workers}.")
+    options, asked = check_choices(sweep, cluster, workers, parameters)
+    executor = None
+    if cluster != "here":
+        with refusals_told(cluster):
+            executor = make_executor(cluster, logs or sweep.runs / "logs", options, asked)
     if not sweep.unfinished():
         return Report([], [], [], [])
-    if cluster == "here":
+    if executor is None:
         return _report(sweep, Worker(sweep)(), [])
     quiet = replace(sweep, execution=replace(sweep.execution, progress=False))
-    options, asked = plan(cluster, sweep.needs, parameters)
-    owner, gpus = None, []
-    if cluster == "local":
-        owner, gpus = os.getpid(), [] if sweep.execution.device == "cpu" else gpus_here()
-        if 0 < len(gpus) < sweep.processes:
-            raise ValueError(
-                f"processes: expected at most {len(gpus)}, the GPUs of this machine, got {sweep.processes}."
-            )
+    owner, gpus = (os.getpid(), _gpus_for(sweep)) if cluster == "local" else (None, [])
     jobs: list = []
     try:
         with refusals_told(cluster):
-            executor = make_executor(cluster, logs or sweep.runs / "logs", options, asked)
             for number in range(workers):
                 worker = Worker(quiet, number, workers, owner, gpus_of(number, sweep.processes, gpus))
                 jobs.append(executor.submit(worker))
@@ -273,6 +267,44 @@ def run_sweep(
         except Exception as error:  # the worker was killed, or could not be started
             lost.append(f"worker {job.job_id}: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}")
     return _report(sweep, outcomes, lost)
+
+
+def check_choices(
+    sweep: Sweep, cluster: str, workers: int, parameters: Mapping[str, str | int] | None = None
+) -> tuple[dict, dict]:
+    """What `cluster.plan` makes of the choices of a sweep, whether or not anything is left to do.
+
+    Args:
+        sweep: the sweep.
+        cluster: as for `run_sweep`.
+        workers: as for `run_sweep`.
+        parameters: as for `run_sweep`.
+
+    Returns:
+        Options of the executor, and parameters of its jobs; both are empty for `"here"`.
+
+    Raises:
+        ValueError: for an unknown cluster, no worker, more processes than there are GPUs, and parameters that do not
+            fit the cluster.
+    """
+    if cluster not in CLUSTERS:
+        raise ValueError(f"cluster: expected one of {CLUSTERS}, got {cluster!r}.")
+    if workers < 1:
+        raise ValueError(f"workers: expected at least 1, got {workers}.")
+    if cluster == "here":
+        if parameters:
+            raise ValueError(
+                f"{min(parameters)}: the cluster 'here' is this process and takes no parameter; use 'local' or 'slurm'."
+            )
+        return {}, {}
+    if cluster == "local" and 0 < len(gpus := _gpus_for(sweep)) < sweep.processes:
+        raise ValueError(f"processes: expected at most {len(gpus)}, the GPUs of this machine, got {sweep.processes}.")
+    return plan(cluster, sweep.needs, parameters)
+
+
+def _gpus_for(sweep: Sweep) -> list[str]:
+    """The GPUs of this machine that the workers of a sweep share."""
+    return [] if sweep.execution.device == "cpu" else gpus_here()
 
 
 def _end(jobs: list, *, here: bool) -> None:

@@ -21,7 +21,7 @@ from .recipes import Recipe, all_recipes, get_recipe, in_bfloat16, select_recipe
 from .record.files import writable_file
 from .record.ledger import finished
 from .runner import BUSY, FAILED, failures_file, own_ledger, run_recipe, runs_folder
-from .sweep import CLUSTERS, Sweep, make_tasks, run_sweep
+from .sweep import CLUSTERS, Sweep, check_choices, make_tasks, run_sweep
 from .training import Execution
 from .training.board import check_board
 
@@ -195,6 +195,7 @@ def sweep_command(
         if workers is None:
             gpus = len(gpus_here()) if cluster == "local" and device != "cpu" else 0
             workers = max(1, min(gpus // processes, len(tasks)))
+        check_choices(sweep, cluster, workers, given)
         if dry_run:
             return show_estimate(estimate(sweep), workers)
         if cluster != "slurm":

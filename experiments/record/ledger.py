@@ -74,7 +74,35 @@ def _entries(path: Path, content: bytes) -> list[Entry]:
     lines, tail = _split(content)
     found = [_parse(path, number, line) for number, line in enumerate(lines, 1)]
     last = _tail(path, len(lines) + 1, tail) if tail else None
-    return found if last is None else [*found, last]
+    found += [] if last is None else [last]
+    for earlier, number, entry in _contradictions(enumerate(found, 1)):
+        raise LedgerError(f"{_where(path, number)}: {_other_settings(entry, f'line {earlier}')} {_REMEDY}")
+    return found
+
+
+def _training_settings(entry: Entry) -> dict:
+    """The settings without the name of the scheme, since two rows of the papers may be the same training."""
+    scheme = entry.settings.get("scheme")
+    return entry.settings | ({"scheme": {**scheme, "name": ""}} if isinstance(scheme, dict) else {})
+
+
+def _contradictions(numbered: Iterable[tuple[int, Entry]]) -> Iterator[tuple[int, int, Entry]]:
+    """For each entry whose hash has other settings in an earlier one: both numbers, and the entry."""
+    first: dict[str, tuple[int, dict]] = {}
+    for number, entry in numbered:
+        earlier, settings = first.setdefault(entry.hash, (number, _training_settings(entry)))
+        if settings != _training_settings(entry):
+            yield earlier, number, entry
+
+
+def _other_settings(entry: Entry, place: str) -> str:
+    return f"hash {entry.hash} stands for other settings in {place}."
+
+
+def _check_together(entries: Iterable[Entry], where: str) -> None:
+    """Refuse entries of several ledgers in which a hash has two settings."""
+    for _, _, entry in _contradictions(enumerate(entries)):
+        raise LedgerError(f"{where}: {_other_settings(entry, 'another ledger')} Read these ledgers one by one.")
 
 
 @contextlib.contextmanager
@@ -145,11 +173,13 @@ def _add(path: Path, entries: Iterable[Entry]) -> int:
     """Append the new entries in one write under one lock, and return how many there were."""
     with _opened(path) as handle:
         content = _content(handle)
-        known = {entry.cell for entry in _repair(handle, path, content)}
+        before = _repair(handle, path, content)
+        known = {entry.cell for entry in before}
         fresh: dict[Cell, Entry] = {}
         for entry in entries:
             if entry.cell not in known:
                 fresh.setdefault(entry.cell, entry)
+        _check_together([*before, *fresh.values()], str(path))
         if fresh:
             _write(handle, "".join(f"{entry.to_json()}\n" for entry in fresh.values()).encode("ascii"))
         if not content:
@@ -170,7 +200,8 @@ def append(path: str | Path, entry: Entry) -> bool:
         False if there is a result for this cell already; the first result stays, whatever its numbers.
 
     Raises:
-        LedgerError: if a line of the ledger is damaged. Nothing is written then.
+        LedgerError: if a line of the ledger is damaged, or the ledger has other settings under the hash. Nothing is
+            written then.
         OSError: if the disk is full, if the ledger is no regular file, or if it cannot be locked now. Nothing is
             written then.
     """
@@ -187,12 +218,16 @@ def _bytes(path: Path) -> bytes:
         return file.read()
 
 
-def _doubled(entries: Iterable[Entry]) -> Iterator[tuple[int, int, Entry]]:
+def _doubled(numbered: Iterable[tuple[int, Entry]]) -> Iterator[tuple[int, int, Entry]]:
     """For each cell that occurs again: the line numbers of the first and of the later entry, and the later entry."""
     first: dict[Cell, int] = {}
-    for number, entry in enumerate(entries, 1):
+    for number, entry in numbered:
         if (earlier := first.setdefault(entry.cell, number)) != number:
             yield earlier, number, entry
+
+
+def _again(entry: Entry, earlier: int) -> str:
+    return f"the cell {tuple(entry.cell)} stands in line {earlier} already."
 
 
 def read(
@@ -208,13 +243,14 @@ def read(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        LedgerError: if a line is damaged, or if there are two results for a cell, as after a merge by git.
+        LedgerError: if a line is damaged, if there are two results for a cell, as after a merge by git, or if a hash
+            stands for two settings.
     """
     path = Path(path)
     entries = _entries(path, _bytes(path))
-    for earlier, number, entry in _doubled(entries):
+    for earlier, number, entry in _doubled(enumerate(entries, 1)):
         raise LedgerError(
-            f"{_where(path, number)}: expected each cell once, but {tuple(entry.cell)} is in line {earlier} already. "
+            f"{_where(path, number)}: {_again(entry, earlier)} "
             "`merge([path], into=new)` writes a ledger with the first of each."
         )
     wanted = {"recipe": recipe, "size": size, "scheme": scheme}
@@ -229,12 +265,14 @@ def read_together(paths: Iterable[str | Path]) -> list[Entry]:
 
     Raises:
         FileNotFoundError: if one does not exist.
-        LedgerError: if a line is damaged.
+        LedgerError: if a line is damaged, or if a hash stands for two settings, in one ledger or in two.
     """
+    paths = list(paths)
+    entries = [entry for path in paths for entry in read(path)]
+    _check_together(entries, ", ".join(map(str, paths)))
     found: dict[Cell, Entry] = {}
-    for path in paths:
-        for entry in read(path):
-            found.setdefault(entry.cell, entry)
+    for entry in entries:
+        found.setdefault(entry.cell, entry)
     return list(found.values())
 
 
@@ -266,7 +304,7 @@ def merge(paths: Iterable[str | Path], into: str | Path) -> int:
 
     Raises:
         FileNotFoundError: if one of `paths` does not exist.
-        LedgerError: if a line of a ledger is damaged. Nothing is written then.
+        LedgerError: if a line of a ledger is damaged, or if a hash stands for two settings. Nothing is written then.
     """
     found: dict[Cell, Entry] = {}
     for path in map(Path, paths):
@@ -323,12 +361,6 @@ def within_seeds(entries: Iterable[Entry], others: Iterable[Entry]) -> tuple[int
     return inside, total, expected
 
 
-def _training_settings(entry: Entry) -> dict:
-    """The settings without the name of the scheme, since two rows of the papers may be the same training."""
-    scheme = entry.settings.get("scheme")
-    return entry.settings | ({"scheme": {**scheme, "name": ""}} if isinstance(scheme, dict) else {})
-
-
 def validate(path: str | Path) -> list[str]:
     """Everything that is wrong with a ledger, each in a sentence with file and line.
 
@@ -344,25 +376,21 @@ def validate(path: str | Path) -> list[str]:
     """
     path = Path(path)
     lines, tail = _split(_bytes(path))
-    problems: list[str] = []
-    first_line: dict[Cell, int] = {}
-    settings: dict[str, tuple[int, dict]] = {}
+    problems: list[tuple[int, str]] = []
+    entries: list[tuple[int, Entry]] = []
     for number, line in enumerate([*lines, tail] if tail else lines, 1):
         if number > len(lines):
             state = "only its newline is missing" if _complete_json(line) else "a write was cut off"
-            problems.append(
-                f"{_where(path, number)}: the last line has no end ({state}); the next `append` repairs it."
-            )
+            words = f"the last line has no end ({state}); the next `append` repairs it."
+            problems.append((number, f"{_where(path, number)}: {words}"))
             if not _complete_json(line):
                 continue
         try:
-            entry = _parse(path, number, line)
+            entries.append((number, _parse(path, number, line)))
         except LedgerError as error:
-            problems.append(str(error))
-            continue
-        if (earlier := first_line.setdefault(entry.cell, number)) != number:
-            problems.append(f"{_where(path, number)}: the cell {tuple(entry.cell)} stands in line {earlier} already.")
-        where, before = settings.setdefault(entry.hash, (number, _training_settings(entry)))
-        if before != _training_settings(entry):
-            problems.append(f"{_where(path, number)}: hash {entry.hash} stands for other settings in line {where}.")
-    return problems
+            problems.append((number, str(error)))
+    for earlier, number, entry in _doubled(entries):
+        problems.append((number, f"{_where(path, number)}: {_again(entry, earlier)}"))
+    for earlier, number, entry in _contradictions(entries):
+        problems.append((number, f"{_where(path, number)}: {_other_settings(entry, f'line {earlier}')}"))
+    return [text for _, text in sorted(problems, key=lambda problem: problem[0])]

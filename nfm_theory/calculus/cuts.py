@@ -101,7 +101,11 @@ def check_derivatives(
     points, directions = _near(features.detach())
     order = order if features.dtype == torch.float64 else 1
     with explained(modules):
-        wrong = _wrong_order(head, points, directions, order)
+        try:
+            wrong = _wrong_order(head, points, directions, order)
+        except DerivativeError:
+            jvp(head, (points,), (directions,))  # fails again inside the module, which the message then names
+            raise
     if wrong is None:
         return
     which = ("", "derivative", "second derivative", "third derivative")[wrong[0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -18,8 +19,14 @@ class DerivativeError(ValueError):
     place = ""
 
 
-#: A part of PyTorch's message -> what it means, and the way out.
+_ROUNDS = (
+    "an operation rounds, and the derivative that PyTorch gives it (straight-through) is not that of its values",
+    "take the model before quantization, or put nn.Identity() in place of what rounds",
+)
+#: A part of PyTorch's message -> what it means, and the way out; the first one that fits.
 CURES = {
+    "fake_quantize": _ROUNDS,
+    "_obs_fq": _ROUNDS,
     "saved tensor hooks": (
         "the model recomputes or offloads activations",
         "switch activation checkpointing and saved-tensor hooks off for this call, "
@@ -113,6 +120,17 @@ def failing_module(error: BaseException, modules: Mapping[str, nn.Module]) -> st
             found = described(names[id(owner)], owner)
         trace = trace.tb_next
     return found
+
+
+def running_module() -> str:
+    """The class of the innermost module whose `forward` runs now, for a message; `""` if none."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module):
+            return type(owner).__name__
+        frame = frame.f_back
+    return ""
 
 
 @contextmanager

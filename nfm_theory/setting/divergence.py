@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from .checks import one_of
 
@@ -33,7 +34,8 @@ def jensen_shannon(
 
     The divergence lies between 0 and the entropy of π. All computations use logarithms, so that value, gradient and
     Hessian are finite for all finite logits. A class may be masked by the logit -inf in some or all branches: its
-    probability is 0 there, and so is the gradient in that logit. A divergence far below the rounding errors of the
+    probability is 0 there, and so is the gradient in that logit. One class of each row must be left; on a GPU, where a
+    check would force a synchronization, a row without one gives nan. A divergence far below the rounding errors of the
     logits can have either sign. The code of AugMix and NoisyMix uses probabilities and clamps the mixture at 1e-7. This
     sets the gradient to 0 there, and can give nan if a probability underflows to 0.
 
@@ -48,8 +50,8 @@ def jensen_shannon(
 
     Raises:
         TypeError: if the logits are not floating-point tensors.
-        ValueError: for fewer than two branches, different shapes, an unknown reduction, or weights that are no
-            distribution over the branches.
+        ValueError: for fewer than two branches, different shapes, an unknown reduction, weights that are no
+            distribution over the branches, or a row in which every class is masked.
 
     Example:
         >>> certain = torch.tensor([[1000.0, 0.0]])
@@ -57,7 +59,9 @@ def jensen_shannon(
         0.693147
     """
     one_of("reduction", reduction, ("mean", "sum", "none"))
-    log_p = log_probabilities(_stacked(logits))
+    logits = _stacked(logits)
+    _check_masks(logits)
+    log_p = log_probabilities(logits)
     if weights is None:
         value = (log_p.exp() * (log_p - (log_p.logsumexp(0) - math.log(len(log_p))))).sum(-1).mean(0)
     else:
@@ -85,6 +89,20 @@ def _stacked(logits: Tensor | Sequence[Tensor]) -> Tensor:
             f"{tuple(logits.shape)}; for one logit per sample, pass columns, u.unsqueeze(-1)."
         )
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _check_masks(logits: Tensor) -> None:
+    """Refuse a row in which every class is masked, on the CPU, and where no transform hides the values."""
+    hidden = torch.compiler.is_compiling() or is_functorch_wrapped_tensor(logits)
+    if logits.device.type != "cpu" or logits.shape[-1] == 1 or hidden:
+        return
+    masked = (logits == -math.inf).all(-1)
+    if masked.any():
+        branch, row = masked.nonzero()[0].tolist()
+        raise ValueError(
+            f"logits: every class of row {row} in branch {branch} is masked by -inf, which leaves no distribution; "
+            f"keep one class, or leave out such rows (here {int(masked.any(0).sum())} of {masked.shape[1]})."
+        )
 
 
 def log_probabilities(logits: Tensor) -> Tensor:

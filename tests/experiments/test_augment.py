@@ -209,6 +209,17 @@ def test_a_draw_is_replayed_to_the_bit_and_pixels_stay_in_range():
     np.testing.assert_allclose(unchanged, image.transpose(2, 0, 1) / 255, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(37, 53, 3), (53, 37, 1), (1, 1, 1), (3, 40, 1), (1, 90, 3)], ids=str)
+def test_augmix_takes_images_of_any_shape_and_leaves_them_alone(shape):
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    kept = image.copy()
+    for seed in range(30):
+        view = mix.augmix_pixels(image, np.random.default_rng(seed), severity=10)
+        assert view.shape == (shape[2], *shape[:2])
+        assert 0 <= view.min() <= view.max() <= 1
+    assert np.array_equal(image, kept)
+
+
 def test_statistics_of_augmix_draws():
     rng, n = np.random.default_rng(0), 6000
     draws = [mix.sample_draw(rng) for _ in range(n)]

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from ledger_entries import shortened
+from ledger_entries import entry, shortened
 from typer.testing import CliRunner
 
 from experiments import commands, runner, training_commands
@@ -67,8 +67,8 @@ def test_train_writes_the_ledger_once(nfm, short, tmp_path):
     first = nfm("train", TOY, "--seed", 3, *places)
     assert first.exit_code == 0, first.output
     assert "done" in first.output
-    (entry,) = read(tmp_path / "ledger.jsonl")
-    assert (entry.scheme, entry.seed, entry.suite, entry.training["epochs"]) == ("nfm", 3, "clean", 3)
+    (found,) = read(tmp_path / "ledger.jsonl")
+    assert (found.scheme, found.seed, found.suite, found.training["epochs"]) == ("nfm", 3, "clean", 3)
     again = nfm("train", TOY, "--seed", 3, *places)
     assert "finished before" in again.output
     assert len(read(tmp_path / "ledger.jsonl")) == 1
@@ -207,13 +207,35 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_what_submitit_refuses_is_a_sentence(nfm, short, tmp_path, monkeypatch, text):
+def test_what_submitit_refuses_is_a_sentence_also_when_nothing_is_left_to_do(nfm, tmp_path, monkeypatch, text):
     monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "done.jsonl").write_text(entry(TOY, 1, clean=0.5).to_json() + "\n")
     cluster = ("--cluster", "slurm") if text.startswith("slurm_") else ()
-    result = nfm("sweep", TOY, *places(tmp_path), "--parameter", text, *cluster)
-    assert result.exit_code == 2, result.output
-    assert REFUSED[text] in result.stderr
-    assert "Traceback" not in result.output
+    said = []
+    for ledger in ("new.jsonl", "done.jsonl"):
+        given = places(tmp_path, ledger=tmp_path / ledger)
+        result = nfm("sweep", TOY, "--seeds", 1, *given, "--parameter", text, *cluster)
+        assert result.exit_code == 2, result.output
+        assert REFUSED[text] in result.stderr
+        assert "Traceback" not in result.output
+        said.append(result.stderr)
+    assert said[0] == said[1]
+    done = nfm("sweep", TOY, "--seeds", 1, *places(tmp_path, ledger=tmp_path / "done.jsonl"))
+    assert (done.exit_code, "0 of 1 left" in done.output) == (0, True)
+
+
+BAD_CHOICES = (
+    (("--cluster", "moon"), "expected one of"),
+    (("--cluster", "here", "--parameter", "timeout_min=9"), "takes no parameter"),
+    (("--parameter", "slurm_partition=gpu"), "cluster 'local'"),
+    (("--parameter", "nodes=2"), "nodes: expected 1"),
+)
+
+
+@pytest.mark.parametrize(("options", "words"), BAD_CHOICES)
+def test_choices_are_checked_also_in_a_dry_run(nfm, tmp_path, options, words):
+    result = nfm("sweep", TOY, "--dry-run", *places(tmp_path), *options)
+    assert (result.exit_code, words in result.stderr) == (2, True), result.output
 
 
 def test_folders_are_looked_at_before_anything_is_computed(nfm, tmp_path):

@@ -259,10 +259,39 @@ def test_validate_lists_every_problem_and_read_refuses_doubled_cells(path):
     ):
         assert part in problem
     path.write_text("\n".join(text[:3]) + "\n")
-    with pytest.raises(LedgerError, match=r"line 3: expected each cell once, .* line 1 already. `merge"):
+    with pytest.raises(LedgerError, match=r"line 3: the cell .* stands in line 1 already\. `merge"):
         read(path)
     assert merge([path], path.with_name("new")) == 2
     assert read(path.with_name("new")) == lines[:2]
+
+
+def test_a_hash_with_two_settings_is_refused_by_everything_that_reads_or_writes(tmp_path):
+    """The name of the scheme alone may differ, as two rows of the papers may be the same training."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    kept = entry(0, settings={"scheme": {"name": "a", "alpha": 1}}, hash="0" * 16)
+    same = replace(kept, seed=1, settings={"scheme": {"name": "b", "alpha": 1}})
+    against = replace(kept, seed=2, settings={"scheme": {"name": "a", "alpha": 2}})
+    for found in (kept, same):
+        append(one, found)
+    append(other, against)
+    assert validate(one) == []
+    before = one.read_bytes()
+    for call in (
+        lambda: append(one, against),
+        lambda: merge([other], one),
+        lambda: merge([one, other], tmp_path / "new"),
+        lambda: ledger.read_together([one, other]),
+    ):
+        with pytest.raises(LedgerError, match=f"hash {'0' * 16} stands for other settings in another ledger"):
+            call()
+    assert one.read_bytes() == before
+    one.write_bytes(before + other.read_bytes())
+    (problem,) = validate(one)
+    assert problem.endswith("line 3: hash 0000000000000000 stands for other settings in line 1.")
+    for call in (lambda: read(one), lambda: finished(one), lambda: append(one, entry(9)), lambda: merge([one], other)):
+        with pytest.raises(LedgerError) as caught:
+            call()
+        assert str(caught.value).startswith(problem)
 
 
 def test_merge_keeps_the_first_of_each_cell_in_a_fixed_order(tmp_path):

@@ -204,7 +204,9 @@ RAW = (
 
 def _ledgers(folder: Path) -> None:
     (folder / "good.jsonl").write_text(line() + "\n")
+    (folder / "done.jsonl").write_text(entry(TOY, 1, clean=0.5).to_json() + "\n")
     (folder / "doubled.jsonl").write_text(2 * (line() + "\n"))
+    (folder / "settings.jsonl").write_text(f"{line()}\n{line(seed=2, settings={'epochs': 1})}\n")
     for number, text in enumerate(RAW):
         (folder / f"raw_{number}.jsonl").write_bytes(text + b"\n")
 
@@ -257,39 +259,52 @@ NFM_OPTIONS = {
 TABLES = {"--format": GARBAGE[4:10], "--table": GARBAGE[4:12], "--size": GARBAGE[4:12], "--out": NOT_WRITABLE[1:-3]}
 RUN = {
     "--device": NFM_OPTIONS["--device"], "--loaders": (*NO_INTEGER, "-1", "9" * 9),
-    "--ledger": (*NOT_WRITABLE[:9], "doubled.jsonl", *(f"raw_{i}.jsonl" for i in range(len(RAW)))),
+    "--ledger": (*NOT_WRITABLE[:9], "doubled.jsonl", "settings.jsonl", *(f"raw_{i}.jsonl" for i in range(len(RAW)))),
     "--runs": ("a_file", "a_pipe", "a_loop", "a_link_to_nowhere", "/dev/null", "n" * 400),
 }  # fmt: skip
+WITHOUT_SUBMITIT = (
+    "x", "=1", "", "nodes=2", "gpus_per_node=x", "visible_gpus=1", "tasks_per_node=x", "slurm_max_num_timeout=50",
+)  # fmt: skip
+PARAMETERS = (*WITHOUT_SUBMITIT, "nosuch=1", "cluster=here", "workers=2", "poll=0", "timeout_min=x", "²=²", "folder=a")
 STUDY = {
     "--workers": (*NO_INTEGER, "0", "-1", "9" * 9),
     "--out": ("a_file", "a_pipe", "a_loop", "/dev/null", "n" * 400),
 }
-LEDGERS = (*(n for n in NOT_READABLE if n), *(f"raw_{i}.jsonl" for i in range(len(RAW))))
+LEDGERS = (*(n for n in NOT_READABLE if n), "settings.jsonl", *(f"raw_{i}.jsonl" for i in range(len(RAW))))
 #: For each command of `python -m experiments`, what it needs, its options, and values that it must refuse.
 COMMANDS = (
     (("recipes", "list"), {"--size": GARBAGE, "": GARBAGE[4:9]}),
     (("recipes", "show"), {"": GARBAGE[4:]}),
     (("train",), {"": (*GARBAGE[4:], "noisymix-table1/stylized_imagenet", "nfm-table1/nfm")}),
-    (("train", TOY), {**RUN, "--seed": (*NO_INTEGER, "-1", "9" * 30), "--stop-after": (*NO_INTEGER, "0", "-1")}),
+    (("train", TOY), {
+        **RUN, "--seed": (*NO_INTEGER, "-1", "9" * 30), "--stop-after": (*NO_INTEGER, "0", "-1"),
+        "--test-images": (*NO_INTEGER, "-1"),
+    }),
     (("sweep", "--cluster", "here"), {"": (*GARBAGE[4:9], "noisymix-table1/stylized_imagenet")}),
     (("sweep", TOY, "--ledger", "fresh.jsonl"), {
         **RUN, "--size": GARBAGE[4:9], "--seeds": ("x", "1,1", "-1", "1,,2", "²", "9" * 30, "1.5"),
         "--cluster": ("moon", ""),
         "--workers": (*NO_INTEGER, "0", "-1", "9" * 9), "--threads": (*NO_INTEGER, "-1", "9" * 9),
-        "--parameter": ("x", "=1", "", "nosuch=1", "cluster=here", "workers=2", "poll=0", "nodes=2", "timeout_min=x",
-        "²=²",
-                        "slurm_max_num_timeout=50", "gpus_per_node=x", "folder=a", "visible_gpus=1",
-                        "tasks_per_node=x"),
+        "--processes": (*NO_INTEGER, "0", "-1", "65"), "--test-images": (*NO_INTEGER, "-1"),
+        "--parameter": PARAMETERS,
     }),
-    (("evaluate", TOY), {"--weights": NOT_READABLE}),
+    (("sweep", TOY, "--dry-run"), {"--cluster": ("moon", ""), "--parameter": WITHOUT_SUBMITIT}),
+    (("sweep", TOY, "--seeds", "1", "--ledger", "done.jsonl"), {"--cluster": ("moon", ""), "--parameter": PARAMETERS}),
+    (("sweep", TOY, "--cluster", "here"), {"--parameter": ("timeout_min=9", "x=1")}),
+    (("evaluate", TOY), {"--weights": (*NOT_READABLE, *(f"{n}.pt" for n in (
+        "sparse", "deep", "nothing", "numbers", "keys", "cut", "text", "zero", "model", "number", "none", "state")))}),
+    (("evaluate", TOY, "--weights", "state.pt"), {
+        "--suite": GARBAGE[4:9], "--mean": ("x", "1,,2", "nan", "1;2", "0.5"), "--std": ("x", "0", "-1", "0.5"),
+        **{k: RUN[k] for k in ("--device", "--loaders", "--ledger")},
+    }),
     (("evaluate", "--weights", "a_file"), {"": GARBAGE[4:9]}),
     (("sets",), {"": (*GARBAGE[4:9], "imagenet", "toy_rings", "cifar10")}),
     (("sets", "digits"), {"--workers": (*NO_INTEGER, "0", "-1", "9" * 9)}),
     (("tables",), {**TABLES, "--ledger": LEDGERS}),
     (("audit",), {"--out": TABLES["--out"]}),
     (("claims",), {"--paper": GARBAGE, "": GARBAGE[4:9]}),
-    (("claims", "no-such-id"), {"--json": NOT_WRITABLE}),
-    (("ledger", "check"), {"": [name for name in LEDGERS if "raw" not in name]}),
+    (("claims", "no-such-id"), {"--json": NOT_WRITABLE, "--ledger": LEDGERS}),
+    (("ledger", "check"), {"": [name for name in NOT_READABLE if name]}),
     (("ledger", "compare"), {"": LEDGERS}),
     (("ledger", "compare", "good.jsonl"), {"--with": LEDGERS}),
     (("ledger", "merge", "--into", "new.jsonl"), {"": LEDGERS}),
@@ -298,10 +313,11 @@ COMMANDS = (
     (("study", "bounds"), {"--cifar-folder": ("gone", "a_folder", "a_file", "a_pipe")}),
     (("study", "validity"), {
         "--seed": (*NO_INTEGER, "-1", "9" * 30), "--samples": (*NO_INTEGER, "1", "-1"), "--paths": (*NO_INTEGER, "1"),
-        "--recipes": (*GARBAGE[4:9], "nfm-table1/*"), "--runs": ("a_file",), "--bound-samples": (*NO_INTEGER, "0"),
+        "--recipes": (*GARBAGE[4:9], "nfm-table1/*"), "--runs": RUN["--runs"], "--bound-samples": (*NO_INTEGER, "0"),
     }),
     (("study", "choice"), {"--recipes": (*GARBAGE[4:9], "digits/nfm")}),
     (("study", "decomposition"), {"--seeds": (*NO_INTEGER, "-1")}),
+    (("study", "expansion", "--record"), {"--out": ("a_folder",)}),
 )  # fmt: skip
 
 
@@ -357,5 +373,7 @@ def _with_a_ledger(folder: Path, chance: random.Random) -> Bad:
         ("tables", "--table", "noisymix-table2", "--ledger", path), ("ledger", "compare", path, "--with", "good.jsonl"),
         ("ledger", "compare", "good.jsonl", "--with", path), ("ledger", "merge", path, "--into", f"{path}.new"),
         ("ledger", "check", path), ("train", "noisymix-table1/stylized_imagenet", "--ledger", path),
+        ("claims", "no-such-id", "--ledger", path), ("sweep", TOY, "--dry-run", "--ledger", path),
+        ("evaluate", TOY, "--weights", "gone", "--ledger", path),
     )  # fmt: skip
     return Bad("experiments", chance.choice(ways), surely=False)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from problems import finish, generator, mlp, preact_resnet18, randn, small_cnn, tiny_transformer
 from torch import nn
+from torch.ao import quantization
 
 import nfm_theory as nt
 from nfm_theory.calculus.cuts import check_problem
@@ -220,3 +221,43 @@ def test_a_verdict_names_the_module_that_cuts_a_derivative():
     report = nt.verify(nt.Problem(model.eval(), x, y, law=nt.Law(add_noise=0.4)))
     assert report.verdict == "refuted"
     assert "cut in module '2' (Half)" in report.reason
+
+
+class Quantized(nn.Module):
+    """Rounds its hidden units to a few levels; the gradient is that of the identity."""
+
+    def __init__(self, quantizer):
+        super().__init__()
+        self.enter, self.quantizer, self.leave = nn.Linear(6, 5), quantizer, nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.leave(torch.tanh(self.quantizer(self.enter(x))))
+
+
+def by_channel(z):
+    scale, zero = torch.full((5,), 0.1), torch.zeros(5, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(z, scale, zero, 1, -128, 127)
+
+
+QUANTIZERS = {
+    "FakeQuantize": quantization.FakeQuantize,
+    "FusedMovingAvgObsFakeQuantize": quantization.FusedMovingAvgObsFakeQuantize,
+    "Gate": lambda: Gate(lambda z: torch.fake_quantize_per_tensor_affine(z, 0.1, 0, -128, 127)),
+    "Gate by channel": lambda: Gate(by_channel),
+}
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_fake_quantization_is_refused_and_its_module_named_with_the_way_out(name):
+    """PyTorch has no forward mode for it, and its derivative by reverse mode is straight through."""
+    model = finish(lambda: Quantized(QUANTIZERS[name]()), 0).float().train()
+    with torch.no_grad():
+        model(X.float())  # the observers see the range
+    model.apply(quantization.disable_observer).eval()
+    rounded = problem(model, torch.float32)
+    for verb in (nt.terms, nt.verify, nt.regularizers, VERBS["pgd_attack"], VERBS["flip_radius"]):
+        with pytest.raises(DerivativeError, match=rf"(?s){name.split()[0]}.*an operation rounds.*nn\.Identity\(\)"):
+            verb(rounded)
+    assert nt.loss(rounded, 0.1, method="monte_carlo", samples=2000).stderr > 0  # values need no derivative
+    model.quantizer = nn.Identity()
+    assert nt.verify(problem(model, torch.float32)).verdict == "holds"

@@ -183,6 +183,19 @@ def test_a_class_that_all_branches_mask_may_be_left_out():
     assert problem_hessian.isfinite().all()
 
 
+def test_a_row_without_a_class_is_refused():
+    logits = randn(4, 3, 4, 5)
+    logits[1, 2:] = -torch.inf
+    for call in (jensen_shannon, JSDConsistency(WEIGHTS[3])):
+        with pytest.raises(ValueError, match=r"every class of row 2 in branch 1 is masked by -inf.*here 2 of 4"):
+            call(logits)
+    kept = jensen_shannon(logits[:, :2], reduction="none")
+    assert kept.isfinite().all()
+    certain = torch.full((2, 3, 1), -torch.inf)  # of two classes, whose second is impossible
+    assert_close(jensen_shannon(certain), torch.tensor(0.0))
+    assert jensen_shannon(logits * torch.nan).isnan()  # a training that diverges is not our fault
+
+
 def test_equal_branches_and_sure_predictions_have_finite_derivatives():
     for row in ([0.0, 0.0, 0.0], [900.0, 0.0, -900.0], [0.0, -torch.inf, -torch.inf]):
         logits = torch.tensor(row).expand(3, 2, 3).clone()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..derivatives import scalar_derivatives
-from ..failures import DerivativeError, cause
+from ..failures import DerivativeError, cause, running_module
 from ..forward_mode import jvp
 from ..replacements import exact_derivatives
 from .rules import common, spread, tracked_elsewhere
@@ -31,6 +31,8 @@ def local_rule(rec: Recorder, func: Callable, *args, **kwargs):
     if out.grad_fn is None:  # comparisons and indices are constant almost everywhere
         return out
     layout = common([v.layout for v in inputs])
+    owner = running_module()
+    label = f"{name} in {owner}" if owner else name
     points = tuple(rec.keep(args[k]) for k in places)
     fixed = [None if k in places else item for k, item in enumerate(args)]
 
@@ -52,7 +54,7 @@ def local_rule(rec: Recorder, func: Callable, *args, **kwargs):
 
     def along(derivative, tangents):
         values = inputs * (len(tangents) // len(inputs))
-        return _along(derivative, [spread(t, v) for t, v in zip(tangents, values, strict=True)], name)
+        return _along(derivative, [spread(t, v) for t, v in zip(tangents, values, strict=True)], label)
 
     def push(*tangents):
         return along(once, tangents)
