@@ -60,8 +60,9 @@ def verify(
         order: p, order of the polynomial, 0 to 6.
         eps: scales, at least three for a verdict; `None` starts at 0.1 and halves until the verdict is clear.
         budget: limit of the whole verification: a number of evaluations of the head, or words such as
-            `"300 passes"` (over all samples), `"90 s"` or `"10 min"`. A deterministic rule that needs more
-            evaluations at one scale gives way to Monte Carlo. `None` allows what takes about a minute.
+            `"300 passes"` (over all samples), `"90 s"` or `"10 min"`. It is never exceeded; derivatives count as the
+            forward passes that take as long. A deterministic rule that needs more than half of it gives way to Monte
+            Carlo. `None` allows what takes about a minute, and 300 passes for large networks.
         generator: random generator of the draws; with `None` they are always the same.
         method: `"exact"` for a deterministic rule, `"monte_carlo"`, or `"auto"`: the rule where it fits the budget.
         remainder_form: `"difference"` of loss and polynomial, `"integral"` (without cancellation, from third
@@ -88,23 +89,12 @@ def verify(
     limit, seconds = Budget.of(budget, len(problems[0].features)), seconds_per_evaluation(problems[0])
     seed = 0 if generator is None else int(torch.randint(2**62, (), generator=generator, device=generator.device))
     given = terms is not None
-    way = way_of(problems, leading, limit, method, remainder_form, given, seconds)
+    way = way_of(problems, leading, len(scales), limit, method, remainder_form, given, seconds)
     plan = plan_of(problems, way, len(scales), leading, given, seconds)
     plan.announce()
     # Cut derivatives are for the verdict to find, with their module
-    with options(check_derivatives=False), Meter(Budget(way.samples, limit.seconds), total=plan.evaluations) as meter:
-        run = Run(problems, way, order, leading, seed, meter, plan)
-        try:
-            run.begin(terms)
-            run.check_draws()
-            run.check_terms()
-            run.check_unmixing()
-            return run.check_remainders(scales, halve=eps is None)
-        except KeyboardInterrupt:
-            if run.found is None:
-                raise
-            run.found.interrupted = True
-            return run.report(scales)[0]
+    with options(check_derivatives=False), Meter(way.budget, way.limit, total=plan.evaluations) as meter:
+        return Run(problems, way, order, leading, seed, meter, plan).check(terms, scales, halve=eps is None)
 
 
 def _checked(problem, order: int, eps, method: str, remainder_form: str) -> tuple[list[Problem], list[float], int]:
