@@ -31,7 +31,7 @@ LARGE_BYTES = 2**30
 #: A budget below so many evaluations is used like that of a large network.
 SMALL_BUDGET = 20_000
 #: Draws of each sample for the remainder of a large network without its coefficient.
-FEW_SWEEPS = 4
+FEW_SWEEPS = 2
 #: Single draws that are compared with Lagrange's interval, and points on it.
 PATHWISE_DRAWS, PATHWISE_POINTS = 64, 33
 #: The step of a plan that computes the terms.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import factorial
 
 import torch
@@ -112,6 +113,20 @@ class Run:
                 ) from None
             self.found.unfinished = True
         return self.report(scales)[0]
+
+    def judged(self, terms: TaylorTerms, scales: list[float]) -> ExpansionReport:
+        """The report on other terms with the evidence of this run, whose values do not depend on the terms.
+
+        Args:
+            terms: the terms to be judged.
+            scales: the scales of this run.
+        """
+        kept = self.evidence
+        self.found = replace(kept, terms=terms, predicted=self._predicted(terms))
+        try:
+            return self.report(scales)[0]
+        finally:
+            self.found = kept
 
     def begin(self, terms: TaylorTerms | Callable[[Sequence[Problem]], TaylorTerms] | None) -> None:
         """Get the terms that are verified: given, by the formulas, or by derivatives along the directions of link 2."""

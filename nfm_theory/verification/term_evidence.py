@@ -36,7 +36,7 @@ SWEEPS, BLOCK_ROWS, STEPS = 3, 256, 40
 #: Relative error of a term at which drawing stops, and the same for large networks.
 TARGET, LARGE_TARGET = 0.01, 0.04
 #: Relative error of a fit that is good enough for large networks.
-LARGE_ENOUGH = 1e-5
+LARGE_ENOUGH = 1e-4
 #: Forward passes that the derivatives along a direction take, and that a linearization with its adjoint takes.
 PAIRED, LINEARIZED = 2, 4
 
