@@ -4,18 +4,24 @@ Random small smooth networks are verified with right terms, and with terms that 
 term off by 1 % or 0.3 %, two sources swapped, two errors that cancel in the sum. Networks whose derivatives are cut and
 networks that compute a part in float32 are verified with right terms. What counts: a wrong term is refuted, or the
 report says that an error of this size is not resolved; a right one is not refuted.
+
+The evidence of a network does not depend on the terms, so it is gathered once, and all terms are judged by it. The file
+is written after every network; a run that was interrupted goes on where it stopped.
 """
 
 import argparse
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import nfm_theory as nt
 from benchmarks.estimators.measure import machine, num_threads, versions
+from nfm_theory.verification.verify import prepared
 
 ACTIVATIONS = {"tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU, "softplus": nn.Softplus}
 EPS = (0.1, 0.05, 0.025)
@@ -94,47 +100,65 @@ def outcome(report: nt.ExpansionReport, errors: dict[str, float]) -> str:
     return "not resolved" if hidden or report.verdict == "undecided" else "missed"
 
 
+@torch.no_grad()
+def judged(one: nt.Problem, seed: int) -> dict[str, str]:
+    """By kind of terms, the verdict on the right ones and the outcomes of the wrong ones, from one verification."""
+    run, scales = prepared(one, 2, EPS, None, None, "auto", "auto", given=False)
+    with nt.options(progress=False, check_derivatives=False), run.meter:
+        right = run.check(None, scales, halve=False)
+        found = {"right terms": right.verdict}
+        for kind, (terms, errors) in wrong_terms(right.terms, seed).items():
+            found[kind] = outcome(run.judged(terms, scales), errors)
+    return found
+
+
+def examined(seed: int, networks: int, cut: int, mixed: int) -> Iterator[tuple[str, str]]:
+    """Titles with outcomes of one seed, for all that is asked of it."""
+    for name, dtype in DTYPES.items():
+        if seed < networks:
+            for kind, word in judged(problem(seed, dtype), seed).items():
+                yield f"{name}, {kind}", word
+        if seed < cut:
+            kind = ("detach", "straight-through", "constant norm")[seed % 3]
+            yield f"{name}, cut derivatives", nt.verify(problem(seed, dtype, kind), eps=EPS).verdict
+    if seed < mixed:
+        kind = ("float32 norm", "float32 softmax")[seed % 2]
+        yield "a part in float32", nt.verify(problem(seed, torch.float64, kind), eps=EPS).verdict
+
+
 def main() -> None:
     """Print the counts; write them as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", type=int, default=400)
     parser.add_argument("--cut", type=int, default=60)
     parser.add_argument("--mixed", type=int, default=12)
-    parser.add_argument("--json", help="also write the counts to this file")
+    parser.add_argument("--json", type=Path, help="also write the counts to this file, and go on from it")
     args = parser.parse_args()
-    counts: dict[str, dict[str, int]] = {}
-
-    def count(title: str, word: str) -> None:
-        counts.setdefault(title, Counter())[word] += 1
-
+    settings = {"networks": args.networks, "cut": args.cut, "mixed": args.mixed, "eps": list(EPS)}
+    counts: dict[str, Counter] = {}
+    odd: dict[str, list[int]] = {}
+    done = 0
+    if args.json and args.json.exists():
+        before = json.loads(args.json.read_text(encoding="utf-8"))
+        if before.get("settings") == settings:
+            counts, odd, done = {k: Counter(v) for k, v in before["counts"].items()}, before["odd"], before["seeds"]
     with num_threads(1), nt.options(progress=False):
-        for name, dtype in DTYPES.items():
-            for seed in range(args.networks):
-                one = problem(seed, dtype)
-                right = nt.verify(one, eps=EPS)
-                count(f"{name}, right terms", right.verdict)
-                if right.verdict != "holds":
-                    print(name, seed, right.verdict, right.reason, flush=True)
-                for kind, (terms, errors) in wrong_terms(right.terms, seed).items():
-                    found = outcome(nt.verify(one, eps=EPS, terms=terms), errors)
-                    count(f"{name}, {kind}", found)
-                    if found == "missed":
-                        print(name, seed, kind, found, flush=True)
-            for seed in range(args.cut):
-                kind = ("detach", "straight-through", "constant norm")[seed % 3]
-                count(f"{name}, cut derivatives", nt.verify(problem(seed, dtype, kind), eps=EPS).verdict)
-        for seed in range(args.mixed):
-            kind = ("float32 norm", "float32 softmax")[seed % 2]
-            count("a part in float32", nt.verify(problem(seed, torch.float64, kind), eps=EPS).verdict)
+        for seed in range(done, max(args.networks, args.cut, args.mixed)):
+            for title, word in examined(seed, args.networks, args.cut, args.mixed):
+                counts.setdefault(title, Counter())[word] += 1
+                if word == "missed" or ("right" in title and word != "holds"):
+                    odd.setdefault(f"{title}: {word}", []).append(seed)
+                    print(title, seed, word, flush=True)
+            if args.json:
+                record = {
+                    "counts": counts, "odd": odd, "seeds": seed + 1, "settings": settings, "machine": machine(),
+                    "versions": versions("nfm_theory"),
+                }  # fmt: skip
+                part = args.json.with_suffix(".part")
+                part.write_text(json.dumps(record, indent=1), encoding="utf-8")
+                part.replace(args.json)
     for title, words in counts.items():
         print(f"{title:40}" + ", ".join(f"{number} {word}" for word, number in words.items()))
-    if args.json:
-        record = {
-            "counts": {title: dict(words) for title, words in counts.items()},
-            "networks": args.networks, "eps": EPS, "machine": machine(), "versions": versions("nfm_theory"),
-        }  # fmt: skip
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ are counted in multiples of a forward pass.
 import argparse
 import json
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -33,16 +34,22 @@ def problem(activation: str, layer: str, samples: int, dtype: torch.dtype) -> nt
 
 
 def measure(one: nt.Problem, passes: int) -> dict:
-    """Verdict, cost and power of one verification."""
-    start = time.perf_counter()
+    """Verdict, cost and power of one verification; the seconds are those of the processor."""
+    start = time.process_time()
     report = nt.verify(one, budget=f"{passes} passes")
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     power = {name: {k: entry[k] for k in ("resolved", "share")} for name, entry in report.to_dict()["power"].items()}
     return {
         "verdict": report.verdict, "reason": report.reason, "passes": report.samples / report.num_samples,
         "planned_passes": report.plan.evaluations / report.num_samples, "seconds": round(seconds, 1),
         "planned_seconds": round(report.plan.seconds, 1), "power": power,
     }  # fmt: skip
+
+
+def kept(path: Path | None, settings: dict) -> dict[str, dict]:
+    """The cases that a file has with the same settings."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {}
+    return before["cases"] if before.get("settings") == settings else {}
 
 
 def main() -> None:
@@ -52,21 +59,23 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=300)
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
     parser.add_argument("--case", action="append", choices=list(CASES), help="only these")
-    parser.add_argument("--json", help="also write the costs to this file")
+    parser.add_argument("--json", type=Path, help="also write the costs to this file; cases that it has are kept")
     args = parser.parse_args()
-    found = {}
+    settings = {"samples": args.samples, "budget": args.passes}
     with num_threads(1):
         for name in args.case or CASES:
+            title = f"{name}, {args.dtype}"
+            if title in kept(args.json, settings):
+                continue
             one = problem(*CASES[name], args.samples, getattr(torch, args.dtype))
-            found[name] = measure(one, args.passes)
-            print(name, json.dumps(found[name], indent=1), flush=True)
-    if args.json:
-        record = {
-            "cases": found, "samples": args.samples, "dtype": args.dtype, "machine": machine(),
-            "versions": versions("nfm_theory"),
-        }  # fmt: skip
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
+            found = measure(one, args.passes)
+            print(title, json.dumps(found, indent=1), flush=True)
+            if args.json:
+                record = {
+                    "cases": kept(args.json, settings) | {title: found}, "settings": settings, "machine": machine(),
+                    "versions": versions("nfm_theory"),
+                }  # fmt: skip
+                args.json.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from ..setting.problem import Problem
 from .fit import amplification
 from .fits import DEGREE, LINEAR_DEGREE, Fits, averaged
 from .rays import along, in_double
-from .regions import jumps
+from .regions import BISECTIONS, jumps
 from .student import certain
 
 #: Draws that are compared, of small and of large networks.
@@ -28,6 +28,8 @@ NEGLIGIBLE = 1e-3
 DOUBT = 3.0
 #: Scale at which the change of the loss is split into what the region of the sample carries and what kinks carry.
 CHANGE_EPS = 0.1
+#: Forward passes that a draw's derivatives of the third order, the search of a jump, and its change take.
+DERIVED, SEARCHED, CHANGED = 16, BISECTIONS + 4, 2
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class DrawEvidence:
         rounding: relative rounding of the outputs that the values show.
         unit: relative rounding of the precision of the features.
         kink_share: part of the change of the loss at `CHANGE_EPS` that lies beyond the region of the sample.
+        start: half-width in ε on which fits along other draws of the law begin.
     """
 
     draws: int
@@ -65,6 +68,7 @@ class DrawEvidence:
     rounding: float
     unit: float
     kink_share: float
+    start: float
 
     def wrong(self) -> int | None:
         """The smallest power of ε at which values and derivatives differ beyond their errors; `None` if they agree."""
@@ -99,8 +103,9 @@ def compare_draws(
     draw = problem.draw(n, -(-count // n), generator=generator)[:count]
     path = in_double(problem).path(draw)
     fits = along(path, order=3, degree=degree, spend=spend)
-    jumpy = bool(fits.constant.any()) or (degree <= LINEAR_DEGREE and bool(jumps(path, fits).any()))
-    spend(16 * len(draw))
+    linear = degree <= LINEAR_DEGREE
+    spend((DERIVED + CHANGED + SEARCHED * linear) * len(draw))
+    jumpy = bool(fits.constant.any()) or (linear and bool(jumps(path, fits).any()))
     derived = taylor_coefficients(problem.path(draw), 3).double()
     good = ~(fits.rough | fits.constant)
     unit = torch.finfo(problem.features.dtype).eps
@@ -131,7 +136,19 @@ def compare_draws(
         rounding=float(fits.rounding.median()),
         unit=unit,
         kink_share=_kink_share(problem, draw, fits),
+        start=where_fits_begin(fits, degree),
     )
+
+
+def where_fits_begin(fits: Fits, degree: int) -> float:
+    """The half-width with which the fits of more rays begin, as some rays tell it: few of them need another one.
+
+    The regions of a piecewise-linear head have very different sizes. Most rays fit at once on the lower quartile, and a
+    smaller interval would make the errors of all of them larger.
+    """
+    if degree <= LINEAR_DEGREE:
+        return float(fits.smooth_radius.quantile(0.25).clamp_min(1e-8))
+    return float(fits.radius.median())
 
 
 def _kink_share(problem: Problem, draw, fits: Fits) -> float:

@@ -120,16 +120,24 @@ def seconds_per_evaluation(problem: Problem) -> float:
         return (time.perf_counter() - start) / len(some)
 
 
+class BudgetSpent(Exception):
+    """The next evaluations would cross the limit of the caller."""
+
+
 @dataclass
 class Meter:
-    """Counts evaluations of the head, moves the progress bar, and knows what is left.
+    """Counts evaluations of the head, moves the progress bar, and stops before the limit is crossed.
+
+    Derivatives count as the forward passes that take as long.
 
     Attributes:
-        budget: the limit.
+        budget: what random draws may take.
+        limit: what the caller allows; more is never evaluated.
         spent: evaluations so far.
     """
 
     budget: Budget = field(default_factory=Budget)
+    limit: Budget = field(default_factory=Budget)
     spent: int = 0
     total: int | None = None
     _start: float = field(default_factory=time.perf_counter)
@@ -144,7 +152,14 @@ class Meter:
             self._bar.close()
 
     def spend(self, rows: int) -> None:
-        """Count evaluations that are about to be made."""
+        """Count evaluations that are about to be made.
+
+        Raises:
+            BudgetSpent: if they would cross the limit.
+        """
+        most, seconds = self.limit.evaluations, self.limit.seconds
+        if (most is not None and self.spent + rows > most) or (seconds is not None and self.seconds > seconds):
+            raise BudgetSpent
         self.spent += rows
         if self._bar is not None:
             self._bar.update(rows)

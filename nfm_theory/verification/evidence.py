@@ -13,10 +13,13 @@ from ..losses.monte_carlo import RunningMoments
 from ..setting.draws import antithetic
 from ..setting.problem import Problem
 from ..setting.quadrature import Grid
-from .effort import Meter
-from .fits import LINEAR_DEGREE, Fits, averaged
+from .draw_evidence import where_fits_begin
+from .effort import BudgetSpent, Meter
+from .fits import DEGREE, LINEAR_DEGREE, Fits, averaged
+from .intervals import ENOUGH
 from .rays import along, in_double
 from .student import STDERRS, certain
+from .term_evidence import LARGE_ENOUGH
 
 #: Multiples of the machine precision below which a difference of coefficients counts as rounding.
 ROUNDING = 1e3
@@ -130,6 +133,7 @@ class RuleEvidence:
 
     def __init__(self, problem: Problem, grid: Grid, q: int, max_rows: int, meter: Meter):
         self.problem, self.grid, self.q, self.meter = problem, grid, q, meter
+        meter.spend(len(problem.features))
         self.unit = float(rounding_unit(problem).mean())
         small = problem.grid(rule="smallest", degree=q, num_lam=q // 2 + 1, max_rows=max_rows)
         total = problem.features.new_zeros((), dtype=torch.float64)
@@ -175,6 +179,7 @@ class SampledEvidence:
         sweeps: draws of each sample, at least 2.
         seed: seed of the draws.
         degree: degree of the fits along the draws.
+        start: half-width on which the fits begin; `None` finds it from the first draws.
         meter: counts the evaluations of the head.
 
     Attributes:
@@ -183,42 +188,60 @@ class SampledEvidence:
 
     evidence: Evidence
 
-    def __init__(self, problem: Problem, q: int, sweeps: int, seed: int, degree: int, meter: Meter):
-        self.problem, self.q, self.sweeps, self.seed = in_double(problem), q, sweeps, seed
+    def __init__(
+        self, problem: Problem, q: int, sweeps: int, seed: int, degree: int, start: float | None, meter: Meter
+    ):
+        self.problem, self.q, self.sweeps, self.seed, self.start = in_double(problem), q, sweeps, seed, start
         self.degree, self.meter = degree if degree <= LINEAR_DEGREE else max(degree, q + q % 2 + 2), meter
+        self.enough = ENOUGH if degree >= DEGREE else LARGE_ENOUGH
         self.signs = 1 if problem.noises == (None, None) or sweeps < 4 else 2
 
     def at(self, eps: Sequence[float], integral: bool) -> Scaled:
         """Remainders at `eps`; the coefficients along the same draws go into `evidence`."""
         problem, q, n, before = self.problem, self.q, len(self.problem.features), self.meter.spent
         generator = torch.Generator(problem.features.device).manual_seed(self.seed)
-        moments, errors, start, done = RunningMoments(), [], 1.0, 0
+        moments, errors, done = RunningMoments(), [], 0
         pairs, block = self.sweeps // self.signs, max(1, min(4096, problem.block_rows()) // n)
         while done < pairs:
             count = min(block if done else 1, pairs - done)  # the first draws find where the fits begin
-            draw, found = problem.draw(n, count, generator=generator), []
-            for rows in [draw, antithetic(draw)][: self.signs]:
-                path = problem.path(rows)
-                fits = along(path, order=q, degree=self.degree, start=start, spend=self.meter.spend)
-                start = start if done or self.degree <= LINEAR_DEGREE else float(fits.radius.median())
-                direct: list[Tensor | None] = []
-                for e, scale in zip(eps, _scales(problem, eps), strict=True):
-                    beyond = bool((fits.reach < e).any())
-                    self.meter.spend(len(path) * beyond)
-                    direct.append(path(scale) if beyond else None)
-                found.append(_remainders(fits, direct, eps, q))
-                weight = torch.full_like(fits.radius, 1 / len(fits.radius))
-                errors.append(averaged(fits, weight, q)[1])
-            moments.add(torch.stack(found).mean(0).reshape(count, n, -1).mean(1))
-            done += count
-            if done >= 2 and not self.meter.affords(block * n * (self.degree + 1) * self.signs):
+            try:
+                found, error = self._sweeps(eps, count, generator)
+            except BudgetSpent:
+                if done < 2:
+                    raise
                 break
-        mean, stderr = moments.mean, moments.stderr() * (certain(done - 1) / STDERRS)
+            moments.add(found)
+            errors.append(error)
+            done += count
+            each = (self.meter.spent - before) / done
+            if done >= 2 and not self.meter.affords(int(min(block, pairs - done) * each)):
+                break
+        # The samples are drawn one by one, so each has a variance of its own
+        stderr = (moments.stderr() ** 2).sum(0).sqrt() / n * (certain(n * (done - 1)) / STDERRS)
+        mean = moments.mean.mean(0)
         fit_error = torch.stack(errors).mean(0)
         method = f"Monte Carlo, {done * self.signs} common sweeps"
         self.evidence = Evidence(mean[: q + 1], STDERRS * stderr[: q + 1] + fit_error, method, 0)
         floor = fit_error[q] * torch.tensor(eps, dtype=torch.float64, device=fit_error.device) ** q
         return Scaled(mean[q + 1 :], stderr[q + 1 :], floor, self.meter.spent - before)
+
+    def _sweeps(self, eps: Sequence[float], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Coefficients and remainders along `count` draws of each sample, `(count, n, q + 1 + E)`, and fit errors."""
+        problem, q, n, found, errors = self.problem, self.q, len(self.problem.features), [], []
+        draw = problem.draw(n, count, generator=generator)
+        for rows in [draw, antithetic(draw)][: self.signs]:
+            path, first = problem.path(rows), 1.0 if self.start is None else self.start
+            fits = along(path, order=q, degree=self.degree, start=first, enough=self.enough, spend=self.meter.spend)
+            if self.start is None and self.degree > LINEAR_DEGREE:
+                self.start = where_fits_begin(fits, self.degree)
+            direct: list[Tensor | None] = []
+            for e, scale in zip(eps, _scales(problem, eps), strict=True):
+                beyond = bool((fits.reach < e).any())
+                self.meter.spend(len(path) * beyond)
+                direct.append(path(scale) if beyond else None)
+            found.append(_remainders(fits, direct, eps, q).reshape(count, n, -1))
+            errors.append(averaged(fits, torch.full_like(fits.radius, 1 / len(fits.radius)), q)[1])
+        return torch.stack(found).mean(0), torch.stack(errors).mean(0)
 
 
 def _remainders(fits: Fits, direct: Sequence[Tensor | None], eps: Sequence[float], q: int) -> Tensor:
@@ -240,7 +263,7 @@ def _remainders(fits: Fits, direct: Sequence[Tensor | None], eps: Sequence[float
 
 
 def evidence_of(
-    problem: Problem, q: int, rows: int | None, sweeps: int, seed: int, degree: int, meter: Meter
+    problem: Problem, q: int, rows: int | None, sweeps: int, seed: int, degree: int, start: float | None, meter: Meter
 ) -> RuleEvidence | SampledEvidence:
     """A deterministic rule of at most `rows` rows, or Monte Carlo with `sweeps` draws of each sample if that is None.
 
@@ -251,9 +274,10 @@ def evidence_of(
         sweeps: draws of each sample for Monte Carlo.
         seed: seed of the draws.
         degree: degree of the fits for Monte Carlo.
+        start: half-width on which these fits begin; `None` finds it.
         meter: counts the evaluations of the head.
     """
     if rows is None:
-        return SampledEvidence(problem, q, sweeps, seed, degree, meter)
+        return SampledEvidence(problem, q, sweeps, seed, degree, start, meter)
     grid = problem.grid(rule="auto", degree=q, num_lam=max(q // 2 + 1, 4), max_rows=rows)
     return RuleEvidence(problem, grid, q, rows, meter)

@@ -41,6 +41,7 @@ class Search:
 
     Attributes:
         rows: rays whose interval is still searched.
+        enough: relative error of the coefficient of ε² that is good enough to stop.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Search:
         degree: int,
     ):  # fmt: skip
         self.loss, self.labels, self.center, self.dtype = loss, labels, outputs.double(), dtype
-        self.order, self.degree, self.level = order, degree, 0
+        self.order, self.degree, self.level, self.enough = order, degree, 0, ENOUGH
         self.size = self.center.abs().amax(-1) + loss(self.center, labels).abs().double()
         self.unit = torch.finfo(dtype).eps
         self.rest = RESTING * self.unit * self.size
@@ -98,8 +99,8 @@ class Search:
         self.slope_error[chosen], self.slope_radius[chosen] = slope_error[better], radius[better]
         self.outputs[:, chosen] = outputs[:, better]
         self.level += 1
-        good = resting | (error <= ENOUGH * (fit.powers()[2] / radius**2).abs())
-        good &= output_tail <= torch.maximum(rest, ENOUGH * moved)
+        good = resting | (error <= self.enough * (fit.powers()[2] / radius**2).abs())
+        good &= output_tail <= torch.maximum(rest, self.enough * moved)
         self.rows = rows[~good] if self.level < LEVELS else rows[:0]
         self.radius[self.rows] = self.radius[self.rows] / SHRINK
 

@@ -13,6 +13,7 @@ from ..setting.results import SECOND_ORDER, TaylorTerms
 from .draw_evidence import CHANGE_EPS, DrawEvidence
 from .evidence import Measurement
 from .report import ORDER_TOLERANCE, RATIO_TOLERANCE, Witness, observed_order
+from .student import STDERRS
 from .term_evidence import Measured, TermEvidence
 from .unmixing import Unmixing
 
@@ -25,6 +26,8 @@ REQUIRED_C3 = 0.25
 KINKED, ROUGH = 0.1, 0.1
 #: Relative difference of a coefficient that is rounding in any case.
 AGREE = 1e-6
+#: Powers of ε of the terms that are not of second order.
+POWERS = {"R1": 1, "C3": 3}
 
 _PRECISIONS = ((1e-5, "float32"), (2e-3, "float16"), (math.inf, "bfloat16"))
 
@@ -44,6 +47,7 @@ class Evidence:
         piecewise_linear: True if every head is.
         interrupted: True if the user stopped the verification.
         cut: which module gives wrong derivatives, in a sentence; empty if that is not known.
+        unfinished: True if the budget ended before all links were checked.
     """
 
     terms: TaylorTerms
@@ -56,6 +60,7 @@ class Evidence:
     piecewise_linear: bool
     interrupted: bool = False
     cut: str = ""
+    unfinished: bool = False
 
     def measured(self) -> dict[str, Measured]:
         """Link 2, averaged over the layers that are complete."""
@@ -78,7 +83,7 @@ def witnesses(evidence: Evidence, order: int, leading: int) -> list[Witness]:
 
 def coefficient_witnesses(evidence: Evidence, order: int, leading: int) -> list[Witness]:
     """The coefficients of the whole law, from link 3 corrected by what values say along the draws of link 1."""
-    rest, found = evidence.rest, []
+    rest, found, terms = evidence.rest, [], evidence.measured()
     if rest is None:
         return found
     sampled = bool(rest.stderr.any())
@@ -94,6 +99,8 @@ def coefficient_witnesses(evidence: Evidence, order: int, leading: int) -> list[
             method = "all rows of the rule, corrected by values along draws"
         elif not sampled:
             method = "derivatives along all rows of the rule"
+        # Claims from random directions have a sampling error of their own
+        error += STDERRS * sum(one.claimed_stderr for name, one in terms.items() if POWERS.get(name, 2) == k)
         if sampled and k <= 3 and evidence.draws:  # the claims are rounded as well
             error += sum(float(d.floor[k]) for d in evidence.draws) / len(evidence.draws) / 10
         size = evidence.terms.size(k) if k <= 2 else abs(evidence.predicted[k])
@@ -123,6 +130,10 @@ def verdict_of(evidence: Evidence, found: Sequence[Witness], remainder: Verdict)
         return Verdict("refuted", wrong)
     if evidence.interrupted:
         return Verdict("undecided", "interrupted; nothing that was checked so far is wrong")
+    if evidence.unfinished:
+        return Verdict(
+            "undecided", "the budget ended before all was checked, nothing so far is wrong: raise the budget"
+        )
     regions = _regions(evidence)
     doubt = _unfit(evidence) or _hidden([w for w in found if not (regions and w.link == 3)], evidence)
     if doubt:
@@ -152,7 +163,7 @@ def _refuted(evidence: Evidence, found: Sequence[Witness]) -> str:
     for one in found if smooth else []:
         if one.off:
             share = "" if one.share is None else f", {one.share:.2g} of its sum"
-            power = {"R1": 1, "C3": 3}.get(one.term, 2)
+            power = POWERS.get(one.term, 2)
             named = (
                 one.term if one.term.startswith("coef") else f"{one.term} (in the coefficient of eps^{power}{share})"
             )
@@ -195,7 +206,7 @@ def _hidden(found: Sequence[Witness], evidence: Evidence) -> str:
     for one in found:
         if one.term.startswith("coefficient"):
             continue
-        power = {"R1": 1, "C3": 3}.get(one.term, 2)
+        power = POWERS.get(one.term, 2)
         if one.term == "C3":
             sum_size, need = third, REQUIRED_C3
         else:

@@ -11,10 +11,11 @@ from ..calculus.engine import Linearization, linearize
 from ..expansion.second_order import num_directions
 from ..setting.problem import Problem
 from ..setting.quadrature import GridTooLargeError
-from .draw_evidence import DRAWS, LARGE_DRAWS
+from .draw_evidence import CHANGED, DERIVED, DRAWS, LARGE_DRAWS, SEARCHED
 from .effort import Budget, Plan
 from .fits import DEGREE, LARGE_DEGREE, LINEAR_DEGREE
 from .sources import sources_of
+from .term_evidence import LINEARIZED, PAIRED, PILOT_ROWS, SWEEPS
 from .unmixing import unmixing_rows
 
 #: Rows of the deterministic rule above which verification turns to Monte Carlo by itself.
@@ -27,8 +28,14 @@ EXACT_ROWS = 20_000
 DEFAULT_SAMPLES, LARGE_PASSES = 200_000, 300
 #: A network is large if its draws compute more bytes than this.
 LARGE_BYTES = 2**30
-#: Exact terms are computed up to this many evaluations even if the budget is smaller.
-FREE_ROWS = 50_000
+#: A budget below so many evaluations is used like that of a large network.
+SMALL_BUDGET = 20_000
+#: Draws of each sample for the remainder of a large network without its coefficient.
+FEW_SWEEPS = 2
+#: Single draws that are compared with Lagrange's interval, and points on it.
+PATHWISE_DRAWS, PATHWISE_POINTS = 64, 33
+#: The step of a plan that computes the terms.
+FORMULAS = "terms by the formulas"
 
 
 @dataclass(frozen=True)
@@ -44,9 +51,11 @@ class Way:
         exact_remainder: compute C3 exactly.
         large: draw little, fit with few points.
         exact_rows: rows up to which link 2 takes all directions of a source.
-        samples: evaluations of the head that random draws may take.
+        budget: what random draws may take.
+        limit: what the verification never exceeds.
         share_of_values: part of the budget after which link 2 ends.
         draws: draws of link 1.
+        pathwise: compare single draws with Lagrange's interval.
     """
 
     rows: int | None
@@ -57,9 +66,17 @@ class Way:
     exact_remainder: bool
     large: bool
     exact_rows: int
-    samples: int
+    budget: Budget
+    limit: Budget
     share_of_values: float
     draws: int
+    pathwise: bool
+
+    @property
+    def samples(self) -> int:
+        """Evaluations of the head that random draws may take."""
+        assert self.budget.evaluations is not None
+        return self.budget.evaluations
 
     def degree(self, at: Linearization) -> int:
         """Degree of the fits for a head."""
@@ -72,13 +89,15 @@ class Way:
 
 
 def way_of(
-    problems: Sequence[Problem], leading: int, limit: Budget, method: str, form: str, given: bool, seconds: float
-) -> Way:
+    problems: Sequence[Problem], leading: int, num_scales: int, limit: Budget, method: str, form: str, given: bool,
+    seconds: float,
+) -> Way:  # fmt: skip
     """Decide how the links are done.
 
     Args:
         problems: one per layer.
         leading: order of the leading term of the remainder.
+        num_scales: number of scales.
         limit: the budget.
         method: `"auto"`, `"exact"` or `"monte_carlo"`.
         form: form of the remainder.
@@ -94,8 +113,10 @@ def way_of(
     allowed = limit.evaluations
     if limit.seconds is not None:
         allowed = max(1, int(limit.seconds / max(seconds, 1e-9)))
-    large = DRAWS * 2 * DEGREE * each > LARGE_BYTES
-    if method == "monte_carlo" and not large and limit.evaluations is not None and limit.evaluations < 100 * n:
+    large = wide = DRAWS * 2 * DEGREE * each > LARGE_BYTES
+    if allowed is not None and allowed < SMALL_BUDGET:
+        large = True
+    if method == "monte_carlo" and not wide and limit.evaluations is not None and limit.evaluations < 100 * n:
         raise ValueError(
             f"budget: expected at least 100 draws of each of n = {n} samples ({100 * n}), got {limit.evaluations}."
         )
@@ -104,26 +125,50 @@ def way_of(
         cap = min(cap, RULE_BYTES // each)
         if first.features.dtype != torch.float64:  # the integral form costs many evaluations for each row
             cap = min(cap, DEFAULT_ROWS // 10)
+    integral = form == "integral" or (form == "auto" and first.features.dtype != torch.float64)
     rule = method != "monte_carlo" and _rule_fits(problems, leading, cap, method == "exact")
-    samples = allowed or (LARGE_PASSES * n if large else DEFAULT_SAMPLES)
-    affordable = min(DEFAULT_BYTES // each, max(allowed or DEFAULT_ROWS, 0 if large else FREE_ROWS))
+    if rule and method == "auto" and allowed is not None:
+        rule = _rule_cost(problems, leading, cap, num_scales, integral) <= allowed // 2
+    samples = allowed or (LARGE_PASSES * n if wide else DEFAULT_SAMPLES)
+    affordable = min(DEFAULT_BYTES // each, DEFAULT_ROWS if allowed is None else allowed // 4)
     directions, triples = _cost_of_terms(problems)
     whole = min(EXACT_ROWS, DEFAULT_BYTES // (2 * DEGREE * each))
-    if allowed is not None or large:
-        whole = min(whole, max(samples // (8 * DEGREE), 64))
+    if allowed is not None or wide:
+        whole = min(whole, samples // (8 * DEGREE))
+    sweeps = max(2, samples // (2 * n * layers * (LARGE_DEGREE if large else DEGREE)))
+    exact_terms = given or directions <= affordable
+    exact_remainder = exact_terms and directions + triples <= affordable
+    most = samples if wide else limit.evaluations
     return Way(
         rows=cap if rule else None,
-        sweeps=max(2, samples // (2 * n * layers * (LARGE_DEGREE if large else DEGREE))),
-        integral=form == "integral" or (form == "auto" and first.features.dtype != torch.float64),
+        sweeps=min(sweeps, FEW_SWEEPS) if wide and not exact_remainder else sweeps,
+        integral=integral,
         may_integrate=form == "auto",
-        exact_terms=given or directions <= affordable,
-        exact_remainder=triples <= affordable,
+        exact_terms=exact_terms,
+        exact_remainder=exact_remainder,
         large=large,
         exact_rows=whole,
+        budget=Budget(samples, limit.seconds),
+        limit=Budget(most, limit.seconds),
         share_of_values=0.7 if not rule else 1.0,
-        samples=samples,
-        draws=LARGE_DRAWS if large else DRAWS,
+        draws=min(LARGE_DRAWS, max(4, samples // (600 * layers))) if large else DRAWS,
+        pathwise=not (large or integral) and (allowed is None or layers * pathwise_rows(2) <= allowed // 4),
     )
+
+
+def pathwise_rows(order: int) -> int:
+    """Evaluations of the head for Lagrange's interval of the remainder of this order."""
+    return PATHWISE_DRAWS * (8 + PATHWISE_POINTS * 2 ** (order + 1))
+
+
+def _rule_cost(problems: Sequence[Problem], leading: int, cap: int, num_scales: int, integral: bool) -> int:
+    """Evaluations of the head for coefficients and remainders by a rule."""
+    total = 0
+    for p in problems:
+        big = p.grid(rule="auto", degree=leading, num_lam=max(leading // 2 + 1, 4), max_rows=cap).rows
+        small = p.grid(rule="smallest", degree=leading, num_lam=leading // 2 + 1, max_rows=cap).rows
+        total += big * (1 + num_scales * (4 * 2**leading if integral else 1)) + small * 2**leading
+    return total
 
 
 def _rule_fits(problems: Sequence[Problem], leading: int, cap: int, needed: bool) -> bool:
@@ -155,26 +200,30 @@ def plan_of(problems: Sequence[Problem], way: Way, num_scales: int, leading: int
     """The plan of a verification: what each link costs at most."""
     n, layers = len(problems[0].features), len(problems)
     second, third = _cost_of_terms(problems)
-    steps = {}
+    steps, heads = {}, [linearize(p.head, p.features[:1], differentiable=False) for p in problems]
+    degrees = [way.degree(at) for at in heads]
     if not given and way.exact_terms:
-        steps["terms by the formulas"] = second + (third if way.exact_remainder else 0)
-    steps["1: values and derivatives along single draws"] = way.draws * layers * (2 * DEGREE + 16)
+        steps[FORMULAS] = second + (third if way.exact_remainder else 0)
+    draws = [4 * degree + DERIVED + CHANGED + SEARCHED * (degree <= LINEAR_DEGREE) for degree in degrees]
+    steps["1: values and derivatives along single draws"] = way.draws * sum(draws)
+    if way.pathwise:
+        steps["1: values and derivatives along single draws"] += layers * pathwise_rows(min(leading - 1, 2))
     whole = sum(s.total for p in problems for s in sources_of(p) if s.total <= way.exact_rows)
     drawn = any(s.total > way.exact_rows for p in problems for s in sources_of(p)) or not way.exact_terms
-    steps["2: every term on the law of its own source"] = 3 * DEGREE * whole + (way.samples // 2 if drawn else 0)
+    each = [2 * degree + PAIRED * (not way.exact_terms) for degree in degrees]  # a third of the fits begin again
+    rays = sum(
+        SWEEPS * len(sources_of(p)) * n * cost + n * (LINEARIZED + at.outputs.shape[-1]) + PILOT_ROWS * cost
+        for p, at, cost in zip(problems, heads, each, strict=True)
+    )
+    rays = min(rays, way.samples // 2) if way.large else way.samples // 2
+    steps["2: every term on the law of its own source"] = 3 * DEGREE * whole + (rays if drawn else 0)
     if way.rows is None:
-        steps["3: coefficients and remainders along draws"] = max(0, way.samples - sum(steps.values()))
+        left = max(0, way.samples - sum(steps.values()))
+        few = way.sweeps * n * sum(cost + num_scales for cost in each)
+        steps["3: coefficients and remainders along draws"] = min(left, few)
     else:
-        grids = [
-            (
-                p.grid(rule="auto", degree=leading, num_lam=max(leading // 2 + 1, 4), max_rows=way.rows).rows,
-                p.grid(rule="smallest", degree=leading, num_lam=leading // 2 + 1, max_rows=way.rows).rows,
-            )
-            for p in problems
-        ]
-        steps["3: coefficients and remainders by a rule"] = sum(
-            big * (num_scales + 1) + small * 2**leading for big, small in grids
-        )
+        rule = _rule_cost(problems, leading, way.rows, num_scales, way.integral)
+        steps["3: coefficients and remainders by a rule"] = rule
     if problems[0].mixing.mixes and problems[0].partners is None:
         steps["4: mixed labels"] = sum(unmixing_rows(p, way.large) for p in problems)
     return Plan(steps, n, seconds)

@@ -16,7 +16,7 @@ from ..expansion.random_paths import _in_double
 from ..setting.perturbation import displaced
 from ..setting.problem import Path, Problem
 from .fits import DEGREE, LINEAR_DEGREE, Fits
-from .intervals import Search
+from .intervals import ENOUGH, Search
 from .regions import RegionSearch
 
 
@@ -32,6 +32,7 @@ def along(
     order: int = 3,
     degree: int = DEGREE,
     start: float | Tensor = 1.0,
+    enough: float = ENOUGH,
     spend: Callable[[int], None] = lambda rows: None,
 ) -> Fits:
     """Fit the loss along every row of a path from its values.
@@ -41,6 +42,7 @@ def along(
         order: highest power of ε.
         degree: M, an even degree.
         start: half-width of the first interval, one number or one per row.
+        enough: relative error of the coefficient of ε² that is good enough.
         spend: called with the number of evaluations of the head, before they are made.
     """
     problem, found = path.problem, []
@@ -51,6 +53,7 @@ def along(
         first = torch.as_tensor(start, dtype=torch.float64, device=some.device).expand(len(path))[some]
         kind = RegionSearch if degree <= LINEAR_DEGREE else Search
         search = kind(problem.loss, labels, problem.head(block.first), block.first.dtype, first, order, degree)
+        search.enough = enough
         while len(search.rows):
             rays = block[search.rows]
             spend(degree * len(rays))

@@ -45,8 +45,9 @@ class RegionSearch(Search):
     def fits(self) -> Fits:
         """The loss along the polynomial of the outputs of every ray."""
         fit, radius = Fit.of(self.outputs), self.best_radius.unsqueeze(-1)
-        tail = torch.maximum(fit.tail, 0.5 * self.unit * self.size.unsqueeze(-1))
-        fit = Fit(fit.chebyshev, tail)
+        # The outputs may be far smaller than the loss, and so is their rounding; the tails of all of them show it
+        least = 0.5 * self.unit * self.center.abs().amax(-1, keepdim=True)
+        fit = Fit(fit.chebyshev, torch.maximum(fit.tail.amax(-1, keepdim=True), least).expand_as(fit.tail))
         slope, bend = fit.powers()[1] / radius, fit.powers()[2] / radius**2
         signs = 1 - 2 * (torch.arange(slope.shape[-1], device=slope.device) % 2)
         slope_error, bend_error = signs * fit.error(1) / radius, signs * fit.error(2) / radius**2

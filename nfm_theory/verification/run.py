@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import factorial
 
 import torch
@@ -18,22 +19,31 @@ from ..setting.options import options
 from ..setting.problem import Problem
 from ..setting.results import SECOND_ORDER, TaylorTerms
 from .draw_evidence import compare_draws
-from .effort import Meter, Plan
+from .effort import BudgetSpent, Meter, Plan
 from .evidence import ROUNDING, Scaled, evidence_of, rounding_unit
 from .evidence import Evidence as Coefficients
 from .judge import Evidence
-from .planning import Way
+from .planning import FORMULAS, PATHWISE_DRAWS, PATHWISE_POINTS, Way, pathwise_rows
 from .rays import in_double
 from .report import ExpansionReport
 from .sources import sources_of
-from .term_evidence import Sampling, TermEvidence, all_directions, jacobian_of, sample_until_resolved
+from .term_evidence import (
+    LARGE_TARGET,
+    LINEARIZED,
+    TARGET,
+    Sampling,
+    TermEvidence,
+    all_directions,
+    jacobian_of,
+    sample_until_resolved,
+)  # fmt: skip
 from .unmixing import check_unmixing
 from .writing import write_report
 
 #: Most scales that are tried.
 MAX_SCALES = 14
-#: Draws that are compared with Lagrange's interval, and the scale at which.
-PATHWISE_DRAWS, PATHWISE_EPS = 64, 0.05
+#: The scale at which single draws are compared with Lagrange's interval.
+PATHWISE_EPS = 0.05
 
 
 def _cut_of(problem: Problem) -> str:
@@ -75,6 +85,49 @@ class Run:
         assert self.found is not None
         return self.found
 
+    def check(
+        self, terms: TaylorTerms | Callable[[Sequence[Problem]], TaylorTerms] | None, scales: list[float], *,
+        halve: bool,
+    ) -> ExpansionReport:  # fmt: skip
+        """All links, and the report of what they found before the user or the budget ended them.
+
+        Raises:
+            ValueError: if the budget ends before there are terms to verify.
+        """
+        try:
+            self.begin(terms)
+            self.check_draws()
+            self.check_terms()
+            self.check_unmixing()
+            return self.check_remainders(scales, halve=halve)
+        except KeyboardInterrupt:
+            if self.found is None:
+                raise
+            self.found.interrupted = True
+        except BudgetSpent:
+            if self.found is None:
+                raise ValueError(
+                    f"budget: expected about {self.plan.evaluations} evaluations of the head, or what the terms of all "
+                    f"sources need; they were not done after {self.meter.spent}. Raise the budget, or verify fewer "
+                    "samples."
+                ) from None
+            self.found.unfinished = True
+        return self.report(scales)[0]
+
+    def judged(self, terms: TaylorTerms, scales: list[float]) -> ExpansionReport:
+        """The report on other terms with the evidence of this run, whose values do not depend on the terms.
+
+        Args:
+            terms: the terms to be judged.
+            scales: the scales of this run.
+        """
+        kept = self.evidence
+        self.found = replace(kept, terms=terms, predicted=self._predicted(terms))
+        try:
+            return self.report(scales)[0]
+        finally:
+            self.found = kept
+
     def begin(self, terms: TaylorTerms | Callable[[Sequence[Problem]], TaylorTerms] | None) -> None:
         """Get the terms that are verified: given, by the formulas, or by derivatives along the directions of link 2."""
         values: list[TermEvidence] = []
@@ -86,6 +139,7 @@ class Run:
         elif terms is not None:
             claims = terms(self.problems)
         else:
+            self.meter.spend(self.plan.steps[FORMULAS])
             claims = expansion_terms(self.problems, remainder=self.way.exact_remainder)
         heads = [linearize(p.head, p.features[:1], differentiable=False) for p in self.problems]
         self.found = Evidence(
@@ -100,7 +154,7 @@ class Run:
             found.draws.append(compare_draws(problem, degree, way.draws, self.seed, self.meter.spend))
             if found.draws[-1].wrong() is not None:
                 found.cut = found.cut or _cut_of(problem)
-        if not way.large and not way.integral and self.order <= 2:
+        if way.pathwise and self.order <= 2:
             checked = [self._pathwise(p) for p in self.problems]
             found.pathwise = sum(count for count, _ in checked), sum(outside for _, outside in checked)
 
@@ -121,15 +175,19 @@ class Run:
     def check_remainders(self, scales: list[float], *, halve: bool) -> ExpansionReport:
         """Link 3, at smaller and smaller scales while the verdict is open, and the report."""
         way, integral, pending = self.way, self.way.integral, scales
+        starts = [draws.start if way.large else None for draws in self.evidence.draws]
         sources = [
-            evidence_of(p, self.leading, way.rows, way.sweeps, self.seed, degree, self.meter)
-            for p, degree in way.degrees(self.problems)
+            evidence_of(p, self.leading, way.rows, way.sweeps, self.seed, degree, start, self.meter)
+            for (p, degree), start in zip(way.degrees(self.problems), starts, strict=True)
         ]
         parts: list[Scaled] = []
         while True:
-            measured = []
-            for source in sources:
-                measured.append(source.at(pending, integral))
+            try:
+                measured = [source.at(pending, integral) for source in sources]
+            except BudgetSpent:
+                if parts:  # the larger scales are known
+                    return self.report(scales[: -len(pending)])[0]
+                raise
             parts.append(Scaled.average(measured))
             self.evidence.rest = Coefficients.average([source.evidence for source in sources]).extended(parts)
             report, unsettled = self.report(scales)
@@ -149,6 +207,7 @@ class Run:
     def _term_evidence(self, problem: Problem, claims: dict[str, float] | None) -> TermEvidence:
         """The terms of a problem, each on the law of its own source; derivatives go along the rays without claims."""
         evidence, way, pending = TermEvidence(), self.way, []
+        self.meter.spend(LINEARIZED * len(problem.features))
         at = linearize(problem.head, problem.features, differentiable=False)
         generator = torch.Generator(problem.features.device).manual_seed(self.seed % 2**62 + 1)
         for source in sources_of(in_double(problem)):
@@ -161,7 +220,8 @@ class Run:
             jacobian = jacobian_of(problem, at, self.meter)
             for one in pending:
                 one.begin(jacobian)
-            sample_until_resolved(pending, claims or {}, evidence, self.meter, way.share_of_values)
+            target = LARGE_TARGET if way.large else TARGET
+            sample_until_resolved(pending, claims or {}, evidence, self.meter, way.share_of_values, target)
         return evidence
 
     def _estimated(self, values: list[TermEvidence]) -> TaylorTerms:
@@ -185,11 +245,12 @@ class Run:
         zero = torch.zeros((), dtype=problem.features.dtype, device=problem.features.device)
         eps = zero + PATHWISE_EPS
         path = problem.path(draw)
+        self.meter.spend(pathwise_rows(order))
         coefficients, value = second_order_coefficients(path)[:, : order + 1], path(eps)
         rounding = ROUNDING * rounding_unit(problem)[draw.anchor]
         remainder = value - coefficients @ eps ** torch.arange(order + 1, device=value.device)
         unit = factorial(order + 1) / eps ** (order + 1)
-        interval = lagrange_interval(problem, draw, PATHWISE_EPS, order=order)
+        interval = lagrange_interval(problem, draw, PATHWISE_EPS, order=order, num_points=PATHWISE_POINTS)
         inside = interval.contains(unit * remainder, slack=unit * rounding)
         return len(draw), int((~inside).sum())
 

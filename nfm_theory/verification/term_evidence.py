@@ -15,13 +15,14 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from ..calculus.derivatives import jacobian_rows
 from ..calculus.engine import Linearization
 from ..expansion.random_paths import stratified
 from ..setting.pointwise import PointwiseLoss
 from ..setting.problem import Path, Problem
-from .effort import Meter
-from .fits import LINEAR_DEGREE, Fits, averaged
+from .draw_evidence import where_fits_begin
+from .effort import BudgetSpent, Meter
+from .fits import DEGREE, Fits, averaged
+from .intervals import ENOUGH
 from .rays import along
 from .sources import Source, control_mean
 from .student import STDERRS, certain
@@ -32,8 +33,12 @@ BLOCK_NUMBERS, CONTROL_NUMBERS = 2**24, 2**27
 PILOT_ROWS = 16
 #: Fewest draws of each sample, rows of a block of draws, and blocks into which a budget is cut at least.
 SWEEPS, BLOCK_ROWS, STEPS = 3, 256, 40
-#: Relative error of a term at which drawing stops.
-TARGET = 0.01
+#: Relative error of a term at which drawing stops, and the same for large networks.
+TARGET, LARGE_TARGET = 0.01, 0.04
+#: Relative error of a fit that is good enough for large networks.
+LARGE_ENOUGH = 1e-4
+#: Forward passes that the derivatives along a direction take, and that a linearization with its adjoint takes.
+PAIRED, LINEARIZED = 2, 4
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,7 @@ class Sampling:
         self.derived: list[Tensor] = []
         self.start: float = 1.0
         self.exhausted = False
+        self.enough = ENOUGH if degree >= DEGREE else LARGE_ENOUGH
 
     def begin(self, jacobian: Tensor | None) -> None:
         """Find the interval on which the fits begin, and measure a first draw; `jacobian` is the control variate's."""
@@ -155,9 +161,10 @@ class Sampling:
         if first is None:
             self.exhausted = True
             return
-        some = along(first[:PILOT_ROWS], order=2, degree=self.degree, spend=self.meter.spend)
-        linear = self.degree <= LINEAR_DEGREE
-        self.start = float(some.smooth_radius.min().clamp_min(1e-8) if linear else some.radius.median())
+        some = along(
+            first[:PILOT_ROWS], order=2, degree=self.degree, enough=self.enough, spend=self.meter.spend
+        )  # fmt: skip
+        self.start = where_fits_begin(some, self.degree)
         self._add(first)
 
     def more(self) -> None:
@@ -178,10 +185,12 @@ class Sampling:
 
     def cost(self) -> int:
         """Evaluations of the head that `more` takes."""
-        return (self.degree + 1 + 3 * self.paired) * len(self.slope) * self._together
+        return (self.degree + 1 + PAIRED * self.paired) * len(self.slope) * self._together
 
     def _add(self, path: Path) -> None:
-        fits, n = along(path, order=2, degree=self.degree, start=self.start, spend=self.meter.spend), len(self.slope)
+        n, spend = len(self.slope), self.meter.spend
+        spend(PAIRED * len(path) * self.paired)
+        fits = along(path, order=2, degree=self.degree, start=self.start, enough=self.enough, spend=spend)
         self.fits.append(fits)
         parts = fits.coefficients[:, 1], fits.gauss_newton, fits.coefficients[:, 2] - fits.gauss_newton
         self.values += torch.stack(parts, dim=-1).unflatten(0, (-1, n)).unbind(0)
@@ -190,7 +199,6 @@ class Sampling:
             tangents = torch.einsum("nkd,snd->snk", self.jacobian.flatten(2), directions.flatten(2).double())
             self.controls += self._forms(tangents, torch.zeros_like(tangents[..., 0])).unbind(0)
         if self.paired:
-            self.meter.spend(3 * len(path))
             tangents, forms = self.at.sweep(directions, self.slope.to(self.at.outputs.dtype))
             self.derived += self._forms(tangents.double(), forms.double() / 2).unbind(0)
 
@@ -251,24 +259,38 @@ def resolved(measured: Mapping[str, Measured], claims: Mapping[str, float], targ
 
 def jacobian_of(problem: Problem, at: Linearization, meter: Meter) -> Tensor | None:
     """The Jacobian of the head for the control variate, `(n, K, *feature)` in float64; `None` if it is too large."""
-    if at.outputs.numel() * problem.features[0].numel() > CONTROL_NUMBERS:
+    cost = at.outputs.numel() + len(at.outputs)
+    if at.outputs.numel() * problem.features[0].numel() > CONTROL_NUMBERS or not meter.affords(10 * cost):
         return None
-    meter.spend(2 * at.outputs.numel())
-    return jacobian_rows(problem.head, problem.features).double()
+    meter.spend(cost)
+    with torch.enable_grad():
+        features = problem.features.detach().requires_grad_()
+        outputs = problem.head(features)
+        if not outputs.requires_grad:
+            return None
+        sums = outputs.sum(0)
+        rows = [torch.autograd.grad(one, features, retain_graph=True, allow_unused=True)[0] for one in sums]
+    return torch.stack([torch.zeros_like(features) if row is None else row for row in rows], dim=1).detach().double()
 
 
 def sample_until_resolved(
-    sources: list[Sampling], claims: Mapping[str, float], evidence: TermEvidence, meter: Meter, part: float
-) -> None:
-    """Draw for every source until its terms are resolved to `TARGET` or this part of the budget is spent."""
+    sources: list[Sampling], claims: Mapping[str, float], evidence: TermEvidence, meter: Meter, part: float,
+    target: float = TARGET,
+) -> None:  # fmt: skip
+    """Draw for every source until its terms are resolved to `target` or this part of the budget is spent."""
     active = list(sources)
     while active:
         for one in list(active):
-            enough = len(one.values) >= SWEEPS and resolved(one.measured(), claims, TARGET)
+            # Two draws tell the difference of values and derivatives along the same directions
+            enough = len(one.values) >= (2 if one.paired else SWEEPS) and resolved(one.measured(), claims, target)
             if one.exhausted or enough or not meter.affords(one.cost(), part=part):
                 active.remove(one)
-            else:
+                continue
+            try:
                 one.more()
+            except BudgetSpent:  # a block that was not finished is not used
+                active.clear()
+                break
     for one in sources:
         evidence.terms |= one.measured()
         if one.fits:

@@ -45,7 +45,8 @@ class Unmixing:
 def unmixing_rows(problem: Problem, large: bool) -> int:
     """Evaluations of the head that `check_unmixing` takes."""
     nodes, samples, noises = (FEW_NODES, FEW_SAMPLES, FEW_NOISES) if large else (NODES, SAMPLES, NOISES)
-    return 3 * sum(nodes) * min(samples, len(problem.features)) ** 2 * noises
+    n = min(samples, len(problem.features))
+    return 2 * sum(nodes) * n**2 * noises + n
 
 
 def check_unmixing(
@@ -83,6 +84,7 @@ def check_unmixing(
 
     coarse, fine = ([float(side(unmixed, num)) for unmixed in (False, True)] for num in nodes)
     unit = torch.finfo(problem.features.dtype).eps
+    spend(n)
     size = float(double.head(problem.features[:n]).abs().max()) + abs(fine[0])
     error = 10 * sum(abs(a - b) for a, b in zip(coarse, fine, strict=True)) + 1e3 * unit * size
     return Unmixing(fine[0], fine[1], error)

@@ -32,6 +32,8 @@ from .run import Run
 
 #: Scales tried when the caller names none; halved further while the verdict is open.
 DEFAULT_EPS = tuple(0.1 / 2**k for k in range(6))
+#: So many of them for large networks, whose fits rarely reach them.
+FEW_EPS = 3
 #: Highest order: a derivative of order k costs 2^k forward passes.
 MAX_ORDER = 6
 
@@ -60,8 +62,9 @@ def verify(
         order: p, order of the polynomial, 0 to 6.
         eps: scales, at least three for a verdict; `None` starts at 0.1 and halves until the verdict is clear.
         budget: limit of the whole verification: a number of evaluations of the head, or words such as
-            `"300 passes"` (over all samples), `"90 s"` or `"10 min"`. A deterministic rule that needs more
-            evaluations at one scale gives way to Monte Carlo. `None` allows what takes about a minute.
+            `"300 passes"` (over all samples), `"90 s"` or `"10 min"`. It is never exceeded; derivatives count as the
+            forward passes that take as long. A deterministic rule that needs more than half of it gives way to Monte
+            Carlo. `None` allows what takes about a minute, and 300 passes for large networks.
         generator: random generator of the draws; with `None` they are always the same.
         method: `"exact"` for a deterministic rule, `"monte_carlo"`, or `"auto"`: the rule where it fits the budget.
         remainder_form: `"difference"` of loss and polynomial, `"integral"` (without cancellation, from third
@@ -84,27 +87,34 @@ def verify(
         >>> report.verdict, report.power["R3"]["resolved"] < 1e-6
         ('holds', True)
     """
+    run, scales = prepared(problem, order, eps, budget, generator, method, remainder_form, given=terms is not None)
+    run.plan.announce()
+    # Cut derivatives are for the verdict to find, with their module
+    with options(check_derivatives=False), run.meter:
+        return run.check(terms, scales, halve=eps is None)
+
+
+def prepared(problem, order, eps, budget, generator, method, remainder_form, *, given: bool) -> tuple[Run, list[float]]:
+    """A verification with its plan before it starts, and the scales; the arguments are those of `verify`.
+
+    Args:
+        problem: one or several problems.
+        order: p.
+        eps: scales or `None`.
+        budget: limit.
+        generator: random generator.
+        method: how the loss is computed.
+        remainder_form: form of the remainder.
+        given: True if the caller names the terms.
+    """
     problems, scales, leading = _checked(problem, order, eps, method, remainder_form)
     limit, seconds = Budget.of(budget, len(problems[0].features)), seconds_per_evaluation(problems[0])
     seed = 0 if generator is None else int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    given = terms is not None
-    way = way_of(problems, leading, limit, method, remainder_form, given, seconds)
+    way = way_of(problems, leading, len(scales), limit, method, remainder_form, given, seconds)
+    if eps is None and way.rows is None and way.large:
+        scales = scales[:FEW_EPS]
     plan = plan_of(problems, way, len(scales), leading, given, seconds)
-    plan.announce()
-    # Cut derivatives are for the verdict to find, with their module
-    with options(check_derivatives=False), Meter(Budget(way.samples, limit.seconds), total=plan.evaluations) as meter:
-        run = Run(problems, way, order, leading, seed, meter, plan)
-        try:
-            run.begin(terms)
-            run.check_draws()
-            run.check_terms()
-            run.check_unmixing()
-            return run.check_remainders(scales, halve=eps is None)
-        except KeyboardInterrupt:
-            if run.found is None:
-                raise
-            run.found.interrupted = True
-            return run.report(scales)[0]
+    return Run(problems, way, order, leading, seed, Meter(way.budget, way.limit, total=plan.evaluations), plan), scales
 
 
 def _checked(problem, order: int, eps, method: str, remainder_form: str) -> tuple[list[Problem], list[float], int]:
