@@ -15,9 +15,10 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from ..calculus.derivatives import jacobian_rows
+from ..calculus.derivatives import gauss_newton_forms, jacobian_rows
 from ..calculus.engine import Linearization
 from ..expansion.random_paths import stratified
+from ..expansion.second_order import MANY_OUTPUTS
 from ..setting.pointwise import PointwiseLoss
 from ..setting.problem import Path, Problem
 from .effort import Meter
@@ -28,6 +29,8 @@ from .student import STDERRS, certain
 
 #: Most numbers in the directions that are in memory at once, and in the Jacobian of a control variate.
 BLOCK_NUMBERS, CONTROL_NUMBERS = 2**24, 2**27
+#: The part of the budget up to which the Jacobian of a head with many outputs is worth its cost.
+CONTROL_PART = 0.2
 #: Rows that tell on which interval the fits of a source begin.
 PILOT_ROWS = 16
 #: Fewest draws of each sample, rows of a block of draws, and blocks into which a budget is cut at least.
@@ -196,7 +199,7 @@ class Sampling:
 
     def _forms(self, tangents: Tensor, residual: Tensor) -> Tensor:
         """`a·t`, ½ tᵀFt and the residual part for tangents `(s, n, K)`, `(s, n, 3)`."""
-        half = torch.einsum("snk,nkl,snl->sn", tangents, self.curvature, tangents) / 2
+        half = gauss_newton_forms(self.curvature, tangents.permute(1, 2, 0)).T / 2
         return torch.stack([(tangents * self.slope).sum(-1), half, residual], dim=-1)
 
     def measured(self) -> dict[str, Measured]:
@@ -250,10 +253,12 @@ def resolved(measured: Mapping[str, Measured], claims: Mapping[str, float], targ
 
 
 def jacobian_of(problem: Problem, at: Linearization, meter: Meter) -> Tensor | None:
-    """The Jacobian of the head for the control variate, `(n, K, *feature)` in float64; `None` if it is too large."""
-    if at.outputs.numel() * problem.features[0].numel() > CONTROL_NUMBERS:
+    """The Jacobian of the head for the control variate, `(n, K, *feature)` in float64; `None` if it costs too much."""
+    cost = 2 * at.outputs.numel()
+    many = at.outputs.shape[-1] > MANY_OUTPUTS and not meter.affords(cost, part=CONTROL_PART)
+    if many or at.outputs.numel() * problem.features[0].numel() > CONTROL_NUMBERS:
         return None
-    meter.spend(2 * at.outputs.numel())
+    meter.spend(cost)
     return jacobian_rows(problem.head, problem.features).double()
 
 
