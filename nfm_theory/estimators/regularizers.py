@@ -21,7 +21,14 @@ from torch import Tensor
 
 from ..calculus.cuts import check_problem
 from ..calculus.engine import Linearization, linearize
-from ..expansion.second_order import JOINT_WIDTH, SOURCES, exact_terms, num_directions
+from ..expansion.second_order import (
+    JOINT_WIDTH,
+    MANY_OUTPUTS,
+    SOURCES,
+    exact_terms,
+    follows_directions,
+    num_directions,
+)
 from ..setting.ambient import undisturbed
 from ..setting.branches import Branches
 from ..setting.checks import one_of
@@ -198,11 +205,14 @@ def problem_regularizers(
     plan = _Plan(problem, at, **limits, deflate=deflate, distribution=distribution, generator=generator)
     if "data" in scales and set(methods.values()) <= {"probes", "pairs"} and at.path == "tangent-adjoint":
         at.pullback(problem.loss.gradient(at.outputs, problem.labels))  # one reverse sweep for R1 and the probes
+    many = at.outputs.shape[-1] > MANY_OUTPUTS  # then R2 may come along the directions of R3
     # Additive noise first: where it is exact, its basis serves the data terms as well
     for (order, source), name in sorted(names.items(), key=lambda item: item[0][1] != "additive"):
         if methods[name] == "auto":
             shared = methods.get("R3_add") == "exact" and "multiplicative" not in scales and at.width <= JOINT_WIDTH
-            methods[name] = plan.choose(order, source, joint=order == "R3" and source == "data" and shared)
+            free = many and methods[names["R2", source]] == "exact" and follows_directions(problem, at, [source])
+            joint = order == "R3" and (free or (source == "data" and shared))
+            methods[name] = plan.choose(order, source, joint=joint)
         elif methods[name] != "exact" and (source, methods[name] == "pairs") not in plan.drawn:
             plan.draw(source, num_probes, pairs=methods[name] == "pairs")
 

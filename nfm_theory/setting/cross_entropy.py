@@ -28,6 +28,11 @@ def _cross_entropy_hessian(u: Tensor, q: Tensor) -> Tensor:
     return q.sum(-1)[..., None, None] * fisher
 
 
+def _one_hot(index: Tensor, classes: int, like: Tensor) -> Tensor:
+    empty = torch.zeros(*index.shape, classes, dtype=like.dtype, device=like.device)
+    return empty.scatter_(-1, index.unsqueeze(-1), 1.0)
+
+
 def _class_last(outputs: Tensor, dim: int) -> Tensor:
     return outputs.movedim(dim, -1).flatten(1)
 
@@ -73,6 +78,7 @@ class CrossEntropy(TargetLoss):
     def fitted(self, outputs: Tensor, y: Labels) -> Fitted:
         """The loss for outputs of this shape and the labels, `(n, K)` or `(n, P, K)`, with all weights in them."""
         labels, weights = parted(y)
+        labels = labels if labels.is_floating_point() else labels.long()  # -100 is no number of 8 bits
         if outputs.ndim <= 2 and self._usual(labels, weights):
             return Fitted(CROSS_ENTROPY, CROSS_ENTROPY.prepare(columns(outputs), labels), len(labels))
         dim = -1 if outputs.ndim <= 2 else self._dimension(outputs, labels)
@@ -105,13 +111,17 @@ class CrossEntropy(TargetLoss):
             ValueError: for labels outside of 0..K-1, and for weights that do not fit.
         """
         labels, weights = parted(y)
+        labels = labels if labels.is_floating_point() else labels.long()  # -100 is no number of 8 bits
         if labels.is_floating_point() or labels.ndim < 1:
             raise ValueError(f"y: expected class indices (n, *positions), got {tuple(labels.shape)}, {labels.dtype}.")
-        if labels.device.type == "cpu":  # on a GPU the check would force a synchronization; scatter refuses there
-            self._check_indices(labels, num_classes)
         like = torch.empty(0, dtype=dtype or torch.get_default_dtype(), device=labels.device)
-        q, _ = self._folded(labels, num_classes, weights, like, unit=labels.numel() / max(len(labels), 1))
-        return q if self.class_dim == -1 else q.movedim(-1, 1)
+        # On a GPU the check would force a synchronization; scatter refuses wrong indices there
+        all_count = labels.device.type == "cpu" and not self._check_indices(labels, num_classes)
+        if all_count and weights is None and self.weight is None and self.reduction != "sum":
+            q = self._smoothed(_one_hot(labels, num_classes, like))
+        else:
+            q, _ = self._folded(labels, num_classes, weights, like, unit=labels.numel() / max(len(labels), 1))
+        return q if self.class_dim == -1 or q.ndim == 2 else q.movedim(-1, 1)
 
     def _usual(self, labels: Tensor, weights: Tensor | None) -> bool:
         """True if all samples count alike."""
@@ -140,7 +150,12 @@ class CrossEntropy(TargetLoss):
             )
         raise ValueError(f"Labels: expected {wanted}, got {tuple(labels.shape)}, {labels.dtype}.")
 
-    def _check_indices(self, labels: Tensor, classes: int) -> None:
+    def _check_indices(self, labels: Tensor, classes: int) -> bool:
+        """True if a position does not count; indices outside of 0..K-1 are refused."""
+        if labels.numel():
+            low, high = int(labels.min()), int(labels.max())
+            if low >= 0 and high < classes and not low <= self.ignore_index <= high:
+                return False
         counted = labels[labels != self.ignore_index]
         low, high = (int(counted.min()), int(counted.max())) if len(counted) else (0, 0)
         if low < 0 or high >= classes:
@@ -148,6 +163,11 @@ class CrossEntropy(TargetLoss):
                 f"Labels: expected class indices in 0..{classes - 1} (K = {classes}), or {self.ignore_index} where "
                 f"nothing counts, got {low}..{high}; check the number of classes and ignore_index."
             )
+        return len(counted) < labels.numel()
+
+    def _smoothed(self, q: Tensor) -> Tensor:
+        s = self.label_smoothing
+        return (1 - s) * q + s / q.shape[-1] if s else q
 
     @staticmethod
     def _distributions(labels: Tensor, last: Tensor) -> Tensor:
@@ -169,15 +189,12 @@ class CrossEntropy(TargetLoss):
         mass = counted
         if indices:
             known = labels != self.ignore_index
-            index = labels.long().where(known, 0)
+            index = labels.where(known, 0)
             counted = counted * known
-            q = torch.zeros(*labels.shape, classes, dtype=like.dtype, device=like.device)
-            q = q.scatter_(-1, index.unsqueeze(-1), 1.0)
+            q = _one_hot(index, classes, like)
             mass = counted if weight is None else counted * weight[index]
         else:
             q = labels.to(like)
-        if self.label_smoothing:
-            q = (1 - self.label_smoothing) * q + self.label_smoothing / classes
         counted = counted * (unit * self._scales(mass)).reshape(-1, *[1] * (counted.ndim - 1))
-        q = q * counted.unsqueeze(-1)
+        q = self._smoothed(q) * counted.unsqueeze(-1)
         return (q if weight is None else q * weight), mass

@@ -66,8 +66,12 @@ class TargetLoss(ABC):
 
     def __str__(self) -> str:
         """The options that are not the usual ones."""
-        changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not f.default}
-        words = (f"{name}={'...' if isinstance(value, Tensor) else repr(value)}" for name, value in changed.items())
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        words = (
+            f"{f.name}={'...' if isinstance(given[f.name], Tensor) else repr(given[f.name])}"
+            for f in fields(self)
+            if isinstance(given[f.name], Tensor) or given[f.name] != f.default
+        )
         return f"{type(self).__name__}({', '.join(words)})"
 
     @abstractmethod

@@ -171,7 +171,7 @@ class TaylorTerms:
 
     def __str__(self) -> str:
         """A table of the terms, or of their means over the samples, with the share of each in the second order."""
-        values, total = {name: float(torch.tensor(v).mean()) for name, v in self.to_dict().items()}, self.size(2)
+        values, total = {name: float(self[name].detach().mean()) for name in self.to_dict()}, self.size(2)
         lines = [f"{'term':10}{'value':>14}   share of the second order (absolute values)"]
         for name, value in values.items():
             share = f"{abs(value) / total:8.1%}" if name in SECOND_ORDER and total else ""

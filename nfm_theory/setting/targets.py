@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import get_args
 
 import torch
@@ -74,7 +75,7 @@ def mixable_labels(y: Tensor, dtype: torch.dtype, classes: int | None, smoothing
     if not y.is_floating_point():
         if classes is None or y.ndim == 0 or tuple(y.shape[1:]) == (classes,):
             raise ValueError(f"y: expected {_wanted(classes)}. Got shape {tuple(y.shape)}, {y.dtype}.")
-        return CrossEntropy(label_smoothing=smoothing).targets(y, classes, dtype=dtype)
+        return _smoothing(smoothing).targets(y, classes, dtype=dtype)
     if y.ndim == 0 or (classes is not None and classes not in (*y.shape[1:2], *y.shape[2:][-1:])):
         raise ValueError(f"y: expected {_wanted(classes)}. Got shape {tuple(y.shape)}, {y.dtype}.")
     if not smoothing:
@@ -85,6 +86,11 @@ def mixable_labels(y: Tensor, dtype: torch.dtype, classes: int | None, smoothing
             "CrossEntropy(label_smoothing=...).targets(y, num_classes) smooths class indices."
         )
     return (1 - smoothing) * y + smoothing / y.shape[1] * y.sum(1, keepdim=True)
+
+
+@cache
+def _smoothing(s: float) -> CrossEntropy:
+    return CrossEntropy(label_smoothing=s)
 
 
 def _wanted(classes: int | None) -> str:

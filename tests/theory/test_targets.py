@@ -262,7 +262,8 @@ def test_the_remainder_of_every_sample():
 def test_the_penalty_is_unbiased(name):
     model, x, y, loss, _ = CASES[name]
     layer = "1" if model is MULTI else "act"
-    terms = nt.terms(problem_of(name), remainder=False)
+    with torch.no_grad():
+        terms = nt.terms(problem_of(name), remainder=False)
     penalty = nt.TaylorRegularizer(
         layer, LAW, loss=loss, num_probes=4000, generator=torch.Generator().manual_seed(0), reduction="none"
     )
@@ -318,6 +319,14 @@ def test_a_step_takes_class_maps_with_pytorchs_own_ignore_index():
     first, second = (F.cross_entropy(outputs, labels, label_smoothing=0.1) for labels in (y, y[draw.index]))
     assert targets.shape == (N, K, 2, 3)
     assert_close(F.cross_entropy(outputs, targets), draw.lam[0] * first + (1 - draw.lam[0]) * second)
+
+
+def test_maps_of_eight_bits():
+    loss, maps = nt.CrossEntropy(), (MAPS % K).to(torch.uint8)
+    assert_close(loss.targets(maps, K), F.one_hot(maps.long(), K).movedim(-1, 1).float(), rtol=0, atol=0)
+    own, labels, _ = fitted_loss(loss, randn(0, N, K, 2, 3), maps)
+    assert own.name == "CrossEntropy()"
+    assert_close(labels.sum(), torch.tensor(float(N), dtype=torch.float64))  # c is 1/6, and six positions count
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sample_mean", "sum"])
