@@ -221,8 +221,9 @@ def problem_regularizers(
     values = exact_terms(
         problem, at, gauss_newton=exact["R2"], residual=exact["R3"], block_rows=rows, per_sample=per_sample
     )
-    passes = plan.passes + (at.outputs.shape[-1] if exact["R2"] else 0)
-    if exact["R3"] and not at.piecewise_linear:
+    along = many and set(exact["R2"]) == set(exact["R3"]) and follows_directions(problem, at, exact["R2"])
+    passes = plan.passes + (at.outputs.shape[-1] if exact["R2"] and not along else 0)
+    if exact["R3"] and (along or not at.piecewise_linear):
         passes += num_directions(problem, at, exact["R3"])
     zero = torch.zeros_like(values["R1"])
     estimates = {"R1": Estimate(values["R1"], zero, 0, "exact")} if "data" in scales else {}

@@ -64,6 +64,12 @@ def weighted_bce(u, y):
     return (WEIGHTS[:, None] * each).sum() / (WEIGHTS.sum() * K)
 
 
+def dice(u, y):
+    """A loss of each sample that couples all its positions, written for maps."""
+    p, own = u.softmax(1), F.one_hot(y, K).movedim(-1, 1)
+    return 1 - (2 * (p * own).flatten(1).sum(1) + 1) / (p.square().flatten(1).sum(1) + own.flatten(1).sum(1) + 1)
+
+
 TORCH = nn.CrossEntropyLoss(weight=CLASS_WEIGHTS, ignore_index=255, label_smoothing=0.1)
 BINARY = nn.BCEWithLogitsLoss(weight=CLASS_WEIGHTS, pos_weight=2 * CLASS_WEIGHTS)
 #: The model, inputs, labels, the loss of the library, and that of PyTorch for the whole batch.
@@ -92,6 +98,7 @@ CASES = {
     "several labels": (MULTI, FLAT, SEVERAL, BINARY, BINARY),
     "several labels with weights": (MULTI, FLAT, (SEVERAL, WEIGHTS), "bce", weighted_bce),
     "numbers": (MULTI, FLAT, NUMBERS, nn.MSELoss(), nn.MSELoss()),
+    "a function of maps": (MODEL, X, MAPS % K, dice, lambda u, y: dice(u, y).mean()),
     "maps of numbers": (MODEL, X, randn(8, N, K, 2, 3), "mse", nn.MSELoss()),
 }  # fmt: skip
 
@@ -182,6 +189,24 @@ def test_the_verdict_holds_and_a_wrong_term_is_refuted(name):
         assert nt.verify(problem).verdict == "holds"
         terms = nt.terms(problem)
         assert nt.verify(problem, terms=replace(terms, R2=1.1 * terms.R2)).verdict == "refuted"
+
+
+def test_many_positions_of_a_piecewise_linear_network_take_few_directions():
+    """Its Jacobian has a hundred rows; the pairs of three samples have four directions."""
+
+    def build():
+        return nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, K, 3, padding=1))
+
+    x, y, model = randn(1, 3, 1, 5, 5), torch.arange(75).reshape(3, 5, 5) % K, finish(build, 2)
+    problem = nt.Problem(model, x, y, law=nt.Law(alpha=1.0), loss=nn.CrossEntropyLoss(ignore_index=2))
+    with torch.no_grad():
+        found = nt.regularizers(problem)
+        twin = naive((model, x, y, None, nn.CrossEntropyLoss(ignore_index=2)), problem)
+    assert found.piecewise_linear
+    assert found.passes == 4
+    assert_close(found.R1.value, twin["R1"], rtol=1e-10, atol=1e-14)
+    assert_close(found.R2.value, twin["data"], rtol=1e-10, atol=1e-14)
+    assert float(found.R3) == 0
 
 
 def test_third_order_equals_nested_derivatives():
