@@ -11,6 +11,7 @@ from .expansion.paths import integral_remainder, lagrange_interval
 from .expansion.terms import coefficients, terms
 from .losses.loss import loss
 from .setting.branches import Branches
+from .setting.cross_entropy import CrossEntropy
 from .setting.divergence import jensen_shannon
 from .setting.draws import Draw, antithetic, sample_draw
 from .setting.law import Law
@@ -18,6 +19,7 @@ from .setting.layers import layer_names, split
 from .setting.mixing import MixingLaw
 from .setting.noise import NoiseLaw
 from .setting.options import options
+from .setting.output_losses import BinaryCrossEntropy, MeanSquaredError
 from .setting.perturbation import perturb
 from .setting.pointwise import PointwiseLoss
 from .setting.problem import Problem
@@ -34,7 +36,9 @@ from .verification.verify import verify
 
 __version__: str
 __all__ = [
+    "BinaryCrossEntropy",
     "Branches",
+    "CrossEntropy",
     "DerivativeError",
     "Draw",
     "ErrorCurve",
@@ -45,6 +49,7 @@ __all__ = [
     "JSDConsistency",
     "Law",
     "LayerDraw",
+    "MeanSquaredError",
     "MixingLaw",
     "NoiseLaw",
     "NoisyFeatureMixup",

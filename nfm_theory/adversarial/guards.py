@@ -29,10 +29,16 @@ def attackable(problem: Problem) -> Iterator[Problem]:
         problem: network, layer, data and loss.
 
     Raises:
-        ValueError: for a network that draws random numbers, uses the statistics of a batch or changes its buffers.
+        ValueError: for outputs with positions, and for a network that draws random numbers, uses the statistics of a
+            batch or changes its buffers.
         TypeError: for anything but one `Problem`.
     """
     network = network_of(as_problem(problem))
+    if len(problem.output_shape) > 1:
+        raise ValueError(
+            "model: attacks, certificates and bounds are for outputs (n, K) with one label for each sample, the model "
+            f"returns {problem.output_shape} for a sample; use a function of it that returns one position."
+        )
     try:
         network.check_model()  # the mode may have changed since the problem was built
     except ValueError as error:

@@ -72,9 +72,19 @@ def jacobian_rows(head: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
 
 
 def gauss_newton_forms(curvature: Tensor, tangents: Tensor) -> Tensor:
-    """The quadratic forms `tᵀ F t`, `(b, *rest)`, of matrices F `(b, K, K)` and tangents t `(b, K, *rest)`."""
+    """The quadratic forms `tᵀ F t`, `(b, *rest)`, of matrices F and tangents t `(b, K, *rest)`.
+
+    F is `(b, K, K)`, or has the P diagonal blocks `(b, P, k, k)` with K = P k.
+    """
     flat = tangents.flatten(2) if tangents.ndim > 2 else tangents.unsqueeze(-1)
-    return ((curvature @ flat) * flat).sum(1).reshape(len(flat), *tangents.shape[2:])
+    flat = in_blocks(curvature, flat)
+    forms = ((curvature @ flat) * flat).sum(-2)
+    return (forms if curvature.ndim == 3 else forms.sum(1)).reshape(len(flat), *tangents.shape[2:])
+
+
+def in_blocks(curvature: Tensor, rows: Tensor) -> Tensor:
+    """Rows `(b, K, *rest)` in the blocks of F: the same for `(b, K, K)`, `(b, P, k, *rest)` for `(b, P, k, k)`."""
+    return rows if curvature.ndim == 3 else rows.unflatten(1, curvature.shape[1:3])
 
 
 def mapped_over_directions(

@@ -163,7 +163,8 @@ Order = Annotated[int, _option("Order of the expansion.")]
 Loss = Annotated[
     str | None,
     _option(
-        "cross_entropy, logistic or square. (default: logistic for one output and integer labels, else cross_entropy)"
+        "cross_entropy, logistic, square, bce or mse. (default: logistic for one output and integer labels, else "
+        "cross_entropy)"
     ),
 ]
 Eps = Annotated[

@@ -117,9 +117,11 @@ def probe_forms(
     return ProbeForms(gauss_newton + fixed[0], None if hessian_forms is None else hessian_forms + fixed[1], passes)
 
 
-def mean_and_stderr(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of `(P, n)` over probes and samples, and its standard error. Only the probes count as random."""
+def mean_and_stderr(values: Tensor, *, per_sample: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean of `(P, n)` over probes, and samples, and its standard error. Only the probes count as random."""
     num, n = values.shape
+    mean = values.mean(0) if per_sample else values.mean()
     if num < 2:
-        return values.mean(), values.new_full((), float("inf"))
-    return values.mean(), (values.detach().var(0).sum() / num).sqrt() / n
+        return mean, torch.full_like(mean, float("inf"))
+    variance = values.detach().var(0)
+    return mean, (variance / num).sqrt() if per_sample else (variance.sum() / num).sqrt() / n

@@ -21,7 +21,14 @@ from torch import Tensor
 
 from ..calculus.cuts import check_problem
 from ..calculus.engine import Linearization, linearize
-from ..expansion.second_order import JOINT_WIDTH, SOURCES, exact_terms, num_directions
+from ..expansion.second_order import (
+    JOINT_WIDTH,
+    MANY_OUTPUTS,
+    SOURCES,
+    exact_terms,
+    follows_directions,
+    num_directions,
+)
 from ..setting.ambient import undisturbed
 from ..setting.branches import Branches
 from ..setting.checks import one_of
@@ -43,6 +50,8 @@ PROBE_BLOCK = 64
 class Regularizers(Record):
     """R1 and the second-order terms with their evidence; a term is an attribute, `.R2_add`, and an item, `["R2_add"]`.
 
+    With `reduction="none"` every value is `(n,)`, one for each sample.
+
     Attributes:
         standard: L_std, 0-dim.
         estimates: by name (`"R1"`, `"R2"`, .., `"R3_mult"`): value, standard error, probes, method. Terms of sources
@@ -61,7 +70,7 @@ class Regularizers(Record):
     @property
     def terms(self) -> TaylorTerms:
         """The values as `TaylorTerms`, 0 for terms that are switched off."""
-        zero = self.standard.new_zeros(())
+        zero = torch.zeros_like(self.standard)
         values = {
             name: self.estimates[name].value if name in self.estimates else zero for name in ("R1", *SECOND_ORDER)
         }
@@ -90,9 +99,9 @@ class Regularizers(Record):
         """
         ax = self.terms.plot(ax)
         names = [name for name in SECOND_ORDER if name in self.estimates]
-        errors = [float(self.estimates[name].stderr) for name in names]
+        errors = [float(self.estimates[name].averaged.stderr) for name in names]
         places = [SECOND_ORDER.index(name) for name in names]
-        ax.errorbar([float(self.estimates[n]) for n in names], places, xerr=errors, fmt="none", ecolor="0.2")
+        ax.errorbar([float(self.estimates[n].averaged) for n in names], places, xerr=errors, fmt="none", ecolor="0.2")
         return ax
 
     @staticmethod
@@ -106,18 +115,19 @@ class Regularizers(Record):
         for name in parts[0].estimates:
             own = [part.estimates[name] for part in parts]
             reached = [e.converged for e in own if e.converged is not None]
-            stderr = torch.stack([e.stderr**2 for e in own]).sum().sqrt() / len(own)
-            value, samples = torch.stack([e.value for e in own]).mean(), sum(e.samples for e in own)
+            stderr = torch.stack([e.stderr**2 for e in own]).sum(0).sqrt() / len(own)
+            value, samples = torch.stack([e.value for e in own]).mean(0), sum(e.samples for e in own)
             estimates[name] = Estimate(value, stderr, samples, own[0].method, all(reached) if reached else None)
         return Regularizers(
-            torch.stack([part.standard for part in parts]).mean(), estimates, parts[0].engine,
+            torch.stack([part.standard for part in parts]).mean(0), estimates, parts[0].engine,
             sum(part.passes for part in parts), all(part.piecewise_linear for part in parts),
         )  # fmt: skip
 
     def __str__(self) -> str:
-        """A table for people."""
+        """A table for people, of means over the samples."""
         lines = [f"{'term':8}{'value':>14}{'stderr':>12}  method"]
-        for name, e in self.estimates.items():
+        for name, one in self.estimates.items():
+            e = one.averaged
             lines.append(f"{name:8}{float(e.value.detach()):14.6g}{float(e.stderr):12.2g}  {e.method}")
         if self.piecewise_linear:
             lines.append("piecewise linear: the second derivative of the head, and R3, is 0 almost everywhere")
@@ -154,7 +164,8 @@ class _Plan:
 
     def choose(self, order: str, source: str, joint: bool) -> str:
         """`"exact"` or `"probes"`, whichever gets to `rtol` for less."""
-        cost = self.at.outputs.shape[-1] if order == "R2" else num_directions(self.problem, self.at, [source])
+        directions = num_directions(self.problem, self.at, [source])
+        cost = min(self.at.outputs.shape[-1], directions) if order == "R2" else directions
         if cost <= FEW_DIRECTIONS or joint or (order == "R3" and self.at.piecewise_linear):
             return "exact"
         if (source, False) not in self.drawn:
@@ -178,6 +189,7 @@ def problem_regularizers(
     distribution: str,
     engine: str,
     generator: torch.Generator | None,
+    per_sample: bool = False,
 ) -> Regularizers:
     """The regularizers of one problem; see `regularizers`."""
     scales = problem.law.scales
@@ -193,31 +205,38 @@ def problem_regularizers(
     plan = _Plan(problem, at, **limits, deflate=deflate, distribution=distribution, generator=generator)
     if "data" in scales and set(methods.values()) <= {"probes", "pairs"} and at.path == "tangent-adjoint":
         at.pullback(problem.loss.gradient(at.outputs, problem.labels))  # one reverse sweep for R1 and the probes
+    many = at.outputs.shape[-1] > MANY_OUTPUTS  # then R2 may come along the directions of R3
     # Additive noise first: where it is exact, its basis serves the data terms as well
     for (order, source), name in sorted(names.items(), key=lambda item: item[0][1] != "additive"):
         if methods[name] == "auto":
             shared = methods.get("R3_add") == "exact" and "multiplicative" not in scales and at.width <= JOINT_WIDTH
-            methods[name] = plan.choose(order, source, joint=order == "R3" and source == "data" and shared)
+            free = many and methods[names["R2", source]] == "exact" and follows_directions(problem, at, [source])
+            joint = order == "R3" and (free or (source == "data" and shared))
+            methods[name] = plan.choose(order, source, joint=joint)
         elif methods[name] != "exact" and (source, methods[name] == "pairs") not in plan.drawn:
             plan.draw(source, num_probes, pairs=methods[name] == "pairs")
 
     exact = {order: [s for s in scales if methods[names[order, s]] == "exact"] for order in ("R2", "R3")}
     rows = None if block_bytes() is None else problem.block_rows(passes=4)
-    values = exact_terms(problem, at, gauss_newton=exact["R2"], residual=exact["R3"], block_rows=rows)
-    passes = plan.passes + (at.outputs.shape[-1] if exact["R2"] else 0)
-    if exact["R3"] and not at.piecewise_linear:
+    values = exact_terms(
+        problem, at, gauss_newton=exact["R2"], residual=exact["R3"], block_rows=rows, per_sample=per_sample
+    )
+    along = many and set(exact["R2"]) == set(exact["R3"]) and follows_directions(problem, at, exact["R2"])
+    passes = plan.passes + (at.outputs.shape[-1] if exact["R2"] and not along else 0)
+    if exact["R3"] and (along or not at.piecewise_linear):
         passes += num_directions(problem, at, exact["R3"])
-    zero = at.outputs.new_zeros(())
+    zero = torch.zeros_like(values["R1"])
     estimates = {"R1": Estimate(values["R1"], zero, 0, "exact")} if "data" in scales else {}
     for (order, source), name in names.items():
         if methods[name] == "exact":
             estimates[name] = Estimate(values[name], zero, 0, "exact")
         else:
             probes = plan.values(order, source, methods[name] == "pairs")
-            mean, stderr = (scales[source] * z for z in mean_and_stderr(probes))
-            reached = bool(stderr <= rtol * mean.detach().abs())
+            mean, stderr = (scales[source] * z for z in mean_and_stderr(probes, per_sample=per_sample))
+            reached = bool(stderr.mean() <= rtol * mean.detach().abs().mean())
             estimates[name] = Estimate(mean, stderr, len(probes), f"{len(probes)} {methods[name]}", reached)
-    standard = problem.loss(at.outputs, problem.labels).mean()
+    losses = problem.loss(at.outputs, problem.labels)
+    standard = losses if per_sample else losses.mean()
     ordered = {name: estimates[name] for name in ("R1", *SECOND_ORDER) if name in estimates}
     return Regularizers(standard, ordered, at.path, passes, at.piecewise_linear)
 
@@ -248,6 +267,7 @@ def regularizers(
     deflate: int = 0,
     distribution: Literal["rademacher", "normal"] = "rademacher",
     engine: Literal["auto", "tangent-adjoint", "nested"] = "auto",
+    reduction: Literal["mean", "none"] = "mean",
 ) -> Regularizers:
     r"""R1 and the second-order regularizers of NFM, each by the method that suits it (book: eq-second-moment).
 
@@ -268,6 +288,7 @@ def regularizers(
         deflate: leading eigen-directions of the data that `"probes"` takes exactly.
         distribution: entries of the probes, `"rademacher"` or `"normal"`.
         engine: how second derivatives are taken, see `linearize`.
+        reduction: `"none"` gives the terms of every sample, `(n,)`, whose mean is the term. Not with a loader.
 
     Raises:
         ValueError: for an unknown method, engine or distribution, numbers out of range, and a problem without a law.
@@ -281,7 +302,10 @@ def regularizers(
         >>> round(float(found.R2_add), 4), found["R3_add"].method, found.engine  # ½ (2 g)², ½ (f - y) 2 d
         (2.0, 'exact', 'tangent-adjoint')
     """
+    per_sample = one_of("reduction", reduction, ("mean", "none")) == "none"
     if isinstance(problem, StreamedProblem):
+        if per_sample:
+            raise ValueError("reduction: with a loader, expected 'mean'; take the problem of one batch for 'none'.")
         from .streaming import streamed_regularizers
 
         return streamed_regularizers(problem)
@@ -293,7 +317,7 @@ def regularizers(
     found = [
         problem_regularizers(
             one, method, rtol, num_probes=num_probes, max_passes=max_passes, deflate=deflate,
-            distribution=distribution, engine=engine, generator=generator,
+            distribution=distribution, engine=engine, generator=generator, per_sample=per_sample,
         )
         for one in problems
     ]  # fmt: skip

@@ -23,12 +23,14 @@ from torch import Tensor
 
 from ..calculus.engine import Linearization, linearize
 from ..expansion.second_order import SOURCES, exact_terms
+from ..setting.inputs import Inputs
 from ..setting.law import Law
 from ..setting.network import Output
 from ..setting.options import block_bytes
-from ..setting.problem import Loss, Model, Problem
+from ..setting.problem import Model, Problem
 from ..setting.results import SECOND_ORDER, Estimate
 from ..setting.streamed import StreamedProblem
+from ..setting.targets import Labels, Loss
 from .regularizers import Regularizers
 
 _PAIRS = ("R2", "R3")
@@ -54,7 +56,8 @@ class _Sums:
         names = ["standard", "R1"] if "data" in sources else ["standard"]
         self.total = dict.fromkeys([*names, *(name + SOURCES[s] for s in sources for name in _PAIRS)], 0.0)
         self.squares = dict.fromkeys(_PAIRS, 0.0)  # of the estimates from pairs, weighted by the samples
-        self.count = self.batches = self.paired = 0
+        self.count = self.batches = 0
+        self.mass = self.paired = 0.0  # the weights of the samples, and of those in batches of at least two
         self.vectors: Tensor | None = None  # Σ Jᵀa and Σ g behind the first linear layers, for R1 from pairs
         self.engine, self.passes, self.piecewise_linear = "", 0, True
 
@@ -66,15 +69,15 @@ class _Sums:
         found["standard"] = problem.loss(at.outputs, problem.labels).mean()
         if self.pairs:
             found["R1"] = self._first_order(problem, at)
-        b = len(problem.features)
+        b, mass = len(problem.features), float(problem.mass)
         for name in self.total:
             value = float(found[name].detach())
             if self.pairs and name in _PAIRS:
                 value *= b / max(b - 1, 1)  # a single sample has no pair, and the value 0
-                self.squares[name] += b * value**2
-            self.total[name] += b * value
-        self.count, self.batches = self.count + b, self.batches + 1
-        self.paired += b if b > 1 else 0
+                self.squares[name] += mass * value**2
+            self.total[name] += mass * value
+        self.count, self.batches, self.mass = self.count + b, self.batches + 1, self.mass + mass
+        self.paired += mass if b > 1 else 0.0
         self.engine, self.piecewise_linear = at.path, self.piecewise_linear and at.piecewise_linear
         data = problem.num_partners if "data" in problem.law.scales else 0
         self.passes += at.outputs.shape[-1] + (0 if at.piecewise_linear else min(data, at.width))
@@ -83,19 +86,21 @@ class _Sums:
         """The mean of `-(p - y)ᵀ J g`; the part with the mean feature follows from the sums of all batches."""
         pulled = at.pullback(problem.loss.gradient(at.outputs, problem.labels)).detach().double()
         moved = at.propagate(problem.features.unsqueeze(0))[0].detach().double()
-        both = torch.stack([pulled.sum(0), moved.sum(0)])
+        both = torch.stack([pulled.sum(0) * (float(problem.mass) / len(pulled)), moved.sum(0)])
         self.vectors = both if self.vectors is None else self.vectors + both
         return -(pulled * moved).sum(1).mean()
 
     def result(self, like: Tensor) -> Regularizers:
         """The terms of all batches, of all processes."""
-        numbers = [*self.total.values(), *self.squares.values(), self.count, self.batches, self.paired]
+        numbers = [*self.total.values(), *self.squares.values(), self.count, self.batches, self.paired, self.mass]
         values = _sum_over_processes(torch.tensor(numbers, dtype=torch.float64, device=like.device)).tolist()
         total = dict(zip(self.total, values, strict=False))
         squares = dict(zip(self.squares, values[len(total) :], strict=False))
-        count, batches, paired = values[-3:]
+        count, batches, paired, mass = values[-4:]
         if not count:
             raise ValueError("compute: expected at least one batch, got none; call update(x, y) first.")
+        if not mass:
+            raise ValueError("y: expected a position that counts; all are ignored, or have the weight 0.")
         if self.vectors is not None:
             pulled, moved = _sum_over_processes(self.vectors.clone())
             total["R1"] = self.first_moment * (total["R1"] + float(pulled @ moved) / count)
@@ -104,9 +109,9 @@ class _Sums:
             if name in total and self.pairs and name in _PAIRS:
                 estimates[name] = _from_pairs(total[name], squares[name], count, batches, paired, like)
             elif name in total:
-                value = like.new_tensor(total[name] / count)
+                value = like.new_tensor(total[name] / mass)
                 estimates[name] = Estimate(value, torch.zeros_like(value), 0, "exact")
-        standard = like.new_tensor(total["standard"] / count)
+        standard = like.new_tensor(total["standard"] / mass)
         return Regularizers(standard, estimates, self.engine, self.passes, self.piecewise_linear)
 
     def state_dict(self) -> dict:
@@ -178,8 +183,8 @@ class StreamingRegularizers:
         self._sums = _Sums(self.law, pairs=True)
 
     @torch.no_grad()
-    def update(self, x: Tensor, y: Tensor) -> None:
-        """Add a batch of inputs `(b, *input)` and labels `(b, ...)`."""
+    def update(self, x: Inputs, y: Labels) -> None:
+        """Add a batch of inputs `(b, *input)` and labels `(b, ...)`, see `Problem`."""
         if self._problem is None:
             self._problem = Problem(self.model, x, y, **self._options)
             self._sums.add(self._problem)

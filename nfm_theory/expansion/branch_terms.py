@@ -212,7 +212,7 @@ def cubic_coefficient(branches: Branches) -> Tensor:
     if not branches.mixing.mixes:
         return branches.features.new_zeros(())
     rows = branches.block_rows(passes=8)
-    total = branches.mixing.moment(3) / 6 * pair_cubic(branches)
+    total = branches.mixing.moment(3) / 6 * pair_cubic(branches).mean()
     if branches.noises != (None, None):
         total = total + branches.mixing.moment(1) * _noise_slope(branches, rows)
     return total

@@ -41,7 +41,7 @@ def second_order_coefficients(path: Path) -> Tensor:
     outputs, tangent, output_second = directional_derivatives(problem.head, path.first, path.linear, 2)
     slope = problem.loss.gradient(outputs, labels)
     curvature = problem.loss.hessian(outputs, labels)
-    second = torch.einsum("bk,bkl,bl->b", tangent, curvature, tangent) / 2 + (slope * output_second).sum(-1) / 2
+    second = gauss_newton_forms(curvature, tangent) / 2 + (slope * output_second).sum(-1) / 2
     if path.quadratic is not None:
         second = second + (slope * directional_derivatives(problem.head, path.first, path.quadratic, 1)[1]).sum(-1)
     return torch.stack([problem.loss(outputs, labels), (slope * tangent).sum(-1), second], dim=-1)

@@ -7,6 +7,7 @@ noise or the multiplicative noise.
 | term | computation | cost, in forward passes |
 |---|---|---|
 | R2, all sources | K Jacobian rows and the second-moment matrices, no directions | about K |
+| R2, if R3 takes fewer directions than K | along these directions | none beside R3 |
 | R3 data | along the centered features, compressed after the first linear layers | min(n, d, w) |
 | R3 additive | along the unit vectors, compressed likewise; the data can share these directions | min(d, w) |
 | R3 multiplicative | along the unit vectors, weighted by g² for each sample | d |
@@ -21,16 +22,19 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import Tensor
 
-from ..calculus.derivatives import gauss_newton_forms
+from ..calculus.derivatives import gauss_newton_forms, in_blocks
 from ..calculus.directions import compressed, coordinate_basis, joint_directions, unit_vectors
 from ..calculus.engine import Linearization
 from ..calculus.engine.base import block_bytes
+from ..setting.memory import BLOCK_BYTES
 from ..setting.problem import Problem
 
 #: The sources of a perturbation, and the suffix of their terms.
 SOURCES = {"data": "", "additive": "_add", "multiplicative": "_mult"}
 #: The largest width at which data and noise are diagonalized together.
 JOINT_WIDTH = 2048
+#: The number of outputs above which tangents of a piecewise-linear head may replace its Jacobian.
+MANY_OUTPUTS = 64
 #: The number of unit vectors in memory at once.
 COORDINATE_BLOCK = 1024
 
@@ -49,6 +53,16 @@ def num_directions(problem: Problem, at: Linearization, sources: Collection[str]
     noise = min(d, at.width) if "additive" in sources else 0
     joint = data and noise and _joined(problem, at)
     return noise + 1 if joint else data + noise
+
+
+def follows_directions(problem: Problem, at: Linearization, sources: Collection[str]) -> bool:
+    """True if R2 is cheaper along the directions of R3 than by K Jacobian rows, as for outputs with many positions."""
+    outputs, share = at.outputs.shape[-1], at.tail_share
+    if at.piecewise_linear:  # R3 is zero and takes no directions
+        if outputs <= MANY_OUTPUTS:
+            return False
+        share = 1.0
+    return share * num_directions(problem, at, sources) < outputs
 
 
 def _joined(problem: Problem, at: Linearization) -> bool:
@@ -84,7 +98,8 @@ def _summed_forms(curvature: Tensor, rows: Tensor, directions: Tensor) -> Tensor
     if m <= w:
         return _jacobian_forms(curvature, rows, directions).sum(1)
     moment = directions.T @ directions
-    return torch.cat([(f * (r @ moment @ r.mT)).sum((1, 2)) for f, r in _blocks(curvature, rows, w)])
+    parts = ((f, in_blocks(f, r)) for f, r in _blocks(curvature, rows, w))
+    return torch.cat([(f * (r @ moment @ r.mT)).sum(tuple(range(1, f.ndim))) for f, r in parts])
 
 
 def gauss_newton_terms(problem: Problem, at: Linearization, sources: Collection[str]) -> dict[str, Tensor]:
@@ -167,17 +182,23 @@ def residual_terms(
 
     def add(directions: Tensor, weights: dict, propagated: bool) -> None:
         tangents, hessian_forms = at.sweep(
-            directions, slope, tangents=curvature is not None, propagated=propagated, block_rows=block_rows
-        )
-        for name, weight in weights.items():
-            residual[name] = residual[name] + (weight * hessian_forms).sum(0)
+            directions, None if at.piecewise_linear else slope, tangents=curvature is not None,
+            propagated=propagated, block_rows=block_rows,
+        )  # fmt: skip
+        if hessian_forms is not None:
+            for name, weight in weights.items():
+                residual[name] = residual[name] + (weight * hessian_forms).sum(0)
         if curvature is not None and tangents is not None:
             forms = gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).T
             for name, weight in weights.items():
                 gauss_newton[name] = gauss_newton[name] + (weight * forms).sum(0)
 
     for directions, weights in _families(problem, at, sources):
-        add(directions, weights, propagated=True)
+        # the tangents of many positions are large
+        together = len(directions) if curvature is None else max(1, BLOCK_BYTES // at.outputs.nbytes)
+        for start in range(0, len(directions), together):
+            part = slice(start, start + together)
+            add(directions[part], {name: weight[part] for name, weight in weights.items()}, propagated=True)
     if "data" in sources and problem.partners is None:
         add(problem.drift.unsqueeze(0), {"data": 1.0}, propagated=False)
     return residual, gauss_newton
@@ -190,8 +211,9 @@ def exact_terms(
     gauss_newton: Collection[str] | None = None,
     residual: Collection[str] | None = None,
     block_rows: int | None = None,
+    per_sample: bool = False,
 ) -> dict[str, Tensor]:
-    """R1 and the second-order terms by name, exact over all n² pairs.
+    """R1 and the second-order terms by name, exact over all n² pairs; 0-dim, or `(n,)` if they are per sample.
 
     Args:
         problem: the problem of one layer.
@@ -199,26 +221,28 @@ def exact_terms(
         gauss_newton: sources whose R2 is computed; `None` means all sources of the law. The others are 0.
         residual: sources whose R3 is computed; `None` means all sources of the law. The others are 0.
         block_rows: number of rows in one block.
+        per_sample: True gives the terms of every sample, whose mean over the samples is the term.
     """
     scales = problem.law.scales
     gauss_newton = scales if gauss_newton is None else gauss_newton
     residual = scales if residual is None else residual
-    zero, slope = at.outputs.new_zeros(()), problem.loss.gradient(at.outputs, problem.labels)
+    slope = problem.loss.gradient(at.outputs, problem.labels)
+    zero = at.outputs.new_zeros(len(slope) if per_sample else ())
     terms = {"R1": zero} | {f"{order}{suffix}": zero for suffix in SOURCES.values() for order in ("R2", "R3")}
+    averaged = (lambda form: form) if per_sample else Tensor.mean
     # If R3 is computed anyway, its tangents may give R2 at a lower cost than K Jacobian rows
-    along = set(gauss_newton) == set(residual) and not at.piecewise_linear
-    along = along and at.tail_share * num_directions(problem, at, residual) < at.outputs.shape[-1]
+    along = set(gauss_newton) == set(residual) and follows_directions(problem, at, residual)
     # The order matters: R1 uses the Jacobian rows of R2, and R3 uses the reverse pass of R1
     forms = {"R2": gauss_newton_terms(problem, at, gauss_newton) if gauss_newton and not along else {}}
     if "data" in scales:
         pulled = at.pullback(slope)
         drift = at.propagate(problem.drift.unsqueeze(0))[0]
-        terms["R1"] = problem.mixing.moment(1) * (pulled * drift).sum(1).mean()
+        terms["R1"] = problem.mixing.moment(1) * averaged((pulled * drift).sum(1))
     curvature = problem.loss.hessian(at.outputs, problem.labels) if along else None
     if residual:
         forms["R3"], swept = residual_terms(problem, at, slope, residual, curvature=curvature, block_rows=block_rows)
         forms["R2"] |= swept
     for order, found in forms.items():
         for name, form in found.items():
-            terms[order + SOURCES[name]] = scales[name] * form.mean()
+            terms[order + SOURCES[name]] = scales[name] * averaged(form)
     return terms

@@ -25,6 +25,7 @@ from ..calculus.cuts import check_problem
 from ..calculus.engine import linearize
 from ..setting.ambient import undisturbed
 from ..setting.branches import Branches
+from ..setting.checks import one_of
 from ..setting.options import block_bytes
 from ..setting.problem import Problem, as_problems
 from ..setting.quadrature import MAX_ROWS
@@ -36,17 +37,23 @@ from .second_order import exact_terms
 from .third_order import predicted_remainder
 
 
-def problem_terms(problem: Problem, *, remainder: bool = True) -> TaylorTerms:
+def problem_terms(problem: Problem, *, remainder: bool = True, per_sample: bool = False) -> TaylorTerms:
     """The terms of one problem. `Branches` are treated as one feature vector with noise in every element."""
     at = linearize(problem.head, problem.features)
     rows = None if block_bytes() is None else problem.block_rows(passes=4)
-    found = exact_terms(problem, at, block_rows=rows)
-    third = predicted_remainder(problem) if remainder else None
-    return TaylorTerms(standard=problem.loss(at.outputs, problem.labels).mean(), C3=third, per_layer={}, **found)
+    found = exact_terms(problem, at, block_rows=rows, per_sample=per_sample)
+    third = predicted_remainder(problem, per_sample=per_sample) if remainder else None
+    losses = problem.loss(at.outputs, problem.labels)
+    return TaylorTerms(standard=losses if per_sample else losses.mean(), C3=third, per_layer={}, **found)
 
 
 @undisturbed()
-def terms(problem: Problem | StreamedProblem | Sequence[Problem], *, remainder: bool = True) -> TaylorTerms:
+def terms(
+    problem: Problem | StreamedProblem | Sequence[Problem],
+    *,
+    remainder: bool = True,
+    reduction: Literal["mean", "none"] = "mean",
+) -> TaylorTerms:
     r"""Terms of the second-order expansion of the NFM loss, exact over all n² pairs (book: eq-expansion).
 
     $$ L_{NFM}(\varepsilon) = L_{std} + \varepsilon R_1 + \varepsilon^2 (R_2 + R_3 + R_2^{add} + R_3^{add}
@@ -59,6 +66,8 @@ def terms(problem: Problem | StreamedProblem | Sequence[Problem], *, remainder: 
         problem: a `Problem`, or `Branches` for the stability loss or the NoisyMix loss. A list gives average terms. A
             problem from a loader needs `remainder=False`, and its terms have no gradients.
         remainder: True also computes `C3`, which takes third derivatives along all pairs.
+        reduction: `"none"` gives the terms of every sample, `(n,)`, whose mean is the term. Not with a loader or with
+            branches.
 
     Returns:
         `TaylorTerms`, or `StabilityTerms` for branches. The noise terms include the second moments σ² E ξ².
@@ -75,7 +84,10 @@ def terms(problem: Problem | StreamedProblem | Sequence[Problem], *, remainder: 
         >>> round(float(terms(problem).R2_add), 6)  # σ²‖w‖²/2
         0.625
     """
+    per_sample = one_of("reduction", reduction, ("mean", "none")) == "none"
     if isinstance(problem, StreamedProblem):
+        if per_sample:
+            raise ValueError("reduction: with a loader, expected 'mean'; take the problem of one batch for 'none'.")
         if remainder:
             raise ValueError("remainder: C3 needs all pairs of samples in memory; with a loader, use remainder=False.")
         from ..estimators.streaming import streamed_regularizers
@@ -85,9 +97,11 @@ def terms(problem: Problem | StreamedProblem | Sequence[Problem], *, remainder: 
     for one in as_problems(problem):
         check_problem(one, 3 if remainder else 2)
         if isinstance(one, Branches):
+            if per_sample:
+                raise ValueError("reduction: expected 'mean' for branches, got 'none'.")
             found.append((one.layer, branch_terms(one, remainder=remainder)))
         else:
-            found.append((one.layer, problem_terms(one, remainder=remainder)))
+            found.append((one.layer, problem_terms(one, remainder=remainder, per_sample=per_sample)))
     return found[0][1] if len(found) == 1 else type(found[0][1]).average(found)
 
 

@@ -54,13 +54,13 @@ def _pair_directions(problem: Problem, found: LossDerivatives, block: int) -> It
 
 
 def pair_cubic(problem: Problem, found: LossDerivatives | None = None) -> Tensor:
-    """The mean of `D³ℓ_i[v, v, v]`, v = g_r - g_i, over samples i and partners r."""
+    """The mean of `D³ℓ_i[v, v, v]`, v = g_r - g_i, over the partners r of every sample i, `(n,)`."""
     found = LossDerivatives(problem) if found is None else found
     n = len(problem.features)
-    total = problem.features.new_zeros(())
+    total = problem.features.new_zeros(n)
     for directions, weights in _pair_directions(problem, found, max(1, problem.block_rows(passes=4) // n)):
-        total = total + (weights * found.along(directions)[1]).sum()
-    return total / n
+        total = total + (weights * found.along(directions)[1]).sum(0)
+    return total
 
 
 def noise_diagonal(problem: Problem, found: LossDerivatives, drift: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,11 +89,16 @@ def noise_diagonal(problem: Problem, found: LossDerivatives, drift: Tensor) -> t
     return torch.cat(seconds).T - along.T, torch.cat(slopes).T * length[:, None]
 
 
-def predicted_remainder(problem: Problem) -> Tensor:
-    """C3 of one problem, 0-dim."""
+def predicted_remainder(problem: Problem, *, per_sample: bool = False) -> Tensor:
+    """C3 of one problem, 0-dim, or its part of every sample, `(n,)`, whose mean is C3."""
+    values = _cubic_terms(problem)
+    return values if per_sample else values.mean()
+
+
+def _cubic_terms(problem: Problem) -> Tensor:
     g, mixing, (add, mult) = problem.features, problem.mixing, problem.noises
     if not mixing.mixes:
-        return g.new_zeros(())
+        return g.new_zeros(len(g))
     found = LossDerivatives(problem)
     total = mixing.moment(3) / 6 * pair_cubic(problem, found)
     if add is None and mult is None:
@@ -102,9 +107,9 @@ def predicted_remainder(problem: Problem) -> Tensor:
     diagonal, slope = noise_diagonal(problem, found, drift)
     flat, flat_drift = g.flatten(1), drift.flatten(1)
     if add is not None:
-        total = total + m1 / 2 * problem.law.add_noise**2 * add.second * slope.sum(1).mean()
+        total = total + m1 / 2 * problem.law.add_noise**2 * add.second * slope.sum(1)
     if mult is not None:
         variance = problem.law.mult_noise**2 * mult.second
-        total = total + m1 / 2 * variance * (slope * flat**2).sum(1).mean()
-        total = total + m1 * variance * (diagonal * flat_drift * flat).sum(1).mean()
+        total = total + m1 / 2 * variance * (slope * flat**2).sum(1)
+        total = total + m1 * variance * (diagonal * flat_drift * flat).sum(1)
     return total

@@ -25,14 +25,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..calculus.replacements import exact_derivatives
 from .ambient import undisturbed
-from .checks import level
+from .checks import checked_lengths, level
 from .divergence import checked_weights, jensen_shannon, log_probabilities
+from .inputs import each
 from .law import Law
 from .noise import NoiseLaw
-from .pointwise import PointwiseLoss, pointwise_loss
-from .problem import Loss, Model, Problem
+from .pointwise import PointwiseLoss, columns
+from .problem import Model, Problem
 from .rules import Rule, RuleKind
+from .targets import Labels, Loss, chosen_loss, fitted_loss
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ def _noisymix(m: int, weights: Tensor, gamma: float, label: PointwiseLoss) -> Po
 
     def hessian(u: Tensor, y: Tensor) -> Tensor:
         first = label.hessian(clean(u), y)
+        first = torch.diag_embed(first.flatten(1)) if first.ndim == 4 else first  # of single outputs
         more = u.shape[1] - first.shape[1]
         return gamma * jsd.hessian(u, y) + nn.functional.pad(first, (0, more, 0, more))
 
@@ -207,7 +211,7 @@ class Branches(Problem):
         self,
         model: Model,
         xs: Tensor | Sequence[Tensor],
-        y: Tensor | None = None,
+        y: Labels | None = None,
         *,
         layer: str = "",
         law: Law | None = None,
@@ -221,8 +225,8 @@ class Branches(Problem):
         m, n = xs.shape[:2]
         if m < 2 and not callable(loss):
             raise ValueError(f"xs: expected m >= 2 branches (m, n, *input) to compare, got shape {tuple(xs.shape)}.")
-        if y is not None and len(y) != n:
-            raise ValueError(f"xs and y: expected the same number of samples, got {n} and {len(y)}.")
+        if y is not None:
+            checked_lengths(xs[0], y)
         self._open(model, xs.flatten(0, 1), layer, law, params)
         self.features = self.features.unflatten(0, (m, n)).transpose(0, 1)
         self.partners, self.shared_noise = None, shared_noise
@@ -230,11 +234,20 @@ class Branches(Problem):
         pi = torch.full((m,), 1 / m, dtype=torch.float64) if weights is None else checked_weights(weights, m)
         self.weights = pi.to(xs.device)
         self.label_loss: PointwiseLoss | None = None
+        with exact_derivatives():
+            outputs = columns(self._split.head(self.features.flatten(0, 1)), flat=False).unflatten(0, (n, m))
+        if outputs.ndim > 3 and (gamma is not None or not callable(loss)):
+            raise ValueError(
+                f"model: expected outputs (n, K) of every branch, got {tuple(outputs.shape[2:])} for each sample; the "
+                "divergence of positions is a callable loss=."
+            )
         if self.gamma is not None:
             if y is None:
                 raise ValueError("y: expected the labels of the samples, which the NoisyMix loss needs, got None.")
-            self.label_loss = pointwise_loss("cross_entropy" if loss is None else loss)
-            joint = _noisymix(m, self.weights, self.gamma, self.label_loss)
+            chosen, clean = chosen_loss("cross_entropy" if loss is None else loss), outputs[:, 0].detach()
+            self.label_loss, labels, _ = fitted_loss(chosen, clean, each(y, lambda z: z.to(xs.device)))
+            # The labels have the form that the loss of one branch expects
+            joint = replace(_noisymix(m, self.weights, self.gamma, self.label_loss), prepare=lambda u, t: labels)
         elif loss is None:
             joint = _stability(m, self.weights)
         elif callable(loss) and not isinstance(loss, PointwiseLoss):
@@ -242,12 +255,8 @@ class Branches(Problem):
             joint = PointwiseLoss(name, lambda u, t: loss(u.unflatten(1, cut), t), lambda u, t: t)
         else:
             raise ValueError(f"loss: {loss!r} is a loss of labels and needs gamma=; without gamma, leave it out.")
-        outputs = self.head(self.features)
-        if self.label_loss is not None and y is not None:
-            # The labels have the form that the loss of one branch expects
-            labels = self.label_loss.prepare(outputs[:, : outputs.shape[1] // m].detach(), y.to(xs.device))
-            joint = replace(joint, prepare=lambda u, t: labels)
-        self._set_loss(joint, xs.new_zeros(n) if y is None or (loss is None and gamma is None) else y, outputs)
+        reads = gamma is None and loss is not None and isinstance(y, Tensor)
+        self._set_loss(joint, y if reads else xs.new_zeros(n))
 
     @property
     def branches(self) -> int:
@@ -302,11 +311,12 @@ class Branches(Problem):
 
     def branch_head(self, h: Tensor) -> Tensor:
         """Map features of one branch `(b, *feature)` to outputs `(b, K)`."""
-        return super().head(h)
+        with exact_derivatives():
+            return columns(self._split.head(h))
 
-    def head(self, h: Tensor) -> Tensor:
-        """Map features of all branches `(b, m, *feature)` to all outputs, `(b, m K)`."""
-        return super().head(h.flatten(0, 1)).unflatten(0, (len(h), -1)).flatten(1)
+    def _returned(self, h: Tensor) -> Tensor:
+        """All outputs `(b, m K)` for features of all branches `(b, m, *feature)`."""
+        return self._split.head(h.flatten(0, 1)).unflatten(0, (len(h), -1)).flatten(1)
 
 
 def as_problem(problem: Problem) -> Problem:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from .inputs import batch_size, leaves
 
 Name = TypeVar("Name", bound=str)
 
@@ -66,10 +68,24 @@ def checked_partners(partners: Tensor, features: Tensor) -> Tensor:
     return partners
 
 
-def checked_lengths(x: Tensor, y: Tensor) -> None:
-    """Refuse inputs and labels of different length."""
-    if len(x) != len(y):
-        raise ValueError(f"x and y: expected the same number of samples, got {len(x)} and {len(y)}.")
+def checked_lengths(x: Any, y: Any) -> None:
+    """Refuse labels that are no tensors, and inputs and labels of different length."""
+    if not isinstance(y, Tensor) and not (isinstance(y, (tuple, list)) and all(isinstance(z, Tensor) for z in y)):
+        raise TypeError(f"y: expected a tensor of labels, or a pair (labels, weights), got {type(y).__name__}.")
+    counts = [batch_size(x), *(len(z) if z.ndim else 0 for z in leaves(y))]
+    if len(set(counts)) > 1:
+        raise ValueError(f"x and y: expected the same number of samples, got {' and '.join(map(str, counts))}.")
+
+
+def check_losses(values: Tensor, n: int) -> None:
+    """Refuse losses that are not one finite value for each of n samples."""
+    if values.shape != (n,):
+        raise ValueError(
+            f"loss: expected one value per sample, shape ({n},), got {tuple(values.shape)}; take a mean over positions "
+            "but not over samples, or give the loss by its name."
+        )
+    if not values.isfinite().all():
+        raise ValueError(f"loss: {int((~values.isfinite()).sum())} of {n} per-sample losses are not finite.")
 
 
 def checked_layers(layers: Sequence[str]) -> list[str]:

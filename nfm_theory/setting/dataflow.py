@@ -7,8 +7,9 @@ computed before it from the inputs. The cost is that of a few forward passes, ho
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +24,12 @@ class UnknownFlowError(Exception):
 class _Flow(TorchDispatchMode):
     """Numbers every result that depends on the inputs, in the order of computation, and stores what it was made of."""
 
-    def __init__(self, x: Tensor):
+    def __init__(self, inputs: Sequence[Tensor]):
         super().__init__()
         self.sources: list[set[int]] = [set()]  # of every result, the results that it was made of; 0 is the input
-        self._number = {id(x): 0}
+        self._number = {id(x): 0 for x in inputs}
         self._overwritten: dict[int, int] = {}  # by memory: the last result that was written there in place
-        self._alive: list[object] = [x]  # so that no id and no memory is used twice
+        self._alive: list[object] = list(inputs)  # so that no id and no memory is used twice
 
     def read(self, tensor: Tensor) -> set[int]:
         """The results that one sees when the tensor is read now."""
@@ -82,7 +83,9 @@ def _written(func, args, kwargs) -> list[Tensor]:
     return found
 
 
-def bottlenecks(call: Callable[[Tensor], Tensor], modules: Mapping[str, nn.Module], x: Tensor) -> list[str]:
+def bottlenecks(
+    call: Callable[..., Tensor], modules: Mapping[str, nn.Module], x: Any, inputs: Sequence[Tensor]
+) -> list[str]:
     """The names of the modules, in order, whose output decides the outputs of the network.
 
     These are the modules that are called once and return a finite floating-point tensor, if nothing else that depends
@@ -91,13 +94,14 @@ def bottlenecks(call: Callable[[Tensor], Tensor], modules: Mapping[str, nn.Modul
     Args:
         call: the network, from inputs to outputs.
         modules: its modules by name.
-        x: inputs, `(n, *input)`.
+        x: what the network is called with.
+        inputs: the tensors in it that differ from sample to sample.
 
     Raises:
         UnknownFlowError: if the model takes numbers that depend on the inputs out of tensors, or if no operation of
             PyTorch leads from the inputs to the outputs.
     """
-    flow, calls, features = _Flow(x), dict.fromkeys(modules.values(), 0), {}
+    flow, calls, features = _Flow(inputs), dict.fromkeys(modules.values(), 0), {}
 
     def after(module, args, output):
         calls[module] += 1

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -23,6 +26,16 @@ class OutputBytes(TorchFunctionMode):
         if isinstance(out, Tensor):
             self.total += out.nbytes
         return out
+
+
+def bytes_of_a_row(run: Callable[[int], object]) -> int:
+    """Bytes of what `run(rows)` computes for one more row; what it does once, however many rows there are, is left."""
+    totals = []
+    for rows in (1, 2):
+        with torch.no_grad(), OutputBytes() as count:
+            run(rows)
+        totals.append(count.total)
+    return totals[1] - totals[0]
 
 
 def rows_that_fit(per_row: int) -> int:

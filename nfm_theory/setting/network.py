@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from ..calculus.failures import explained
 from .ambient import taking_turns, without_checkpointing
 from .checks import near
+from .inputs import Inputs, batch_size, call, each, leaves
 
 #: The part of the model's return value that holds the outputs: a name, a position or a function.
 Output = str | int | Callable[[Any], Tensor] | None
@@ -108,7 +109,7 @@ class Network:
             renamed[full] = value
         return renamed
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Inputs) -> Tensor:
         """The outputs. Compiled models run eagerly: compiled code ignores hooks and fails under nested transforms."""
         eager = torch.compiler.set_stance("force_eager") if self.compiled else contextlib.nullcontext()
         with taking_turns(), without_checkpointing(), eager:
@@ -116,29 +117,14 @@ class Network:
             token = MEASURING.set(True)
             try:
                 if isinstance(self.model, nn.Module) and self.params is not None:
-                    found = functional_call(self.model, self.params, (x,))
+                    found = call(functional_call, x, self.model, self.params)
                 else:
-                    found = self.model(x)
+                    found = call(self.model, x)
             finally:
                 MEASURING.reset(token)
                 for attributes, name, value in kept:
                     attributes[name] = value
-        return found if self.output is None else self._picked(found)
-
-    def _picked(self, found):
-        """Select the outputs from the return value of the model."""
-        if callable(self.output):
-            return self.output(found)
-        # A dict has methods of its own
-        if isinstance(self.output, str) and not isinstance(found, dict) and hasattr(found, self.output):
-            return getattr(found, self.output)
-        try:
-            return found[self.output]
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"output: the model returns {kind(found)}, which has no {self.output!r}; name a key, an attribute or a "
-                "position, or give a function that selects the tensor of outputs."
-            ) from error
+        return picked(self.output, found)
 
     @contextlib.contextmanager
     def hook(self, layer: str, action: Callable):
@@ -150,30 +136,32 @@ class Network:
             finally:
                 handle.remove()
 
-    def outputs(self, x: Tensor, record: Callable | None = None, layer: str = "") -> Tensor:
-        """The outputs `(n, K)` or `(n,)` without a graph, after checks of their type, shape and values."""
+    def outputs(self, x: Inputs, record: Callable | None = None, layer: str = "") -> Tensor:
+        """The outputs `(n, *out)` without a graph, after checks of their type, shape and values."""
         with torch.no_grad(), self.hook(layer, record) if record else contextlib.nullcontext():
             try:
                 with explained(self.named):
-                    outputs = self(x.clone())
+                    outputs = self(each(x, Tensor.clone))
             except RuntimeError as error:
-                message = f"model: it does not take x of shape {tuple(x.shape)}, {x.dtype}; check the inputs. ({error})"
+                shapes = " and ".join(f"{tuple(leaf.shape)}, {leaf.dtype}" for leaf in leaves(x))
+                message = f"model: it does not take x of shape {shapes}; check the inputs. ({error})"
                 raise ValueError(message) from error
         if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
             raise TypeError(
                 f"model: expected a floating-point tensor of outputs, got {kind(outputs)}; name the part that holds "
                 "the logits, output='logits' for example."
             )
-        if outputs.ndim not in (1, 2) or len(outputs) != len(x) or outputs.numel() == 0:
+        n = batch_size(x)
+        if outputs.ndim == 0 or len(outputs) != n or outputs.numel() == 0:
             raise ValueError(
-                f"model: expected outputs of shape ({len(x)}, K) or ({len(x)},), got {tuple(outputs.shape)}; "
+                f"model: expected outputs of shape ({n}, K), ({n},) or ({n}, ...), got {tuple(outputs.shape)}; "
                 "use a model that returns one row of outputs for each sample."
             )
         if not outputs.isfinite().all():
             raise ValueError("model: expected finite outputs, got nan or inf; check the weights and the inputs' scale.")
         return outputs
 
-    def encode(self, x: Tensor, layer: str) -> Tensor:
+    def encode(self, x: Inputs, layer: str) -> Tensor:
         """The output of the layer. The layers after it do not run."""
         found = []
 
@@ -182,10 +170,10 @@ class Network:
             raise Stop
 
         with contextlib.suppress(Stop), self.hook(layer, stop):
-            self(x.clone())
+            self(each(x, Tensor.clone))
         return found[0]
 
-    def modules_before(self, layer: str, dummy: Tensor) -> dict[nn.Module, Tensor]:
+    def modules_before(self, layer: str, dummy: Inputs) -> dict[nn.Module, Tensor]:
         """Modules that do not have to run for the head after the layer, with their outputs for `dummy`.
 
         These are the outermost modules that are called once and return before the layer, and the layer itself.
@@ -209,7 +197,7 @@ class Network:
             for module in set(self.modules.values()):
                 hooks.callback(module.register_forward_pre_hook(begin, prepend=True).remove)
                 hooks.callback(module.register_forward_hook(end).remove)
-            self(dummy.clone())
+            self(each(dummy, Tensor.clone))
         return {
             module: output
             for module, output in before
@@ -227,12 +215,11 @@ class Network:
             }
         return other
 
-    def check(self, x: Tensor, layer: str) -> None:
+    def check(self, x: Inputs, layer: str) -> None:
         """Refuse inputs and layers that do not fit the model, as far as this is known without running it."""
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x: expected a tensor (n, *input), got {type(x).__name__}.")
-        if x.ndim == 0 or x.numel() == 0:
-            raise ValueError(f"x: expected at least one sample, (n, *input), got shape {tuple(x.shape)}.")
+        for leaf in leaves(x):
+            if leaf.ndim == 0 or leaf.numel() == 0:
+                raise ValueError(f"x: expected at least one sample, (n, *input), got shape {tuple(leaf.shape)}.")
         if layer and not self.is_module:
             raise ValueError(
                 f"layer: expected '' (the input) for a callable that is no nn.Module, got {layer!r}; pass the part "
@@ -243,16 +230,22 @@ class Network:
                 f"layer: the model has no module {layer!r}{near(layer, self.modules)}; "
                 "layer_names(model) lists them all."
             )
-        if not layer and not x.is_floating_point():
+        if not layer and not isinstance(x, Tensor):
+            raise TypeError(
+                "layer: expected the name of a hidden layer, since several inputs cannot be mixed as one; or use a "
+                "function of one of them, lambda x: model(x, ...), as the model."
+            )
+        if isinstance(x, Tensor) and not layer and not x.is_floating_point():
             embeddings = [name for name, module in self.modules.items() if isinstance(module, nn.Embedding)]
             raise TypeError(
                 f"x: expected floating-point features, got {x.dtype}; indices cannot be mixed: use the output of the "
                 f"embedding, layer={(embeddings or ['...'])[0]!r}, or convert the inputs, x.float()."
             )
-        if not x.isfinite().all():
+        if not all(leaf.isfinite().all() for leaf in leaves(x)):
             raise ValueError("x: expected finite values, got nan or inf.")
         self.check_model()
-        self._check_placement(x)
+        for leaf in leaves(x):
+            self._check_placement(leaf)
 
     def check_model(self) -> None:
         """Refuse a model that is not initialized, draws random numbers or uses the statistics of a batch."""
@@ -284,6 +277,28 @@ class Network:
             )
         if dtypes and x.is_floating_point() and x.dtype not in dtypes:
             raise TypeError(f"x: expected the model's dtype {listed(dtypes)}, got {x.dtype}; use model.to(x.dtype).")
+
+
+def picked(output: Output, found: Any) -> Any:
+    """The outputs in the return value of a model.
+
+    Raises:
+        ValueError: if the value has no such part.
+    """
+    if output is None:
+        return found
+    if callable(output):
+        return output(found)
+    # A dict has methods of its own
+    if isinstance(output, str) and not isinstance(found, dict) and hasattr(found, output):
+        return getattr(found, output)
+    try:
+        return found[output]
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"output: the model returns {kind(found)}, which has no {output!r}; name a key, an attribute or a "
+            "position, or give a function that selects the tensor of outputs."
+        ) from error
 
 
 def is_random(module: nn.Module) -> bool:

@@ -6,14 +6,15 @@ r"""Per-sample losses `ℓ(u, y) = h(u) - y·u` of logits u, as in the theory (b
 | `"logistic"` | softplus(u), K = 1 | 0/1 or probability, `(n,)` or `(n, 1)` |
 | `"square"` | ‖u‖²/2 | target `(n,)` or `(n, K)`; an index means its one-hot vector |
 
-Any smooth callable `(outputs (b, K), labels (b, ...)) -> (b,)` can be used as well. Its loss with a mixed label is the
-mixture of two losses with weights λ and 1 - λ. For `h(u) - y·u` this equals the loss at the mixed label.
+The losses of outputs with positions are in `position_loss`. Any smooth callable
+`(outputs (b, *out), labels (b, ...)) -> (b,)` can be used as well. Its loss with a mixed label is the mixture of two
+losses with weights λ and 1 - λ. For `h(u) - y·u` this equals the loss at the mixed label.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -24,7 +25,14 @@ from ..calculus.forward_mode import jvp
 from ..calculus.replacements import exact_derivatives
 from .checks import one_of
 
-LossName = Literal["cross_entropy", "logistic", "square"]
+LossName = Literal["cross_entropy", "logistic", "square", "bce", "mse"]
+
+
+def columns(outputs: Tensor, *, flat: bool = True) -> Tensor:
+    """Outputs as `(n, D)`, also if the model returns `(n,)` or `(n, *out)`; without `flat`, `(n, *out)` stays."""
+    if outputs.ndim == 1:
+        return outputs.unsqueeze(-1)
+    return outputs.flatten(1) if flat and outputs.ndim > 2 else outputs
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class PointwiseLoss:
         prepare: maps outputs `(n, K)` and the user's labels to prepared labels.
         closed_gradient: closed form of `gradient`; `None` means automatic differentiation.
         closed_hessian: closed form of `hessian`; `None` means automatic differentiation.
+        layout: maps what the model returns, `(b, *out)`, to the outputs `(b, K)`.
     """
 
     name: str
@@ -44,6 +53,7 @@ class PointwiseLoss:
     prepare: Callable[[Tensor, Tensor], Tensor]
     closed_gradient: Callable[[Tensor, Tensor], Tensor] | None = None
     closed_hessian: Callable[[Tensor, Tensor], Tensor] | None = None
+    layout: Callable[[Tensor], Tensor] = columns
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The losses, `(b,)`."""
@@ -57,14 +67,28 @@ class PointwiseLoss:
         return torch.func.grad(lambda u: self(u, labels).sum())(outputs)
 
     def hessian(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """∂²ℓ/∂u², `(b, K, K)`: `F = ∇²h(u)` for the losses of the theory."""
+        """∂²ℓ/∂u², `(b, K, K)`: `F = ∇²h(u)` for the losses of the theory; its P diagonal blocks `(b, P, k, k)`."""
         if self.closed_hessian is not None:
             return self.closed_hessian(outputs, labels)
         basis = torch.eye(outputs.shape[-1], dtype=outputs.dtype, device=outputs.device)
-        columns = [
-            jvp(lambda u: self.gradient(u, labels), (outputs,), (e.expand_as(outputs).clone(),))[1] for e in basis
-        ]
-        return torch.stack(columns, dim=-1)
+        found = [jvp(lambda u: self.gradient(u, labels), (outputs,), (e.expand_as(outputs).clone(),))[1] for e in basis]
+        return torch.stack(found, dim=-1)
+
+    def shaped(self, outputs: Tensor) -> PointwiseLoss:
+        """The loss for a model that returns `(n, *out)`, a shape that the function expects.
+
+        Raises:
+            ValueError: for a loss with closed derivatives, which is one of outputs `(n, K)`.
+        """
+        if outputs.ndim <= 2:
+            return self
+        if self.closed_gradient is not None or self.closed_hessian is not None:
+            raise ValueError(
+                f"loss={self.name!r} is for outputs (n, K), the model returns {tuple(outputs.shape)}; use "
+                "'cross_entropy', 'bce' or 'mse', or a callable (outputs, labels) -> (batch,)."
+            )
+        out = outputs.shape[1:]
+        return replace(self, function=lambda u, y: self.function(u.unflatten(-1, out), y))
 
 
 def _one_hot(labels: Tensor, outputs: Tensor) -> Tensor:
@@ -99,7 +123,10 @@ def _classes(outputs: Tensor, labels: Tensor) -> Tensor:
 
 def _binary(outputs: Tensor, labels: Tensor) -> Tensor:
     if outputs.shape[-1] != 1:
-        raise ValueError(f"loss='logistic' needs one output, the model has {outputs.shape[-1]}: use 'cross_entropy'.")
+        raise ValueError(
+            f"loss='logistic' needs one output, the model has {outputs.shape[-1]}: use 'cross_entropy', "
+            "or 'bce' for several labels of one sample."
+        )
     labels = _expect_shape(labels.to(outputs).reshape(len(labels), -1), outputs, "logistic")
     if (labels < 0).any() or (labels > 1).any():
         raise ValueError("Labels for loss='logistic': expected 0, 1 or probabilities (not ±1).")
@@ -146,43 +173,8 @@ SQUARE = PointwiseLoss(
 _BY_NAME = {loss.name: loss for loss in (CROSS_ENTROPY, LOGISTIC, SQUARE)}
 
 
-def mixable_labels(y: Tensor, x: Tensor, classes: int | None, smoothing: float = 0.0) -> Tensor:
-    """Convert labels to a form that can be mixed: distributions `(n, K)` or numbers `(n,)`.
-
-    Args:
-        y: class indices `(n,)`, distributions over the classes `(n, K)`, or floating-point targets `(n,)`.
-        x: inputs. Class indices become distributions of their dtype.
-        classes: the number K of classes for class indices; `None` for other targets.
-        smoothing: label smoothing s in [0, 1), for distributions.
-
-    Raises:
-        ValueError: for labels of another form, indices outside 0..K-1, and smoothing of targets `(n,)`.
-    """
-    fits = y.ndim == 1 or (y.ndim == 2 and y.is_floating_point() and classes in (None, y.shape[1]))
-    if not fits or (y.ndim == 1 and y.is_floating_point() == (classes is not None)):
-        wanted = (
-            "floating-point targets (n,) or distributions (n, K); give `num_classes` for class indices"
-            if classes is None
-            else f"class indices (n,) or distributions (n, {classes}); leave `num_classes` out for other targets"
-        )
-        raise ValueError(f"y: expected {wanted}. Got shape {tuple(y.shape)}, {y.dtype}.")
-    if classes is not None and not y.is_floating_point():
-        # On a GPU this check would force a synchronization; there, scatter refuses wrong indices.
-        low, high = (int(y.min()), int(y.max())) if y.device.type == "cpu" and len(y) else (0, 0)
-        if low < 0 or high >= classes:
-            raise ValueError(f"y: expected class indices in 0..{classes - 1}, got {low}..{high}; check num_classes.")
-        dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
-        empty = torch.zeros(len(y), classes, dtype=dtype, device=y.device)
-        y = empty.scatter_(1, y.long().unsqueeze(1), 1.0)
-    if not smoothing:
-        return y
-    if y.ndim == 1:
-        raise ValueError("label_smoothing: expected 0 with targets (n,), there are no classes to smooth over.")
-    return (1 - smoothing) * y + smoothing / y.shape[1]
-
-
 def pointwise_loss(loss: str | PointwiseLoss | Callable[[Tensor, Tensor], Tensor]) -> PointwiseLoss:
-    """The `PointwiseLoss` for a name or for a smooth callable `(outputs (b, K), labels (b, ...)) -> (b,)`.
+    """The `PointwiseLoss` for a name or for a smooth callable `(outputs (b, *out), labels (b, ...)) -> (b,)`.
 
     Raises:
         ValueError: for an unknown name.

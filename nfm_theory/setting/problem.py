@@ -24,24 +24,25 @@ from torch import Tensor, nn
 from ..calculus.directions import centered_features
 from ..calculus.replacements import exact_derivatives
 from .ambient import recordable, undisturbed
-from .checks import checked_layers, checked_lengths, checked_partners
+from .checks import check_losses, checked_layers, checked_lengths, checked_partners
 from .draws import Draw, sample_draw
+from .inputs import Inputs, as_inputs, each
 from .law import Law
 from .layers import split
-from .memory import OutputBytes, rows_that_fit
+from .memory import bytes_of_a_row, rows_that_fit
 from .network import Output
 from .noise import NoiseLaw
 from .path import Path
 from .perturbation import displaced, perturbation
-from .pointwise import LossName, PointwiseLoss, pointwise_loss
+from .pointwise import PointwiseLoss
 from .population import Population
 from .quadrature import MAX_ROWS, Grid, build_grid
+from .targets import Labels, Loss, TargetLoss, chosen_loss, fitted_loss
 
 if TYPE_CHECKING:
     from .streamed import StreamedProblem
 
-Model = nn.Module | Callable[[Tensor], Tensor]
-Loss = LossName | PointwiseLoss | Callable[[Tensor, Tensor], Tensor]
+Model = nn.Module | Callable[..., Any]
 Self = TypeVar("Self", bound="Problem")
 
 
@@ -49,12 +50,16 @@ class Problem:
     r"""One layer of one network with data, loss and law, checked and cut once; every verb of the library takes one.
 
     Args:
-        model: network in eval mode, or any callable from inputs to outputs `(n, K)` or `(n,)`.
-        x: inputs, `(n, *input)`; device and dtype of everything follow them.
-        y: labels: class indices `(n,)`, distributions or targets `(n, K)`, or 0/1 and targets `(n,)` for one output.
+        model: network in eval mode, or any callable from inputs to outputs `(n, K)`, `(n,)` or `(n, *out)`.
+        x: inputs, `(n, *input)`; device and dtype of everything follow them. A tuple of tensors is for `model(*x)`, a
+            dict for `model(**x)`; `layer` then names a hidden layer.
+        y: labels: class indices `(n, *positions)`, distributions or targets in the shape of the outputs, or 0/1 and
+            targets `(n,)` for one output. A pair `(labels, weights)` gives samples or positions a weight each.
         layer: dotted name of the layer whose output is perturbed, see `layer_names`; `""` is the input.
         law: law of mixing and noise. Attacks, certificates and margins need none; everything else does.
-        loss: `"cross_entropy"`, `"logistic"`, `"square"`, or a smooth callable `(outputs, labels) -> (batch,)`.
+        loss: `"cross_entropy"`, `"logistic"`, `"square"`, `"bce"`, `"mse"`; `CrossEntropy`, `BinaryCrossEntropy` or
+            `MeanSquaredError` with options, or the loss of `torch.nn` of that kind; or a smooth callable
+            `(outputs, labels) -> (batch,)`.
         params: parameters to use instead of the model's own, by name.
         output: which part of what the model returns are the outputs: a key, an attribute, a position, or a function;
             `None` if the model returns them alone.
@@ -64,6 +69,7 @@ class Problem:
     Attributes:
         features: g, `(n, *feature)`.
         labels: labels in the form that the loss expects, `(n, ...)`.
+        mass: the weight of these samples in a mean over parts of the data, see `targets.Fitted`.
 
     Raises:
         ValueError: for data, labels, layers, partners or models that do not fit; the message says what to do.
@@ -77,14 +83,15 @@ class Problem:
 
     labels: Tensor
     loss: PointwiseLoss
+    mass: Tensor | int
     population: Population | None = None
 
     @undisturbed()
     def __init__(
         self,
         model: Model,
-        x: Tensor,
-        y: Tensor,
+        x: Inputs,
+        y: Labels,
         *,
         layer: str = "",
         law: Law | None = None,
@@ -93,18 +100,19 @@ class Problem:
         output: Output = None,
         partners: Tensor | None = None,
     ):
-        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-            raise TypeError(f"x and y: expected tensors, got {type(x).__name__} and {type(y).__name__}.")
+        x = as_inputs(x)
         checked_lengths(x, y)
         self._open(model, x, layer, law, params, output)
-        self._set_loss(pointwise_loss(loss), y, self.head(self.features))
+        self._set_loss(chosen_loss(loss), y)
+        if not self.mass:
+            raise ValueError("y: expected a position that counts; all are ignored, or have the weight 0.")
         self.partners = None if partners is None else checked_partners(partners, self.features)
 
     @staticmethod
     def at_layers(
         model: Model,
-        x: Tensor,
-        y: Tensor,
+        x: Inputs,
+        y: Labels,
         *,
         layers: Sequence[str],
         law: Law | None = None,
@@ -117,12 +125,12 @@ class Problem:
 
         Args:
             model: network in eval mode.
-            x: inputs, `(n, *input)`.
+            x: inputs.
             y: labels.
             layers: dotted names, `""` for the input.
             law: law of mixing and noise.
-            loss: name of the loss, or a smooth callable.
-            params: parameters to use instead of the model's own, by name.
+            loss: see `Problem`, like the others.
+            params: parameters to use.
             output: which part of what the model returns are the outputs.
             partners: law of the partners.
 
@@ -149,7 +157,7 @@ class Problem:
 
         Args:
             model: network in eval mode.
-            loader: yields batches `(x, y, ...)`, and can be read twice.
+            loader: yields batches `(x, y, ...)`, or dicts with the labels under `"labels"`, and can be read twice.
             layer: dotted name of the layer, `""` for the input.
             law: law of mixing and noise.
             loss: see `Problem`.
@@ -157,12 +165,6 @@ class Problem:
             output: which part of what the model returns are the outputs.
             device: device to which batches are moved, if any.
             max_features: largest number of features for which their covariance is stored.
-
-        Example:
-            >>> data = torch.utils.data.TensorDataset(torch.randn(10, 3), torch.arange(10) % 2)
-            >>> loader = torch.utils.data.DataLoader(data, batch_size=4)
-            >>> Problem.from_loader(torch.nn.Linear(3, 2), loader, law=Law(add_noise=0.4))
-            StreamedProblem(input, batches from DataLoader; alpha = 1, beta = 1, ... normal noise)
         """
         from .streamed import StreamedProblem
 
@@ -171,7 +173,7 @@ class Problem:
             max_features=max_features,
         )  # fmt: skip
 
-    def _open(self, model: Model, x: Tensor, layer: str, law, params, output=None) -> None:
+    def _open(self, model: Model, x: Inputs, layer: str, law, params, output=None) -> None:
         """Cut the network and keep what belongs to the setting."""
         if isinstance(layer, (list, tuple)):
             raise TypeError(f"layer: expected one name, got {layer!r}; at_layers(..., layers=[...]) takes several.")
@@ -182,26 +184,25 @@ class Problem:
             self._split = split(model, x, layer=layer, params=params, output=output)
             self.features = self._split.encode(x)
 
-    def _set_loss(self, loss: PointwiseLoss, y: Tensor, outputs: Tensor) -> None:
+    def _set_loss(self, loss: PointwiseLoss | TargetLoss, y: Labels) -> None:
         """Bring the labels into the form of the loss, and check its values."""
-        self.loss, n = loss, len(outputs)
-        self.labels = loss.prepare(outputs.detach(), recordable(y).to(outputs.device))
-        values = loss(outputs, self.labels)
-        if values.shape != (n,):
-            raise ValueError(f"loss: expected one value per sample, shape ({n},), got {tuple(values.shape)}.")
-        if not values.isfinite().all():
-            raise ValueError(f"loss: {int((~values.isfinite()).sum())} of {n} per-sample losses are not finite.")
+        with exact_derivatives():
+            outputs = self._returned(self.features)
+        self._chosen_loss, self.output_shape = loss, tuple(outputs.shape[1:])
+        y = each(y, lambda z: recordable(z).to(outputs.device))
+        self.loss, self.labels, self.mass = fitted_loss(loss, outputs.detach(), y)
+        check_losses(self.loss(self.loss.layout(outputs), self.labels), len(outputs))
 
     def with_law(self: Self, law: Law) -> Self:
         """The same network, samples and loss with another law; the features are not computed again."""
         return self._changed(_law=law)
 
-    def with_samples(self: Self, x: Tensor, y: Tensor) -> Self:
+    def with_samples(self: Self, x: Inputs, y: Labels) -> Self:
         """The same network, layer, loss and law with other samples; the network is not checked again."""
         checked_lengths(x, y)
         with exact_derivatives():
-            other = self._changed(features=self._split.encode(x))
-        other._set_loss(self.loss, y, other.head(other.features))
+            other = self._changed(features=self._split.encode(as_inputs(x)))
+        other._set_loss(self._chosen_loss, y)
         return other
 
     def within(self: Self, population: Population) -> Self:
@@ -277,15 +278,21 @@ class Problem:
         """The number of samples that may be a partner."""
         return len(self.features) if self.population is None else self.population.count
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Inputs) -> Tensor:
         """Inputs `(b, *input)` to features `(b, *feature)`."""
         return self._split.encode(x)
 
+    def _returned(self, h: Tensor) -> Tensor:
+        """What the model returns for features `(b, *feature)`, `(b, *out)`."""
+        return self._split.head(h)
+
     def head(self, h: Tensor) -> Tensor:
-        """Features `(b, *feature)` to outputs `(b, K)`; its derivatives of every order are right."""
+        """Features `(b, *feature)` to outputs `(b, K)`; its derivatives of every order are right.
+
+        Outputs with positions `(b, *out)` are flattened, with the classes last.
+        """
         with exact_derivatives():
-            outputs = self._split.head(h)
-        return outputs.unsqueeze(-1) if outputs.ndim == 1 else outputs
+            return self.loss.layout(self._returned(h))
 
     def losses(self, h: Tensor, rows: Tensor) -> Tensor:
         """ℓ(f(h_b), y_{rows_b}), `(b,)`."""
@@ -362,13 +369,9 @@ class Problem:
     @cached_property
     def row_bytes(self) -> int:
         """Bytes of everything that one evaluation of the head computes."""
-        totals = []
-        for rows in (1, 2):  # the difference: what lies before the layer runs once, however many rows there are
-            with torch.no_grad(), OutputBytes() as count:
-                index = torch.zeros(rows, dtype=torch.long, device=self.features.device)
-                self.loss(self.head(self.features[index]), self.labels[index])
-            totals.append(count.total)
-        return totals[1] - totals[0] + 4 * self.features[0].nbytes
+        first = torch.zeros(2, dtype=torch.long, device=self.features.device)
+        computed = bytes_of_a_row(lambda rows: self.losses(self.features[first[:rows]], first[:rows]))
+        return computed + 4 * self.features[0].nbytes
 
     def block_rows(self, *, passes: int = 1) -> int:
         """Rows that fit in one block of memory when each costs the memory of `passes` forward passes.

@@ -64,6 +64,14 @@ class Estimate(Record):
         sampled = STDERRS * self.stderr
         return sampled if self.quadrature_error is None else sampled + self.quadrature_error
 
+    @property
+    def averaged(self) -> Estimate:
+        """The mean over independent values, such as those of samples; of one value, the estimate itself."""
+        count = self.value.numel()
+        if not self.value.ndim:
+            return self
+        return replace(self, value=self.value.mean(), stderr=self.stderr.square().sum().sqrt() / count)
+
     def __float__(self) -> float:
         """The value, if there is one only."""
         return float(self.value.detach())
@@ -92,8 +100,8 @@ class TaylorTerms:
     r"""The expansion `L_NFM(ε) = standard + ε R1 + ε² (R2 + R3 + ...) + ε³ C3 + O(ε⁴)` (book: eq-expansion).
 
     All terms are 0-dim tensors, already averaged over the samples and multiplied by the moments of the law, and
-    differentiable in the parameters of the model. A term is an attribute, `terms.R2_add`, and an item,
-    `terms["R2_add"]`.
+    differentiable in the parameters of the model. With `reduction="none"` they are `(n,)`, one for each sample. A term
+    is an attribute, `terms.R2_add`, and an item, `terms["R2_add"]`.
 
     Attributes:
         standard: L_std, the loss without perturbation.
@@ -154,16 +162,16 @@ class TaylorTerms:
     def size(self, order: int) -> float:
         """Sum of the absolute values of the named terms behind the coefficient of ε^order."""
         names = (("standard",), ("R1",), SECOND_ORDER, ("C3",))[order]
-        return sum(abs(float(getattr(self, name).detach())) for name in names)
+        return sum(abs(float(getattr(self, name).detach().mean())) for name in names)
 
-    def to_dict(self) -> dict[str, float]:
-        """The named terms as plain floats."""
+    def to_dict(self) -> dict[str, Any]:
+        """The named terms as plain floats, or lists of one float for each sample."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "per_layer"}
-        return {name: float(value.detach()) for name, value in values.items() if value is not None}
+        return {name: value.detach().tolist() for name, value in values.items() if value is not None}
 
     def __str__(self) -> str:
-        """A table of the terms, with the share of each in the second order."""
-        values, total = self.to_dict(), self.size(2)
+        """A table of the terms, or of their means over the samples, with the share of each in the second order."""
+        values, total = {name: float(self[name].detach().mean()) for name in self.to_dict()}, self.size(2)
         lines = [f"{'term':10}{'value':>14}   share of the second order (absolute values)"]
         for name, value in values.items():
             share = f"{abs(value) / total:8.1%}" if name in SECOND_ORDER and total else ""
@@ -179,7 +187,7 @@ class TaylorTerms:
         import matplotlib.pyplot as plt
 
         ax = plt.subplots(figsize=(5.0, 3.2), layout="constrained")[1] if ax is None else ax
-        values = [float(self[name].detach()) for name in SECOND_ORDER]
+        values = [float(self[name].detach().mean()) for name in SECOND_ORDER]
         ax.barh(SECOND_ORDER, values, color="#0072B2")
         ax.invert_yaxis()
         ax.axvline(0, color="0.3", lw=0.8)
@@ -195,5 +203,5 @@ class TaylorTerms:
         """
         first = records[0][1]
         names = [f.name for f in fields(TaylorTerms) if f.name != "per_layer" and getattr(first, f.name) is not None]
-        means = {name: torch.stack([getattr(r, name) for _, r in records]).mean() for name in names}
+        means = {name: torch.stack([getattr(r, name) for _, r in records]).mean(0) for name in names}
         return replace(first, **means, per_layer=dict(records))

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import checked_lengths
+from .inputs import as_inputs, each
 from .law import Law
 from .network import Output
 from .options import progress_bar
 from .population import FeatureMoments, Population
-from .problem import Loss, Model, Problem
+from .problem import Model, Problem
+from .targets import Loss
 
 #: Number of features up to which the covariance of the features, `(d, d)`, is stored: 134 MB in float64.
 MAX_FEATURES = 4096
@@ -26,8 +29,9 @@ class StreamedProblem:
 
     Args:
         model: network in eval mode.
-        loader: yields batches `(x, y, ...)`; it can be read more than once, always with the same samples. To continue
-            an interrupted computation, the batches must also come in the same order.
+        loader: yields batches `(x, y, ...)`, or dicts with the labels under `"labels"`; it can be read more than once,
+            always with the same samples. To continue an interrupted computation, the batches must also come in the
+            same order.
         layer: dotted name of the layer whose output is perturbed; `""` is the input.
         law: law of mixing and noise.
         loss: see `Problem`.
@@ -36,6 +40,12 @@ class StreamedProblem:
         device: device on which the model is; batches are moved there. `None` leaves them where they are.
         max_features: largest number of features for which the covariance is stored. Above it, R2 and R3 of the data are
             estimated by pairs within the batches, with a standard error.
+
+    Example:
+        >>> data = torch.utils.data.TensorDataset(torch.randn(10, 3), torch.arange(10) % 2)
+        >>> loader = torch.utils.data.DataLoader(data, batch_size=4)
+        >>> Problem.from_loader(torch.nn.Linear(3, 2), loader, law=Law(add_noise=0.4))
+        StreamedProblem(input, batches from DataLoader; alpha = 1, beta = 1, ... normal noise)
     """
 
     def __init__(
@@ -79,12 +89,17 @@ class StreamedProblem:
                 yield self._problem(batch)
 
     def _problem(self, batch) -> Problem:
-        if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not all(isinstance(z, Tensor) for z in batch[:2]):
+        if isinstance(batch, Mapping) and "labels" in batch:
+            batch = {name: z for name, z in batch.items() if name != "labels"}, batch["labels"]
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
             raise TypeError(
-                f"loader: expected batches (inputs, labels) of tensors, got {type(batch).__name__}; wrap the loader in "
-                "one that yields such pairs."
+                f"loader: expected batches (inputs, labels), or dicts with 'labels', got {type(batch).__name__}; wrap "
+                "the loader in one that yields such pairs."
             )
-        x, y = (z if self.device is None else z.to(self.device) for z in batch[:2])
+        x, y = as_inputs(batch[0]), batch[1]
+        checked_lengths(x, y)
+        if self.device is not None:
+            x, y = (each(z, lambda leaf: leaf.to(self.device)) for z in (x, y))
         if self._first is None:  # with all checks
             self._first = Problem(self._build["model"], x, y, **{k: v for k, v in self._build.items() if k != "model"})
             return self._first

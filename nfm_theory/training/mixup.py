@@ -18,16 +18,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..setting.checks import level
 from ..setting.draws import Draw, sample_draw
+from ..setting.inputs import Inputs, as_inputs, batch_size, floating_dtype, leaves
 from ..setting.law import Law
 from ..setting.perturbation import perturb
-from ..setting.pointwise import mixable_labels
+from ..setting.targets import mixable_labels
 from .hooks import unwrap
 from .layer_draw import LayerDraw, check_features, checked_replay
 from .options import Form, check_form, laws_of
@@ -66,7 +67,7 @@ class NoisyFeatureMixup:
             `{"": law, "layer1": weaker}`, gives each layer its own law.
         law: law of mixing and noise at every layer; leave it out if `layers` is a mapping. `Law.released(...)` is the
             law of the papers' code.
-        num_classes: number K of classes, if the labels are class indices.
+        num_classes: number K of classes, if the labels are class indices, of samples or of positions.
         label_smoothing: s in [0, 1); the targets become `(1 - s) y + s / K`.
         view_noise: factors of σ_add, one for each view of a call with `views`; (1, 2, 3) in the released NoisyMix code.
         eps: scale ε ≥ 0 of mixing and noise; mixed labels allow 1 only.
@@ -133,22 +134,25 @@ class NoisyFeatureMixup:
         self._model = unwrap(model)
         self._passes = Passes(self._model, self.layers, self)
 
-    def __call__(
-        self, x: Tensor, y: Tensor, *, views: int = 1, replay: LayerDraw | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Inputs, y: Tensor, *, views: int = 1, replay: LayerDraw | None = None) -> tuple[Any, Tensor]:
         """Draw a step for one forward pass: mix the targets, and either the inputs or the features in that pass.
 
         Args:
-            x: inputs, `(views * n, *input)`; floating point if the input is an eligible layer.
-            y: class indices `(n,)`, distributions over the classes `(n, K)`, or floating-point targets `(n,)`.
+            x: inputs, `(views * n, *input)`; floating point if the input is an eligible layer. With hidden layers alone
+                they may be a tuple or a dict of tensors, which is returned as it is.
+            y: class indices `(n, *positions)`, distributions over the classes `(n, K, *positions)`, or floating-point
+                targets `(n, *out)`. A class index of -100 does not count. `CrossEntropy.targets` makes distributions
+                with another `ignore_index`, weights of classes or positions, or the classes last.
             views: number of views of each sample; `x` holds the batch of the first view, then that of the second, and
                 so on. All views share λ and the partners, each is mixed within itself, and each has its own noise, as
                 in NoisyMix.
             replay: step to repeat, instead of drawing a new one.
 
         Returns:
-            Inputs `(views * n, *input)` for the model, `x` itself when a hidden layer is mixed, and mixed targets
-            `(n, K)`, or `(n,)` for floating-point targets `(n,)`. Class indices become the dtype of `x`.
+            Inputs `(views * n, *input)` for the model, `x` itself when a hidden layer is mixed, and mixed targets:
+            `(n, K, *positions)` for class indices, in the dtype of `x`, and the shape of `y` otherwise. The loss of a
+            batch is `F.cross_entropy(model(inputs), targets)`: the mixture of the losses of both samples, each with
+            its own positions that count.
 
         Raises:
             RuntimeError: if there was no forward pass since the previous call, inside `step`, if the hooks are removed,
@@ -161,8 +165,8 @@ class NoisyFeatureMixup:
 
     @contextlib.contextmanager
     def step(
-        self, x: Tensor, y: Tensor, *, views: int = 1, replay: LayerDraw | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+        self, x: Inputs, y: Tensor, *, views: int = 1, replay: LayerDraw | None = None
+    ) -> Iterator[tuple[Any, Tensor]]:
         """A step for any number of forward passes: `with nfm.step(x, y) as (inputs, targets):`.
 
         Inside, all passes in training mode are mixed with the same draw; a batch of another size is refused. Outside,
@@ -283,32 +287,36 @@ class NoisyFeatureMixup:
             self.generator.manual_seed((drawn + seed) % 2**63)
         self._worker = seed
 
-    def _open(self, x: Tensor, y: Tensor, views: int, replay: LayerDraw | None) -> tuple[Tensor, Tensor]:
+    def _open(self, x: Inputs, y: Tensor, views: int, replay: LayerDraw | None) -> tuple[Any, Tensor]:
         """Draw or repeat a step, and mix the targets and, if they are drawn, the inputs."""
-        if views < 1 or len(x) != views * len(y):
+        x = as_inputs(x)
+        rows, place, dtype = batch_size(x), leaves(x)[0].device, floating_dtype(x)
+        if views < 1 or rows != views * len(y):
             raise ValueError(
-                f"x and y: expected views * n inputs and n labels, got {len(x)} and {len(y)} with views={views}."
+                f"x and y: expected views * n inputs and n labels, got {rows} and {len(y)} with views={views}."
             )
         if self.view_noise is not None and len(self.view_noise) != views:
             raise ValueError(f"views: expected {len(self.view_noise)}, one for each of view_noise, got {views}.")
-        if "" in self.layers and not x.is_floating_point():
+        if "" in self.layers and not isinstance(x, Tensor):
+            raise TypeError("x: expected one tensor with '' in `layers`; name hidden layers alone for several inputs.")
+        if isinstance(x, Tensor) and "" in self.layers and not x.is_floating_point():
             raise TypeError(
                 f"x: expected floating-point inputs, got {x.dtype}; indices cannot be mixed: leave '' out of `layers` "
                 "and name the embedding instead, or convert the inputs, x.float()."
             )
-        labels = mixable_labels(y.to(x.device), x, self.num_classes, self.label_smoothing)
-        step = self._step(x, views) if replay is None else checked_replay(replay, self.laws, len(x))
+        labels = mixable_labels(y.to(place), dtype, self.num_classes, self.label_smoothing)
+        step = self._step(x, views) if replay is None else checked_replay(replay, self.laws, rows)
         draw = step.draw
         own = draw if views == 1 else draw[: len(y)]
         self._views = views
         self._replay = replay is not None
-        self._in_order = replay is None or bool((draw.anchor == torch.arange(len(x), device=draw.anchor.device)).all())
+        self._in_order = replay is None or bool((draw.anchor == torch.arange(rows, device=draw.anchor.device)).all())
         lam = own.lam.to(labels).reshape(-1, *[1] * (labels.ndim - 1))
         targets = labels[own.anchor]
         if self.form == "mixed":
             targets = lam * targets + (1 - lam) * labels[own.index]
         self.last = step
-        inputs = x if step.layer else self._mix(x)
+        inputs = self._mix(x) if not step.layer and isinstance(x, Tensor) else x
         self._passes.open(step.layer, self._mix)
         return inputs, targets
 
@@ -320,19 +328,20 @@ class NoisyFeatureMixup:
         self._replay = True
         return self._perturb(step, h)
 
-    def _step(self, x: Tensor, views: int) -> LayerDraw:
+    def _step(self, x: Inputs, views: int) -> LayerDraw:
         """Draw layer, λ and partners on the device of the generator, so that no GPU has to be waited for."""
         home = torch.device("cpu") if self.generator is None else self.generator.device
         layer = self.layers[int(torch.randint(len(self.layers), (), generator=self.generator, device=home))]
         draw = sample_draw(
-            len(x) // views, (), self._quiet[layer], as_trained=True, unmixed=self.form == "unmixed",
-            generator=self.generator, dtype=x.dtype if x.is_floating_point() else None, device=home,
+            batch_size(x) // views, (), self._quiet[layer], as_trained=True, unmixed=self.form == "unmixed",
+            generator=self.generator, dtype=floating_dtype(x), device=home,
         )  # fmt: skip
         if views > 1:
             offsets = (len(draw) * torch.arange(views, device=home)).repeat_interleave(len(draw))
             draw = Draw(offsets + draw.anchor.repeat(views), draw.lam.repeat(views), offsets + draw.index.repeat(views))
         ahead = home.type == "cpu"  # a copy from a GPU must be waited for
-        parts = {name: getattr(draw, name).to(x.device, non_blocking=ahead) for name in ("anchor", "lam", "index")}
+        place = leaves(x)[0].device
+        parts = {name: getattr(draw, name).to(place, non_blocking=ahead) for name in ("anchor", "lam", "index")}
         return LayerDraw(layer, Draw(**parts))
 
     def _complete(self, step: LayerDraw, h: Tensor) -> LayerDraw:

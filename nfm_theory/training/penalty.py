@@ -12,9 +12,10 @@ Each direction is the sum over all sources, since their cross terms have expecta
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Literal, get_args
-from weakref import WeakSet
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,14 @@ from ..calculus.derivatives import gauss_newton_forms
 from ..calculus.engine import linearize_layer
 from ..estimators.probes import random_signs
 from ..expansion.second_order import SOURCES
-from ..setting.ambient import taking_turns, undisturbed
-from ..setting.checks import level, one_of
+from ..setting.ambient import recordable, taking_turns, undisturbed
+from ..setting.checks import checked_lengths, level, one_of
+from ..setting.inputs import Inputs, as_inputs, each, leaves
 from ..setting.law import Law
-from ..setting.pointwise import pointwise_loss
-from ..setting.problem import Loss, Problem
+from ..setting.network import Output, picked
+from ..setting.problem import Problem
 from ..setting.random_numbers import at_least_single
+from ..setting.targets import Labels, Loss, TargetLoss, chosen_loss, fitted_loss
 from .hooks import uncompiled, unwrap
 
 Term = Literal["R1", "R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult"]
@@ -50,13 +53,15 @@ class TaylorRegularizer(nn.Module):
     Args:
         layer: dotted name of the layer whose output is perturbed; `""` is the input.
         law: law of mixing and noise, such as the law of the training; noise enters through its second moment.
-        loss: `"cross_entropy"`, `"logistic"`, `"square"` or a smooth callable `(outputs, labels) -> (batch,)`.
+        loss: name of the loss, a loss with options or a smooth callable, as in `Problem`.
         eps: scale ε; 1 is the scale of NFM training.
         terms: names of the terms in the penalty, among `R1, R2, R3, R2_add, R3_add, R2_mult, R3_mult`; `None` takes
             all terms that are not zero under the law. Without R3 terms no second derivatives are computed.
         num_probes: number P ≥ 1 of random directions for each sample.
         distribution: law of the entries of noise directions, `"rademacher"` or `"normal"`.
         generator: random generator of the directions; the global one if `None`.
+        output: which part of what the model returns are the outputs, see `Problem`.
+        reduction: `"none"` gives a penalty for each sample, `(b,)`, whose mean is the penalty.
 
     Attributes:
         last: values of the last call without ε: `"R1"`, and the sums over all sources of the Gauss-Newton terms,
@@ -89,6 +94,8 @@ class TaylorRegularizer(nn.Module):
         num_probes: int = 1,
         distribution: Literal["rademacher", "normal"] = "rademacher",
         generator: torch.Generator | None = None,
+        output: Output = None,
+        reduction: Literal["mean", "none"] = "mean",
     ):
         super().__init__()
         if not isinstance(layer, str) or not isinstance(law, Law):
@@ -120,7 +127,8 @@ class TaylorRegularizer(nn.Module):
         self.layer, self.eps, self.num_probes = layer, level("eps", eps), num_probes
         self.terms, self.distribution, self.generator = tuple(chosen), distribution, generator
         self.drift = mixing.moment(1) if "R1" in chosen else 0.0
-        self.loss = pointwise_loss(loss)
+        self.loss, self.output = chosen_loss(loss), output
+        self.reduction = one_of("reduction", reduction, ("mean", "none"))
         # Sources with the same parts, R2 or R3 or both, share their directions
         self._groups: dict[tuple[bool, bool], list[str]] = {}
         for source in self.scales:
@@ -129,24 +137,25 @@ class TaylorRegularizer(nn.Module):
                 self._groups.setdefault(parts, []).append(source)
         self.last: dict[str, Tensor] = {}
         self.engine = ""
-        self._checked: WeakSet[nn.Module] = WeakSet()
+        self._layouts: WeakKeyDictionary[nn.Module, Callable[[Tensor], Tensor]] = WeakKeyDictionary()  # once checked
 
     @uncompiled
-    def forward(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """The penalty of one batch, 0-dim, differentiable in the parameters.
+    def forward(self, model: nn.Module, x: Inputs, y: Labels) -> Tensor:
+        """The penalty of one batch, 0-dim or `(b,)`, differentiable in the parameters.
 
         Args:
             model: network; it may be wrapped by `DistributedDataParallel` or `torch.compile`.
-            x: inputs, `(b, *input)`.
-            y: labels, in the form that `loss` expects.
+            x: inputs, `(b, *input)`, or a tuple or dict of such.
+            y: labels, in the form that `loss` expects, as in `Problem`.
 
         Raises:
             TypeError: for half precision.
             ValueError: if the labels do not fit, if the model cannot be cut at the layer, or if it cuts a derivative;
                 this is checked at the first call for each model.
         """
-        model = unwrap(model)
-        for name, tensor in (("x", x), *model.named_parameters()):
+        model, x = unwrap(model), as_inputs(x)
+        checked_lengths(x, y)
+        for name, tensor in (*(("x", leaf) for leaf in leaves(x)), *model.named_parameters()):
             if tensor.dtype in (torch.float16, torch.bfloat16):
                 raise TypeError(
                     f"{name}: expected float32 or float64, got {tensor.dtype}, whose rounding hides second "
@@ -156,35 +165,45 @@ class TaylorRegularizer(nn.Module):
             modes = [(module, module.training) for module in model.modules()]
             try:
                 model.eval()
-                return self._penalty(model, *(z.clone() if z.is_inference() else z for z in (x, y)))
+                return self._penalty(model, *(each(z, recordable) for z in (x, y)))
             finally:
                 for module, training in modes:
                     module.training = training
 
-    def _penalty(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        if model not in self._checked:
-            problem = Problem(model, x[:8], y[:8], layer=self.layer, loss=self.loss)
+    def _penalty(self, model: nn.Module, x: Any, y: Any) -> Tensor:
+        if model not in self._layouts:
+            few = [each(z, lambda leaf: leaf[:8]) for z in (x, y)]
+            loss = replace(self.loss, reduction="sum") if isinstance(self.loss, TargetLoss) else self.loss
+            problem = Problem(model, *few, layer=self.layer, loss=loss, output=self.output)
             check_problem(problem, 2 if any(residual for _, residual in self._groups) else 1)
-            self._checked.add(model)
-        at = linearize_layer(model, x, self.layer)
+            self._layouts[model] = problem.loss.layout
+        y, layout, returned = each(y, lambda leaf: leaf.to(leaves(x)[0].device)), self._layouts[model], []
+
+        def outputs(found: Any) -> Tensor:
+            returned[:] = [picked(self.output, found)]
+            return layout(returned[0])
+
+        at = linearize_layer(model, x, self.layer, output=outputs)
         self.engine = at.path
-        labels = self.loss.prepare(at.outputs.detach(), y.to(x.device))
-        slope, curvature = self.loss.gradient(at.outputs, labels), self.loss.hessian(at.outputs, labels)
-        g = at.h
-        parts = {name: g.new_zeros(()) for name in ("R1", "R2", "R3")}
+        loss, labels, _ = fitted_loss(self.loss, returned[0].detach(), y)
+        slope, curvature = loss.gradient(at.outputs, labels), loss.hessian(at.outputs, labels)
+        g, whole = at.h, self.reduction == "mean"
+        parts = {name: g.new_zeros(() if whole else len(g)) for name in ("R1", "R2", "R3")}
         if self.drift:  # comes first, because the second derivatives reuse its reverse sweep
             drift = at.propagate((g.mean(0) - g).unsqueeze(0))[0]
-            parts["R1"] = self.drift * (at.pullback(slope) * drift).sum(1).mean()
+            slopes = (at.pullback(slope) * drift).sum(1)
+            parts["R1"] = self.drift * (slopes.mean() if whole else slopes)
         for (gauss_newton, residual), sources in self._groups.items():
             curved = residual and not at.piecewise_linear
             directions = self._directions(g, sources)
             tangents, hessian_forms = at.sweep(directions, slope if curved else None, tangents=gauss_newton)
             if gauss_newton:
                 assert tangents is not None  # it was asked for
-                parts["R2"] = parts["R2"] + gauss_newton_forms(curvature, tangents.permute(1, 2, 0)).mean() / 2
+                forms = gauss_newton_forms(curvature, tangents.permute(1, 2, 0))
+                parts["R2"] = parts["R2"] + (forms.mean() if whole else forms.mean(1)) / 2
             if curved:
                 assert hessian_forms is not None  # there is a slope
-                parts["R3"] = parts["R3"] + hessian_forms.mean() / 2
+                parts["R3"] = parts["R3"] + (hessian_forms.mean() if whole else hessian_forms.mean(0)) / 2
         self.last = {name: value.detach() for name, value in parts.items()}
         return self.eps * parts["R1"] + self.eps**2 * (parts["R2"] + parts["R3"])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..calculus.engine import Linearization, linearize
-from ..expansion.second_order import num_directions
+from ..expansion.second_order import MANY_OUTPUTS, num_directions
 from ..setting.problem import Problem
 from ..setting.quadrature import GridTooLargeError
 from .draw_evidence import CHANGED, DERIVED, DRAWS, LARGE_DRAWS, SEARCHED
@@ -190,7 +190,9 @@ def _cost_of_terms(problems: Sequence[Problem]) -> tuple[int, int]:
     for p in problems:
         n, d, scales = len(p.features), p.features[0].numel(), p.law.scales
         at = linearize(p.head, p.features[:1], differentiable=False)
-        second += 2 * n * (at.outputs.shape[-1] + (0 if at.piecewise_linear else num_directions(p, at, scales)))
+        outputs, directions = at.outputs.shape[-1], num_directions(p, at, scales)
+        rows = min(outputs, directions) if outputs > MANY_OUTPUTS else outputs
+        second += 2 * n * (rows + (0 if at.piecewise_linear else directions))
         if "data" in scales:
             third += 8 * n * (n + (2 * d if len(scales) > 1 else 0))
     return second, third

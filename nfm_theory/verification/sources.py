@@ -23,6 +23,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ..calculus.derivatives import gauss_newton_forms
 from ..setting.noise import NoiseLaw
 from ..setting.problem import Path, Problem
 
@@ -146,7 +147,7 @@ def control_mean(source: Source, jacobian: Tensor, slope: Tensor, curvature: Ten
         source: the source.
         jacobian: J of every sample, `(n, K, *feature)`: any matrix is right, one close to the Jacobian helps most.
         slope: a, `(n, K)`.
-        curvature: F, `(n, K, K)`.
+        curvature: F, `(n, K, K)`, or its blocks.
     """
     p, n = source.problem, len(source.problem.features)
     g, rows = p.features.flatten(1).double(), jacobian.flatten(2)
@@ -155,10 +156,10 @@ def control_mean(source: Source, jacobian: Tensor, slope: Tensor, curvature: Ten
         chance = chance if p.partners is None else p.partners.double()
         moved = torch.einsum("nkd,rd->nrk", rows, g) - torch.einsum("nkd,nd->nk", rows, g).unsqueeze(1)
         first = (torch.einsum("nrk,nk->nr", moved, slope) * chance).sum() / n
-        second = (torch.einsum("nrk,nkl,nrl->nr", moved, curvature, moved) * chance).sum() / n
+        second = (gauss_newton_forms(curvature, moved.mT) * chance).sum() / n
         return torch.stack([first, second / 2])
     weighted = rows if source.name == "additive" else rows * g.unsqueeze(1)
     if prod(p.feature_shape) < g.shape[1]:  # shared noise: the branches move together
         weighted = weighted.unflatten(2, (-1, prod(p.feature_shape))).sum(2)
-    second = source._level**2 / 2 * torch.einsum("nkd,nkl,nld->", weighted, curvature, weighted) / n
+    second = source._level**2 / 2 * gauss_newton_forms(curvature, weighted).sum() / n
     return torch.stack([torch.zeros_like(second), second])

@@ -15,8 +15,10 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from ..calculus.derivatives import gauss_newton_forms
 from ..calculus.engine import Linearization
 from ..expansion.random_paths import stratified
+from ..expansion.second_order import MANY_OUTPUTS
 from ..setting.pointwise import PointwiseLoss
 from ..setting.problem import Path, Problem
 from .draw_evidence import where_fits_begin
@@ -29,6 +31,8 @@ from .student import STDERRS, certain
 
 #: Most numbers in the directions that are in memory at once, and in the Jacobian of a control variate.
 BLOCK_NUMBERS, CONTROL_NUMBERS = 2**24, 2**27
+#: The part of the budget up to which the Jacobian of a head with many outputs is worth its cost.
+CONTROL_PART = 0.2
 #: Rows that tell on which interval the fits of a source begin.
 PILOT_ROWS = 16
 #: Fewest draws of each sample, rows of a block of draws, and blocks into which a budget is cut at least.
@@ -204,7 +208,7 @@ class Sampling:
 
     def _forms(self, tangents: Tensor, residual: Tensor) -> Tensor:
         """`a·t`, ½ tᵀFt and the residual part for tangents `(s, n, K)`, `(s, n, 3)`."""
-        half = torch.einsum("snk,nkl,snl->sn", tangents, self.curvature, tangents) / 2
+        half = gauss_newton_forms(self.curvature, tangents.permute(1, 2, 0)).T / 2
         return torch.stack([(tangents * self.slope).sum(-1), half, residual], dim=-1)
 
     def measured(self) -> dict[str, Measured]:
@@ -260,7 +264,8 @@ def resolved(measured: Mapping[str, Measured], claims: Mapping[str, float], targ
 def jacobian_of(problem: Problem, at: Linearization, meter: Meter) -> Tensor | None:
     """The Jacobian of the head for the control variate, `(n, K, *feature)` in float64; `None` if it is too large."""
     cost = at.outputs.numel() + len(at.outputs)
-    if at.outputs.numel() * problem.features[0].numel() > CONTROL_NUMBERS or not meter.affords(10 * cost):
+    many = at.outputs.shape[-1] > MANY_OUTPUTS and not meter.affords(cost, part=CONTROL_PART)
+    if many or at.outputs.numel() * problem.features[0].numel() > CONTROL_NUMBERS or not meter.affords(10 * cost):
         return None
     meter.spend(cost)
     with torch.enable_grad():

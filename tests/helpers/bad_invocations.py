@@ -234,7 +234,7 @@ NFM_OPTIONS = {
     "0.1,"),
     "--dtype": ("float16", "double", "", "int"), "--device": ("cpu:7", "cpu:0", "meta", "gpu", "", "cuda:99", "mps",
     "cuda:x"),
-    "--noise": ("gauss", "", "Normal "), "--loss": ("mse", "", "cross entropy"), "--method": ("MC", "", "exactly"),
+    "--noise": ("gauss", "", "Normal "), "--loss": ("hinge", "", "cross entropy"), "--method": ("MC", "", "exactly"),
     "--layer": ("nosuch", "9", "0.0", " ", "weight"), "--json": NOT_WRITABLE, "--plot": (*NOT_WRITABLE, "p.txt", "p"),
     "--state-dict": (*NOT_READABLE, *(f"{n}.pt" for n in (
         "sparse", "doubled", "less", "more", "deep", "infinite", "huge", "imaginary", "whole", "shaped", "numbers",

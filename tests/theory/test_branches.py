@@ -310,7 +310,7 @@ BAD = [
     ({"weights": [1.0]}, ValueError, "each of the 2 branches"),
     ({"weights": [0.5, 0.6]}, ValueError, "sum to 1"),
     ({"loss": "cross_entropy"}, ValueError, "needs gamma="),
-    ({"loss": "mse", "y": Y, "gamma": 1.0}, ValueError, "loss: expected one of"),
+    ({"loss": "mae", "y": Y, "gamma": 1.0}, ValueError, "loss: expected one of"),
     ({"gamma": 12.0}, ValueError, "y: expected the labels"),
     ({"gamma": 12.0, "y": Y[:2]}, ValueError, "same number of samples"),
     ({"y": Y, "gamma": -1.0}, ValueError, "gamma: expected"),

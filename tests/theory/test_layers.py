@@ -364,7 +364,6 @@ REFUSED = {
     "infinite outputs": (lambda: lambda x: 1 / (x - x), X, "", ValueError, "finite outputs"),
     "output dictionary": (lambda: lambda x: {"logits": x}, X, "", TypeError, "got dict.*output='logits'"),
     "integer outputs": (lambda: lambda x: x.argmax(-1), X, "", TypeError, "got torch.int64"),
-    "outputs per pixel": (lambda: lambda x: x[:, :, None], X, "", ValueError, r"\(5, K\) or \(5,\), got \(5, 3, 1\)"),
     "one output for all": (lambda: lambda x: x.sum(0), X, "", ValueError, r"got \(3,\)"),
     "batch norm": (lambda: nn.BatchNorm1d(3).double(), X, "", ValueError, r"BatchNorm1d ''.*model\.eval"),
     "batch norm without statistics": (

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 
 from ...setting.ambient import undisturbed
+from ...setting.inputs import Inputs
 from ...setting.layers import split
-from ...setting.network import Network
+from ...setting.network import Network, Output
 from ..derivatives import directional_derivatives, jacobian_rows
 from ..replacements import exact_derivatives
 from . import linear, nonlinear, products  # noqa: F401  (to register their rules)
@@ -143,7 +144,7 @@ def linearize(
         return _Nested(head, h, differentiable, str(error))
 
 
-def linearize_layer(model: nn.Module, x: Tensor, layer: str = "") -> Linearization:
+def linearize_layer(model: nn.Module, x: Inputs, layer: str = "", *, output: Output = None) -> Linearization:
     """Linearize the head after a layer at the features of `x`, by a single forward pass of the model.
 
     This function is for training: it checks nothing (`split` does), and the results carry gradients to all parameters,
@@ -151,10 +152,11 @@ def linearize_layer(model: nn.Module, x: Tensor, layer: str = "") -> Linearizati
 
     Args:
         model: network in evaluation mode.
-        x: inputs, `(b, *input)`.
+        x: inputs, `(b, *input)`, or a tuple or dict of such.
         layer: dotted name of the layer; `""` is the input.
+        output: which part of what the model returns are the outputs, `(b, K)` or `(b,)`.
     """
-    network, recorder = Network(model, None), Recorder(RULES, local_rule)
+    network, recorder = Network(model, None, output), Recorder(RULES, local_rule)
 
     def begin(module, args, output):
         return recorder.start(output if output.requires_grad else output.detach().requires_grad_())
@@ -169,7 +171,7 @@ def linearize_layer(model: nn.Module, x: Tensor, layer: str = "") -> Linearizati
             outputs = outputs.unsqueeze(-1) if outputs.ndim == 1 else outputs
         return Taped(recorder, outputs, True)
     except UnsupportedOperationError as error:
-        cut = split(model, x, layer=layer)
+        cut = split(model, x, layer=layer, output=output)
         with torch.enable_grad(), exact_derivatives():
             return _Nested(_columns(cut.head), cut.encode(x), True, str(error))
 

@@ -117,7 +117,9 @@ def _div(rec, func, input, other, *, rounding_mode=None):
     if rec.find(other) is not None:
         return rec.run(torch.mul, rec.run(torch.reciprocal, other), input)
     out = func(input, other)
-    return _scaled(rec, rec.find(input), 1 / other, out)
+    # the reciprocal of integers would have PyTorch's default precision
+    divisor = other.to(out.dtype) if isinstance(other, Tensor) else other
+    return _scaled(rec, rec.find(input), 1 / divisor, out)
 
 
 @rule("__rdiv__", "__rtruediv__")
