@@ -52,11 +52,14 @@ class MixupCallback(Callback):
                 f"batch: expected a list or a dict, in which inputs and targets can be replaced, got {kind(batch)}; "
                 "let the collate function return a list, or call the step inside training_step."
             )
-        x, y = self.keys
-        batch[x], batch[y] = self._step.enter_context(self.mixup.step(batch[x], batch[y]))
+        clean = [(key, batch[key]) for key in self.keys]
+        mixed = self._step.enter_context(self.mixup.step(*(value for _, value in clean)))
+        for (key, value), other in zip(clean, mixed, strict=True):
+            self._step.callback(batch.__setitem__, key, value)  # a loader may hand out the same batch again
+            batch[key] = other
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        """End the step; it is an error if no pass was mixed."""
+        """End the step and put the clean batch back; it is an error if no pass was mixed."""
         self._step.close()
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
