@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_refused_and_leaves_a_clean_model():
     net = network()
     mixup = nt.NoisyFeatureMixup(net, ["1"], LAW, num_classes=2)
     with pytest.raises(TypeError, match="expected a list or a dict, in which inputs and targets can be replaced"):
-        fit(Recorder(net), mixup, DataLoader(data(), 16, collate_fn=lambda rows: tuple(map(torch.stack, zip(*rows)))))
+        fit(Recorder(net), mixup, same([tuple(batch) for batch in loader()]))
     with pytest.raises(RuntimeError, match="no forward pass in training mode followed"):
         fit(Idle(net), mixup)
     with pytest.raises(KeyError, match="lost"):
