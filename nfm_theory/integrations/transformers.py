@@ -44,7 +44,7 @@ def soft_cross_entropy(outputs: Any, labels: Tensor, num_items_in_batch: Tensor 
     return F.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
 
 
-class MixupTrainer(Trainer):
+class MixupTrainer(Trainer):  # pyright: ignore[reportGeneralTypeIssues]  (it takes this file for the library)
     r"""A `Trainer` whose batches are steps of NFM: `trainer.regularize(mixup)`, then `trainer.train()`.
 
     The loss of a classifier is `soft_cross_entropy`, in training and in evaluation, unless `compute_loss_func` was
