@@ -144,7 +144,7 @@ class TimmMixup(NoisyFeatureMixup):
             raise ValueError(f"views: expected 1, got {views}; NoisyFeatureMixup has steps with several views.")
         self._again = None
         if isinstance(replay, SharedDraw) and replay.box is not None:
-            self._again, replay = checked_replay(replay, {"": Law()}, len(x)), None
+            self._again, replay = checked_replay(replay, {"": Law()}, len(y)), None
         return super()._open(x, y, views, replay)
 
     def _step(self, x: Tensor, views: int) -> LayerDraw:
@@ -160,10 +160,10 @@ class TimmMixup(NoisyFeatureMixup):
         law = Law(alpha=self.cutmix_alpha) if cut else self.laws[step.layer]
         draw = step.draw if self.mode == "batch" and not cut else self._shared(step.draw, law)
         if not cut:
-            return SharedDraw(step.layer, draw, len(x))
+            return SharedDraw(step.layer, draw, len(step.draw))
         box = self._boxes(draw.lam if self.mode != "batch" else draw.lam[:1], *x.shape[-2:]).to(x.device)
         kept = 1 - box.flatten(1).to(draw.lam).mean(1)  # a box at the border is smaller than 1 - λ
-        return SharedDraw("", replace(draw, lam=kept.expand(len(draw)).clone()), len(x), box)
+        return SharedDraw("", replace(draw, lam=kept.expand(len(draw)).clone()), len(step.draw), box)
 
     def _shared(self, draw: Draw, law: Law) -> Draw:
         """λ and partners in the mode."""

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from problems import generator
 from transformers_loop import train
 
@@ -206,6 +207,7 @@ def test_a_loop_with_accelerate(precision):
     penalty = nt.TaylorRegularizer("2", LAW, generator=generator(2))
     known = penalty(net, x, y).item()
     penalty.generator.manual_seed(2)
+    AcceleratorState._reset_state(reset_partial_state=True)  # what the Trainers of other tests have left
     accelerator = Accelerator(mixed_precision=precision, cpu=True)
     optimizer = torch.optim.SGD([*model.parameters(), *net.parameters()], 0.1)
     wrapped, net, optimizer = accelerator.prepare(model, net, optimizer)
