@@ -36,7 +36,7 @@ def nested(problem):
         fisher = p.diag() - p.outer(p)
         units = torch.eye(g.numel(), dtype=g.dtype).reshape(-1, *g.shape)
         for source, weight, directions in (("", m2 / n, h - g), ("_add", law.add_noise**2, units)):
-            rows = g.expand_as(directions)
+            rows = g.expand_as(directions).clone()
             tangents = jvp(problem.head, (rows,), (directions,))[1]
             slopes, twice = jvp(grad(losses), (rows,), (directions,))
             gauss_newton = ((tangents @ fisher) * tangents).sum()
