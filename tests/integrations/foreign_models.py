@@ -77,7 +77,7 @@ MODELS = {
     ),
     "timm ConvNeXt": of_timm("convnext_atto", 32, "stages.1", depths=(1, 1, 1, 1), dims=(4, 4, 8, 8)),
     "timm ResNet": of_timm("resnet18", 32, "layer2", kinks=True, layers=(1, 1, 1, 1), channels=(4, 4, 8, 8)),
-    "timm RegNet": of_timm("regnetx_002", 32, "s4", kinks=True),
+    "timm RegNet": of_timm("regnetx_002", 32, "s3", kinks=True),
     "timm EfficientNet": of_timm("efficientnet_b0", 32, "blocks.5"),
     "timm MobileNetV3": of_timm("mobilenetv3_small_050", 32, "blocks.4", kinks=True),
     "Hugging Face ViT": of_transformers(
