@@ -24,6 +24,11 @@ class LayerDraw:
     layer: str
     draw: Draw
 
+    @property
+    def samples(self) -> int:
+        """Number of samples of the batch."""
+        return len(self.draw)
+
 
 def checked_replay(step: LayerDraw, laws: Mapping[str, Law], n: int) -> LayerDraw:
     """A step to repeat, refused if it does not fit.
@@ -38,8 +43,8 @@ def checked_replay(step: LayerDraw, laws: Mapping[str, Law], n: int) -> LayerDra
     """
     if step.layer not in laws:
         raise ValueError(f"replay: expected one of the layers {list(laws)}, got {step.layer!r}.")
-    if len(step.draw) != n:
-        raise ValueError(f"replay: expected a draw of {n} rows like the batch, got {len(step.draw)}.")
+    if step.samples != n:
+        raise ValueError(f"replay: expected a draw of {n} rows like the batch, got {step.samples}.")
     missing = [name for name in ("add", "mult") if getattr(step.draw, name) is None]
     missing = [name for name in missing if getattr(laws[step.layer], f"{name}_noise")]
     if missing:
@@ -61,7 +66,7 @@ def check_features(step: LayerDraw, h) -> None:
         TypeError: unless it is a floating-point tensor.
         ValueError: unless it has a row for each sample, and the shape of the noise if that is known.
     """
-    n, layer = len(step.draw), step.layer
+    n, layer = step.samples, step.layer
     if not isinstance(h, Tensor) or not h.is_floating_point():
         raise TypeError(
             f"layer {layer!r}: expected a floating-point tensor as its output, got {kind(h)}; name a layer next "
@@ -75,8 +80,8 @@ def check_features(step: LayerDraw, h) -> None:
             "Run passes on other batches in `with mixup.clean():`."
         )
     for noise in (step.draw.add, step.draw.mult):
-        if noise is not None and noise.shape != h.shape:
+        if noise is not None and noise.shape[1:] != h.shape[1:]:
             raise ValueError(
-                f"layer {layer!r}: expected features of shape {tuple(noise.shape)} like the noise of the step, got "
+                f"layer {layer!r}: expected features of shape {(n, *noise.shape[1:])} like the noise of the step, got "
                 f"{tuple(h.shape)}; repeat a step with inputs of the same shape."
             )

@@ -78,8 +78,10 @@ class NoisyFeatureMixup:
     Attributes:
         layers: names of the eligible layers.
         laws: law of mixing and noise of each eligible layer, by name.
-        last: `LayerDraw` of the last step, `None` before the first. `nfm(x, y, replay=nfm.last)` repeats it bit by bit.
-            The noise at a hidden layer is missing until the forward pass.
+        enabled: False leaves the batches as they are; class indices become distributions as ever. A loop sets it to
+            end the mixing, for the last epochs for example.
+        last: `LayerDraw` of the last step, `None` before the first and after one that does not mix.
+            `nfm(x, y, replay=nfm.last)` repeats it bit by bit. The noise at a hidden layer is missing until the pass.
 
     Raises:
         TypeError: if `model` is no module, and if layers or laws are missing or of the wrong kind.
@@ -97,6 +99,9 @@ class NoisyFeatureMixup:
         >>> targets.shape, nfm.last.layer, nfm.last.draw.add.shape
         (torch.Size([6, 2]), '', torch.Size([6, 3]))
     """
+
+    #: The options of which a copy needs the values.
+    _options = ("num_classes", "label_smoothing", "view_noise", "eps", "form")
 
     def __init__(
         self,
@@ -126,7 +131,7 @@ class NoisyFeatureMixup:
         self.eps, self.form = level("eps", eps), check_form(form, eps)
         self.num_classes, self.label_smoothing = num_classes, float(label_smoothing)
         self.view_noise = None if view_noise is None else tuple(level("view_noise", v) for v in view_noise)
-        self.generator = generator
+        self.generator, self.enabled = generator, True
         self.last: LayerDraw | None = None
         self._views, self._replay, self._in_order = 1, False, True
         self._fallback: torch.Generator | None = None
@@ -225,9 +230,8 @@ class NoisyFeatureMixup:
     def __reduce__(self):
         # A copy together with its model has its own hooks on the copied model, and a generator in the same state
         device = None if self.generator is None else str(self.generator.device)
-        names = ("num_classes", "label_smoothing", "view_noise", "eps", "form")
-        options = {"layers": self.laws} | {name: getattr(self, name) for name in names}
-        return _rebuild, (self._model, options, device, self.state_dict())
+        options = {"layers": self.laws} | {name: getattr(self, name) for name in self._options}
+        return _rebuild, (type(self), self._model, options, device, self.state_dict()), {"enabled": self.enabled}
 
     def state_dict(self) -> dict[str, Tensor | None]:
         """State of the generator between two steps; `None` without one, since the caller saves the global generator.
@@ -305,12 +309,18 @@ class NoisyFeatureMixup:
                 "and name the embedding instead, or convert the inputs, x.float()."
             )
         labels = mixable_labels(y.to(place), dtype, self.num_classes, self.label_smoothing)
+        if replay is None and not self._mixes():
+            self.last = None
+            self._passes.open("", self._mix)  # the pass is counted, and no layer is mixed
+            return x, labels
         step = self._step(x, views) if replay is None else checked_replay(replay, self.laws, rows)
         draw = step.draw
         own = draw if views == 1 else draw[: len(y)]
         self._views = views
         self._replay = replay is not None
-        self._in_order = replay is None or bool((draw.anchor == torch.arange(rows, device=draw.anchor.device)).all())
+        self._in_order = len(draw) == rows and (
+            replay is None or bool((draw.anchor == torch.arange(rows, device=draw.anchor.device)).all())
+        )
         lam = own.lam.to(labels).reshape(-1, *[1] * (labels.ndim - 1))
         targets = labels[own.anchor]
         if self.form == "mixed":
@@ -319,6 +329,10 @@ class NoisyFeatureMixup:
         inputs = self._mix(x) if not step.layer and isinstance(x, Tensor) else x
         self._passes.open(step.layer, self._mix)
         return inputs, targets
+
+    def _mixes(self) -> bool:
+        """True if the next step mixes."""
+        return self.enabled
 
     def _mix(self, h: Tensor) -> Tensor:
         """Mix the features of the layer drawn. The first time draws their noise, later times repeat it."""
@@ -352,8 +366,9 @@ class NoisyFeatureMixup:
         for name, size, noise in zip(("add", "mult"), (law.add_noise, law.mult_noise), law.noises, strict=True):
             if size:
                 options = {"generator": self._source(h.device), "dtype": h.dtype, "device": h.device}
-                noises[name] = noise.sample(tuple(h.shape), shared=len(h) // self._views, **options)
-        return LayerDraw(step.layer, replace(step.draw, **noises))
+                shape = (len(step.draw), *h.shape[1:])
+                noises[name] = noise.sample(shape, shared=len(step.draw) // self._views, **options)
+        return replace(step, draw=replace(step.draw, **noises))
 
     def _source(self, device: torch.device) -> torch.Generator | None:
         """A generator on the device of the features, where large noise should be drawn."""
@@ -377,8 +392,8 @@ class NoisyFeatureMixup:
         return perturb(h, rows, self.laws[step.layer], eps=self.eps)
 
 
-def _rebuild(model, options, device, state):
+def _rebuild(kind, model, options, device, state):
     generator = None if device is None else torch.Generator(device)
-    nfm = NoisyFeatureMixup(model, generator=generator, **options)
+    nfm = kind(model, generator=generator, **options)
     nfm.load_state_dict(state)
     return nfm

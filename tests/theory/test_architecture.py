@@ -16,6 +16,7 @@ MAY_USE = {
     "figures": {"nfm_theory", "experiments", "figures"},
 }
 LIBRARY_NEEDS = {"torch", "numpy", "scipy", "sympy", "tqdm", "lazy_loader"}
+INTEGRATIONS = {"lightning", "transformers"}  # a module of this name in nfm_theory/integrations needs its library
 COMMAND_NEEDS = {"typer"}  # only in the folder of the command, which alone reads and writes files
 LIBRARY_NEEDS_LAZILY = {"matplotlib"}  # only inside a function: `import nfm_theory` works without it
 MAX_LINES = 400
@@ -90,6 +91,7 @@ def test_arrows_point_one_way(path):
 def test_library_needs_few_packages(path):
     allowed = set(sys.stdlib_module_names) | LIBRARY_NEEDS | {"nfm_theory"}
     allowed |= COMMAND_NEEDS if is_command(path) else set()
+    allowed |= {path.stem} & INTEGRATIONS if path.parent.name == "integrations" else set()
     assert roots(imports(path, lazy=False)) <= allowed
     assert roots(imports(path, lazy=True)) <= allowed | LIBRARY_NEEDS_LAZILY
 
