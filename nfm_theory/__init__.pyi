@@ -10,6 +10,7 @@ from .expansion.branch_terms import StabilityTerms, equal_branches_term
 from .expansion.paths import integral_remainder, lagrange_interval
 from .expansion.terms import coefficients, terms
 from .losses.loss import loss
+from .reporting.report import LayerReport, NetworkReport, report
 from .setting.branches import Branches
 from .setting.divergence import jensen_shannon
 from .setting.draws import Draw, antithetic, sample_draw
@@ -45,7 +46,9 @@ __all__ = [
     "JSDConsistency",
     "Law",
     "LayerDraw",
+    "LayerReport",
     "MixingLaw",
+    "NetworkReport",
     "NoiseLaw",
     "NoisyFeatureMixup",
     "PointwiseLoss",
@@ -74,6 +77,7 @@ __all__ = [
     "options",
     "perturb",
     "regularizers",
+    "report",
     "sample_draw",
     "split",
     "symbolic",

@@ -26,7 +26,7 @@ _STYLE = """
 .nfm-report .scroll { overflow-x: auto; }
 .nfm-report table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .5rem 0; }
 .nfm-report th, .nfm-report td { text-align: left; padding: .2rem .7rem .2rem 0; border-bottom: 1px solid var(--line);
-  color: inherit; background: none; }
+  color: inherit; background: none; white-space: nowrap; }
 .nfm-report .holds, .nfm-report .certified { color: var(--holds); font-weight: 600; }
 .nfm-report .refuted { color: var(--refuted); font-weight: 600; } .nfm-report a { color: inherit; }
 .nfm-report pre { white-space: pre-wrap; font-size: .8rem; }
@@ -79,14 +79,18 @@ def fragment(found: NetworkReport) -> str:
             _figure(lambda ax: plot_radii(found, ax), "Error of the second order at every layer.", "all-reach")
             if any(one.reach for one in found.layers) else "",
         ]  # fmt: skip
-        parts.append('<div class="parts">' + "".join(f'<div class="part">{svg}</div>' for svg in wide if svg) + "</div>")
+        parts.append(
+            '<div class="parts">' + "".join(f'<div class="part">{svg}</div>' for svg in wide if svg) + "</div>"
+        )
     for place, one in enumerate(found.layers):
         parts.append(f'<h2 id="layer-{place}">{escape(one.title[0].upper() + one.title[1:])}</h2>')
         parts.append(f'<p class="facts">Features of one sample: {" × ".join(map(str, one.features)) or "one"}</p>')
         parts.append('<div class="parts">')
         parts += [_part(one, part, f"l{place}", plots) for part in TITLES]
         parts.append("</div>")
-    parts.append(f"<details><summary>The plan that was made before the start</summary><pre>{escape(str(found.plan))}</pre>")
+    parts.append(
+        f"<details><summary>The plan that was made before the start</summary><pre>{escape(str(found.plan))}</pre>"
+    )
     return '<div class="nfm-report">' + "\n".join([*parts, "</details>"]) + "</div>"
 
 

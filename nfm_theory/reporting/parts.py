@@ -114,7 +114,7 @@ class Task:
     @property
     def effort(self) -> Effort:
         """What the check of the bound may spend."""
-        rows = max(2_000, int(BOUND * self.rows))
+        rows = max(140 * len(self.problem.features), int(BOUND * self.rows))  # Monte Carlo has 64 pilot sweeps or more
         return Effort(steps=STEPS, restarts=1, samples=rows, max_rows=rows)
 
 

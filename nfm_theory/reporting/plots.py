@@ -78,8 +78,13 @@ def _inline(svg: str, words: str, prefix: str) -> str:
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     size = re.search(r'viewBox="[^"]+"', svg)
     view = size.group() if size else ""
-    return re.sub(r"<svg[^>]*>", f'<svg role="img" aria-label="{words}" {view} fill="currentColor" '
-                  'xmlns:xlink="http://www.w3.org/1999/xlink" xmlns="http://www.w3.org/2000/svg">', svg, count=1)
+    return re.sub(
+        r"<svg[^>]*>",
+        f'<svg role="img" aria-label="{words}" {view} fill="currentColor" '
+        'xmlns:xlink="http://www.w3.org/1999/xlink" xmlns="http://www.w3.org/2000/svg">',
+        svg,
+        count=1,
+    )
 
 
 def plot_terms(one: LayerReport, ax) -> None:

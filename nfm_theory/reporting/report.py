@@ -231,7 +231,9 @@ def _checked(problem, eps: float, parts: Sequence[str]) -> list[Problem]:
     """The problems, after what cannot be reported on is refused."""
     problems = as_problems(problem)
     if any(isinstance(one, Branches) for one in problems):
-        raise TypeError("problem: expected a Problem, got Branches; build it with Problem(model, x, y, layer=..., law=...)")
+        raise TypeError(
+            "problem: expected a Problem, got Branches; build it with Problem(model, x, y, layer=..., law=...)"
+        )
     for part in parts:
         one_of("parts", part, PARTS)
     if not 0 < eps < float("inf"):

@@ -80,7 +80,9 @@ def overview(found: NetworkReport) -> list[str]:
         (low, least), (high, most) = (pick(radii, key=lambda pair: pair[0]) for pick in (min, max))
         if low == high:
             where = "at every scale tried" if math.isinf(low) else f"up to ε = {number(low)}"
-            sentences.append(f"At each of these layers the second order is within {percent(radii[0][1].reach.tolerance)} of the loss {where}.")
+            sentences.append(
+                f"At each of these layers the second order is within {percent(radii[0][1].reach.tolerance)} of the loss {where}."
+            )
         else:
             far = "every scale tried" if math.isinf(high) else f"ε = {number(high)}"
             sentences.append(
@@ -143,7 +145,9 @@ def reach_words(one: LayerReport) -> str:
             f"The second order is within {percent(curve.tolerance)} of the loss up to ε = {number(radius)} (sampling allows "
             f"{number(low)} to {end}). "
         )
-    text += f"Training uses ε = {curve.eps[-1]:g}: the error there is {percent(curve.relative_error(2)[-1])} of the loss. "
+    text += (
+        f"Training uses ε = {curve.eps[-1]:g}: the error there is {percent(curve.relative_error(2)[-1])} of the loss. "
+    )
     size, error = added
     expected = curve.polynomials[2][-1] - curve.standard
     if abs(size) > error:
@@ -242,9 +246,7 @@ def verdict_words(one: LayerReport) -> str:
         return _absent(one, "verdict")
     text = f"The expansion of order {v.order} is judged from values of the loss alone: {v.verdict}, {v.reason.rstrip('.')}. "
     if math.isfinite(v.observed_order):
-        text += (
-            f"What it leaves out falls with the power {v.observed_order:.3g} of ε; {v.leading_order} is predicted. "
-        )
+        text += f"What it leaves out falls with the power {v.observed_order:.3g} of ε; {v.leading_order} is predicted. "
     seen = [w for w in v.evidence if not w.term.startswith("coefficient") and w.share is not None and w.claimed]
     if seen and not any(w.off for w in v.evidence):
         text += "Every term agrees with values of the loss. "
