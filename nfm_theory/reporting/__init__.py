@@ -1,1 +1,1 @@
-"""The report on a network: what NFM adds at each layer, how far the theory reaches there, and how robust the layer is."""
+"""The report on a network: for each layer what NFM adds, how far the theory reaches, and how robust the layer is."""

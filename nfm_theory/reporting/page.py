@@ -20,7 +20,8 @@ _STYLE = """
 .nfm-report h1 { font-size: 1.5rem; } .nfm-report h2 { font-size: 1.25rem; margin-top: 2.5rem;
   border-bottom: 1px solid var(--line); } .nfm-report h3 { font-size: 1.05rem; margin: 0 0 .5rem; }
 .nfm-report p { margin: .5rem 0; } .nfm-report .facts { font-size: .9rem; opacity: .8; }
-.nfm-report .parts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1.25rem; }
+.nfm-report .parts { display: grid; gap: 1.25rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
 .nfm-report .part { background: var(--soft); border-radius: .5rem; padding: 1rem; min-width: 0; }
 .nfm-report svg { width: 100%; height: auto; max-width: 30rem; display: block; }
 .nfm-report .scroll { overflow-x: auto; }
@@ -149,7 +150,8 @@ def _terms_table(one: LayerReport) -> str:
     assert one.terms is not None
     rows = [
         (
-            name, MEANINGS[name], f"{float(e):.4g}", "exact" if not float(e.stderr) else number(STDERRS * float(e.stderr)),
+            name, MEANINGS[name], f"{float(e):.4g}",
+            "exact" if not float(e.stderr) else number(STDERRS * float(e.stderr)),
             percent(one.shares[name]) if name in one.shares else "",
         )
         for name, e in one.terms.estimates.items()

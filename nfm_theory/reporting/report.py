@@ -221,10 +221,9 @@ def report(
         LayerReport(layer=task.problem.layer, features=task.problem.feature_shape, missing=reasons, **found)
         for task, found, reasons in zip(tasks, known, missing, strict=True)
     ]
-    return NetworkReport(
-        tuple(layers), settings_of(problems[0]) | {"law": str(problems[0].law)}, len(problems[0].features), plan, interrupted,
-        time.perf_counter() - start, title,
-    )  # fmt: skip
+    settings = settings_of(problems[0]) | {"law": str(problems[0].law)}
+    seconds = time.perf_counter() - start
+    return NetworkReport(tuple(layers), settings, len(problems[0].features), plan, interrupted, seconds, title)
 
 
 def _checked(problem, eps: float, parts: Sequence[str]) -> list[Problem]:

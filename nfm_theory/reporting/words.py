@@ -73,16 +73,16 @@ def overview(found: NetworkReport) -> list[str]:
     if len(added) > 1:
         (low, least), (high, most) = (pick(added, key=lambda pair: pair[0]) for pick in (min, max))
         sentences.append(
-            f"To second order NFM adds most at {most.title} ({number(high)}) and least at {least.title} ({number(low)})."
+            f"To second order NFM adds most at {most.title} ({number(high)}) and least at {least.title} "
+            f"({number(low)})."
         )
     radii = [(one.reach.radius[2], one) for one in found.layers if one.reach is not None]
     if len(radii) > 1:
         (low, least), (high, most) = (pick(radii, key=lambda pair: pair[0]) for pick in (min, max))
         if low == high:
             where = "at every scale tried" if math.isinf(low) else f"up to ε = {number(low)}"
-            sentences.append(
-                f"At each of these layers the second order is within {percent(radii[0][1].reach.tolerance)} of the loss {where}."
-            )
+            within = percent(radii[0][1].reach.tolerance)
+            sentences.append(f"At each of these layers the second order is within {within} of the loss {where}.")
         else:
             far = "every scale tried" if math.isinf(high) else f"ε = {number(high)}"
             sentences.append(
@@ -105,14 +105,14 @@ def terms_words(one: LayerReport) -> str:
         return _absent(one, "terms")
     terms, standard = one.terms, float(one.terms.standard)
     text = (
-        f"To second order, training with NFM at ε = 1 adds {number(one.predicted)} to the loss at {one.title}, where the "
-        f"loss without mixing and noise is {number(standard)}. "
+        f"To second order, training with NFM at ε = 1 adds {number(one.predicted)} to the loss at {one.title}, where "
+        f"the loss without mixing and noise is {number(standard)}. "
     )
     if one.shares:
         largest = max(one.shares, key=lambda name: one.shares[name])
         text += (
-            f"The largest second-order term is {largest} ({MEANINGS[largest]}), {percent(one.shares[largest])} of the sum "
-            "of their absolute values. "
+            f"The largest second-order term is {largest} ({MEANINGS[largest]}), {percent(one.shares[largest])} of the "
+            "sum of their absolute values. "
         )
     values = {name: (float(e), STDERRS * float(e.stderr)) for name, e in terms.estimates.items()}
     unknown = [name for name, (value, error) in values.items() if 0 < abs(value) <= error]
@@ -123,8 +123,8 @@ def terms_words(one: LayerReport) -> str:
         text += f"{joined(unknown)} cannot be told from 0 within the error of the probes. "
     if terms.piecewise_linear:
         text += (
-            "The network behind this layer is piecewise linear, so that R3 and its noise parts are 0 almost everywhere; "
-            "what its kinks add is not in these terms. "
+            "The network behind this layer is piecewise linear, so that R3 and its noise parts are 0 almost "
+            "everywhere; what kinks add, if it has any, is not in these terms. "
         )
     return text.strip()
 
@@ -142,8 +142,8 @@ def reach_words(one: LayerReport) -> str:
     else:
         end = "1 and beyond" if math.isinf(high) else number(high)
         text = (
-            f"The second order is within {percent(curve.tolerance)} of the loss up to ε = {number(radius)} (sampling allows "
-            f"{number(low)} to {end}). "
+            f"The second order is within {percent(curve.tolerance)} of the loss up to ε = {number(radius)} (sampling "
+            f"allows {number(low)} to {end}). "
         )
     text += (
         f"Training uses ε = {curve.eps[-1]:g}: the error there is {percent(curve.relative_error(2)[-1])} of the loss. "
@@ -162,8 +162,8 @@ def reach_words(one: LayerReport) -> str:
         kinks = abs(curve.linearised[-1] - loss) / abs(loss)
         if kinks > noise + 1e-9:
             text += (
-                f"With the network replaced by its linear region at each sample the loss is {percent(kinks)} off: this part "
-                "comes from kinks, which no order of the expansion sees. "
+                f"With the network replaced by its linear region at each sample the loss is {percent(kinks)} off: this "
+                "part comes from kinks, which no order of the expansion sees. "
             )
         else:
             text += "With the network replaced by its linear region at each sample no difference is seen. "
@@ -177,8 +177,8 @@ def margin_words(one: LayerReport) -> str:
         return _absent(one, "margins")
     text = (
         f"The median spectral norm of the Jacobian is {number(_median(m.spectral))}, the largest "
-        f"{number(float(m.spectral.max()))}: the outputs move at most by that much for each unit that the features move, to "
-        "first order. "
+        f"{number(float(m.spectral.max()))}: the outputs move at most by that much for each unit that the features "
+        "move, to first order. "
     )
     if m.gap is None:
         return text + "The labels are no single classes, so that there are no margins."
@@ -203,14 +203,14 @@ def attack_words(one: LayerReport) -> str:
         return _absent(one, "attacks")
     n = a.samples
     text = (
-        f"In balls of radius {number(a.radii[0])} the attack leaves {a.attacked[0]} of {n} samples in their class, in balls "
-        f"of radius {number(a.radii[-1])} it leaves {a.attacked[-1]}. A stronger attack can only leave fewer. "
+        f"In balls of radius {number(a.radii[0])} the attack leaves {a.attacked[0]} of {n} samples in their class, in "
+        f"balls of radius {number(a.radii[-1])} it leaves {a.attacked[-1]}. A stronger attack can only leave fewer. "
     )
     if a.certified is None:
         return text + f"There is no certificate: {a.method.rstrip('.')}."
     text += (
-        f"It is proved that {a.certified[0]} keep their class in the smallest balls, and {a.certified[-1]} in the largest "
-        f"(by {a.method}). "
+        f"It is proved that {a.certified[0]} keep their class in the smallest balls, and {a.certified[-1]} in the "
+        f"largest (by {a.method}). "
     )
     gaps = [b - c for b, c in zip(a.attacked, a.certified, strict=True)]
     widest = max(range(len(gaps)), key=lambda k: gaps[k])
@@ -226,13 +226,13 @@ def bound_words(one: LayerReport) -> str:
         return _absent(one, "bound")
     text = (
         f"At ε = {b.eps:g} it is {b.verdict} that the NFM loss is at least the attacked loss with L_reg: "
-        f"{b.reason.partition('; fails')[0].removeprefix('not decided: ')}. The NFM loss is {b.left:.6g}, the other side "
-        f"lies between {b.right_lower:.6g} and {b.right_upper:.6g}. "
+        f"{b.reason.partition('; fails')[0].removeprefix('not decided: ')}. The NFM loss is {b.left:.6g}, the other "
+        f"side lies between {b.right_lower:.6g} and {b.right_upper:.6g}. "
     )
     if b.failed:
         text += (
-            f"The theorem needs assumptions that fail here ({joined(b.failed)}), so that the inequality is a measurement of "
-            "this network and no consequence of the theorem. "
+            f"The theorem needs assumptions that fail here ({joined(b.failed)}), so that the inequality is a measurement "
+            "of this network and no consequence of the theorem. "
         )
     else:
         text += "All assumptions that the theorem needs hold here. "
@@ -244,8 +244,9 @@ def verdict_words(one: LayerReport) -> str:
     v = one.verdict
     if v is None:
         return _absent(one, "verdict")
-    text = f"The expansion of order {v.order} is judged from values of the loss alone: {v.verdict}, {v.reason.rstrip('.')}. "
-    if math.isfinite(v.observed_order):
+    text = f"Judged from values of the loss alone, the expansion of order {v.order} has the verdict {v.verdict}: "
+    text += f"{v.reason.rstrip('.')}. "
+    if math.isfinite(v.observed_order) and "falls as" not in v.reason:
         text += f"What it leaves out falls with the power {v.observed_order:.3g} of ε; {v.leading_order} is predicted. "
     seen = [w for w in v.evidence if not w.term.startswith("coefficient") and w.share is not None and w.claimed]
     if seen and not any(w.off for w in v.evidence):
