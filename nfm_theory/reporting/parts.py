@@ -55,10 +55,10 @@ class Margins(Record):
 
     @property
     def distance(self) -> Tensor:
-        """Of the samples whose decision is right, how far features move until it changes, by the gradients at them.
+        """How far features must move until a right decision changes, by the gradients at the samples; of right samples.
 
-        The score gap over the largest slope that it can have: `√2 ‖J‖`, or `‖J‖` for a single output. It is exact for a
-        linear head, and no certificate for any other.
+        The score gap over the largest slope that it can have: `√2 ‖J‖`, or `‖J‖` for a single output. It is a lower
+        bound of the true distance for a linear head, and an estimate for any other.
         """
         if self.gap is None:
             return self.size[:0]

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 #: Colors of the terms, the same in every plot.
-COLORS = dict(zip(SECOND_ORDER, (BLUE, SKY, ORANGE, YELLOW, GREEN, PINK), strict=True))
+COLORS: dict[str, str] = dict(zip(SECOND_ORDER, (BLUE, SKY, ORANGE, YELLOW, GREEN, PINK), strict=True))
 #: Size of a plot in inches; on a phone it fills the width with letters of about 10 pixels.
 SIZE = (4.2, 3.1)
-_PARAMETERS = {
+_PARAMETERS: Any = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
@@ -42,8 +42,8 @@ def _style():
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_PARAMETERS)
-        yield
+        with matplotlib.rc_context(_PARAMETERS):
+            yield
 
 
 def draw(plot: Callable[[Any], object], words: str, prefix: str) -> str:

@@ -76,17 +76,17 @@ def overview(found: NetworkReport) -> list[str]:
             f"To second order NFM adds most at {most.title} ({number(high)}) and least at {least.title} "
             f"({number(low)})."
         )
-    radii = [(one.reach.radius[2], one) for one in found.layers if one.reach is not None]
-    if len(radii) > 1:
+    curves = [(one.reach, one) for one in found.layers if one.reach is not None]
+    if len(curves) > 1:
+        radii, within = [(curve.radius[2], one) for curve, one in curves], percent(curves[0][0].tolerance)
         (low, least), (high, most) = (pick(radii, key=lambda pair: pair[0]) for pick in (min, max))
         if low == high:
             where = "at every scale tried" if math.isinf(low) else f"up to ε = {number(low)}"
-            within = percent(radii[0][1].reach.tolerance)
             sentences.append(f"At each of these layers the second order is within {within} of the loss {where}.")
         else:
             far = "every scale tried" if math.isinf(high) else f"ε = {number(high)}"
             sentences.append(
-                f"The second order is within {percent(most.reach.tolerance)} of the loss up to {far} at {most.title}, "
+                f"The second order is within {within} of the loss up to {far} at {most.title}, "
                 f"and up to ε = {number(low)} at {least.title}."
             )
     verdicts = [(one.verdict.verdict, one) for one in found.layers if one.verdict is not None]
@@ -189,9 +189,10 @@ def margin_words(one: LayerReport) -> str:
     middle, size = _median(m.distance), _median(m.size)
     low = float(m.distance.double().quantile(0.1))
     text += (
-        f"By the gradients at these samples, features must move by {number(middle)} (median) until the class changes, "
-        f"{percent(middle / size) if size else number(middle)} of the median norm of the features; for a tenth of them "
-        f"{number(low)} is enough. These distances are exact for a linear head, and estimates for any other."
+        f"By the gradients at these samples, features must move by {number(middle)} or more (median) until the class "
+        f"changes, {percent(middle / size) if size else number(middle)} of the median norm of the features; a tenth of "
+        f"them have less than {number(low)}. For a linear head these are lower bounds of the distances, for any other "
+        "they are estimates."
     )
     return text
 
@@ -231,8 +232,8 @@ def bound_words(one: LayerReport) -> str:
     )
     if b.failed:
         text += (
-            f"The theorem needs assumptions that fail here ({joined(b.failed)}), so that the inequality is a measurement "
-            "of this network and no consequence of the theorem. "
+            f"Assumptions that the theorem needs fail here ({joined(b.failed)}), so that the inequality is a "
+            "measurement of this network and no consequence of the theorem. "
         )
     else:
         text += "All assumptions that the theorem needs hold here. "
