@@ -28,7 +28,6 @@ class Options:
         budget: seconds for the timed calls of one method; what needs more for a single call is not started.
         threads: threads of PyTorch.
         device: where the cases live.
-        dtype: floating-point type of the cases, by its name in PyTorch.
         only: measure only methods whose `(quantity, name)` it accepts.
         again: measure also what is in the record, and put the new numbers in its place.
     """
@@ -37,7 +36,6 @@ class Options:
     budget: float = 20.0
     threads: int = 1
     device: str = "cpu"
-    dtype: str = "float32"
     only: Callable[[str, str], bool] = lambda quantity, name: True
     again: bool = False
 
@@ -136,7 +134,7 @@ def run(names: Iterable[str], record: Record, options: Options, show: Callable[[
     """Measure what is not in the record yet or is asked for again, a case at a time, and show the table of each."""
     with num_threads(options.threads):
         for name in names:
-            case, units = build_case(name, dtype=getattr(torch, options.dtype), device=options.device), {}
+            case, units = build_case(name, device=options.device), {}
             methods = [m for m in METHODS[name](case) if options.only(m.quantity, m.name)]
             methods = [m for m in methods if options.again or not record.has(name, m)]
             by_quantity = sorted(methods, key=lambda m: (m.kind, m.quantity))

@@ -14,6 +14,8 @@ import torch
 
 import nfm_theory as nt
 from benchmarks.estimators.cases import build_case
+from benchmarks.estimators.measure import interleaved, peak_memory
+from benchmarks.estimators.ours import ours
 from benchmarks.estimators.run import Options, Record, about, run
 from experiments.data.cifar import load_cifar
 from experiments.data.integrity import DataError
@@ -106,15 +108,40 @@ def _verdict(report: nt.ExpansionReport) -> dict:
 # Estimators -----------------------------------------------------------------------------------------------------------
 
 
-def estimators(name: str, dtype: str) -> Cell:
-    """The benchmark of the estimators on one case."""
+def estimators(name: str) -> Cell:
+    """The benchmark of the estimators on one case, in float32."""
 
     def measure(place: Place) -> object:
         small = {"repeats": 2, "budget": 0.5} if place.small else {"repeats": 7, "budget": 2.0}
-        options = Options(device=place.device, dtype=dtype, threads=torch.get_num_threads(), **small)
-        record = Record(place.out / f"estimators-{name}-{dtype}.json", about(options))
+        options = Options(device=place.device, threads=torch.get_num_threads(), **small)
+        record = Record(place.out / f"estimators-{name}.json", about(options))
         run([name], record, options)
         return record.cells
+
+    return measure
+
+
+def steps(name: str) -> Cell:
+    """Our training steps of one case under autocast to bfloat16, in multiples of a plain step under autocast."""
+
+    def measure(place: Place) -> object:
+        case = build_case(name, device=place.device)
+        calls = {"plain": case.training_step}
+        calls |= {f"{m.quantity} / {m.name}": m.ready() for m in ours(case) if m.kind == "gradient"}
+        found: dict[str, dict] = {}
+        with torch.autocast(place.device, torch.bfloat16):
+            for title, call in list(calls.items()):
+                try:
+                    found[title] = {"peak_bytes": peak_memory(call, place.device)}
+                except Exception as error:  # what does not work in bfloat16 is a result
+                    found[title] = {"error": f"{type(error).__name__}: {error}"}
+                    del calls[title]
+            timings = interleaved(calls, repeats=2 if place.small else 9, warmup=1, budget=3.0)
+        one = timings["plain"].median
+        for title, time in timings.items():
+            quartiles = [time.lower / one, time.upper / one]
+            found[title] |= {"steps": time.median / one, "quartiles": quartiles, "seconds": time.median}
+        return found
 
     return measure
 
@@ -222,7 +249,7 @@ def cells(small: bool) -> dict[str, Cell]:
         small: only a few of each kind, for a test.
     """
     first = ("tiny", "tiny_cnn") if small else ("tiny", "tiny_cnn", "mlp64")
-    cases = ("tiny",) if small else ("vit", "preact_resnet18", "cnn", "mlp784", "preact_resnet18_stage2")
+    cases = ("tiny",) if small else ("vit", "preact_resnet18", "cnn", "mlp784")
     others = [name for name in SCHEMES if name not in ORDER]
     schemes = ("baseline", "nfm") if small else (*ORDER, *others)
     rows = [recipe.name for recipe in select_recipes("fashion-compact/*")]
@@ -232,12 +259,12 @@ def cells(small: bool) -> dict[str, Cell]:
     found["verdict/tiny"] = verdict_of_case
     precisions = ("bfloat16", "float32")
     found |= {f"epoch/{scheme}/{p}": epoch(scheme, p) for scheme in schemes[:2] for p in precisions}
-    found |= {f"estimators/{name}/float32": estimators(name, "float32") for name in cases[:2]}
+    found |= {f"estimators/{name}/float32": estimators(name) for name in cases[:2]}
     found["verdict/preactresnet18/float32"] = verdict_of_network("float32", "layer2")
     found["verdict/preactresnet18/float64"] = verdict_of_network("float64", "layer2")
     found |= {f"epoch/{scheme}/bfloat16": epoch(scheme, "bfloat16") for scheme in schemes[2:]}
-    found |= {f"estimators/{name}/bfloat16": estimators(name, "bfloat16") for name in cases[:2]}
-    found |= {f"estimators/{name}/float32": estimators(name, "float32") for name in cases[2:]}
+    found |= {f"steps/{name}/bfloat16": steps(name) for name in cases}
+    found |= {f"estimators/{name}/float32": estimators(name) for name in cases[2:]}
     found |= {f"compact/{name}/{seed}": compact(name, seed) for seed in (1,) for name in rows[: 1 if small else None]}
     found |= {f"epoch/{scheme}/float32": epoch(scheme, "float32") for scheme in schemes[2:]}
     if not small:

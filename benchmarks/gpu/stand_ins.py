@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
@@ -67,6 +68,7 @@ def attach_stub(package: str, file: str) -> tuple[Callable, Callable, list[str]]
 
 def _module(name: str, **contents) -> ModuleType:
     made = ModuleType(name)
+    made.__spec__ = ModuleSpec(name, loader=None)  # PyTorch asks for it
     vars(made).update(contents)
     return made
 

@@ -142,7 +142,7 @@ def test_every_scheme_is_measured_and_the_most_telling_comes_first():
     for precision in ("bfloat16", "float32"):
         assert sum(name.startswith("epoch/") and name.endswith(precision) for name in names) == len(SCHEMES)
     kinds = list(dict.fromkeys(name.split("/")[0] for name in names))
-    assert kinds == ["tests", "agreement", "verdict", "epoch", "estimators", "compact"]
+    assert kinds == ["tests", "agreement", "verdict", "epoch", "estimators", "steps", "compact"]
     compact = [name for name in names if name.startswith("compact/")]
     assert compact[0] == "compact/fashion-compact/baseline/1"
     assert names.index("verdict/preactresnet18/float32") < names.index(compact[0])
