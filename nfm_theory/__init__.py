@@ -12,6 +12,7 @@ r"""The theory of Noisy Feature Mixup, NoisyMix and Mixup, to compute with.
 | remainder without cancellation (book: eq-integral-remainder) | `integral_remainder` |
 | pathwise interval (book: eq-lagrange) | `lagrange_interval` |
 | verdict on a network | `verify`, `error_curve` |
+| all of it on one page | `report` |
 | the regularizers as estimators (book: eq-second-moment) | `regularizers` |
 | the regularizers as a penalty | `TaylorRegularizer` |
 | training with NFM | `NoisyFeatureMixup` |

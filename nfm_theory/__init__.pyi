@@ -10,6 +10,7 @@ from .expansion.branch_terms import StabilityTerms, equal_branches_term
 from .expansion.paths import integral_remainder, lagrange_interval
 from .expansion.terms import coefficients, terms
 from .losses.loss import loss
+from .reporting.report import LayerReport, NetworkReport, report
 from .setting.branches import Branches
 from .setting.cross_entropy import CrossEntropy
 from .setting.divergence import jensen_shannon
@@ -50,7 +51,9 @@ __all__ = [
     "Law",
     "LayerDraw",
     "MeanSquaredError",
+    "LayerReport",
     "MixingLaw",
+    "NetworkReport",
     "NoiseLaw",
     "NoisyFeatureMixup",
     "PointwiseLoss",
@@ -79,6 +82,7 @@ __all__ = [
     "options",
     "perturb",
     "regularizers",
+    "report",
     "sample_draw",
     "split",
     "symbolic",

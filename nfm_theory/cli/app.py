@@ -1,11 +1,12 @@
-"""The options of `nfm verify`, and what it writes."""
+"""The options of `nfm verify` and `nfm report`, and what they write."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -15,9 +16,9 @@ import typer
 import nfm_theory as nt
 
 from ..setting.noise import NoiseName
-from .checks import BOUND_EPS, Setting, check_bound, layer_names, verify_expansion
+from .checks import BOUND_EPS, Setting, check_bound, layer_names, report_network, verify_expansion
 from .device import parse_device
-from .errors import BAD_INPUT, HOLDS, NO_READER, REFUTED, UNDECIDED, UsageError, sentence
+from .errors import BAD_INPUT, HOLDS, INTERRUPTED, NO_READER, REFUTED, UNDECIDED, UsageError, sentence
 from .files import replace_file, versions, writable_file, write_json
 from .subject import FACTORY, MOST_SAMPLES, Subject, default_loss, load_subject
 from .user_code import told_plainly
@@ -71,12 +72,13 @@ def _device(name: str) -> torch.device:
         raise UsageError(str(error)) from None
 
 
-def _check_outputs(json_path: Path | None, plot: Path | None, inputs: Sequence[Path | None]) -> None:
+def _check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path | None]) -> None:
     """Refuse files that cannot be written, or that are read as well, before anything is computed."""
+    plot = outputs.get("--plot")
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot: matplotlib is not installed. Install it with: pip install matplotlib")
     taken = {path.resolve(): "is read as well" for path in inputs if path is not None}
-    for option, path in (("--json", json_path), ("--plot", plot)):
+    for option, path in outputs.items():
         if path is None:
             continue
         try:
@@ -129,6 +131,25 @@ def _records(subject: Subject, reports: list, device: str, seconds: float) -> di
 def _worst(reports: list) -> int:
     verdicts = {report.verdict for report in reports}
     return _STATUS[next(v for v in ("refuted", "undecided", "holds", "certified") if v in verdicts)]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say what the user did wrong in a sentence, and end with the status for it."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise typer.Exit(NO_READER) from None
+    except (UsageError, OSError) as error:
+        if place := getattr(error, "place", ""):
+            typer.echo(f"nfm: the error comes from your code:\n{place}", err=True)
+        typer.echo(f"nfm: {sentence(error)}", err=True)
+        raise typer.Exit(BAD_INPUT) from None
+
+
+def _law(alpha: float, beta: float | None, add_noise: float, mult_noise: float, noise: str) -> nt.Law:
+    with told_plainly():
+        return nt.Law(alpha, beta, add_noise, mult_noise, cast(NoiseName, noise))
 
 
 # The options --------------------------------------------------------------------------------------------------------
@@ -198,6 +219,25 @@ Certificate = Annotated[
         "interval or none. (default: auto)"
     ),
 ]
+NetworkArgument = Annotated[str, typer.Argument(metavar="MODEL", help=f"The network: {FACTORY}.")]
+DataArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="[DATA]", help="FILE.npz or FILE.pt with x and y. (default: the factory's own data)"),
+]
+ReportLayers = Annotated[
+    list[str] | None,
+    _option(
+        'Layer to report on, by its dotted name. Repeat it for several; "" is the input. (default: the input and up to '
+        "three layers behind it)",
+        "--layer",
+    ),
+]
+Page = Annotated[Path, _option("Write the page to this file.", "--html")]
+LayerBudget = Annotated[
+    str | None,
+    _option("What each layer may take, such as '90 s', '10 min' or '300 passes'. (default: a few seconds)"),
+]
+BoundScale = Annotated[float, _option("Scale of the perturbation at which the bound is checked.", "--eps")]
 ListLayers = Annotated[bool, _option("List the layers that can be verified, and stop.", "--list-layers")]
 
 
@@ -236,11 +276,11 @@ def verify(
     Exit status: 0 holds (with --bound: certified), 1 refuted, 2 bad input, 3 undecided; the worst of several layers
     and scales. 70 means that the command itself failed.
     """
-    try:
+    with _told():
         scales, layers = _scales(eps), layer or [""]
         _check_combination(bound, order, plot, radius, certificate)
         precision, place = _dtype(dtype), _device(device)
-        _check_outputs(json_path, plot, (data, state_dict, _source(model)))
+        _check_outputs({"--json": json_path, "--plot": plot}, (data, state_dict, _source(model)))
         subject = load_subject(
             model, state_dict=state_dict, data=data, num_samples=num_samples, dtype=precision, device=place
         )
@@ -251,8 +291,7 @@ def verify(
                 typer.echo(name or '"" (the input)')
             return
         start = time.perf_counter()
-        with told_plainly():
-            law = nt.Law(alpha, beta, add_noise, mult_noise, cast(NoiseName, noise))
+        law = _law(alpha, beta, add_noise, mult_noise, noise)
         setting = Setting(law, default_loss(subject) if loss is None else loss, method, budget, seed)
         reports: list
         if bound:
@@ -265,11 +304,51 @@ def verify(
             write_json(json_path, _records(subject, reports, device, time.perf_counter() - start))
         if plot is not None:
             _save_plot(reports, plot)
-    except BrokenPipeError:
-        raise typer.Exit(NO_READER) from None
-    except (UsageError, OSError) as error:
-        if place := getattr(error, "place", ""):
-            typer.echo(f"nfm: the error comes from your code:\n{place}", err=True)
-        typer.echo(f"nfm: {sentence(error)}", err=True)
-        raise typer.Exit(BAD_INPUT) from None
     raise typer.Exit(_worst(reports))
+
+
+@app.command()
+def report(
+    model: NetworkArgument,
+    data: DataArgument = None,
+    layer: ReportLayers = None,
+    html: Page = Path("report.html"),
+    json_path: Json = None,
+    state_dict: StateDict = None,
+    num_samples: NumSamples = None,
+    alpha: Alpha = 1.0,
+    beta: Beta = None,
+    add_noise: AddNoise = 0.4,
+    mult_noise: MultNoise = 0.2,
+    noise: Noise = "normal",
+    loss: Loss = None,
+    eps: BoundScale = BOUND_EPS,
+    budget: LayerBudget = None,
+    dtype: Dtype = "float64",
+    device: Device = "cpu",
+    seed: Seed = 0,
+) -> None:
+    """Write a page on your network: what NFM adds at each layer, how far the theory reaches, margins and bounds.
+
+    Ctrl-C ends the work early; the page then has what is known so far.
+
+    Exit status: 0 if the page is there, 2 for bad input, 130 if it was stopped (the page is there as well), 70 if the
+    command itself failed.
+    """
+    with _told():
+        precision, place = _dtype(dtype), _device(device)
+        _check_outputs({"--html": html, "--json": json_path}, (data, state_dict, _source(model)))
+        subject = load_subject(
+            model, state_dict=state_dict, data=data, num_samples=num_samples, dtype=precision, device=place
+        )
+        for note in subject.notes:
+            typer.echo(f"nfm: note: {state_dict}: {note}.", err=True)
+        start, law = time.perf_counter(), _law(alpha, beta, add_noise, mult_noise, noise)
+        setting = Setting(law, default_loss(subject) if loss is None else loss, "auto", None, seed)
+        found = report_network(subject, layer or [], setting, budget=budget, eps=eps)
+        with replace_file(html) as temporary:
+            temporary.write_text(found.to_html(), encoding="utf-8")
+        if json_path is not None:
+            write_json(json_path, _records(subject, [found], device, time.perf_counter() - start))
+        typer.echo(f"{found}\n\nThe page is in {html}.")
+    raise typer.Exit(INTERRUPTED if found.interrupted else HOLDS)

@@ -1,4 +1,4 @@
-"""The two calls of the library that the command makes: verifying the expansion, and checking the adversarial bound.
+"""The calls of the library that the command makes: verifying the expansion, checking the bound, reporting.
 
 The library's own errors about what it was given are passed on to the user as sentences.
 """
@@ -23,6 +23,8 @@ from .user_code import told_plainly
 Method = Literal["auto", "exact", "monte_carlo"]
 #: The scale at which the bound is checked unless the user names others.
 BOUND_EPS = 0.05
+#: Hidden layers that a report is about unless the user names others.
+_HIDDEN = 3
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,45 @@ def check_bound(
             for problem in _problems(subject, layers, setting)
             for scale in eps or [BOUND_EPS]
         ]
+
+
+def report_network(
+    subject: Subject, layers: Sequence[str], setting: Setting, *, budget: str | None, eps: float
+) -> nt.NetworkReport:
+    """Report on the network, layer by layer.
+
+    Args:
+        subject: the network and its data.
+        layers: layers by dotted name; none for the input and up to three layers that lie between input and output.
+        setting: law and loss.
+        budget: what each layer may take, in words.
+        eps: scale at which the bound is checked.
+
+    Raises:
+        UsageError: if the network, the data or an option does not fit.
+    """
+    limit = int(budget) if budget is not None and budget.strip().isdigit() else budget
+    with told_plainly():
+        problems = _problems(subject, layers or _spread_layers(subject), setting)
+        title = f"{subject.model_name} on {subject.data_name}"
+        return nt.report(problems, limit, setting.generator, eps=eps, title=title)
+
+
+def _spread_layers(subject: Subject) -> list[str]:
+    """The input and up to three of the network's children between input and output that can be perturbed."""
+    names = [name for name, _ in subject.model.named_children()][:-1]
+    while True:
+        chosen = [names[round(k * (len(names) - 1) / (_HIDDEN - 1))] for k in range(_HIDDEN)] if names else []
+        chosen = list(dict.fromkeys(chosen))
+        refused = []
+        for name in chosen:
+            try:
+                nt.split(subject.model, subject.x, layer=name)
+            except (ValueError, TypeError):
+                refused.append(name)
+        if not refused:
+            return ["", *chosen]
+        names = [name for name in names if name not in refused]
 
 
 def _problems(subject: Subject, layers: Sequence[str], setting: Setting) -> list[nt.Problem]:

@@ -226,7 +226,7 @@ def segment_margins(problem: Problem, ends: Tensor, *, num_points: int = 33) -> 
         >>> round(float(found.bound), 4), round(float(found.crossing), 4)  # gap 2, ‖J‖ = √2; the scores meet at 0
         (1.0, 1.0)
     """
-    start, head, y = as_problem(problem).features, problem.head, _classes(problem)
+    start, head, y = as_problem(problem).features, problem.head, class_labels(problem)
     check_problem(problem, 1)
     n = len(start)
     if num_points < 2:
@@ -305,7 +305,7 @@ class QuadraticGap:
         return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def _classes(problem: Problem) -> Tensor:
+def class_labels(problem: Problem) -> Tensor:
     """The class indices of labels that are one class each, `(n,)`.
 
     Raises:
