@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .activations import ACTIVATIONS, FROM_BOTH, FROM_RESULT, PIECEWISE_LINEAR, ZERO_ONE_SLOPES, Derivatives
 from .rules import RULES, rule, tracked_elsewhere
+from .series import composed, power, product, softmax
 from .tape import Recorder, UnsupportedOperationError, Value
 
 
@@ -24,7 +25,7 @@ class _Slopes:
     def __init__(self, derivatives: Callable[[], Derivatives], light: bool):
         self.derivatives, self.light = derivatives, light
         self.known: Derivatives | None = None
-        self.highest: tuple[Tensor, Tensor] | None = None
+        self.higher: list[Tensor] = []
 
     def first(self) -> Tensor:
         if self.known is None:
@@ -41,24 +42,25 @@ class _Slopes:
             self.known = self.derivatives()
         return self.known[1]
 
-    def curvature(self, x: Value) -> tuple[Tensor, Tensor]:
-        """The second and the third derivative at the argument x, for recordings that keep their graph.
+    def taylor(self, x: Value, order: int) -> list[Tensor]:
+        """`σ^(k) / k!` at the argument x, k = 1, .., order, for recordings that keep their graph.
 
-        The third is the derivative of the formula of the second.
+        From the third on, each is the derivative of the formula of the one before.
         """
-        if self.highest is None:
-            keep = torch.is_grad_enabled()
-            with torch.enable_grad():
-                curvature = self.derivatives()[1]
-                assert curvature is not None
-                third = None
-                if curvature.requires_grad:
-                    (third,) = torch.autograd.grad(
-                        curvature.sum(), [x.edge], create_graph=keep, retain_graph=True, allow_unused=True
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad():
+            if len(self.higher) < min(order, 2):
+                first, second = self.derivatives()
+                assert second is not None
+                self.higher = [first, second / 2]
+            while len(self.higher) < order:
+                last, found = self.higher[-1], None
+                if last.requires_grad:
+                    (found,) = torch.autograd.grad(
+                        last.sum(), [x.edge], create_graph=True, retain_graph=True, allow_unused=True
                     )
-                third = torch.zeros_like(curvature) if third is None else third
-            self.highest = (curvature, third) if keep else (curvature.detach(), third.detach())
-        return self.highest
+                self.higher.append(torch.zeros_like(last) if found is None else found / (len(self.higher) + 1))
+        return [z if keep else z.detach() for z in self.higher[:order]]
 
 
 def _released() -> Derivatives:
@@ -118,15 +120,10 @@ def emit_elementwise(
     if not curved:
         return rec.emit([x], out, push, layout=x.layout)
 
-    def second_tangent(t):
-        return t * t * slopes.curvature(x)[0].unsqueeze(0)
+    def series(t):
+        return composed(slopes.taylor(x, len(t)), t)
 
-    def cubic(adj):
-        curvature, third = slopes.curvature(x)
-        of_squares, of_seconds = (third * adj).unsqueeze(0), (3 * curvature * adj).unsqueeze(0)
-        return lambda t, s: t * (t * t * of_squares + s * of_seconds)
-
-    return rec.emit([x], out, push, form, second_tangent, cubic, layout=x.layout)
+    return rec.emit([x], out, push, form, series, layout=x.layout)
 
 
 def _mask(derivatives: Callable[[], Derivatives]) -> Derivatives:
@@ -194,22 +191,10 @@ def _softmax(rec, func, input, dim, dtype=None, **kwargs):
 
         return second
 
-    def second_tangent(t):
-        square = centered(t) ** 2
-        return s * centered(square)
+    def series(t):
+        return softmax(s, t, axis)[0]
 
-    def cubic(adj):
-        weight = adj * s
-
-        def third(t, w):  # of s = exp(z - K(z)), K the cumulant function
-            t, w = centered(t), centered(w)
-            variance = (s * t * t).sum(axis, keepdim=True)
-            raised = 3 * (s * t * w).sum(axis, keepdim=True) + (s * t**3).sum(axis, keepdim=True)
-            return weight * (t**3 + 3 * t * (w - variance) - raised)
-
-        return third
-
-    return rec.emit([x], out, lambda t: s * centered(t), form, second_tangent, cubic, layout=x.layout)
+    return rec.emit([x], out, lambda t: s * centered(t), form, series, layout=x.layout)
 
 
 @rule("log_softmax")
@@ -237,17 +222,10 @@ def _logsumexp(rec, func, input, dim, keepdim=False):
     def mean(t):
         return (p * t).sum(axis, keepdim=True)
 
-    def second_tangent(t):
-        return mean((t - mean(t)) ** 2)
+    def series(t):
+        return softmax(p, t, axis)[1]
 
-    def cubic(adj):
-        def third(t, s):  # the third cumulant, and three times the covariance
-            t = t - mean(t)
-            return adj * mean(t**3 + 3 * t * s)
-
-        return third
-
-    result = rec.emit([x], out, mean, form, second_tangent, cubic, layout=x.layout)
+    result = rec.emit([x], out, mean, form, series, layout=x.layout)
     return result if keepdim else rec.run(torch.squeeze, result, axis)
 
 
@@ -280,26 +258,13 @@ def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float)
 
         return second
 
-    def mean(t):
-        return t.mean(axes, keepdim=True)
+    def series(t):
+        t = [None if z is None else z - z.mean(axes, keepdim=True) for z in t]
+        c = y / r
+        squares = product(c, t, c, t, lambda a, b: (a * b).mean(axes, keepdim=True))
+        return product(c, t, r, power(r, r**-2, squares, -0.5))
 
-    def second_tangent(t):
-        t = t - mean(t)
-        mixed, square = mean(y * t), mean(t * t)
-        return r * r * (y * (3 * mixed * mixed - square) - 2 * mixed * t)
-
-    def cubic(adj):
-        def third(t, s):  # of y = c ρ, ρ = (mean c² + eps)^(-1/2), with derivatives of ρ along the path over ρ
-            t, s = t - mean(t), s - mean(s)
-            first = r * mean(y * t)
-            second = r * r * mean(t * t) + r * mean(y * s)
-            rate2 = 3 * first * first - second
-            rate3 = -15 * first**3 + 9 * first * second - 3 * r * r * mean(t * s)
-            return adj * (y * rate3 + 3 * r * (t * rate2 - s * first))
-
-        return third
-
-    return rec.emit([x], out, push, form, second_tangent, cubic, layout=x.layout)
+    return rec.emit([x], out, push, form, series, layout=x.layout)
 
 
 @rule("layer_norm")
