@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..replacements import REPLACEMENTS
+from .nonlinear import weighted_squares
 from .rules import rule, spread
 from .series import product, softmax
 from .tape import Recorder
@@ -60,28 +61,6 @@ def _times(left: Tensor, t: Tensor) -> Tensor:
     return (left @ t.movedim(0, -2).flatten(-2)).unflatten(-1, (len(t), -1)).movedim(-2, 0)
 
 
-class _Forms(torch.autograd.Function):
-    """`Σ W ∘ t²` over all but the first two dimensions, `(m, b)`, for W `(b, ...)` and t `(m, b, ...)`."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(t: Tensor, weight: Tensor) -> Tensor:
-        squares = (t * t).flatten(2).transpose(0, 1)
-        return (squares @ weight.flatten(1).unsqueeze(-1)).squeeze(-1).T
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        t, weight = ctx.saved_tensors
-        scaled = t * gradient.reshape(*gradient.shape, *[1] * (t.ndim - 2))
-        of_weight = (scaled * t).sum(0) if ctx.needs_input_grad[1] else None
-        return scaled * weight * 2 if ctx.needs_input_grad[0] else None, of_weight
-
-
 @rule(also=(F.scaled_dot_product_attention,))
 def _attention(
     rec: Recorder, func, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
@@ -101,27 +80,25 @@ def _attention(
     q, k, v, p, o = (rec.keep(z) for z in (scaled, key, value, weights, out))
 
     def parts(tangents):
-        """Ṡ, μ, `PV̇`, the tangent of the result, and the tangents of the inputs."""
+        """Ṡ, U, μ, `UV`, `ṖV̇`, the tangent of the result, and the tangents of queries and keys."""
         tq, tk, tv = (spread(t, z) for t, z in zip(tangents, inputs, strict=True))
         tq = tq * scale
         moved = torch.cat([tq, q.expand_as(tq)], -1) @ torch.cat([k.expand_as(tk), tk], -1).mT
         u = moved * p
         mean = u.sum(-1, keepdim=True)
-        both = u @ torch.cat([v.expand_as(tv), tv], -1)
-        of_v, of_tangent = both.split(v.shape[-1], -1)
+        of_v, of_tangent = (u @ torch.cat([v.expand_as(tv), tv], -1)).split(v.shape[-1], -1)
         carried = _times(p, tv)
-        bent = of_tangent - mean * carried  # ṖV̇
-        return moved, mean, of_v, bent, of_v - mean * o + carried, tq, tk
+        return moved, u, mean, of_v, of_tangent - mean * carried, of_v - mean * o + carried, tq, tk
 
     def form(adj, weight):
-        along = (adj * o).sum(-1, keepdim=True)
+        along = (adj * o).sum(-1)
 
         def second(*tangents):
-            moved, mean, of_v, bent, tangent, tq, tk = parts(tangents)
-            rest = adj * (bent - mean * of_v) + tq * _times(weight, tk)
-            mean = mean.squeeze(-1)
-            rest = rest.flatten(2).sum(-1) + (along.squeeze(-1) * mean * mean).flatten(2).sum(-1)
-            return _Forms.apply(moved, weight) + 2 * rest, tangent
+            moved, u, mean, of_v, bent, tangent, tq, tk = parts(tangents)
+            squares = moved * moved if torch.is_grad_enabled() else torch.mul(moved, moved, out=u)
+            rest = (adj * (bent - mean * of_v) + tq * _times(weight, tk)).flatten(2).sum(-1)
+            rest = rest + (along * mean.squeeze(-1).square()).flatten(2).sum(-1)
+            return weighted_squares(squares, weight) + 2 * rest, tangent
 
         return second
 
@@ -131,4 +108,4 @@ def _attention(
         return product(p, moved, v, tv, torch.matmul)
 
     known = (rec.track(scores, (0, 1)),)
-    return rec.emit(inputs, out, lambda *t: parts(t)[4], form, series, layout=(0, 1), cotangents=known)
+    return rec.emit(inputs, out, lambda *t: parts(t)[5], form, series, layout=(0, 1), joint=True, cotangents=known)

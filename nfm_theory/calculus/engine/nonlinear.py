@@ -8,6 +8,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 
 from .activations import ACTIVATIONS, FROM_BOTH, FROM_RESULT, PIECEWISE_LINEAR, ZERO_ONE_SLOPES, Derivatives
 from .rules import RULES, rule, tracked_elsewhere
@@ -67,55 +68,82 @@ def _released() -> Derivatives:
     raise RuntimeError("The second derivative has been requested twice, and its point is released.")
 
 
-class _WeightedSquare(torch.autograd.Function):
-    """`t² w`, with gradients that are faster than those of the two products."""
+def _added_up(z: Tensor) -> Tensor:
+    """The sum over the directions; no pass if there is only one."""
+    return z.squeeze(0) if len(z) == 1 else z.sum(0)
+
+
+def weighted_squares(squares: Tensor, weight: Tensor) -> Tensor:
+    """`Σ w z` over the entries of each sample, `(m, b)`, for z `(m, b, ...)` and w `(b, ...)`."""
+    return (squares.flatten(2).transpose(0, 1) @ weight.flatten(1).unsqueeze(-1)).squeeze(-1).T
+
+
+class _Bent(torch.autograd.Function):
+    """`Σ w t²` over the entries of each sample, `(m, b)`, and `t s`, with gradients of few passes."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(t: Tensor, weight: Tensor) -> Tensor:
-        return t * t * weight
+    def forward(t: Tensor, slope: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return weighted_squares(t * t, weight), t * slope
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        t, weight = ctx.saved_tensors
-        scaled = t * gradient
-        of_weight = (scaled * t).sum_to_size(weight.shape) if ctx.needs_input_grad[1] else None
+    def backward(ctx, of_form: Tensor, of_tangent: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        t, slope, weight = ctx.saved_tensors
+        scaled = t * of_form.reshape(*of_form.shape, *[1] * (t.ndim - 2))
+        of_slope, of_weight = _added_up(of_tangent * t), _added_up(scaled * t)
         if not ctx.needs_input_grad[0]:
-            return None, of_weight
-        again = torch.is_grad_enabled() or scaled.shape != t.shape
-        of_t = scaled * weight * 2 if again else scaled.mul_(weight).mul_(2)
-        return of_t.sum_to_size(t.shape), of_weight
+            return None, of_slope, of_weight
+        return torch.addcmul(of_tangent * slope, scaled, weight.unsqueeze(0), value=2), of_slope, of_weight
+
+
+class _Applied(torch.autograd.Function):
+    """σ(z), computed before, with the derivative of its rule, whose own derivative is known in closed form."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, out: Tensor, slopes: _Slopes) -> Tensor:
+        ctx.slopes = slopes
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient * ctx.slopes.first(), None, None
 
 
 def emit_elementwise(
     rec: Recorder, x: Value, out: Tensor, derivatives: Callable[[], Derivatives], curved: bool = True
 ) -> Tensor:
     """Record `out = σ(x)`; σ' and σ'' are computed when a tangent first needs them."""
-    slopes, several = _Slopes(derivatives, rec.light), rec.samples > 1  # closures must not hold the recorder
+    return _emit_slopes(rec, x, out, _Slopes(derivatives, rec.light), curved)
+
+
+def _emit_slopes(rec: Recorder, x: Value, out: Tensor, slopes: _Slopes, curved: bool) -> Tensor:
+    several = rec.samples > 1  # closures must not hold the recorder
     if rec.light and not curved:  # a step function takes less memory than the point it is computed from
         with torch.no_grad():
-            slopes.known, slopes.derivatives = (derivatives()[0], None), _released
+            slopes.known, slopes.derivatives = (slopes.derivatives()[0], None), _released
+
+    def push(t):  # both factors have the same number of dimensions: the gradient for one direction needs no sum
+        return t * slopes.first().unsqueeze(0)
 
     def form(adj):
         weight = adj * slopes.second()
 
         def second(t):
-            if several and t.shape[1] == 1 and x.layout == (0, 1):  # the same tangent for all samples
-                return (t * t).reshape(len(t), -1) @ weight.reshape(len(weight), -1).T
+            if x.layout != (0, 1):
+                return t * t * weight, push(t)
+            if several and t.shape[1] == 1:  # the same tangent for all samples
+                return (t * t).reshape(len(t), -1) @ weight.reshape(len(weight), -1).T, push(t)
             if torch.is_grad_enabled():
-                return _WeightedSquare.apply(t, weight.unsqueeze(0))
+                return _Bent.apply(t, slopes.first(), weight)
             square = t * t
-            return square * weight if square.shape[1:] != weight.shape else square.mul_(weight)
+            return weighted_squares(square, weight), torch.mul(t, slopes.first(), out=square)
 
         return second
-
-    def push(t):  # both factors have the same number of dimensions: the gradient for one direction needs no sum
-        return t * slopes.first().unsqueeze(0)
 
     if not curved:
         return rec.emit([x], out, push, layout=x.layout)
@@ -123,7 +151,7 @@ def emit_elementwise(
     def series(t):
         return composed(slopes.taylor(x, len(t)), t)
 
-    return rec.emit([x], out, push, form, series, layout=x.layout)
+    return rec.emit([x], out, push, form, series, layout=x.layout, joint=True)
 
 
 def _mask(derivatives: Callable[[], Derivatives]) -> Derivatives:
@@ -136,13 +164,19 @@ def _elementwise(rec, func, input, *args, **kwargs):
     if x is None or tracked_elsewhere(rec, args, kwargs):
         return rec.local(rec, func, input, *args, **kwargs)
     # PyTorch's own function suffices: only its first and second derivatives in reverse mode are used, which are right.
-    out = func(input, *args, **kwargs)
+    curved = func not in PIECEWISE_LINEAR
+    slopes = _Slopes(_released, rec.light)
+    if rec.light or not curved or not input.requires_grad or peek_interpreter_stack() is not None:
+        out = func(input, *args, **kwargs)
+    else:
+        with torch.no_grad():
+            out = func(input, *args, **kwargs)
+        out = _Applied.apply(input, out, slopes)
     point = None if func in FROM_RESULT else rec.keep(input)
     result = rec.keep(out) if func in FROM_RESULT | FROM_BOTH else None
     derivatives = partial(ACTIVATIONS[func], point, result, *args, **kwargs)
-    if func in ZERO_ONE_SLOPES:
-        derivatives = partial(_mask, derivatives)
-    return emit_elementwise(rec, x, out, derivatives, curved=func not in PIECEWISE_LINEAR)
+    slopes.derivatives = partial(_mask, derivatives) if func in ZERO_ONE_SLOPES else derivatives
+    return _emit_slopes(rec, x, out, slopes, curved)
 
 
 RULES.update(dict.fromkeys(ACTIVATIONS, _elementwise))
@@ -238,23 +272,25 @@ def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float)
     if x is None or x.layout[0] >= input.ndim - dims:
         raise UnsupportedOperationError(f"{name} across samples")
     axes = tuple(range(-dims, 0))
-    c = input - input.mean(axes, keepdim=True)
+    c = (input - input.mean(axes, keepdim=True)).contiguous()
     r = torch.rsqrt((c * c).mean(axes, keepdim=True) + eps)
     out = c * r
 
     y, r = rec.keep(out), rec.keep(r)
 
     def push(t):
-        t = t - t.mean(axes, keepdim=True)
-        return r * (t - y * (y * t).mean(axes, keepdim=True))
+        t = t.contiguous()
+        return _standardized_tangent(t - t.mean(axes, keepdim=True), y, r, axes)[0]
 
     def form(adj):
         along = (adj * y).sum(axes, keepdim=True)
 
         def second(t):
+            t = t.contiguous()
             t = t - t.mean(axes, keepdim=True)
-            mixed, square = (y * t).mean(axes, keepdim=True), (t * t).mean(axes, keepdim=True)
-            return r * r * ((3 * mixed * mixed - square) * along - 2 * mixed * (adj * t).sum(axes, keepdim=True))
+            tangent, mixed = _standardized_tangent(t, y, r, axes)
+            square, weighted = (t * t).mean(axes, keepdim=True), (adj * t).sum(axes, keepdim=True)
+            return r * r * ((3 * mixed * mixed - square) * along - 2 * mixed * weighted), tangent
 
         return second
 
@@ -264,7 +300,13 @@ def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float)
         squares = product(c, t, c, t, lambda a, b: (a * b).mean(axes, keepdim=True))
         return product(c, t, r, power(r, r**-2, squares, -0.5))
 
-    return rec.emit([x], out, push, form, series, layout=x.layout)
+    return rec.emit([x], out, push, form, series, layout=x.layout, joint=True)
+
+
+def _standardized_tangent(t: Tensor, y: Tensor, r: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """ẏ and μ from a centered tangent."""
+    mixed = (y * t).mean(axes, keepdim=True)
+    return r * torch.addcmul(t, y.unsqueeze(0), mixed, value=-1), mixed
 
 
 @rule("layer_norm")

@@ -80,8 +80,8 @@ class Node:
             over each sample, `(m, b)`. `None` if the operation is linear or piecewise linear in all inputs together.
         series: maps the Taylor series of the inputs along a path to that of the output, see `series.py`; `None` where
             `form` is.
-        cotangents: if not empty, `form` takes the cotangents of the output and of these values, and its function
-            returns the local second derivatives together with the tangent of the output.
+        joint: True if the function of `form` returns the local second derivatives together with the result of `push`.
+        cotangents: values whose cotangents `form` takes, besides that of the output.
     """
 
     inputs: tuple[Value, ...]
@@ -89,6 +89,7 @@ class Node:
     push: Callable[..., Tensor]
     form: Callable[..., Callable[..., Any]] | None
     series: Callable[..., Series] | None = None
+    joint: bool = False
     cotangents: tuple[Value, ...] = ()
 
     @property
@@ -185,13 +186,14 @@ class Recorder(TorchFunctionMode):
         return self._values.get(id(item), (None, None))[1] if isinstance(item, Tensor) else None
 
     def emit(
-        self, inputs, out: Tensor, push, form=None, series=None, *, layout, shared: bool = False, cotangents=()
-    ) -> Tensor:
+        self, inputs, out: Tensor, push, form=None, series=None, *, layout, shared: bool = False, joint: bool = False,
+        cotangents=(),
+    ) -> Tensor:  # fmt: skip
         """Record one operation and return its result."""
         if self.find(out) is not None:  # the operation returned its argument
             return out
         output = self.track(out, layout, shared and all(v.shared for v in inputs))
-        self.nodes.append(Node(tuple(inputs), output, push, form, series, cotangents))
+        self.nodes.append(Node(tuple(inputs), output, push, form, series, joint, cotangents))
         return out
 
     def run(self, function: Callable, *args, **kwargs):

@@ -264,7 +264,7 @@ class Taped(Linearization):
                 moved = None
                 if id(node) in forms:
                     found = forms[id(node)](*given)
-                    found, moved = found if node.cotangents else (found, None)
+                    found, moved = found if node.joint else (found, None)
                     hessian_forms = hessian_forms + per_sample(node.output, self._samples, found)
                 if needed:
                     moving[id(node.output)] = node.push(*given) if moved is None else moved
