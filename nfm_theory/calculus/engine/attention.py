@@ -79,12 +79,20 @@ def _attention(
     out = weights @ value
     q, k, v, p, o = (rec.keep(z) for z in (scaled, key, value, weights, out))
 
+    scratch = [p.new_empty(0), p.new_empty(0)]
+
     def parts(tangents):
         """Ṡ, U, μ, `UV`, `ṖV̇`, the tangent of the result, and the tangents of queries and keys."""
         tq, tk, tv = (spread(t, z) for t, z in zip(tangents, inputs, strict=True))
         tq = tq * scale
-        moved = torch.cat([tq, q.expand_as(tq)], -1) @ torch.cat([k.expand_as(tk), tk], -1).mT
-        u = moved * p
+        left, right = torch.cat([tq, q.expand_as(tq)], -1), torch.cat([k.expand_as(tk), tk], -1).mT
+        if torch.is_grad_enabled():
+            moved = left @ right
+            u = moved * p
+        else:  # into the same memory for every block: on a CPU, new memory costs more than arithmetic
+            if scratch[0].shape != (len(tq), *p.shape):
+                scratch[:] = p.new_empty(2, len(tq), *p.shape).unbind(0)
+            moved, u = torch.matmul(left, right, out=scratch[0]), torch.mul(scratch[0], p, out=scratch[1])
         mean = u.sum(-1, keepdim=True)
         of_v, of_tangent = (u @ torch.cat([v.expand_as(tv), tv], -1)).split(v.shape[-1], -1)
         carried = _times(p, tv)
@@ -95,10 +103,13 @@ def _attention(
 
         def second(*tangents):
             moved, u, mean, of_v, bent, tangent, tq, tk = parts(tangents)
-            squares = moved * moved if torch.is_grad_enabled() else torch.mul(moved, moved, out=u)
+            if torch.is_grad_enabled():
+                squares = weighted_squares(moved, weight)
+            else:
+                squares = torch.mul(moved, moved, out=u).mul_(weight).flatten(2).sum(-1)
             rest = (adj * (bent - mean * of_v) + tq * _times(weight, tk)).flatten(2).sum(-1)
             rest = rest + (along * mean.squeeze(-1).square()).flatten(2).sum(-1)
-            return weighted_squares(squares, weight) + 2 * rest, tangent
+            return squares + 2 * rest, tangent
 
         return second
 

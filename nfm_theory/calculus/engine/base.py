@@ -13,8 +13,7 @@ from tqdm import tqdm
 from ...setting.ambient import undisturbed
 
 #: Size of the largest tensor in a block, in bytes: small enough for the cache of a CPU, large enough for a GPU.
-import os
-BLOCK_BYTES = {"cpu": int(os.environ.get("BB", 2**19)), "gpu": 2**28}
+BLOCK_BYTES = {"cpu": 2**19, "gpu": 2**28}
 
 
 def block_bytes(device: torch.device) -> int:

@@ -73,9 +73,9 @@ def _added_up(z: Tensor) -> Tensor:
     return z.squeeze(0) if len(z) == 1 else z.sum(0)
 
 
-def weighted_squares(squares: Tensor, weight: Tensor) -> Tensor:
-    """`Σ w z` over the entries of each sample, `(m, b)`, for z `(m, b, ...)` and w `(b, ...)`."""
-    return (squares.flatten(2).transpose(0, 1) @ weight.flatten(1).unsqueeze(-1)).squeeze(-1).T
+def weighted_squares(t: Tensor, weight: Tensor) -> Tensor:
+    """`Σ w t²` over the entries of each sample, `(m, b)`, for t `(m, b, ...)` and w `(b, ...)`."""
+    return ((t * t).flatten(2).transpose(0, 1) @ weight.flatten(1).unsqueeze(-1)).squeeze(-1).T
 
 
 class _Bent(torch.autograd.Function):
@@ -85,7 +85,7 @@ class _Bent(torch.autograd.Function):
 
     @staticmethod
     def forward(t: Tensor, slope: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        return weighted_squares(t * t, weight), t * slope
+        return weighted_squares(t, weight), t * slope
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -140,8 +140,8 @@ def _emit_slopes(rec: Recorder, x: Value, out: Tensor, slopes: _Slopes, curved: 
                 return (t * t).reshape(len(t), -1) @ weight.reshape(len(weight), -1).T, push(t)
             if torch.is_grad_enabled():
                 return _Bent.apply(t, slopes.first(), weight)
-            square = t * t
-            return weighted_squares(square, weight), torch.mul(t, slopes.first(), out=square)
+            square = t * t  # one buffer for all three results: on a CPU, new memory costs more than arithmetic
+            return square.mul_(weight).flatten(2).sum(-1), torch.mul(t, slopes.first(), out=square)
 
         return second
 
