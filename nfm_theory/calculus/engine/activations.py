@@ -136,7 +136,7 @@ def _normal_density(z):
 def _gelu_formulas(z):
     square = z * z
     density = (square * -0.5).exp_().mul_(1 / math.sqrt(2 * math.pi))
-    below = (z * math.sqrt(0.5)).erf_().add_(1).mul_(0.5)
+    below = (z * -math.sqrt(0.5)).erfc_().mul_(0.5)
     return below.addcmul_(z, density), square.neg_().add_(2).mul_(density)
 
 

@@ -103,7 +103,7 @@ def linearize(
             results are the same.
         differentiable: True if results shall carry gradients to parameters and features; `None` means True while
             gradients are enabled.
-        order: 2, or 3 to keep what `Linearization.third_order` needs, which takes more memory.
+        order: 2; from 3 on, what `Linearization.series` and `third_order` need is kept, which takes more memory.
 
     Raises:
         ValueError: for an unknown engine, or if `"tangent-adjoint"` is requested and an operation cannot be recorded.

@@ -263,8 +263,10 @@ def _logsumexp(rec, func, input, dim, keepdim=False):
     return result if keepdim else rec.run(torch.squeeze, result, axis)
 
 
-def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float) -> Tensor:
-    r"""Record `y = c / sqrt(mean c² + eps)` over the last `dims` dimensions as one operation, c the centered input.
+def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float, *, center: bool = True) -> Tensor:
+    r"""Record `y = c / sqrt(mean c² + eps)` over the last `dims` dimensions as one operation.
+
+    c is the centered input, or with `center=False` the input itself.
 
     With r = 1 / sqrt(mean c² + eps), μ = mean(y ċ) and q = mean(ċ²): ẏ = r (ċ - y μ), ÿ = r² (y (3 μ² - q) - 2 ċ μ).
     """
@@ -272,22 +274,24 @@ def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float)
     if x is None or x.layout[0] >= input.ndim - dims:
         raise UnsupportedOperationError(f"{name} across samples")
     axes = tuple(range(-dims, 0))
-    c = (input - input.mean(axes, keepdim=True)).contiguous()
+
+    def centered(t):  # in the usual order of its entries, which is faster
+        return t.contiguous() - t.mean(axes, keepdim=True) if center else t.contiguous()
+
+    c = centered(input)
     r = torch.rsqrt((c * c).mean(axes, keepdim=True) + eps)
     out = c * r
 
     y, r = rec.keep(out), rec.keep(r)
 
     def push(t):
-        t = t.contiguous()
-        return _standardized_tangent(t - t.mean(axes, keepdim=True), y, r, axes)[0]
+        return _standardized_tangent(centered(t), y, r, axes)[0]
 
     def form(adj):
         along = (adj * y).sum(axes, keepdim=True)
 
         def second(t):
-            t = t.contiguous()
-            t = t - t.mean(axes, keepdim=True)
+            t = centered(t)
             tangent, mixed = _standardized_tangent(t, y, r, axes)
             square, weighted = (t * t).mean(axes, keepdim=True), (adj * t).sum(axes, keepdim=True)
             return r * r * ((3 * mixed * mixed - square) * along - 2 * mixed * weighted), tangent
@@ -295,7 +299,7 @@ def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float)
         return second
 
     def series(t):
-        t = [None if z is None else z - z.mean(axes, keepdim=True) for z in t]
+        t = [None if z is None else centered(z) for z in t]
         c = y / r
         squares = product(c, t, c, t, lambda a, b: (a * b).mean(axes, keepdim=True))
         return product(c, t, r, power(r, r**-2, squares, -0.5))
@@ -313,6 +317,13 @@ def _standardized_tangent(t: Tensor, y: Tensor, r: Tensor, axes: tuple[int, ...]
 def _layer_norm(rec, func, input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
     out = standardized(rec, "layer_norm", input, len(normalized_shape), eps)
     return _scaled_and_shifted(rec, out, weight, bias, tuple(normalized_shape))
+
+
+@rule(also=(F.rms_norm, torch.rms_norm))
+def _rms_norm(rec, func, input, normalized_shape, weight=None, eps=None):
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    out = standardized(rec, "rms_norm", input, len(normalized_shape), eps, center=False)
+    return out if weight is None else rec.run(torch.mul, out, weight)
 
 
 def _scaled_and_shifted(rec: Recorder, out: Tensor, weight: Tensor | None, bias: Tensor | None, shape) -> Tensor:

@@ -53,7 +53,7 @@ def composed(derivatives: list[Tensor], x: Series) -> Series:
 
 
 def softmax(y0: Tensor, x: Series, dim: int) -> tuple[Series, Series]:
-    """The series of y = softmax(x) and of log-sum-exp, along a dimension counted from the end."""
+    """The Taylor series of the softmax y of x and of log-sum-exp, along a dimension counted from the end."""
     y: list[Tensor | None] = [y0]
     moved: Series = []  # j (x_j - K_j)
     sums: Series = []
