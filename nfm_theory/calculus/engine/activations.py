@@ -137,7 +137,7 @@ def _gelu_formulas(z):
     square = z * z
     density = (square * -0.5).exp_().mul_(1 / math.sqrt(2 * math.pi))
     below = (z * -math.sqrt(0.5)).erfc_().mul_(0.5)
-    return below.addcmul_(z, density), square.neg_().add_(2).mul_(density)
+    return (z * density).add_(below), square.neg_().add_(2).mul_(density)
 
 
 @_activation("gelu")
