@@ -170,7 +170,7 @@ _STACKED |= dict.fromkeys(("swapaxes", "swapdims"), _STACKED["transpose"])
 def _stacked_view(func: Callable, args, kwargs, x: Value, part: int | None) -> Callable[[Tensor], Tensor]:
     """A function that takes a view of every tangent in a stack; `part` is which of several results it returns."""
     stacked, ndim = _STACKED.get(func.__name__), x.ndim
-    if stacked is None:
+    if stacked is None or not kwargs.keys() <= {"dim"}:
         return mapped(lambda t: func(t, *args, **kwargs) if part is None else func(t, *args, **kwargs)[part], x)
 
     def push(t: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from itertools import islice
 
@@ -201,7 +201,7 @@ class Taped(Linearization):
                 after_curved.add(id(node.output))
         return first
 
-    def _plan(self, forms: dict[int, Callable], want_tangents: bool) -> list[tuple[Node, bool]]:
+    def _plan(self, forms: Collection[int], want_tangents: bool) -> list[tuple[Node, bool]]:
         """The operations that are needed, in order, and for each whether the tangent of its result is needed."""
         wanted = {id(self._output)} if want_tangents else set()
         plan = []
@@ -233,7 +233,7 @@ class Taped(Linearization):
             start += [None] * (order - len(start))
             moving = {id(self._start): start}
             total = self.outputs.new_zeros(len(given[0]), self._samples)
-            plan = [node for node, _ in self._plan(dict.fromkeys(adjoints, None), True)]
+            plan = [node for node, _ in self._plan(adjoints, True)]
             last = {id(value): k for k, node in enumerate(plan) for value in node.inputs}
             for k, node in enumerate(plan):
                 found = [moving[id(value)] for value in node.inputs]
