@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from experiments.models.preactresnet import DigitsResNet
 from nfm_theory import Law, Problem
 from nfm_theory.calculus.directions import coordinate_basis, second_moment_directions
 
@@ -51,6 +52,7 @@ SETTINGS = {
     "mlp64": Setting(lambda: networks.mlp(64, 256, 256, 1), (64,), 256, 1),
     "mlp784": Setting(lambda: networks.mlp(784, 256, 256, 10), (784,), 256, 10),
     "cnn": Setting(networks.cnn, (1, 16, 16), 64, 10),
+    "digits_resnet": Setting(lambda: DigitsResNet(10, activation="silu"), (1, 8, 8), 64, 10),
     "preact_resnet18": Setting(networks.PreActResNet18, (3, 32, 32), 32, 10),
     "preact_resnet18_stage1": Setting(
         networks.PreActResNet18, (3, 32, 32), 32, 10, "layer1", lambda m: lambda h: m.tail(m.layer2(h))

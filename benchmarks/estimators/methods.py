@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .cases import DENSE, SETTINGS, Case
 from .method import Method
-from .ours import ours
+from .ours import CUBES, ours
 from .peer_packages import CollapsedTaylorMode, linear_operator
 from .peers import (
     double_backward,
@@ -16,6 +16,7 @@ from .peers import (
     jacobian_projections,
     jvp_of_grad,
     jvp_of_jvp,
+    jvp_of_jvp_of_jvp,
     monte_carlo,
     output_hessians,
     train_double_backward,
@@ -110,6 +111,9 @@ def peers(case: Case) -> list[Method]:
     found = _exact(case, f"{PROBES} probes", (probes,), PROBES, probes=True)
     data = case.data_directions
     found += _exact(case, "data, exact", data, rank + 1)
+    chunk = max(1, (ROWS if case.x.ndim == 2 else IMAGE_ROWS) // len(case.x))
+    cubes = partial(jvp_of_jvp_of_jvp, case, data[0], chunk=chunk)
+    found.append(Method("jvp(jvp(jvp)), vmap", CUBES, cubes, passes=20 * rank))
     if dim <= DENSE:
         merged = case.merged_directions
         found += _exact(case, "data + additive, exact", merged, dim + 1)

@@ -9,11 +9,14 @@ from torch import Tensor
 from nfm_theory import Law, NoisyFeatureMixup, Problem, TaylorRegularizer, linearize, regularizers
 from nfm_theory.calculus.derivatives import gauss_newton_forms
 from nfm_theory.expansion.second_order import exact_terms
+from nfm_theory.expansion.third_order import LossDerivatives
 
 from .cases import DENSE, Case
 from .method import Method
 
 NAME = "nfm_theory"
+#: Third derivatives along the directions of "R3, data, exact", without the mean direction of each sample.
+CUBES = "C3, data directions"
 
 
 def _sum(terms: dict[str, Tensor], *orders: str) -> Tensor:
@@ -40,6 +43,13 @@ def _along(problem: Problem, directions: Tensor) -> Tensor:
 def _value_along(problem: Problem, directions: Tensor) -> Tensor:
     with torch.no_grad():
         return _along(problem, directions)
+
+
+def _cubes(problem: Problem, directions: Tensor) -> Tensor:
+    """`Σ_j D³ℓ[v_j, v_j, v_j] / 6` over directions that all samples share, averaged over the samples."""
+    with torch.no_grad():
+        found = LossDerivatives(problem)
+        return found.along(found.at.propagate(directions))[1].sum() / 6 / len(problem.features)
 
 
 def train_penalised(case: Case, probes: Tensor) -> tuple[Tensor, ...]:
@@ -88,6 +98,7 @@ def _values(case: Case) -> list[Method]:
         Method(NAME, "R2+R3, data, exact", partial(_exact, data, ("R2", "R3")), passes=rank),
         Method(NAME, "R3, data, exact", partial(_exact, data, ("R3",)), passes=rank),
         Method(NAME, "R2, data, exact", partial(_exact, data, ("R2",)), passes=15),
+        Method(NAME, CUBES, partial(_cubes, problem, case.data_directions[0]), passes=3 * rank),
     ]
     if dim <= 4 * DENSE:
         found.append(Method(NAME, "R2, data + additive, exact", partial(_exact, both, ("R2",)), passes=15))

@@ -141,6 +141,12 @@ def jvp_of_jvp(
     return _over_directions(lambda v: directional_derivatives(function, g, v.expand_as(g), 2)[2], sets, chunk)
 
 
+def jvp_of_jvp_of_jvp(case: Case, *sets: Tensor, chunk: int | None = None) -> Tensor:
+    r"""`Σ_j D³ℓ[v_j, v_j, v_j] / 6` by three nested derivatives under `vmap` over `chunk` directions at a time."""
+    g, function = case.problem.features, mean_function(case, "R2+R3", rewritten=True)
+    return _over_directions(lambda v: directional_derivatives(function, g, v.expand_as(g), 3)[3] / 3, sets, chunk)
+
+
 def finite_differences(case: Case, *sets: Tensor, quantity: str = "R2+R3") -> Tensor:
     """Central second differences in float64, a loop over the directions; the step balances truncation and rounding."""
     g, function = case.double.problem.features, sample_function(case.double, quantity)

@@ -223,10 +223,12 @@ def _multi_head_attention(
         F.linear(z, weight, bias).unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3)
         for z, weight, bias in zip((query, key, value), in_proj_weight.chunk(3), biases, strict=True)
     )
-    weights = torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), -1)
-    output = F.linear((weights @ v).permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias)
+    with exact_derivatives():  # the mode is off inside a replacement
+        mixed = F.scaled_dot_product_attention(q, k, v)
+    output = F.linear(mixed.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias)
     if not need_weights:
         return output, None
+    weights = torch.softmax(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1]), -1)
     return output, weights.mean(1) if average_attn_weights else weights
 
 

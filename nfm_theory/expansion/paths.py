@@ -31,6 +31,19 @@ def taylor_coefficients(path: Path, order: int) -> Tensor:
     return torch.stack(scalar_coefficients(path, path.first, order), dim=-1)
 
 
+def series_coefficients(path: Path, order: int) -> Tensor:
+    """The same numbers from one recording of the losses, `(rows, order + 1)`; order ≥ 3 (book: eq-order-p).
+
+    Taylor coefficients pass through the operations one by one, and the highest is collapsed (`Linearization.series`).
+    The cost grows like order², that of nested differentiation like 2^order.
+    """
+    problem = path.problem
+    at = linearize(lambda h: problem.losses(h, path.anchor).unsqueeze(1), path.first, order=order)
+    given = [z.unsqueeze(0) for z in (path.linear, path.quadratic) if z is not None]
+    lower, highest = at.series(given, torch.ones_like(at.outputs), order)
+    return torch.stack([at.outputs.squeeze(1), *(z[0, :, 0] for z in lower), highest[0]], dim=-1)
+
+
 def second_order_coefficients(path: Path) -> Tensor:
     r"""`φ^(k)(0)/k!`, k = 0, 1, 2, from separate derivatives of the loss and of the head, `(rows, 3)`.
 

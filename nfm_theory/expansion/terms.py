@@ -32,7 +32,7 @@ from ..setting.quadrature import MAX_ROWS
 from ..setting.results import TaylorTerms
 from ..setting.streamed import StreamedProblem
 from .branch_terms import branch_terms
-from .paths import taylor_coefficients
+from .paths import series_coefficients, taylor_coefficients
 from .second_order import exact_terms
 from .third_order import predicted_remainder
 
@@ -111,8 +111,10 @@ def problem_coefficients(problem: Problem, order: int, *, rule: str = "auto", ma
     rule = "smallest" if rule == "auto" else rule
     grid = problem.grid(rule=rule, degree=order, num_lam=nodes, num_noise=nodes, max_rows=max_rows)
     total: Tensor | float = 0.0
-    for draw, weights in problem.blocks(grid, title=f"coefficients to order {order}", passes=2**order):
-        total = total + torch.tensordot(weights, taylor_coefficients(problem.path(draw), order).double(), dims=1)
+    # Up to order 3 by nested differentiation, which shares nothing with the formulas of `terms`
+    along, passes = (taylor_coefficients, 2**order) if order <= 3 else (series_coefficients, 4 * order)
+    for draw, weights in problem.blocks(grid, title=f"coefficients to order {order}", passes=passes):
+        total = total + torch.tensordot(weights, along(problem.path(draw), order).double(), dims=1)
     return torch.as_tensor(total).to(problem.features.dtype)
 
 
@@ -127,7 +129,8 @@ def coefficients(
     """The coefficients of ε⁰ .. ε^order of the loss, for any order, `(order + 1,)` (book: eq-order-p).
 
     The loss is differentiated in ε along every row of a quadrature rule that is exact for polynomials of this degree.
-    Up to order 3 this is an independent check of `terms`. Higher orders can only be computed in this way.
+    Up to order 3 this is an independent check of `terms`, by nested differentiation. Higher orders can only be computed
+    in this way; there Taylor series pass through the recorded operations of the head, without nesting.
 
     Args:
         problem: a `Problem` or `Branches`. The coefficients of a list are averaged.

@@ -21,7 +21,7 @@ from benchmarks.estimators.arithmetic import count_flops
 from benchmarks.estimators.cases import SETTINGS, STANDARD, build_case
 from benchmarks.estimators.method import Method
 from benchmarks.estimators.methods import METHODS
-from benchmarks.estimators.ours import ours
+from benchmarks.estimators.ours import CUBES, ours
 from benchmarks.estimators.peer_packages import CollapsedTaylorMode, MissingPackage, linear_operator
 from benchmarks.estimators.run import Options, Record, _Unit, measure_group, table
 
@@ -122,6 +122,19 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "curvlinops", None)
     with pytest.raises(MissingPackage, match="not installed: curvlinops"):
         linear_operator(CASES["tiny"], CASES["tiny"].probes(1))
+
+
+def test_third_derivatives_along_directions_agree_with_differences(case):
+    directions = case.data_directions[0]
+    found = next(method for method in ours(case) if method.quantity == CUBES).ready()()
+    assert float(peers.jvp_of_jvp_of_jvp(case, directions, chunk=3)) == pytest.approx(float(found), rel=1e-9)
+    g, total, step = case.problem.features, 0.0, 1e-2
+    rows = torch.arange(len(g))
+    with torch.no_grad():
+        for v in directions:
+            values = [case.problem.losses(g + k * step * v, rows).mean() for k in (-2, -1, 1, 2)]
+            total += float(values[3] - 2 * values[2] + 2 * values[1] - values[0]) / (2 * step**3) / 6
+    assert float(found) == pytest.approx(total, rel=1e-3)
 
 
 def within_five_errors(samples, expected):

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from nfm_theory import linearize
 from nfm_theory.calculus.engine.activations import ACTIVATIONS, PIECEWISE_LINEAR, all_names, power
-from nfm_theory.calculus.engine.nonlinear import _WeightedSquare
+from nfm_theory.calculus.engine.nonlinear import _Bent
 
 EVERYWHERE = [-60.0, -25.0, -7.0, -3.2, -1.3, -0.2, 0.3, 0.9, 2.1, 3.4, 8.0, 21.0, 70.0]
 POSITIVE = [1e-3, 0.2, 0.9, 1.7, 40.0]
@@ -198,11 +198,13 @@ def test_all_names_lead_to_the_same_result(name):
         assert float(hessian_forms) == pytest.approx(total, rel=1e-12, abs=1e-14)
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 5), (1, 4, 5), (3, 1, 5)], ids=["several", "one", "shared"])
-def test_weighted_squares_have_derivatives_of_both_orders(shape):
-    t, weight = (randn(seed, *s).requires_grad_() for seed, s in ((0, shape), (1, (1, 4, 5))))
-    assert_close(_WeightedSquare.apply(t, weight), t**2 * weight)
-    torch.autograd.gradcheck(_WeightedSquare.apply, (t, weight))
-    torch.autograd.gradgradcheck(_WeightedSquare.apply, (t, weight))
-    torch.autograd.gradcheck(_WeightedSquare.apply, (t.detach(), weight))
-    torch.autograd.gradcheck(_WeightedSquare.apply, (t, weight.detach()))
+@pytest.mark.parametrize("directions", [1, 3])
+def test_bent_tangents_have_derivatives_of_both_orders(directions):
+    t, slope, weight = (randn(seed, *s).requires_grad_() for seed, s in enumerate([(directions, 4, 5), (4, 5), (4, 5)]))
+    forms, moved = _Bent.apply(t, slope, weight)
+    assert_close(forms, (t**2 * weight).sum(-1))
+    assert_close(moved, t * slope)
+    torch.autograd.gradcheck(_Bent.apply, (t, slope, weight))
+    torch.autograd.gradgradcheck(_Bent.apply, (t, slope, weight))
+    torch.autograd.gradcheck(_Bent.apply, (t.detach(), slope, weight))
+    torch.autograd.gradcheck(_Bent.apply, (t, slope.detach(), weight.detach()))

@@ -134,8 +134,10 @@ def _normal_density(z):
 
 
 def _gelu_formulas(z):
-    density = _normal_density(z)
-    return torch.special.ndtr(z) + z * density, (2 - z * z) * density
+    square = z * z
+    density = (square * -0.5).exp_().mul_(1 / math.sqrt(2 * math.pi))
+    below = (z * -math.sqrt(0.5)).erfc_().mul_(0.5)
+    return (z * density).add_(below), square.neg_().add_(2).mul_(density)
 
 
 @_activation("gelu")

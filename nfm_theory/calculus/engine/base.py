@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import overload
 
 import torch
@@ -126,15 +127,49 @@ class Linearization(ABC):
             slope: a, `(b, K)`, constant in the derivative.
             propagated: True if the directions are the result of `propagate`.
         """
-        block = max(1, self._block_rows() // (2 * len(self.h)))
-        parts = [self._cubic_block(part, slope, propagated) for part in directions.split(block)]
+        (tangents, halves), cubic = self.series([directions], slope, 3, propagated=propagated)
         with gradients(self.differentiable):
-            tangents, seconds, cubic = (torch.cat(found) for found in zip(*parts, strict=True))
-        return tangents, seconds, cubic
+            return tangents, 2 * halves, 6 * cubic
+
+    @undisturbed()
+    def series(
+        self, coefficients: Sequence[Tensor], slope: Tensor, order: int, *, propagated: bool = False
+    ) -> tuple[list[Tensor], Tensor]:
+        r"""Taylor coefficients of the head along the paths `h + Σ_k ε^k c_k`, for every path and sample.
+
+        The coefficient of the highest order is not propagated: it is summed over the operations, weighted by cotangents
+        (collapsed Taylor mode). Only for linearizations to order 3, see `linearize`.
+
+        Args:
+            coefficients: c_1, .., c_q with q < order, each `(m, b, *feature)` or `(m, 1, *feature)`, or the results of
+                `propagate`.
+            slope: a, `(b, K)`, constant in the derivative.
+            order: the highest order p ≥ 2.
+            propagated: True if the coefficients are the results of `propagate`.
+
+        Returns:
+            The coefficients of orders 1, .., p - 1 of f, each `(m, b, K)`, and that of order p of a·f, `(m, b)`.
+
+        Raises:
+            ValueError: if there are not fewer coefficients than the order.
+        """
+        if not 0 < len(coefficients) < order:
+            raise ValueError(
+                f"coefficients: expected from 1 to order - 1 = {order - 1} of them, got {len(coefficients)}; "
+                "raise the order, or leave the highest ones out."
+            )
+        block = max(1, self._block_rows() // ((order - 1) * len(self.h)))
+        blocks = zip(*(c.split(block) for c in coefficients), strict=True)
+        parts = [self._series_block(list(block), slope, order, propagated) for block in blocks]
+        with gradients(self.differentiable):
+            lower = [torch.cat(found) for found in zip(*(part[0] for part in parts), strict=True)]
+            return lower, torch.cat([part[1] for part in parts])
 
     @abstractmethod
-    def _cubic_block(self, directions: Tensor, slope: Tensor, propagated: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """`third_order` for one block of directions."""
+    def _series_block(
+        self, coefficients: list[Tensor], slope: Tensor, order: int, propagated: bool
+    ) -> tuple[list[Tensor], Tensor]:
+        """`series` for one block of paths."""
 
     @abstractmethod
     def _block(self, directions: Tensor, slope: Tensor | None, tangents: bool, propagated: bool) -> tuple:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from .activations import all_names
 from .rules import common, mapped, rule, spread, tracked_elsewhere
-from .tape import Layout, UnsupportedOperationError
+from .tape import Layout, UnsupportedOperationError, Value
 
 #: The functions behind the attributes of a tensor.
 _T, _MT, _DATA = (getattr(torch.Tensor, name).__get__ for name in ("T", "mT", "data"))
@@ -22,7 +24,11 @@ def _linear(rec, func, input, weight, bias=None):
     if x is None or rec.find(weight) or rec.find(bias) or x.layout[0] == input.ndim - 1:
         return rec.local(rec, func, input, weight, bias)
     out = func(input, weight, bias)
-    return rec.emit([x], out, lambda t: F.linear(t, weight), layout=x.layout, shared=x.layout[0] == 0)
+
+    def push(t):  # one product of matrices, also if the tangent is not contiguous
+        return F.linear(t.flatten(0, -2), weight).unflatten(0, t.shape[:-1])
+
+    return rec.emit([x], out, push, layout=x.layout, shared=x.layout[0] == 0)
 
 
 @rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -142,6 +148,38 @@ def _reshaped(layout: Layout, before: tuple[int, ...], after: tuple[int, ...], s
     return None
 
 
+def _key(t: Tensor, ndim: int, key) -> Tensor:
+    return t[(slice(None), *key)] if isinstance(key, tuple) else t[:, key]
+
+
+#: Views of a stack of tangents, for values with `ndim` dimensions: the same view of each, without the cost of `vmap`.
+_STACKED: dict[str, Callable[..., Any]] = {
+    "transpose": lambda t, ndim, first, second: t.transpose(first % ndim + 1, second % ndim + 1),
+    "permute": lambda t, ndim, *dims: t.permute(
+        0, *(d % ndim + 1 for d in (dims[0] if isinstance(dims[0], (tuple, list)) else dims))
+    ),
+    "select": lambda t, ndim, dim, index: t.select(dim % ndim + 1, index),
+    "unbind": lambda t, ndim, dim=0: t.unbind(dim % ndim + 1),
+    "chunk": lambda t, ndim, chunks, dim=0: t.chunk(chunks, dim % ndim + 1),
+    "split": lambda t, ndim, size, dim=0: t.split(size, dim % ndim + 1),
+    "__getitem__": _key,
+}
+_STACKED |= dict.fromkeys(("swapaxes", "swapdims"), _STACKED["transpose"])
+
+
+def _stacked_view(func: Callable, args, kwargs, x: Value, part: int | None) -> Callable[[Tensor], Tensor]:
+    """A function that takes a view of every tangent in a stack; `part` is which of several results it returns."""
+    stacked, ndim = _STACKED.get(func.__name__), x.ndim
+    if stacked is None or not kwargs.keys() <= {"dim"}:
+        return mapped(lambda t: func(t, *args, **kwargs) if part is None else func(t, *args, **kwargs)[part], x)
+
+    def push(t: Tensor) -> Tensor:
+        found = stacked(spread(t, x), ndim, *args, **kwargs)
+        return found if part is None else found[part]
+
+    return push
+
+
 def _view(rec, func, input, *args, **kwargs):
     """Operations that only select or reorder entries; the strides of an empty copy show where the samples go."""
     x = rec.find(input)
@@ -162,7 +200,7 @@ def _view(rec, func, input, *args, **kwargs):
         here = [d for d in range(stand.ndim) if stand.stride(d) and stand.shape[d] == input.shape[dim]]
         if not stand._is_view() or (len(here) != 1 and input.shape[dim] > 1):
             raise UnsupportedOperationError(f"{func.__name__}, which selects samples or copies")
-        push = mapped(lambda t, k=k: func(t, *args, **kwargs) if single else func(t, *args, **kwargs)[k], x)
+        push = _stacked_view(func, args, kwargs, x, None if single else k)
         layout = (here[0], per) if here else None
         results.append(rec.emit([x], out, push, layout=layout))
     return results[0] if single else type(outs)(results)

@@ -20,9 +20,9 @@ from ...setting.ambient import undisturbed
 from ...setting.inputs import Inputs
 from ...setting.layers import split
 from ...setting.network import Network, Output
-from ..derivatives import directional_derivatives, jacobian_rows
+from ..derivatives import jacobian_rows, scalar_coefficients
 from ..replacements import exact_derivatives
-from . import linear, nonlinear, products  # noqa: F401  (to register their rules)
+from . import attention, linear, nonlinear, products  # noqa: F401  (to register their rules)
 from .base import Linearization, gradients
 from .local import local_rule
 from .rules import RULES
@@ -62,23 +62,27 @@ class _Nested(Linearization):
     def _block_rows(self):
         return 4 * len(self.h)
 
-    def _derivatives(self, directions: Tensor, order: int, propagated: bool) -> list[Tensor]:
-        """`D^k f[v, .., v]` for k = 0..order, each `(m, b, K)`."""
-        if propagated:
-            directions = directions.reshape(*directions.shape[:2], *self.h.shape[1:])
-        m, b = len(directions), len(self.h)
+    def _coefficients(self, coefficients: list[Tensor], order: int, propagated: bool) -> list[Tensor]:
+        """The Taylor coefficients 0, .., order along the paths `h + Σ ε^k c_k`, each `(m, b, K)`."""
+        m, b = len(coefficients[0]), len(self.h)
+        shape = (m, b, *self.h.shape[1:])
+        given = [(c.reshape(*c.shape[:2], *shape[2:]) if propagated else c).expand(shape) for c in coefficients]
         points = self.h.repeat(m, *[1] * (self.h.ndim - 1))
-        along = directions.expand(m, *self.h.shape).flatten(0, 1)
-        return [d.unflatten(0, (m, b)) for d in directional_derivatives(self.head, points, along, order)]
+        along = [c.flatten(0, 1) for c in given]
+
+        def path(t: Tensor) -> Tensor:
+            return self.head(points + sum(t**k * c for k, c in enumerate(along, 1)))
+
+        return [d.unflatten(0, (m, b)) for d in scalar_coefficients(path, points, order)]
 
     def _block(self, directions, slope, tangents, propagated):
-        results = self._derivatives(directions, 1 if slope is None else 2, propagated)
-        return results[1] if tangents else None, None if slope is None else (results[2] * slope).sum(-1)
+        results = self._coefficients([directions], 1 if slope is None else 2, propagated)
+        return results[1] if tangents else None, None if slope is None else (2 * results[2] * slope).sum(-1)
 
-    def _cubic_block(self, directions, slope, propagated):
+    def _series_block(self, coefficients, slope, order, propagated):
         with gradients(self.differentiable):
-            _, first, second, third = self._derivatives(directions, 3, propagated)
-            return first, second, (third * slope).sum(-1)
+            _, *lower, highest = self._coefficients(coefficients, order, propagated)
+            return lower, (highest * slope).sum(-1)
 
 
 @undisturbed()
@@ -100,7 +104,7 @@ def linearize(
             results are the same.
         differentiable: True if results shall carry gradients to parameters and features; `None` means True while
             gradients are enabled.
-        order: 2, or 3 to keep what `Linearization.third_order` needs, which takes more memory.
+        order: 2; from 3 on, what `Linearization.series` and `third_order` need is kept, which takes more memory.
 
     Raises:
         ValueError: for an unknown engine, or if `"tangent-adjoint"` is requested and an operation cannot be recorded.

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..derivatives import scalar_derivatives
+from ..derivatives import scalar_coefficients
 from ..failures import DerivativeError, cause, running_module
 from ..forward_mode import jvp
 from ..replacements import exact_derivatives
@@ -53,32 +53,33 @@ def local_rule(rec: Recorder, func: Callable, *args, **kwargs):
         return jvp(lambda *z: jvp(function, z, d)[1], points, d)[1]
 
     def along(derivative, tangents):
-        values = inputs * (len(tangents) // len(inputs))
-        return _along(derivative, [spread(t, v) for t, v in zip(tangents, values, strict=True)], label)
+        return _along(derivative, [spread(t, v) for t, v in zip(tangents, inputs, strict=True)], label)
 
     def push(*tangents):
         return along(once, tangents)
 
     def form(adj):
-        return lambda *tangents: adj * second(*tangents)
+        return lambda *tangents: adj * along(twice, tangents)
 
-    def second(*tangents):
-        return along(twice, tangents)
+    def series(*given):
+        places = [(i, k) for i, row in enumerate(given) for k, t in enumerate(row) if t is not None]
+        derivatives = partial(_derivatives, function, points, places, len(given[0]))
+        found = _along(derivatives, [spread(given[i][k], inputs[i]) for i, k in places], label)
+        return list(found.unbind(1))
 
-    def cubic(adj):
-        return lambda *tangents: adj * along(partial(_third, function, points), tangents)
-
-    return rec.emit(inputs, out, push, form, second, cubic, layout=layout)
+    return rec.emit(inputs, out, push, form, series, layout=layout)
 
 
-def _third(function, points, *tangents):
-    """The third derivative of the function along `z + t d + t² s / 2`; all d come before all s."""
-    first, second = tangents[: len(points)], tangents[len(points) :]
+def _derivatives(function, points, places, order: int, *coefficients) -> Tensor:
+    """Taylor coefficients 1, .., order of the function along a path; `places` are (input, power - 1) of the given."""
 
     def path(t):
-        return function(*(z + t * d + t * t / 2 * s for z, d, s in zip(points, first, second, strict=True)))
+        moved = list(points)
+        for (i, k), coefficient in zip(places, coefficients, strict=True):
+            moved[i] = moved[i] + t ** (k + 1) * coefficient
+        return function(*moved)
 
-    return scalar_derivatives(path, points[0].new_zeros(()), 3)[3]
+    return torch.stack(scalar_coefficients(path, points[0], order)[1:])
 
 
 def _along(derivative: Callable[..., Tensor], tangents: list[Tensor], name: str) -> Tensor:

@@ -8,9 +8,11 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 
 from .activations import ACTIVATIONS, FROM_BOTH, FROM_RESULT, PIECEWISE_LINEAR, ZERO_ONE_SLOPES, Derivatives
 from .rules import RULES, rule, tracked_elsewhere
+from .series import composed, power, product, softmax
 from .tape import Recorder, UnsupportedOperationError, Value
 
 
@@ -24,7 +26,7 @@ class _Slopes:
     def __init__(self, derivatives: Callable[[], Derivatives], light: bool):
         self.derivatives, self.light = derivatives, light
         self.known: Derivatives | None = None
-        self.highest: tuple[Tensor, Tensor] | None = None
+        self.higher: list[Tensor] = []
 
     def first(self) -> Tensor:
         if self.known is None:
@@ -41,92 +43,115 @@ class _Slopes:
             self.known = self.derivatives()
         return self.known[1]
 
-    def curvature(self, x: Value) -> tuple[Tensor, Tensor]:
-        """The second and the third derivative at the argument x, for recordings that keep their graph.
+    def taylor(self, x: Value, order: int) -> list[Tensor]:
+        """`σ^(k) / k!` at the argument x, k = 1, .., order, for recordings that keep their graph.
 
-        The third is the derivative of the formula of the second.
+        From the third on, each is the derivative of the formula of the one before.
         """
-        if self.highest is None:
-            keep = torch.is_grad_enabled()
-            with torch.enable_grad():
-                curvature = self.derivatives()[1]
-                assert curvature is not None
-                third = None
-                if curvature.requires_grad:
-                    (third,) = torch.autograd.grad(
-                        curvature.sum(), [x.edge], create_graph=keep, retain_graph=True, allow_unused=True
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad():
+            if len(self.higher) < min(order, 2):
+                first, second = self.derivatives()
+                assert second is not None
+                self.higher = [first, second / 2]
+            while len(self.higher) < order:
+                last, found = self.higher[-1], None
+                if last.requires_grad:
+                    (found,) = torch.autograd.grad(
+                        last.sum(), [x.edge], create_graph=True, retain_graph=True, allow_unused=True
                     )
-                third = torch.zeros_like(curvature) if third is None else third
-            self.highest = (curvature, third) if keep else (curvature.detach(), third.detach())
-        return self.highest
+                self.higher.append(torch.zeros_like(last) if found is None else found / (len(self.higher) + 1))
+        return [z if keep else z.detach() for z in self.higher[:order]]
 
 
 def _released() -> Derivatives:
     raise RuntimeError("The second derivative has been requested twice, and its point is released.")
 
 
-class _WeightedSquare(torch.autograd.Function):
-    """`t² w`, with gradients that are faster than those of the two products."""
+def _added_up(z: Tensor) -> Tensor:
+    """The sum over the directions; no pass if there is only one."""
+    return z.squeeze(0) if len(z) == 1 else z.sum(0)
+
+
+def weighted_squares(t: Tensor, weight: Tensor) -> Tensor:
+    """`Σ w t²` over the entries of each sample, `(m, b)`, for t `(m, b, ...)` and w `(b, ...)`."""
+    return ((t * t).flatten(2).transpose(0, 1) @ weight.flatten(1).unsqueeze(-1)).squeeze(-1).T
+
+
+class _Bent(torch.autograd.Function):
+    """`Σ w t²` over the entries of each sample, `(m, b)`, and `t s`, with gradients of few passes."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(t: Tensor, weight: Tensor) -> Tensor:
-        return t * t * weight
+    def forward(t: Tensor, slope: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return weighted_squares(t, weight), t * slope
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        t, weight = ctx.saved_tensors
-        scaled = t * gradient
-        of_weight = (scaled * t).sum_to_size(weight.shape) if ctx.needs_input_grad[1] else None
+    def backward(ctx, of_form: Tensor, of_tangent: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        t, slope, weight = ctx.saved_tensors
+        scaled = t * of_form.reshape(*of_form.shape, *[1] * (t.ndim - 2))
+        of_slope, of_weight = _added_up(of_tangent * t), _added_up(scaled * t)
         if not ctx.needs_input_grad[0]:
-            return None, of_weight
-        again = torch.is_grad_enabled() or scaled.shape != t.shape
-        of_t = scaled * weight * 2 if again else scaled.mul_(weight).mul_(2)
-        return of_t.sum_to_size(t.shape), of_weight
+            return None, of_slope, of_weight
+        return torch.addcmul(of_tangent * slope, scaled, weight.unsqueeze(0), value=2), of_slope, of_weight
+
+
+class _Applied(torch.autograd.Function):
+    """σ(z), computed before, with the derivative of its rule, whose own derivative is known in closed form."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor, out: Tensor, slopes: _Slopes) -> Tensor:
+        ctx.slopes = slopes
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient * ctx.slopes.first(), None, None
 
 
 def emit_elementwise(
     rec: Recorder, x: Value, out: Tensor, derivatives: Callable[[], Derivatives], curved: bool = True
 ) -> Tensor:
     """Record `out = σ(x)`; σ' and σ'' are computed when a tangent first needs them."""
-    slopes, several = _Slopes(derivatives, rec.light), rec.samples > 1  # closures must not hold the recorder
+    return _emit_slopes(rec, x, out, _Slopes(derivatives, rec.light), curved)
+
+
+def _emit_slopes(rec: Recorder, x: Value, out: Tensor, slopes: _Slopes, curved: bool) -> Tensor:
+    several = rec.samples > 1  # closures must not hold the recorder
     if rec.light and not curved:  # a step function takes less memory than the point it is computed from
         with torch.no_grad():
-            slopes.known, slopes.derivatives = (derivatives()[0], None), _released
+            slopes.known, slopes.derivatives = (slopes.derivatives()[0], None), _released
+
+    def push(t):  # both factors have the same number of dimensions: the gradient for one direction needs no sum
+        return t * slopes.first().unsqueeze(0)
 
     def form(adj):
         weight = adj * slopes.second()
 
         def second(t):
-            if several and t.shape[1] == 1 and x.layout == (0, 1):  # the same tangent for all samples
-                return (t * t).reshape(len(t), -1) @ weight.reshape(len(weight), -1).T
+            if x.layout != (0, 1):
+                return t * t * weight, push(t)
+            if several and t.shape[1] == 1:  # the same tangent for all samples
+                return (t * t).reshape(len(t), -1) @ weight.reshape(len(weight), -1).T, push(t)
             if torch.is_grad_enabled():
-                return _WeightedSquare.apply(t, weight.unsqueeze(0))
-            square = t * t
-            return square * weight if square.shape[1:] != weight.shape else square.mul_(weight)
+                return _Bent.apply(t, slopes.first(), weight)
+            square = t * t  # one buffer for all three results: on a CPU, new memory costs more than arithmetic
+            return square.mul_(weight).flatten(2).sum(-1), torch.mul(t, slopes.first(), out=square)
 
         return second
-
-    def push(t):  # both factors have the same number of dimensions: the gradient for one direction needs no sum
-        return t * slopes.first().unsqueeze(0)
 
     if not curved:
         return rec.emit([x], out, push, layout=x.layout)
 
-    def second_tangent(t):
-        return t * t * slopes.curvature(x)[0].unsqueeze(0)
+    def series(t):
+        return composed(slopes.taylor(x, len(t)), t)
 
-    def cubic(adj):
-        curvature, third = slopes.curvature(x)
-        of_squares, of_seconds = (third * adj).unsqueeze(0), (3 * curvature * adj).unsqueeze(0)
-        return lambda t, s: t * (t * t * of_squares + s * of_seconds)
-
-    return rec.emit([x], out, push, form, second_tangent, cubic, layout=x.layout)
+    return rec.emit([x], out, push, form, series, layout=x.layout, joint=True)
 
 
 def _mask(derivatives: Callable[[], Derivatives]) -> Derivatives:
@@ -139,13 +164,19 @@ def _elementwise(rec, func, input, *args, **kwargs):
     if x is None or tracked_elsewhere(rec, args, kwargs):
         return rec.local(rec, func, input, *args, **kwargs)
     # PyTorch's own function suffices: only its first and second derivatives in reverse mode are used, which are right.
-    out = func(input, *args, **kwargs)
+    curved = func not in PIECEWISE_LINEAR
+    slopes = _Slopes(_released, rec.light)
+    if rec.light or not curved or not input.requires_grad or peek_interpreter_stack() is not None:
+        out = func(input, *args, **kwargs)
+    else:
+        with torch.no_grad():
+            out = func(input, *args, **kwargs)
+        out = _Applied.apply(input, out, slopes)
     point = None if func in FROM_RESULT else rec.keep(input)
     result = rec.keep(out) if func in FROM_RESULT | FROM_BOTH else None
     derivatives = partial(ACTIVATIONS[func], point, result, *args, **kwargs)
-    if func in ZERO_ONE_SLOPES:
-        derivatives = partial(_mask, derivatives)
-    return emit_elementwise(rec, x, out, derivatives, curved=func not in PIECEWISE_LINEAR)
+    slopes.derivatives = partial(_mask, derivatives) if func in ZERO_ONE_SLOPES else derivatives
+    return _emit_slopes(rec, x, out, slopes, curved)
 
 
 RULES.update(dict.fromkeys(ACTIVATIONS, _elementwise))
@@ -194,22 +225,10 @@ def _softmax(rec, func, input, dim, dtype=None, **kwargs):
 
         return second
 
-    def second_tangent(t):
-        square = centered(t) ** 2
-        return s * centered(square)
+    def series(t):
+        return softmax(s, t, axis)[0]
 
-    def cubic(adj):
-        weight = adj * s
-
-        def third(t, w):  # of s = exp(z - K(z)), K the cumulant function
-            t, w = centered(t), centered(w)
-            variance = (s * t * t).sum(axis, keepdim=True)
-            raised = 3 * (s * t * w).sum(axis, keepdim=True) + (s * t**3).sum(axis, keepdim=True)
-            return weight * (t**3 + 3 * t * (w - variance) - raised)
-
-        return third
-
-    return rec.emit([x], out, lambda t: s * centered(t), form, second_tangent, cubic, layout=x.layout)
+    return rec.emit([x], out, lambda t: s * centered(t), form, series, layout=x.layout)
 
 
 @rule("log_softmax")
@@ -237,22 +256,17 @@ def _logsumexp(rec, func, input, dim, keepdim=False):
     def mean(t):
         return (p * t).sum(axis, keepdim=True)
 
-    def second_tangent(t):
-        return mean((t - mean(t)) ** 2)
+    def series(t):
+        return softmax(p, t, axis)[1]
 
-    def cubic(adj):
-        def third(t, s):  # the third cumulant, and three times the covariance
-            t = t - mean(t)
-            return adj * mean(t**3 + 3 * t * s)
-
-        return third
-
-    result = rec.emit([x], out, mean, form, second_tangent, cubic, layout=x.layout)
+    result = rec.emit([x], out, mean, form, series, layout=x.layout)
     return result if keepdim else rec.run(torch.squeeze, result, axis)
 
 
-def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float) -> Tensor:
-    r"""Record `y = c / sqrt(mean c² + eps)` over the last `dims` dimensions as one operation, c the centered input.
+def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float, *, center: bool = True) -> Tensor:
+    r"""Record `y = c / sqrt(mean c² + eps)` over the last `dims` dimensions as one operation.
+
+    c is the centered input, or with `center=False` the input itself.
 
     With r = 1 / sqrt(mean c² + eps), μ = mean(y ċ) and q = mean(ċ²): ẏ = r (ċ - y μ), ÿ = r² (y (3 μ² - q) - 2 ċ μ).
     """
@@ -260,52 +274,56 @@ def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float)
     if x is None or x.layout[0] >= input.ndim - dims:
         raise UnsupportedOperationError(f"{name} across samples")
     axes = tuple(range(-dims, 0))
-    c = input - input.mean(axes, keepdim=True)
+
+    def centered(t):  # in the usual order of its entries, which is faster
+        return t.contiguous() - t.mean(axes, keepdim=True) if center else t.contiguous()
+
+    c = centered(input)
     r = torch.rsqrt((c * c).mean(axes, keepdim=True) + eps)
     out = c * r
 
     y, r = rec.keep(out), rec.keep(r)
 
     def push(t):
-        t = t - t.mean(axes, keepdim=True)
-        return r * (t - y * (y * t).mean(axes, keepdim=True))
+        return _standardized_tangent(centered(t), y, r, axes)[0]
 
     def form(adj):
         along = (adj * y).sum(axes, keepdim=True)
 
         def second(t):
-            t = t - t.mean(axes, keepdim=True)
-            mixed, square = (y * t).mean(axes, keepdim=True), (t * t).mean(axes, keepdim=True)
-            return r * r * ((3 * mixed * mixed - square) * along - 2 * mixed * (adj * t).sum(axes, keepdim=True))
+            t = centered(t)
+            tangent, mixed = _standardized_tangent(t, y, r, axes)
+            square, weighted = (t * t).mean(axes, keepdim=True), (adj * t).sum(axes, keepdim=True)
+            return r * r * ((3 * mixed * mixed - square) * along - 2 * mixed * weighted), tangent
 
         return second
 
-    def mean(t):
-        return t.mean(axes, keepdim=True)
+    def series(t):
+        t = [None if z is None else centered(z) for z in t]
+        c = y / r
+        squares = product(c, t, c, t, lambda a, b: (a * b).mean(axes, keepdim=True))
+        return product(c, t, r, power(r, r**-2, squares, -0.5))
 
-    def second_tangent(t):
-        t = t - mean(t)
-        mixed, square = mean(y * t), mean(t * t)
-        return r * r * (y * (3 * mixed * mixed - square) - 2 * mixed * t)
+    return rec.emit([x], out, push, form, series, layout=x.layout, joint=True)
 
-    def cubic(adj):
-        def third(t, s):  # of y = c ρ, ρ = (mean c² + eps)^(-1/2), with derivatives of ρ along the path over ρ
-            t, s = t - mean(t), s - mean(s)
-            first = r * mean(y * t)
-            second = r * r * mean(t * t) + r * mean(y * s)
-            rate2 = 3 * first * first - second
-            rate3 = -15 * first**3 + 9 * first * second - 3 * r * r * mean(t * s)
-            return adj * (y * rate3 + 3 * r * (t * rate2 - s * first))
 
-        return third
-
-    return rec.emit([x], out, push, form, second_tangent, cubic, layout=x.layout)
+def _standardized_tangent(t: Tensor, y: Tensor, r: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """ẏ and μ from a centered tangent."""
+    mixed = (y * t).mean(axes, keepdim=True)
+    return r * torch.addcmul(t, y.unsqueeze(0), mixed, value=-1), mixed
 
 
 @rule("layer_norm")
 def _layer_norm(rec, func, input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
     out = standardized(rec, "layer_norm", input, len(normalized_shape), eps)
     return _scaled_and_shifted(rec, out, weight, bias, tuple(normalized_shape))
+
+
+@rule(also=(F.rms_norm, torch.rms_norm))
+def _rms_norm(rec, func, input, normalized_shape, weight=None, eps=None):
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    out = standardized(rec, "rms_norm", input, len(normalized_shape), eps, center=False)
+    return out if weight is None else rec.run(torch.mul, out, weight)
 
 
 def _scaled_and_shifted(rec: Recorder, out: Tensor, weight: Tensor | None, bias: Tensor | None, shape) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from .activations import power
 from .nonlinear import emit_elementwise
 from .rules import aligned, common, rule, spread
+from .series import Series, product
 from .tape import UnsupportedOperationError, Value
 
 
@@ -20,6 +21,11 @@ def _raised(tangent: Tensor, value: Value, ndim: int) -> Tensor:
     if not missing:
         return tangent
     return spread(tangent, value).reshape(len(tangent), *[1] * missing, *value.shape)
+
+
+def _raised_series(series: Series, value: Value, ndim: int) -> Series:
+    """`_raised` for every coefficient."""
+    return [None if t is None else _raised(t, value, ndim) for t in series]
 
 
 def _sum(rec, out, parts):
@@ -83,17 +89,11 @@ def _mul(rec, func, input, other):
     def form(adj):
         return lambda s, t: (_raised(s, x, ndim) * (2 * adj)) * _raised(t, y, ndim)
 
-    def second(s, t):
-        return 2 * _raised(s, x, ndim) * _raised(t, y, ndim)
+    def series(s, t):
+        s, t = (_raised_series(z, value, ndim) for z, value in ((s, x), (t, y)))
+        return product(left, s, right, t)
 
-    def cubic(adj):
-        def third(s, t, s2, t2):
-            mixed = _raised(s, x, ndim) * _raised(t2, y, ndim) + _raised(s2, x, ndim) * _raised(t, y, ndim)
-            return mixed * (3 * adj)
-
-        return third
-
-    return rec.emit([x, y], out, push, form, second, cubic, layout=layout)
+    return rec.emit([x, y], out, push, form, series, layout=layout)
 
 
 def _scaled(rec, value, factor, out):
@@ -166,14 +166,8 @@ def _matmul(rec, func, input, other):
     def form(adj):
         return lambda s, t: (_raised(s, x, ndim) @ _raised(t, y, ndim)) * (2 * adj)
 
-    def second(s, t):
-        return 2 * (_raised(s, x, ndim) @ _raised(t, y, ndim))
+    def series(s, t):
+        s, t = (_raised_series(z, value, ndim) for z, value in ((s, x), (t, y)))
+        return product(left, s, right, t, torch.matmul)
 
-    def cubic(adj):
-        def third(s, t, s2, t2):
-            mixed = _raised(s, x, ndim) @ _raised(t2, y, ndim) + _raised(s2, x, ndim) @ _raised(t, y, ndim)
-            return mixed * (3 * adj)
-
-        return third
-
-    return rec.emit([x, y], out, push_both, form, second, cubic, layout=layout)
+    return rec.emit([x, y], out, push_both, form, series, layout=layout)

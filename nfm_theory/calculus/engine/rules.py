@@ -7,6 +7,7 @@ r"""Rules of single operations: their effect on tangents, and their contribution
 | product `x ∘ y` (elementwise, matrix) | ẋ ∘ y + x ∘ ẏ | Σ 2 adj (ẋ ∘ ẏ) |
 | softmax s | s (ż - ⟨s, ż⟩) | Σ (adj - ⟨adj, s⟩) s (ż - ⟨s, ż⟩)² |
 | standardization (layer, group, instance norm) | from the moments of c ċ | from the moments of c ċ, ċ² and adj ċ |
+| attention, as one operation | see `attention.py` | see `attention.py` |
 | anything else that `torch.func` differentiates | `jvp` of that operation | `jvp(jvp)` of that operation |
 
 A tangent has one more dimension than its value: dimension 0 counts the directions. A tangent that all samples share

@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from ...setting.ambient import full_precision
 from ..replacements import OUT_OF_PLACE, REPLACEMENTS
+from .series import Series
 
 #: Where the samples are in a tensor: (dimension k, entries per sample c). Index j along k belongs to sample j // c.
 Layout = tuple[int, int]
@@ -77,18 +78,24 @@ class Node:
         form: maps the cotangent of the output to a function of the tangents of the inputs. This function returns the
             local second derivatives, contracted with the cotangent: entry by entry, `(m, *shape)`, or already summed
             over each sample, `(m, b)`. `None` if the operation is linear or piecewise linear in all inputs together.
-        second: maps tangents of the inputs to `D²op[t, t]`, `(m, *shape)`; `None` where `form` is.
-        cubic: maps the cotangent of the output to a function of the tangents t and the second tangents s of the inputs,
-            all t before all s. It returns `D³op[t, t, t] + 3 D²op[t, s]`, contracted as by `form`; `None` where `form`
-            is.
+        series: maps the Taylor series of the inputs along a path to that of the output, see `series.py`; `None` where
+            `form` is.
+        joint: True if the function of `form` returns the local second derivatives together with the result of `push`.
+        cotangents: values whose cotangents `form` takes, besides that of the output.
     """
 
     inputs: tuple[Value, ...]
     output: Value
     push: Callable[..., Tensor]
-    form: Callable[[Tensor], Callable[..., Tensor]] | None
-    second: Callable[..., Tensor] | None = None
-    cubic: Callable[[Tensor], Callable[..., Tensor]] | None = None
+    form: Callable[..., Callable[..., Any]] | None
+    series: Callable[..., Series] | None = None
+    joint: bool = False
+    cotangents: tuple[Value, ...] = ()
+
+    @property
+    def weighed(self) -> tuple[Value, ...]:
+        """The values whose cotangents `form` takes."""
+        return (self.output, *self.cotangents)
 
 
 def tensors_in(*items) -> list[Tensor]:
@@ -179,13 +186,14 @@ class Recorder(TorchFunctionMode):
         return self._values.get(id(item), (None, None))[1] if isinstance(item, Tensor) else None
 
     def emit(
-        self, inputs, out: Tensor, push, form=None, second=None, cubic=None, *, layout, shared: bool = False
-    ) -> Tensor:
+        self, inputs, out: Tensor, push, form=None, series=None, *, layout, shared: bool = False, joint: bool = False,
+        cotangents=(),
+    ) -> Tensor:  # fmt: skip
         """Record one operation and return its result."""
         if self.find(out) is not None:  # the operation returned its argument
             return out
         output = self.track(out, layout, shared and all(v.shared for v in inputs))
-        self.nodes.append(Node(tuple(inputs), output, push, form, second, cubic))
+        self.nodes.append(Node(tuple(inputs), output, push, form, series, joint, cotangents))
         return out
 
     def run(self, function: Callable, *args, **kwargs):

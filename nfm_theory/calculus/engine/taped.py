@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from ...setting.ambient import undisturbed
 from .base import Linearization, block_bytes, gradients
 from .rules import per_sample
+from .series import Series
 from .tape import Node, Recorder, UnsupportedOperationError, Value
 
 
@@ -32,7 +34,7 @@ class Taped(Linearization):
         self.h, self.outputs = (z if differentiable else z.detach() for z in (recorder.features, outputs))
         self.piecewise_linear = not self._curved
         self._last: tuple[Tensor, Tensor | None, dict] | None = None
-        self._last_cubics: tuple[Tensor, dict] | None = None
+        self._last_series: tuple[Tensor, dict] | None = None
         self._rows: Tensor | None = None
 
     def _load(self, recorder: Recorder, outputs: Tensor) -> None:
@@ -140,11 +142,11 @@ class Taped(Linearization):
 
     def _weigh(self, slope: Tensor, pullback: bool) -> tuple[Tensor | None, dict[int, Callable]]:
         """The reverse pass if results carry gradients: all cotangents at once, and the graph is kept."""
-        targets = [node.output for node in self._curved] + [self._start] * pullback
+        targets = [value for node in self._curved for value in node.weighed] + [self._start] * pullback
         adjoints = self._grads(targets, slope) if targets else []
+        given = iter(adjoints)
         with gradients(self.differentiable):
-            curved = zip(self._curved.items(), adjoints, strict=False)
-            forms = {id(node): form(adj) for (node, form), adj in curved}
+            forms = {id(node): form(*islice(given, len(node.weighed))) for node, form in self._curved.items()}
         return adjoints[-1].reshape(self._samples, -1) if pullback else None, forms
 
     def _consume(
@@ -159,24 +161,30 @@ class Taped(Linearization):
             self._load(*record())
         forms: dict[int, Callable] = {}
 
-        def take(node: Node, form: Callable, adjoints: tuple[Tensor | None, ...]) -> None:
-            adjoint = adjoints[node.output.edge.output_nr]
+        known: dict[Node, list[Tensor]] = {}
+
+        def take(node: Node, form: Callable, value: Value, adjoints: tuple[Tensor | None, ...]) -> None:
+            adjoint = adjoints[value.edge.output_nr]
             if adjoint is not None:
-                forms[id(node)] = form(adjoint)
+                known.setdefault(node, []).append(adjoint)  # the output comes first in the reverse pass
+                if len(known[node]) == len(node.weighed):
+                    forms[id(node)] = form(*known.pop(node))
 
         # The pass ends at the start value or at the first curved operations, whose cotangents autograd returns.
         ends = [] if pullback else self._first_curved()
         within = [item for item in self._curved.items() if item[0] not in ends]
-        handles = [node.output.edge.node.register_prehook(partial(take, node, form)) for node, form in within]
-        targets = [self._start] if pullback else [node.output for node in ends]
+        hooks = [(value, partial(take, node, form, value)) for node, form in within for value in node.weighed]
+        handles = [value.edge.node.register_prehook(hook) for value, hook in hooks]
+        targets = [self._start] if pullback else [value for node in ends for value in node.weighed]
         try:
             adjoints = self._grads(targets, slope, retain=False) if targets else []
         finally:
             for handle in handles:
                 handle.remove()
+        given = iter(adjoints)
         with torch.no_grad():
-            forms |= {id(node): self._curved[node](adjoint) for node, adjoint in zip(ends, adjoints, strict=False)}
-        for value in [self._input, *(node.output for node in self._nodes)]:
+            forms |= {id(node): self._curved[node](*islice(given, len(node.weighed))) for node in ends}
+        for value in [self._input, *(value for node in self._nodes for value in node.weighed)]:
             del value.edge
         self._spent = True
         return adjoints[0].reshape(self._samples, -1) if pullback else None, forms
@@ -193,7 +201,7 @@ class Taped(Linearization):
                 after_curved.add(id(node.output))
         return first
 
-    def _plan(self, forms: dict[int, Callable], want_tangents: bool) -> list[tuple[Node, bool]]:
+    def _plan(self, forms: Collection[int], want_tangents: bool) -> list[tuple[Node, bool]]:
         """The operations that are needed, in order, and for each whether the tangent of its result is needed."""
         wanted = {id(self._output)} if want_tangents else set()
         plan = []
@@ -208,46 +216,40 @@ class Taped(Linearization):
         largest = max(node.output.nbytes for node in self._nodes) / self._samples
         return int(block_bytes(self.h.device) // largest)
 
-    def _cubics(self, slope: Tensor) -> dict[int, Callable]:
-        """The local third derivatives, contracted with the cotangents of `a·f`; those for the last a are kept."""
-        if self._last_cubics is None or self._last_cubics[0] is not slope:
+    def _series_adjoints(self, slope: Tensor) -> dict[int, Tensor]:
+        """The cotangents of `a·f` after the curved operations; those for the last a are kept."""
+        if self._last_series is None or self._last_series[0] is not slope:
             targets = [node.output for node in self._curved]
             adjoints = self._grads(targets, slope) if targets else []
-            found = {}
-            for node, adjoint in zip(self._curved, adjoints, strict=True):
-                assert node.cubic is not None  # every rule of a curved operation has one
-                found[id(node)] = node.cubic(adjoint)
-            self._last_cubics = (slope, found)
-        return self._last_cubics[1]
+            names = (id(node) for node in self._curved)
+            self._last_series = (slope, dict(zip(names, adjoints, strict=True)))
+        return self._last_series[1]
 
-    def _cubic_block(self, directions, slope, propagated):
+    def _series_block(self, coefficients, slope, order, propagated):
         with gradients(self.differentiable):
-            cubics = self._cubics(slope)
-            directions = directions if propagated else self.propagate(directions)
-            first = {id(self._start): directions.reshape(*directions.shape[:2], *self._start.shape[1:])}
-            second: dict[int, Tensor] = {}  # those that are not zero
-            total = self.outputs.new_zeros(len(directions), self._samples)
-            plan = self._plan(cubics, True)
-            last = {id(value): k for k, (node, _) in enumerate(plan) for value in node.inputs}
-            for k, (node, needed) in enumerate(plan):
-                names = [id(value) for value in node.inputs]
-                t = [first[name] for name in names]
-                s = [second.get(name, torch.zeros_like(first[name])) for name in names]
-                if id(node) in cubics:
-                    total = total + per_sample(node.output, self._samples, cubics[id(node)](*t, *s))
-                if needed:
-                    first[id(node.output)] = node.push(*t)
-                    moved = [node.push(*s)] if any(name in second for name in names) else []
-                    moved += [node.second(*t)] if node.second is not None else []
-                    if moved:
-                        second[id(node.output)] = sum(moved[1:], moved[0])
-                for name in names:
-                    if last[name] == k:
-                        first.pop(name, None)
-                        second.pop(name, None)
-            shape = (len(directions), *self.outputs.shape)
-            out = first[id(self._output)].expand(shape)
-            return out, second.get(id(self._output), torch.zeros_like(out)).expand(shape), total
+            adjoints = self._series_adjoints(slope)
+            given = coefficients if propagated else [self.propagate(z) for z in coefficients]
+            start: Series = [z.reshape(*z.shape[:2], *self._start.shape[1:]) for z in given]
+            start += [None] * (order - len(start))
+            moving = {id(self._start): start}
+            total = self.outputs.new_zeros(len(given[0]), self._samples)
+            plan = [node for node, _ in self._plan(adjoints, True)]
+            last = {id(value): k for k, node in enumerate(plan) for value in node.inputs}
+            for k, node in enumerate(plan):
+                found = [moving[id(value)] for value in node.inputs]
+                if node.series is not None:
+                    *lower, highest = node.series(*found)
+                    if highest is not None:  # without what a linear function of the last coefficients would add
+                        total = total + per_sample(node.output, self._samples, adjoints[id(node)] * highest)
+                else:
+                    lower = [_pushed(node, row) for row in zip(*found, strict=True)][:-1]
+                moving[id(node.output)] = [*lower, None]
+                for value in node.inputs:
+                    if last[id(value)] == k:
+                        moving.pop(id(value), None)
+            shape = (len(total), *self.outputs.shape)
+            out = moving[id(self._output)][:-1]
+            return [self.outputs.new_zeros(shape) if z is None else z.expand(shape) for z in out], total
 
     def _block(self, directions, slope, tangents, propagated):
         with gradients(self.differentiable):
@@ -259,13 +261,25 @@ class Taped(Linearization):
             hessian_forms = self.outputs.new_zeros(len(directions), self._samples)
             for k, (node, needed) in enumerate(plan):
                 given = [moving[id(value)] for value in node.inputs]
+                moved = None
                 if id(node) in forms:
-                    hessian_forms = hessian_forms + per_sample(node.output, self._samples, forms[id(node)](*given))
+                    found = forms[id(node)](*given)
+                    found, moved = found if node.joint else (found, None)
+                    hessian_forms = hessian_forms + per_sample(node.output, self._samples, found)
                 if needed:
-                    moving[id(node.output)] = node.push(*given)
-                del given
+                    moving[id(node.output)] = node.push(*given) if moved is None else moved
+                del given, moved
                 for value in node.inputs:
                     if last[id(value)] == k:
                         moving.pop(id(value), None)
             out = moving[id(self._output)].expand(len(directions), *self.outputs.shape) if tangents else None
             return out, None if slope is None else hessian_forms
+
+
+def _pushed(node: Node, tangents: tuple[Tensor | None, ...]) -> Tensor | None:
+    """The tangent of a linear operation whose inputs may have the tangent 0, given as `None`."""
+    known = next((t for t in tangents if t is not None), None)
+    if known is None:
+        return None
+    zeros = (known.new_zeros(len(known), *value.shape) for value in node.inputs)
+    return node.push(*(zero if t is None else t for t, zero in zip(tangents, zeros, strict=True)))

@@ -1,0 +1,122 @@
+r"""The rule for attention, as one operation: scores `S = QKᵀ / √d`, weights P = softmax(S), result O = PV.
+
+With U = P ∘ Ṡ and its row sums μ, the tangents are Ṗ = U - μ ∘ P and
+
+$$ \dot O = \dot P V + P \dot V = U V - \mu \circ O + P \dot V. $$
+
+With the cotangents a of O and W of S, g the row sums of a ∘ O, the local second derivative is
+
+$$ \textstyle\sum W \circ \dot S^2 - 2 \sum \mu\, (a \cdot UV - \mu\, g) + \frac{2}{\sqrt d} \sum \dot Q \circ W \dot K
+   + 2 \sum a \circ (U \dot V - \mu \circ P \dot V). $$
+
+So a direction needs two passes over arrays of the size of S, besides products of matrices.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..replacements import REPLACEMENTS
+from .nonlinear import weighted_squares
+from .rules import rule, spread
+from .series import product, softmax
+from .tape import Recorder
+
+_composed = REPLACEMENTS[F.scaled_dot_product_attention]
+
+
+def _repeated(z: Tensor, heads: int) -> Tensor:
+    """Keys or values of grouped queries, one for each of the heads of the queries."""
+    groups = z.shape[-3]
+    shape = (*z.shape[:-3], groups, heads // groups, *z.shape[-2:])
+    return z.unsqueeze(-3).expand(shape).reshape(*z.shape[:-3], heads, *z.shape[-2:])
+
+
+def _allowed(mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor) -> Tensor | None:
+    """The mask, also if it is only said to be causal."""
+    if is_causal:
+        return torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+    return mask
+
+
+def _scores_and_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Scores and weights of queries that are scaled already; a row without any allowed key has the weights 0."""
+    scores = query @ key.mT
+    if mask is None:
+        return scores, torch.softmax(scores, -1)
+    allowed = mask if mask.dtype == torch.bool else mask != -math.inf
+    masked = scores if mask.dtype == torch.bool else scores + mask.masked_fill(~allowed, 0)
+    weights = torch.softmax(masked.masked_fill(~allowed, torch.finfo(scores.dtype).min), -1)
+    return scores, weights if allowed.any(-1).all() else weights * allowed.any(-1, keepdim=True)
+
+
+def _times(left: Tensor, t: Tensor) -> Tensor:
+    """`left @ t[s]` for every direction s, without a copy of `left` for each."""
+    if len(t) == 1:
+        return (left @ t[0]).unsqueeze(0)
+    return (left @ t.movedim(0, -2).flatten(-2)).unflatten(-1, (len(t), -1)).movedim(-2, 0)
+
+
+@rule(also=(F.scaled_dot_product_attention,))
+def _attention(
+    rec: Recorder, func, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
+    enable_gqa=False,
+):  # fmt: skip
+    if enable_gqa and key.shape[-3] != query.shape[-3]:
+        key, value = (rec.run(_repeated, z, query.shape[-3]) for z in (key, value))
+    inputs = [rec.find(z) for z in (query, key, value)]
+    layouts = {None if z is None else z.layout for z in inputs}
+    same = query.shape[:-2] == key.shape[:-2] == value.shape[:-2] and layouts == {(0, 1)} and query.ndim > 2
+    if not same or dropout_p > 0 or (is_causal and attn_mask is not None) or rec.find(attn_mask) is not None:
+        return rec.run(_composed, query, key, value, attn_mask, dropout_p, is_causal, scale)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scaled = query * scale
+    scores, weights = _scores_and_weights(scaled, key, _allowed(attn_mask, is_causal, query, key))
+    out = weights @ value
+    q, k, v, p, o = (rec.keep(z) for z in (scaled, key, value, weights, out))
+
+    scratch = [p.new_empty(0), p.new_empty(0)]
+
+    def parts(tangents):
+        """Ṡ, U, μ, `UV`, `ṖV̇`, the tangent of the result, and the tangents of queries and keys."""
+        tq, tk, tv = (spread(t, z) for t, z in zip(tangents, inputs, strict=True))
+        tq = tq * scale
+        left, right = torch.cat([tq, q.expand_as(tq)], -1), torch.cat([k.expand_as(tk), tk], -1).mT
+        if torch.is_grad_enabled():
+            moved = left @ right
+            u = moved * p
+        else:  # into the same memory for every block: on a CPU, new memory costs more than arithmetic
+            if scratch[0].shape != (len(tq), *p.shape):
+                scratch[:] = p.new_empty(2, len(tq), *p.shape).unbind(0)
+            moved, u = torch.matmul(left, right, out=scratch[0]), torch.mul(scratch[0], p, out=scratch[1])
+        mean = u.sum(-1, keepdim=True)
+        of_v, of_tangent = (u @ torch.cat([v.expand_as(tv), tv], -1)).split(v.shape[-1], -1)
+        carried = _times(p, tv)
+        return moved, u, mean, of_v, of_tangent - mean * carried, of_v - mean * o + carried, tq, tk
+
+    def form(adj, weight):
+        along = (adj * o).sum(-1)
+
+        def second(*tangents):
+            moved, u, mean, of_v, bent, tangent, tq, tk = parts(tangents)
+            if torch.is_grad_enabled():
+                squares = weighted_squares(moved, weight)
+            else:
+                squares = torch.mul(moved, moved, out=u).mul_(weight).flatten(2).sum(-1)
+            rest = (adj * (bent - mean * of_v) + tq * _times(weight, tk)).flatten(2).sum(-1)
+            rest = rest + (along * mean.squeeze(-1).square()).flatten(2).sum(-1)
+            return squares + 2 * rest, tangent
+
+        return second
+
+    def series(tq, tk, tv):
+        tq, tk = [None if t is None else t * scale for t in tq], [None if t is None else t.mT for t in tk]
+        moved = softmax(p, product(q, tq, k.mT, tk, torch.matmul), -1)[0]
+        return product(p, moved, v, tv, torch.matmul)
+
+    known = (rec.track(scores, (0, 1)),)
+    return rec.emit(inputs, out, lambda *t: parts(t)[5], form, series, layout=(0, 1), joint=True, cotangents=known)
