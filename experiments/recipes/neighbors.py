@@ -40,7 +40,9 @@ _FASHION = Training(
     "fashion_mnist", "smooth_mlp", _ERM, epochs=8, batch_size=64, learning_rate=0.001, samples=1000,
     model_options=(("in_features", 784),), **_ADAM,
 )  # fmt: skip
-_FEATURES = Training("toy_features", "patch_network", _ERM, epochs=500, batch_size=400, learning_rate=1.0, momentum=0.0)
+_FEATURES = Training(
+    "toy_features", "patch_network", _ERM, epochs=200, batch_size=200, learning_rate=0.3, model_options=(("width", 8),)
+)
 _MOONS = Training("toy_moons", "smooth_mlp", _ERM, epochs=100, batch_size=50, learning_rate=0.01, **_ADAM)
 
 #: ε of differential privacy and the noise that gives it: δ = 10⁻⁴, mean batches of 256 of 1,347 digits, 120 steps.
