@@ -22,7 +22,7 @@ SETS = {
     "basic_motions": "BasicMotions", "gun_point": "GunPoint", "japanese_vowels": "JapaneseVowels",
     "wiimote": "PickupGestureWiimoteZ",
 }  # fmt: skip
-#: Longer sequences are averaged over neighboring times until they have at most this length.
+#: If a set has longer sequences, means over so few neighboring times are taken that none is longer.
 LONGEST = 100
 
 
@@ -51,9 +51,8 @@ def read_ts(path: Path) -> tuple[list[np.ndarray], list[str]]:
     return found, [row[-1].strip() for row in rows]
 
 
-def shortened(sequence: np.ndarray) -> np.ndarray:
-    """A sequence `(C, T)` with means over the fewest neighboring times such that at most `LONGEST` times are left."""
-    step = -(-sequence.shape[1] // LONGEST)
+def shortened(sequence: np.ndarray, step: int) -> np.ndarray:
+    """The means of a sequence `(C, T)` over `step` neighboring times each, the last ones over those that are left."""
     starts = np.arange(0, sequence.shape[1], step)
     return np.add.reduceat(sequence, starts, axis=1) / np.diff([*starts, sequence.shape[1]])
 
@@ -84,10 +83,12 @@ def load_series(name: str) -> ToyData:
         raise DataError("time series: expected the package aeon, which ships them; install it by `pip install aeon`.")
     folder = Path(package.submodule_search_locations[0]) / "datasets" / "data" / SETS[name]
     parts = {part: read_ts(folder / f"{SETS[name]}_{part}.ts") for part in ("TRAIN", "TEST")}
-    sequences = {part: [shortened(one) for one in found] for part, (found, _) in parts.items()}
+    longest = max(one.shape[1] for found, _ in parts.values() for one in found)
+    step = -(-longest // LONGEST)
+    sequences = {part: [shortened(one, step) for one in found] for part, (found, _) in parts.items()}
     together = np.concatenate(sequences["TRAIN"], axis=1)
     mean, std = together.mean(1, keepdims=True), together.std(1, keepdims=True)
-    length = max(one.shape[1] for found in sequences.values() for one in found)
+    length = -(-longest // step)
     names = sorted(set(parts["TRAIN"][1]))
     (x, y), (x_test, y_test) = (
         (_padded(sequences[part], length, mean, std), torch.tensor([names.index(label) for label in labels]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +79,7 @@ def expansion(subject: Subject) -> Measured:
     x, y = training_part(subject, SAMPLES)
     model, x = copy.deepcopy(subject.model).double(), x.double()
     seeded = torch.Generator().manual_seed(SEED)
-    k = math.gcd(scheme.matching, len(x))
+    k = scheme.matching
     weights = k_mixup_weights(x, k, sweeps=400, generator=seeded).value if k > 1 else None
     law = scheme.law if scheme.law.perturbs else nt.Law()
     report = nt.verify(nt.Problem(model, x, y, law=law, partners=weights), eps=EPS)
