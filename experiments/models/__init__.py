@@ -21,7 +21,7 @@ from nfm_theory.setting.checks import near
 from .fast import FastConvNet
 from .preactresnet import DigitsResNet, PreActResNet18
 from .resnet50 import ResNet50
-from .small_networks import PatchNetwork, series_cnn, small_cnn, smooth_mlp
+from .small_networks import PatchNetwork, series_cnn, smooth_mlp
 from .toy_networks import nfm_toy, noisymix_toy
 from .vit import ViT
 from .wideresnet import WideResNet28
@@ -56,7 +56,6 @@ MODELS: dict[str, Architecture] = {
     "nfm_toy": Architecture(nfm_toy, ("", "hidden1", "hidden2", "hidden3")),
     "noisymix_toy": Architecture(noisymix_toy, ("", "hidden1")),
     "smooth_mlp": Architecture(smooth_mlp, ("", "hidden1", "hidden2")),
-    "small_cnn": Architecture(small_cnn, ("", "layer1", "layer2")),
     "series_cnn": Architecture(series_cnn, ("", "block1", "block2")),
     "patch_network": Architecture(PatchNetwork, ("",)),
 }

@@ -1,7 +1,7 @@
-"""Small smooth networks for the neighbors of this theory: vectors, small images, time series, patches.
+"""Small networks for the neighbors of this theory: vectors, time series, patches.
 
-None has batch normalization, so that each sample has a gradient of its own. All activations are smooth, so that the
-expansions of this project apply to the trained networks.
+None has batch normalization, so that each sample has a gradient of its own. All but the network of patches are smooth,
+so that the expansions of this project apply to the trained networks.
 """
 
 from __future__ import annotations
@@ -29,30 +29,6 @@ def smooth_mlp(num_classes: int = 2, *, in_features: int = 2, width: int = 64) -
             hidden1=nn.Sequential(nn.Linear(in_features, width), nn.SiLU()),
             hidden2=nn.Sequential(nn.Linear(width, width), nn.SiLU()),
             logits=nn.Linear(width, num_classes),
-        )
-    )
-
-
-def small_cnn(num_classes: int = 10, *, in_channels: int = 1, width: int = 16) -> nn.Module:
-    """Two convolutions with group normalization, SiLU and a mean over 2 x 2 pixels, `layer1` and `layer2`.
-
-    Args:
-        num_classes: number of outputs.
-        in_channels: channels of the images.
-        width: channels of the first convolution, a multiple of 4; the second has twice as many.
-    """
-    check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
-
-    def block(channels: int, out: int) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(channels, out, 3, padding=1), nn.GroupNorm(4, out), nn.SiLU(), nn.AvgPool2d(2))
-
-    return nn.Sequential(
-        OrderedDict(
-            layer1=block(in_channels, width),
-            layer2=block(width, 2 * width),
-            pool=nn.AdaptiveAvgPool2d(2),
-            flatten=nn.Flatten(),
-            logits=nn.Linear(8 * width, num_classes),
         )
     )
 

@@ -29,6 +29,9 @@ SMALL = {
     "digits_resnet": ({"width": 4}, (1, 8, 8)),
     "nfm_toy": ({"width": 8}, (2,)),
     "noisymix_toy": ({"width": 8}, (2,)),
+    "smooth_mlp": ({"width": 8}, (2,)),
+    "series_cnn": ({"width": 4}, (2, 12)),
+    "patch_network": ({"width": 4}, (4, 40)),
 }
 LAYERS = [(name, layer) for name in MODELS for layer in eligible_layers(name)]
 LAYER_IDS = [f"{name}:{layer or 'input'}" for name, layer in LAYERS]
@@ -134,7 +137,6 @@ SHAPES = {
     "nfm_toy": [(2,), (64,), (64,), (64,)],
     "noisymix_toy": [(2,), (128,)],
     "smooth_mlp": [(2,), (64,), (64,)],
-    "small_cnn": [(1, 8, 8), (16, 4, 4), (32, 2, 2)],
     "series_cnn": [(2, 12), (33, 12), (33, 12)],
     "patch_network": [(4, 40)],
 }

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from experiments.cost import SHAPES
 from experiments.data.cifar import NORMALISATION
 from experiments.data.imagenet import ImageNet, load_imagenet
 from experiments.data.images import ImageData, ImageSet
