@@ -32,8 +32,10 @@ _CHOICES = (
     ("learning_rate, model_options.width", "for two features chosen on two seeds, so that the networks fit their data"),
 )
 
-#: k of k-mixup; a batch has at least as many samples. The claims are judged at `K`.
-SIZES_MATCHED, K = (1, 4, 16, 64), 16
+#: k of k-mixup for each set of data. A batch has several such sets: with one, each sample is its own partner.
+MATCHED = {"spirals": (1, 4, 16, 64), "digits": (1, 4, 16), "fashion": (1, 4, 16)}
+#: The k at which the claims are judged.
+K = 16
 _SPIRALS = Training("toy_spirals", "smooth_mlp", _ERM, epochs=150, batch_size=128, learning_rate=0.01, **_ADAM)
 _DIGITS = Training(
     "digits", "smooth_mlp", _ERM, epochs=40, batch_size=64, learning_rate=0.003, samples=300,
@@ -78,7 +80,7 @@ def _recipe(row: str, training: Training, suites: tuple[str, ...], seeds: tuple[
 def _matched() -> Iterator[Recipe]:
     for name, training in (("spirals", _SPIRALS), ("digits", _DIGITS), ("fashion", _FASHION)):
         yield _recipe(f"{name}-erm", training, ("clean", "likelihood"))
-        for k in SIZES_MATCHED:
+        for k in MATCHED[name]:
             scheme = replace(_MIXUP, name="mixup" if k == 1 else "k_mixup", matching=k)
             # The expansion is verified with 32 samples, which must be several sets of k
             verified = name != "fashion" and k <= K

@@ -76,8 +76,8 @@ class NoisyFeatureMixup:
         eps: scale ε ≥ 0 of mixing and noise; mixed labels allow 1 only.
         form: form of the labels, `"mixed"` as in the papers, or `"unmixed"` as in the theory.
         matching: k of k-mixup: partners are matched between random sets of k samples of the batch, by optimal transport
-            in squared distance between the inputs, whichever layer is mixed. 1 is Mixup. Their law on a data set is
-            `generalization.k_mixup_weights(x, k)`.
+            in squared distance between the inputs, whichever layer is mixed. 1 is Mixup, and the size of the batch
+            leaves every sample in place. `generalization.k_mixup_weights(x, k)` is the law of these partners.
         generator: random generator of all draws; the global one if `None`. For features on another device it seeds a
             generator there at every step, so that a generator on the CPU serves any model.
 
