@@ -122,7 +122,7 @@ def _rows(*rows: tuple) -> tuple[Statement, ...]:
     for name, kind, number, words, judge, *command in rows:
         again = command[0] if command else f"python -m experiments sweep 'neighbours/{name.split('-')[0]}*'"
         evidence = (_LEDGER, "experiments/recipes/neighbors.py", "tests/experiments/test_neighbors.py")
-        found.append(Statement(name, "neighbors", kind, number, words, "relatives", "", evidence, again, judge))
+        found.append(Statement(name, "neighbors", kind, number, words, "neighbors", "", evidence, again, judge))
     return tuple(found)
 
 
