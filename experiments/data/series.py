@@ -80,7 +80,10 @@ def load_series(name: str) -> ToyData:
     """
     package = importlib.util.find_spec("aeon")
     if package is None or not package.submodule_search_locations:
-        raise DataError("time series: expected the package aeon, which ships them; install it by `pip install aeon`.")
+        raise DataError(
+            "time series: expected the package aeon, which ships them; install it by `pip install --no-deps aeon`, "
+            "since only its files are read."
+        )
     folder = Path(package.submodule_search_locations[0]) / "datasets" / "data" / SETS[name]
     parts = {part: read_ts(folder / f"{SETS[name]}_{part}.ts") for part in ("TRAIN", "TEST")}
     longest = max(one.shape[1] for found, _ in parts.values() for one in found)
