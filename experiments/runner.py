@@ -24,6 +24,7 @@ from .data.images import ImageData
 from .data.toy_sets import ToyData
 from .evaluation import Subject, at_size, few_tests, run_suite
 from .recipes.recipe import Recipe, Training
+from .record.entry import COMPUTED_IN_FLOAT32
 from .record.ledger import Cell, Entry, append, finished, provenance
 from .studies.networks import cache_directory
 from .training import BusyError, Execution, MemorySource, Source, Trained, run_folder, train
@@ -203,6 +204,7 @@ def measure(
         training=recipe.training,
     )  # fmt: skip
     training = {key: trained.record[key] for key in ("epochs", "steps", "samples", "seconds", "final_loss")}
+    training |= {key: trained.record[key] for key in COMPUTED_IN_FLOAT32 if key in trained.record}
     training["seconds"] = max(0.0, training["seconds"])  # the clock may have run backwards
     append_suites(ledger, suites, subject, {
         "recipe": recipe.name, "hash": recipe.hash, "settings": recipe.training.to_dict(), "size": recipe.size,
@@ -219,12 +221,11 @@ def append_suites(ledger: Path, suites: Sequence[str], subject: Subject, fields:
         subject: network and data.
         fields: the fields of the entries that do not depend on the suite.
     """
-    device = next(subject.model.parameters()).device
     for suite in suites:
         start = time.perf_counter()
         metrics, settings = run_suite(suite, subject)
         entry = Entry(
             **fields, suite=suite, suite_settings=settings, metrics=metrics, seconds=elapsed(start),
-            **provenance(device),
+            **provenance(subject.device),
         )  # fmt: skip
         append(ledger, entry)

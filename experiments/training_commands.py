@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,8 @@ from nfm_theory.cli.errors import BAD_INPUT
 from .cluster import gpus_here
 from .console import MOST_PROCESSES, plain_errors, wide_console
 from .cost import THROUGHPUT, Estimate, estimate
-from .recipes import all_recipes, get_recipe, in_bfloat16, select_recipes
+from .precision import NOTICE, computed_in
+from .recipes import Recipe, all_recipes, get_recipe, in_bfloat16, select_recipes
 from .record.files import writable_file
 from .record.ledger import finished
 from .runner import BUSY, FAILED, failures_file, own_ledger, run_recipe, runs_folder
@@ -91,6 +93,7 @@ def train_command(
         ledger = check_places(device, ledger, runs)
         chosen = in_bfloat16(get_recipe(recipe)) if bf16 else get_recipe(recipe)
         execution = _execution(device, loaders, compile_model, test_images, tensorboard)
+        _tell_arithmetic([chosen], device)
     outcome = run_recipe(chosen, seed, ledger=ledger, runs=runs, execution=execution, stop_after=stop_after)
     typer.echo(f"{outcome.recipe} seed {outcome.seed}: {outcome.status} {outcome.message}".rstrip())
     if outcome.status == FAILED:
@@ -105,6 +108,13 @@ def _execution(device: str, loaders: int, compile_model: bool, test_images: int,
     return Execution(
         device=device, workers=loaders, compile=compile_model, test_images=test_images, tensorboard=tensorboard
     )
+
+
+def _tell_arithmetic(recipes: Sequence[Recipe], device: str) -> None:
+    """Say so if recipes in bfloat16 are going to be computed in float32."""
+    place = ("cuda" if gpus_here() else "cpu") if device == "auto" else device
+    if any(computed_in(one.training.precision, place) for one in recipes):
+        typer.echo(NOTICE, err=True)
 
 
 def _parameters(texts: list[str]) -> dict[str, object]:
@@ -187,6 +197,8 @@ def sweep_command(
             workers = max(1, min(gpus // processes, len(tasks)))
         if dry_run:
             return show_estimate(estimate(sweep), workers)
+        if cluster != "slurm":
+            _tell_arithmetic(chosen, device)
         report = run_sweep(sweep, cluster=cluster, workers=workers, parameters=given)
     for outcome in report.failed:
         typer.echo(f"failed: {outcome.recipe} seed {outcome.seed}: {outcome.message}")

@@ -13,6 +13,7 @@ from ..data.imagenet import ImageNet
 from ..data.images import ImageData, ImageSet
 from ..data.toy_sets import ToyData
 from ..metrics.accuracy import logits_of
+from ..precision import computed_in, uses_autocast
 from ..recipes.recipe import Evaluation, Training
 
 SEED = 0
@@ -131,7 +132,12 @@ class Subject:
         precision = self.evaluation.precision
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision: expected 'float32' or 'bfloat16', got {precision!r}.")
-        return LowPrecision(self.model) if precision == "bfloat16" else self.model
+        return LowPrecision(self.model) if uses_autocast(precision, self.device) else self.model
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        return next(self.model.parameters()).device
 
     @property
     def options(self) -> dict:
@@ -142,7 +148,7 @@ class Subject:
     def settings(self) -> dict:
         """What every line of the ledger says about the evaluation, if it is not the default."""
         precision = self.evaluation.precision
-        return {} if precision == "float32" else {"precision": precision}
+        return {} if precision == "float32" else {"precision": precision, **computed_in(precision, self.device)}
 
     def predict(self, images, **options) -> Tensor:
         """Logits of images in memory, given as an `ImageSet` or as bytes `(n, C, H, W)`; options as in `logits_of`."""

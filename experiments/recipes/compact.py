@@ -10,8 +10,8 @@
 
 Schemes, noise laws, levels, eligible layers and α are those of the papers. Network, epochs, learning rate, batch size
 and augmentation depend on the size. They were chosen by the accuracy of the baseline alone, on the last training
-images, which were held out for that. White noise and salt and pepper noise are also measured at levels above the
-papers', where the baseline loses as much as in the papers.
+images, which were held out for that (`python -m experiments study choice`). White noise and salt and pepper noise are
+also measured at levels above the papers', where the baseline loses as much as in the papers.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ SHARE_PREFIXES = ("fgsm_", "pgd_")
 RATIOS = frozenset({"mce", "flip_rate"})
 #: What is known about the training; `final_loss` is null if there was none (0 steps).
 TRAINING = ("epochs", "steps", "samples", "seconds", "final_loss")
+#: What is known besides, if a recipe in bfloat16 was computed in float32 (see `experiments.precision`).
+COMPUTED_IN_FLOAT32 = {"computed_in": "float32"}
 
 #: Levels of lists and mappings within each other.
 _DEEPEST = 20
@@ -129,8 +131,11 @@ def _metrics(value: Any) -> dict[str, float]:
 
 
 def _training(value: Any) -> dict:
-    _need(isinstance(value, dict) and set(value) == set(TRAINING), "training", f"the keys {', '.join(TRAINING)}", value)
-    checked: dict = {key: _integer(value[key], f"training.{key}") for key in ("epochs", "steps", "samples")}
+    keys = set(value) - set(COMPUTED_IN_FLOAT32) if isinstance(value, dict) else None
+    _need(keys == set(TRAINING), "training", f"the keys {', '.join(TRAINING)}", value)
+    other = {key: value[key] for key in COMPUTED_IN_FLOAT32 if key in value}
+    _need(other in ({}, COMPUTED_IN_FLOAT32), "training.computed_in", "'float32' or no such key", other)
+    checked: dict = other | {key: _integer(value[key], f"training.{key}") for key in ("epochs", "steps", "samples")}
     checked["seconds"] = _number(value["seconds"], "training.seconds", least=0)
     if value["final_loss"] is None:
         _need(checked["steps"] == 0, "training.final_loss", "a finite number after training", None)
@@ -197,7 +202,8 @@ class Entry:
         suite: what was measured, such as "clean", "corrupted", "attacks", "flips" or "calibration".
         suite_settings: how it was measured.
         metrics: the measured numbers; accuracies are shares in [0, 1].
-        training: facts about the training run, with the keys `TRAINING`.
+        training: facts about the training run, with the keys `TRAINING`, and `computed_in` if a recipe in bfloat16 was
+            computed in float32.
         seconds: duration of the measurement.
         commit: commit of the code; null outside of a git checkout.
         dirty: True if the code differed from that commit.

@@ -15,6 +15,7 @@ from ..recipes import select_recipes
 from ..record.files import RESULTS, writable_file
 from ..runner import runs_folder
 from . import bounds as bounds_study
+from . import choice as choice_study
 from . import decomposition as decomposition_study
 from . import expansion as expansion_study
 from . import explore as explore_study
@@ -150,6 +151,21 @@ def decomposition(
     """What is the NFM loss made of while networks train?"""
     cases = decomposition_study.cases(seeds=seeds or decomposition_study.SEEDS, quick=quick)
     _run(decomposition_study.STUDY, cases, sample=sample, quick=quick, record=record, out=out, workers=workers)
+
+
+@app.command()
+def choice(
+    quick: Quick = False, record: Record = False, out: Out = None, workers: Workers = ALL_CORES,
+    recipes: Annotated[
+        list[str] | None, typer.Option(help="Only the candidates for the recipes with these names; may be repeated.")
+    ] = None,
+) -> None:  # fmt: skip
+    """Which settings does the baseline of the compact size train best with? It takes hours and no test image."""
+    known = choice_study.CANDIDATES
+    if unknown := set(recipes or ()) - set(known):
+        raise typer.BadParameter(f"--recipes: expected {' or '.join(known)}, got {', '.join(sorted(unknown))}.")
+    cases = choice_study.cases(recipes=recipes or tuple(known), quick=quick)
+    _run(choice_study.STUDY, cases, sample=False, quick=quick, record=record, out=out, workers=workers)
 
 
 @app.command()

@@ -20,6 +20,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from ..models import build_model, eligible_layers
+from ..precision import computed_in, uses_autocast
 from ..recipes.recipe import Training
 from ..record.files import write_lines
 from ..schemes import Step, build_step
@@ -110,6 +111,7 @@ class _Run:
         if execution.channels_last and self.images:
             model = model.to(memory_format=torch.channels_last)
         self.model, self.dtype = model, dtype
+        self.autocast = uses_autocast(training.precision, device)
         self.generator = torch.Generator()
         # Hooks first, then the wrappers: a compiled model ignores hooks that are added later
         self.step: Step = build_step(
@@ -213,7 +215,7 @@ class _Run:
             self.generator.manual_seed(seed)
             torch.manual_seed(seed)  # for dropout, which has no generator argument; `train` restores the state
             self.optimiser.zero_grad(set_to_none=True)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=training.precision == "bfloat16"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 loss = self.step.loss(x, y)
             (share * loss).backward()
             self.step.after_backward()
@@ -311,6 +313,7 @@ def train(
             "final_loss": run.state.history[-1]["loss"],
             "parameters": sum(p.numel() for p in run.model.parameters()),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            **computed_in(training.precision, device),
         }
         world.wait()
         if world.leads:

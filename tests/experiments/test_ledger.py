@@ -107,6 +107,10 @@ BAD = {
     "training keys": ({"training": {"epochs": 1}}, "training: expected the keys epochs, steps"),
     "training steps": ({"training": TRAINED | {"steps": 1.5}}, "training.steps: expected an integer"),
     "no final loss": ({"training": TRAINED | {"final_loss": None}}, "training.final_loss: expected a finite number"),
+    "arithmetic": (
+        {"training": TRAINED | {"computed_in": "float16"}},
+        "training.computed_in: expected 'float32' or no",
+    ),
     "seconds": ({"seconds": -0.1}, "seconds: expected a number in"),
     "commit": ({"commit": "main"}, "commit: expected the full hexadecimal"),
     "dirty": ({"dirty": 0}, "dirty: expected true or false"),

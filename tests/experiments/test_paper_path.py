@@ -387,7 +387,8 @@ def trained_on_noise(scheme, runs, execution=QUIET, **changes):
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_bfloat16_computes_coarsely_and_keeps_exact_weights(tmp_path, name):
+def test_bfloat16_computes_coarsely_and_keeps_exact_weights(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("experiments.precision.has_bfloat16", lambda device: True)
     exact = trained_on_noise(STEPS[name], tmp_path, batch_size=24)
     coarse = trained_on_noise(STEPS[name], tmp_path, batch_size=24, precision="bfloat16")
     losses = [found.record["final_loss"] for found in (exact, coarse)]

@@ -294,12 +294,13 @@ COMMANDS = (
     (("ledger", "compare", "good.jsonl"), {"--with": LEDGERS}),
     (("ledger", "merge", "--into", "new.jsonl"), {"": LEDGERS}),
     (("ledger", "merge", "good.jsonl"), {"--into": RUN["--ledger"][:9]}),
-    *((("study", name), STUDY) for name in ("expansion", "bounds", "validity", "decomposition", "explore")),
+    *((("study", name), STUDY) for name in ("expansion", "bounds", "validity", "decomposition", "explore", "choice")),
     (("study", "bounds"), {"--cifar-folder": ("gone", "a_folder", "a_file", "a_pipe")}),
     (("study", "validity"), {
         "--seed": (*NO_INTEGER, "-1", "9" * 30), "--samples": (*NO_INTEGER, "1", "-1"), "--paths": (*NO_INTEGER, "1"),
         "--recipes": (*GARBAGE[4:9], "nfm-table1/*"), "--runs": ("a_file",), "--bound-samples": (*NO_INTEGER, "0"),
     }),
+    (("study", "choice"), {"--recipes": (*GARBAGE[4:9], "digits/nfm")}),
     (("study", "decomposition"), {"--seeds": (*NO_INTEGER, "-1")}),
 )  # fmt: skip
 
