@@ -159,7 +159,7 @@ def audit_command(out: Out = None) -> None:
 @app.command("claims")
 def claims_command(
     ids: Annotated[list[str] | None, typer.Argument(help="Ids of statements; * and ? work as in a shell.")] = None,
-    paper: Annotated[str | None, typer.Option(help="Only this paper: nfm, noisymix, mixup or here.")] = None,
+    paper: Annotated[str | None, typer.Option(help="Only this paper: nfm, noisymix, mixup, neighbors or here.")] = None,
     ledger: Annotated[
         list[Path] | None,
         typer.Option(help="File of results; may be repeated; by default the tracked ledger and your own one."),

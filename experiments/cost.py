@@ -31,6 +31,13 @@ SHAPES: dict[str, tuple[int, tuple[int, ...], int]] = {
     "imagenet": (1_281_167, (3, 224, 224), 1000),
     "toy_rings": (300, (2,), 2),
     "toy_band": (250, (2,), 2),
+    "toy_spirals": (256, (2,), 2),
+    "toy_moons": (100, (2,), 2),
+    "toy_features": (400, (4, 40), 10),
+    "series_basic_motions": (40, (7, 100), 4),
+    "series_gun_point": (50, (2, 75), 2),
+    "series_japanese_vowels": (270, (13, 29), 9),
+    "series_wiimote": (50, (2, 91), 10),
 }
 #: The share of a forward and a backward pass that a forward pass and the gradient in the input take.
 _SALIENCY = 2 / 3
@@ -84,7 +91,7 @@ def passes(training: Training) -> float:
     """
     scheme = training.scheme
     images = training.samples or SHAPES[training.data][0]
-    each = scheme.views + (_SALIENCY if scheme.patch == "puzzlemix" else 0)
+    each = max(scheme.views, scheme.copies + scheme.mixtures) + (_SALIENCY if scheme.patch == "puzzlemix" else 0)
     return images * effective_epochs(training) * scheme.replays * each
 
 

@@ -200,8 +200,9 @@ def measure(
     """Run suites on a trained network, and append each result to the ledger."""
     size = recipe.training.image_size
     subject = Subject(
-        trained.model, at_size(data, size), recipe.size, evaluation=recipe.evaluation, image_size=size, loaders=loaders
-    )
+        trained.model, at_size(data, size), recipe.size, evaluation=recipe.evaluation, image_size=size, loaders=loaders,
+        training=recipe.training,
+    )  # fmt: skip
     training = {key: trained.record[key] for key in ("epochs", "steps", "samples", "seconds", "final_loss")}
     training |= {key: trained.record[key] for key in COMPUTED_IN_FLOAT32 if key in trained.record}
     training["seconds"] = max(0.0, training["seconds"])  # the clock may have run backwards

@@ -1,5 +1,7 @@
 """CutMix: replace a rectangle of every image by that of its partner, and mix the labels by area.
 
+For sequences a window of time takes the place of the rectangle.
+
 Source: Yun et al. (2019); protocol, section 2.1. A batch has one lambda ~ Beta(alpha, alpha), one box and one pairing.
 The sides of the box are sqrt(1 - lambda) H and sqrt(1 - lambda) W, truncated to whole pixels. Its centre is uniform
 over the pixels, and it is clipped at the border. The weight of an image's own label is the area outside the clipped
@@ -112,3 +114,35 @@ def cutmix(
     """
     draw = draw_cutmix(len(x), tuple(x.shape[2:]), generator=generator, **options)
     return apply_cutmix(x, soft_labels(y, num_classes), draw)
+
+
+def cutmix_series(
+    x: Tensor, y: Tensor, *, generator: torch.Generator, num_classes: int, alpha: float = 1.0, probability: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """CutMix of sequences: a window of time is that of the partner. Returns mixed sequences and soft labels.
+
+    The window has about the share 1 - λ of the time. The weight of a label is the share of the mixed sequence that
+    comes from its sample. Only times inside of a sequence count: the last channel is 1 there, and 0 behind the end.
+
+    Args:
+        x: sequences, `(n, C, T)`, the last channel as said.
+        y: class indices `(n,)` or weights `(n, num_classes)`.
+        generator: source of randomness.
+        num_classes: K, the number of classes.
+        alpha: parameter of Beta(alpha, alpha); 0 never mixes.
+        probability: probability that the batch is mixed.
+    """
+    length = x.shape[2]
+    targets = soft_labels(y, num_classes, dtype=x.dtype)
+    index = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
+    applied = bool(torch.rand((), generator=generator, device=generator.device) < probability)
+    lam = MixingLaw(alpha).sample((), unmixed=False, generator=generator, dtype=torch.float64)
+    half = int(length * (1 - float(lam))) // 2 if applied and alpha > 0 else 0
+    center = int(torch.randint(length, (), generator=generator, device=generator.device))
+    window = slice(max(center - half, 0), min(center + half, length))
+    mixed = x.clone()
+    mixed[:, :, window] = x[index, :, window]
+    inside = x[:, -1]
+    own = inside.sum(1) - inside[:, window].sum(1)
+    weight = own / (own + inside[index, window].sum(1)).clamp(min=torch.finfo(x.dtype).tiny)
+    return mixed, mix_labels(targets, index, weight[:, None])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import checks_generalization as generalization
+from . import checks_neighbors as neighbors
 from . import checks_numeric as numeric
 from . import checks_symbolic as symbolic
 from .check import Check
@@ -31,4 +32,6 @@ CHECKS: dict[str, Callable[[], Check]] = {
     "rademacher-two-layer": generalization.rademacher_two_layer,
     "generalization-gap": generalization.generalization_gap,
     "approximation": generalization.approximation,
+    "alternating-line": neighbors.alternating,
+    "linear-direction": neighbors.linear_direction,
 }

@@ -12,6 +12,7 @@ from typing import Any
 
 from .empirical import MORE, claim_statements, table_statements
 from .evidence import Records
+from .neighbors import NEIGHBORS
 from .statement import (
     CONTRADICTED,
     IN_PART,
@@ -34,7 +35,7 @@ from .theory import STATEMENTS
 #: Groups of statements in the order of the index.
 GROUPS = (
     "NFM, theory", "NoisyMix, theory", "Mixup, theory", "New here", "Tables", "Figures", "Claims on tables",
-    "Other claims",
+    "Other claims", "Neighbors",
 )  # fmt: skip
 _WEAK = "with a weakness"
 #: What verdicts are summed up to, from the best to the unknown, and the words that belong there.
@@ -56,7 +57,7 @@ def all_statements() -> tuple[Statement, ...]:
     Raises:
         ValueError: if two have the same id.
     """
-    found = (*STATEMENTS, *table_statements(), *claim_statements(), *MORE)
+    found = (*STATEMENTS, *table_statements(), *claim_statements(), *MORE, *NEIGHBORS)
     twice = [name for name, n in Counter(statement.id for statement in found).items() if n > 1]
     if twice:
         raise ValueError(f"ids: expected each once, got several of {', '.join(twice)}.")
@@ -65,8 +66,8 @@ def all_statements() -> tuple[Statement, ...]:
 
 def group_of(statement: Statement) -> str:
     """The group of a statement in the index."""
-    if statement.paper == "here":
-        return "New here"
+    if statement.paper in ("here", "neighbors"):
+        return {"here": "New here", "neighbors": "Neighbors"}[statement.paper]
     if statement.kind in THEORY:
         return {"nfm": "NFM, theory", "noisymix": "NoisyMix, theory", "mixup": "Mixup, theory"}[statement.paper]
     if statement.kind == "claim":

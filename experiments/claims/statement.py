@@ -41,6 +41,7 @@ PAPERS = {
     "nfm": "Noisy Feature Mixup (arXiv 2110.02180)",
     "noisymix": "NoisyMix (arXiv 2202.01263)",
     "mixup": "Theory of Mixup (arXiv 2010.04819)",
+    "neighbors": "Neighbors of the theory",
     "here": "New here",
 }
 KINDS = ("theorem", "lemma", "proposition", "corollary", "table", "figure", "claim")

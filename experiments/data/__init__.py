@@ -9,7 +9,10 @@ if TYPE_CHECKING:
     from .images import ImageData
     from .toy_sets import ToyData
 
-NAMES = ("digits", "fashion_mnist", "cifar10", "cifar100", "toy_rings", "toy_band", "imagenet")
+NAMES = (
+    "digits", "fashion_mnist", "cifar10", "cifar100", "toy_rings", "toy_band", "toy_spirals", "toy_moons",
+    "toy_features", "series_basic_motions", "series_gun_point", "series_japanese_vowels", "series_wiimote", "imagenet",
+)  # fmt: skip
 
 
 def load_data(name: str, **options) -> ImageData | ImageNet | ToyData:
@@ -18,10 +21,10 @@ def load_data(name: str, **options) -> ImageData | ImageNet | ToyData:
     Args:
         name: one of `NAMES`.
         **options: options of `digits_images`, `load_fashion`, `load_cifar` (without `classes`), `nfm_rings`,
-            `noisymix_band` or `load_imagenet`.
+            `noisymix_band`, `spirals`, `moons`, `two_features` or `load_imagenet`; sequences have none.
 
     Returns:
-        Images in memory; images on disk for `"imagenet"`; points for the toy problems.
+        Images in memory; images on disk for `"imagenet"`; points for the toy problems; sequences.
 
     Raises:
         DataError: if files are missing or damaged. It is a `ValueError`, like the error for an unknown name.
@@ -46,6 +49,15 @@ def load_data(name: str, **options) -> ImageData | ImageNet | ToyData:
         from .toy_sets import nfm_rings, noisymix_band
 
         return nfm_rings(**options) if name == "toy_rings" else noisymix_band(**options)
+    if name in ("toy_spirals", "toy_moons", "toy_features"):
+        from . import neighbor_sets
+
+        made = {"spirals": neighbor_sets.spirals, "moons": neighbor_sets.moons, "features": neighbor_sets.two_features}
+        return made[name.removeprefix("toy_")](**options)
+    if name.startswith("series_"):
+        from .series import load_series
+
+        return load_series(name.removeprefix("series_"), **options)
     if name == "imagenet":
         from .imagenet import load_imagenet
 

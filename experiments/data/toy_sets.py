@@ -1,9 +1,8 @@
-"""Two classes in the plane: the rings of the NFM paper and the band of the NoisyMix paper."""
+"""Samples that are no images; two classes in the plane: the rings of the NFM and the band of the NoisyMix paper."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,20 +19,21 @@ SQUARE, BAND = 2.0, 0.05
 
 @dataclass(frozen=True)
 class ToyData:
-    """Points in the plane and their classes.
+    """Samples that are no images, such as points in the plane, and their classes.
 
     Attributes:
-        x: training points, `(n, 2)`, float32.
-        y: training labels 0 or 1, `(n,)`, int64.
-        x_test: test points.
+        x: training samples, such as points `(n, 2)`, float32.
+        y: training labels, `(n,)`, int64.
+        x_test: test samples.
         y_test: test labels.
+        classes: K, the number of classes.
     """
 
     x: Tensor
     y: Tensor
     x_test: Tensor
     y_test: Tensor
-    classes: ClassVar[int] = 2
+    classes: int = 2
 
 
 def _split(points: np.ndarray, labels: np.ndarray, train: int) -> ToyData:

@@ -14,7 +14,7 @@ from ..data.images import ImageData, ImageSet
 from ..data.toy_sets import ToyData
 from ..metrics.accuracy import logits_of
 from ..precision import computed_in, uses_autocast
-from ..recipes.recipe import Evaluation
+from ..recipes.recipe import Evaluation, Training
 
 SEED = 0
 #: Test view of ImageNet: resize the shorter side to 256, then crop the central 224. Other sizes keep this ratio.
@@ -113,6 +113,7 @@ class Subject:
         loaders: number of processes that decode images; 0 decodes in this process.
         resize_corrupted: True to resize and crop also the images of ImageNet-C, which are published at the size of the
             network (256 and 224 pixels, as RobustBench did until May 2022).
+        training: settings of the training, for measurements of what its scheme does.
     """
 
     model: nn.Module
@@ -123,6 +124,7 @@ class Subject:
     image_size: int = 0
     loaders: int = 0
     resize_corrupted: bool = False
+    training: Training | None = None
 
     @cached_property
     def network(self) -> nn.Module:

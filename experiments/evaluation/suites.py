@@ -24,6 +24,7 @@ from ..metrics.flips import flip_probability, flip_summary, is_noise
 from ..metrics.noise_accuracy import noise_curve
 from . import sets
 from .imagenet_sets import IMAGENET_SUITES
+from .neighbors import NEIGHBOR_SUITES
 from .subject import SEED, Measured, Subject
 
 #: A corruption of NFM Figure 6 that is not among the fifteen of the benchmark.
@@ -161,7 +162,7 @@ def renditions(subject: Subject) -> Measured:
 SUITES: Mapping[str, Callable[[Subject], Measured]] = {
     suite.__name__: suite
     for suite in (clean, white_noise, salt_pepper, attacks, corrupted, flips, calibration, renditions)
-}
+} | NEIGHBOR_SUITES
 
 
 def suites_of(data) -> Mapping[str, Callable[[Subject], Measured]]:

@@ -21,6 +21,7 @@ from nfm_theory.setting.checks import near
 from .fast import FastConvNet
 from .preactresnet import DigitsResNet, PreActResNet18
 from .resnet50 import ResNet50
+from .small_networks import PatchNetwork, series_cnn, smooth_mlp
 from .toy_networks import nfm_toy, noisymix_toy
 from .vit import ViT
 from .wideresnet import WideResNet28
@@ -54,6 +55,9 @@ MODELS: dict[str, Architecture] = {
     "digits_resnet": Architecture(DigitsResNet, ("", "layer1", "layer2")),
     "nfm_toy": Architecture(nfm_toy, ("", "hidden1", "hidden2", "hidden3")),
     "noisymix_toy": Architecture(noisymix_toy, ("", "hidden1")),
+    "smooth_mlp": Architecture(smooth_mlp, ("", "hidden1", "hidden2")),
+    "series_cnn": Architecture(series_cnn, ("", "block1", "block2")),
+    "patch_network": Architecture(PatchNetwork, ("",)),
 }
 
 

@@ -36,6 +36,12 @@ class Scheme:
         loss: `"cross_entropy"`, or `"binary"` for the binary cross entropy of the softmax (only with `patch`).
         radius: l∞ radius of free adversarial training, for pixels in [0, 1]; 0 for none.
         clamp: True to cut the perturbed pixels to [0, 1].
+        lam: a fixed λ instead of the Beta law; 1/2 is midpoint Mixup, `None` the Beta law.
+        matching: k of k-mixup, the number of samples whose partners are matched at once; 1 is Mixup.
+        clip_norm: norm to which private training clips the gradient of each sample; 0 for training without privacy.
+        noise_multiplier: standard deviation of the noise of private training, in units of `clip_norm`.
+        copies: number of shifted copies of each image in private training; 0 takes the image as it is.
+        mixtures: number of mixtures of these copies besides them, in private training (DP-Mix self).
         replays: steps on each batch in free adversarial training; the number of epochs is divided by it.
         terms: names of the regularizers that are added to the plain loss (Taylor schemes). They replace the exact step
             with the same `alpha`, `layers` and noise.
@@ -62,6 +68,12 @@ class Scheme:
     form: str = "mixed"
     loss: str = "cross_entropy"
     clamp: bool = False
+    lam: float | None = None
+    matching: int = 1
+    clip_norm: float = 0.0
+    noise_multiplier: float = 0.0
+    copies: int = 0
+    mixtures: int = 0
 
     @property
     def views(self) -> int:
@@ -71,6 +83,8 @@ class Scheme:
     @property
     def law(self) -> Law:
         """The law of mixing and noise."""
+        if self.lam is not None:
+            return Law(lam=self.lam, add_noise=self.add_noise, mult_noise=self.mult_noise, noise=self.noise)
         levels = {"alpha": self.alpha, "add_noise": self.add_noise, "mult_noise": self.mult_noise}
         return Law.released(sparsity=self.sparsity, **levels) if self.noise == "released" else Law(**levels)
 

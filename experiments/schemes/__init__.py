@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..recipes.recipe import LOSSES, Scheme
+from .private import PrivateStep
 from .step import FreeAdversarialStep, MixingStep, PatchStep, Step
 from .taylor import TaylorNoisyMixStep, TaylorStep
 
@@ -21,6 +22,7 @@ def build_step(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     generator: torch.Generator,
+    batch_size: int = 0,
 ) -> Step:
     """The training step of a scheme.
 
@@ -32,21 +34,24 @@ def build_step(
         mean: mean of each channel, for pixels in [0, 1]; empty for samples that are no images.
         std: standard deviation of each channel.
         generator: source of all randomness.
+        batch_size: mean size of a batch, which private training must know.
     """
-    if sum(map(bool, (scheme.patch, scheme.radius, scheme.terms))) > 1:
-        raise ValueError(f"scheme {scheme.name!r}: expected one of patch, radius and terms, got several.")
+    if sum(map(bool, (scheme.patch, scheme.radius, scheme.terms, scheme.clip_norm))) > 1:
+        raise ValueError(f"scheme {scheme.name!r}: expected one of patch, radius, terms and clip_norm, got several.")
     if scheme.loss not in LOSSES or (scheme.loss == "binary" and not scheme.patch):
         raise ValueError(
             f"scheme {scheme.name!r}: expected a loss out of {LOSSES}, and 'binary' only with a patch, "
             f"got {scheme.loss!r}."
         )
     options = {"layers": layers, "classes": classes, "generator": generator}
+    if scheme.clip_norm:
+        return PrivateStep(scheme, model, batch_size=batch_size, **options)
     if scheme.patch:
         return PatchStep(scheme, model, mean=mean, std=std, **options)
     if scheme.radius:
         return FreeAdversarialStep(scheme, model, mean=mean, std=std, **options)
     if scheme.terms:
         return (TaylorNoisyMixStep if scheme.jsd else TaylorStep)(scheme, model, **options)
-    if scheme.alpha or scheme.add_noise or scheme.mult_noise or scheme.jsd:
+    if scheme.law.mixing.mixes or scheme.add_noise or scheme.mult_noise or scheme.jsd:
         return MixingStep(scheme, model, **options)
     return Step(scheme, model, **options)

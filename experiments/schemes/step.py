@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import nfm_theory as nt
 
-from ..augment.cutmix import cutmix
+from ..augment.cutmix import cutmix, cutmix_series
 from ..augment.puzzlemix import puzzlemix, saliency
 from ..recipes.recipe import Scheme
 
@@ -74,7 +74,8 @@ class MixingStep(Step):
         self.consistency = nt.JSDConsistency(gamma=scheme.jsd)
         self.mixing = nt.NoisyFeatureMixup(
             model, self.layers, scheme.law, num_classes=self.classes, label_smoothing=scheme.label_smoothing,
-            view_noise=scheme.view_noise or None, eps=scheme.eps, form=scheme.form, generator=self.generator,
+            view_noise=scheme.view_noise or None, eps=scheme.eps, form=scheme.form,
+            matching=scheme.matching, generator=self.generator,
         )  # fmt: skip
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
@@ -101,7 +102,12 @@ class PatchStep(Step):
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss of the patched images with their mixed labels."""
         scheme = self.scheme
-        if scheme.patch == "cutmix":
+        if scheme.patch == "cutmix" and x.ndim == 3:
+            mixed, targets = cutmix_series(
+                x, y, generator=self.generator, alpha=scheme.alpha, probability=scheme.probability,
+                num_classes=self.classes,
+            )  # fmt: skip
+        elif scheme.patch == "cutmix":
             mixed, targets = cutmix(
                 x, y, generator=self.generator, alpha=scheme.alpha, probability=scheme.probability,
                 num_classes=self.classes,

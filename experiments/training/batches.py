@@ -21,7 +21,7 @@ from ..augment.standard import PADDING, crops, random_crop, random_flip, random_
 from ..recipes.recipe import Training
 from .distributed import World
 from .philox import crop_flip_draws
-from .seeds import epoch_order, image_generator
+from .seeds import ORDER, epoch_order, image_generator, stream_seed
 
 #: Side in pixels of images from ImageNet, unless a recipe says otherwise.
 IMAGENET_SIZE = 224
@@ -152,7 +152,14 @@ def augment(image: np.ndarray, kind: str, rng: np.random.Generator, *, size: int
 
 
 def batch_indices(num_samples: int, training: Training, seed: int, epoch: int) -> list[np.ndarray]:
-    """Indices of the samples in each batch of an epoch. The last batch may be smaller."""
+    """Indices of the samples in each batch of an epoch. The last batch may be smaller.
+
+    In private training each sample is in each batch with the same probability, and the sizes of the batches vary.
+    """
+    if training.scheme.clip_norm:
+        rng, rate = np.random.default_rng(stream_seed(ORDER, seed, epoch)), training.batch_size / num_samples
+        batches = range(0, num_samples, training.batch_size)
+        return [np.flatnonzero(rng.random(num_samples) < rate) for _ in batches]
     order = epoch_order(num_samples, seed, epoch)
     return [order[i : i + training.batch_size] for i in range(0, num_samples, training.batch_size)]
 

@@ -118,7 +118,7 @@ class _Run:
         # Hooks first, then the wrappers: a compiled model ignores hooks that are added later
         self.step: Step = build_step(
             training.scheme, model, layers=eligible_layers(training.model), classes=classes, mean=source.mean,
-            std=source.std, generator=self.generator,
+            std=source.std, generator=self.generator, batch_size=training.batch_size,
         )  # fmt: skip
         wrapped = world.wrap(model, device)
         self.step.forward = wrapped

@@ -22,7 +22,6 @@ features in multi-view data with Midpoint Mixup* (ICML 2023).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from math import comb
 from typing import Literal
 
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor
 
 from ..setting.checks import one_of
+from ..setting.matching import matched, matched_partners, squared_distances
 from ..setting.results import Estimate
 
 #: Largest number of pairs of batches that k-mixup enumerates.
@@ -58,14 +58,6 @@ def self_weights(groups: Tensor) -> Tensor:
         raise ValueError(f"groups: expected (n,), got {tuple(groups.shape)}.")
     same = (groups[:, None] == groups).double()
     return same / same.sum(1, keepdim=True)
-
-
-def _matched(cost: np.ndarray, first: Sequence[int], second: Sequence[int]) -> np.ndarray:
-    """The partners in `second` of the samples `first`, by optimal transport."""
-    from scipy.optimize import linear_sum_assignment
-
-    _, columns = linear_sum_assignment(cost[np.ix_(first, second)])
-    return np.asarray(second)[columns]
 
 
 def k_mixup_weights(
@@ -105,28 +97,24 @@ def k_mixup_weights(
     if not 1 <= k <= n:
         raise ValueError(f"k: expected 1 <= k <= n = {n}, got {k}.")
     one_of("method", method, ("auto", "exact", "monte_carlo"))
-    flat = points.detach().flatten(1).double()
-    cost = ((flat[:, None] - flat) ** 2).sum(-1).cpu().numpy()
+    cost = squared_distances(points)
     if method == "auto":
         method = "exact" if comb(n, k) ** 2 <= MAX_BATCH_PAIRS else "monte_carlo"
     if method == "exact":
         batches = list(itertools.combinations(range(n), k))
         law = np.zeros((n, n))
         for first, second in itertools.product(batches, repeat=2):
-            law[list(first), _matched(cost, first, second)] += n / k / len(batches) ** 2
+            law[list(first), matched(cost, first, second)] += n / k / len(batches) ** 2
         value = torch.from_numpy((law + law.T) / 2).to(points.device)
         return Estimate(value, torch.zeros_like(value), len(batches) ** 2, "all pairs of batches")
     if n % k or sweeps < 2:
         raise ValueError(
             f"k and sweeps: expected k to divide n and sweeps >= 2 for Monte Carlo, got k = {k}, n = {n} and {sweeps}."
         )
-    source = generator.device if generator is not None else "cpu"
     mean, square = np.zeros((n, n)), np.zeros((n, n))
     for _ in range(sweeps):
-        order = torch.rand((2, n), generator=generator, device=source).argsort(1).cpu().numpy()
         one = np.zeros((n, n))
-        for first, second in zip(*(half.reshape(-1, k) for half in order), strict=True):
-            one[first, _matched(cost, first, second)] = 1
+        one[np.arange(n), matched_partners(cost, k, generator)] = 1
         one = (one + one.T) / 2
         mean, square = mean + one / sweeps, square + one**2 / sweeps
     stderr = np.sqrt(np.maximum(square - mean**2, 0) / (sweeps - 1))

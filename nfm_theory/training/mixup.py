@@ -27,11 +27,12 @@ from ..setting.checks import level
 from ..setting.draws import Draw, sample_draw
 from ..setting.inputs import Inputs, as_inputs, batch_size, floating_dtype, leaves
 from ..setting.law import Law
+from ..setting.matching import rematched
 from ..setting.perturbation import perturb
 from ..setting.targets import mixable_labels
 from .hooks import unwrap
 from .layer_draw import LayerDraw, check_features, checked_replay
-from .options import Form, check_form, laws_of
+from .options import Form, check_form, check_matching, laws_of
 from .passes import Passes
 
 
@@ -41,8 +42,11 @@ class NoisyFeatureMixup:
     $$ \tilde g_i = (1 + \sigma_{mult}\,\xi_{mult}) \odot (\lambda g_i + (1-\lambda) g_r) + \sigma_{add}\,\xi_{add},
        \qquad \tilde y_i = \lambda y_i + (1-\lambda) y_r \qquad \text{(book: eq-perturbation at ε = 1)} $$
 
-    A law without noise gives Mixup at the input, and Manifold Mixup at several layers. A law with noise gives noisy
-    Mixup at the input, and NFM at several layers. With `alpha=0` it only adds noise, and no sample changes its place.
+    A law without noise gives Mixup at the input, and Manifold Mixup at several layers; `Law(lam=0.5)` gives midpoint
+    Mixup, and `matching=k` k-mixup. A law with noise gives noisy Mixup at the input, and NFM at several layers. With
+    `alpha=0` it only adds noise, and no sample changes its place. Sequences of different lengths are padded with zeros
+    and carry one more channel, 1 inside the sequence and 0 behind it. It is mixed like the others, and the network
+    takes it as the weight of each time.
     If a hidden layer is drawn, its output is mixed in the next forward pass in training mode.
 
     With hidden layers, one forward pass of the whole model must follow each call. Another pass, or a pass of a part of
@@ -72,6 +76,9 @@ class NoisyFeatureMixup:
         view_noise: factors of σ_add, one for each view of a call with `views`; (1, 2, 3) in the released NoisyMix code.
         eps: scale ε ≥ 0 of mixing and noise; mixed labels allow 1 only.
         form: form of the labels, `"mixed"` as in the papers, or `"unmixed"` as in the theory.
+        matching: k of k-mixup: partners are matched between random sets of k samples of the batch, by optimal transport
+            in squared distance between the inputs, whichever layer is mixed. 1 is Mixup, and the size of the batch
+            leaves every sample in place. `generalization.k_mixup_weights(x, k)` is the law of these partners.
         generator: random generator of all draws; the global one if `None`. For features on another device it seeds a
             generator there at every step, so that a generator on the CPU serves any model.
 
@@ -101,7 +108,7 @@ class NoisyFeatureMixup:
     """
 
     #: The options of which a copy needs the values.
-    _options = ("num_classes", "label_smoothing", "view_noise", "eps", "form")
+    _options = ("num_classes", "label_smoothing", "view_noise", "eps", "form", "matching")
 
     def __init__(
         self,
@@ -114,6 +121,7 @@ class NoisyFeatureMixup:
         view_noise: Sequence[float] | None = None,
         eps: float = 1.0,
         form: Form = "mixed",
+        matching: int = 1,
         generator: torch.Generator | None = None,
     ):
         if not isinstance(model, nn.Module):
@@ -128,7 +136,7 @@ class NoisyFeatureMixup:
             )
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing: expected a number in [0, 1), got {label_smoothing!r}.")
-        self.eps, self.form = level("eps", eps), check_form(form, eps)
+        self.eps, self.form, self.matching = level("eps", eps), check_form(form, eps), check_matching(matching)
         self.num_classes, self.label_smoothing = num_classes, float(label_smoothing)
         self.view_noise = None if view_noise is None else tuple(level("view_noise", v) for v in view_noise)
         self.generator, self.enabled = generator, True
@@ -350,6 +358,8 @@ class NoisyFeatureMixup:
             batch_size(x) // views, (), self._quiet[layer], as_trained=True, unmixed=self.form == "unmixed",
             generator=self.generator, dtype=floating_dtype(x), device=home,
         )  # fmt: skip
+        if self.matching > 1:
+            draw = replace(draw, index=rematched(x, len(draw), self.matching, self.generator).to(home))
         if views > 1:
             offsets = (len(draw) * torch.arange(views, device=home)).repeat_interleave(len(draw))
             draw = Draw(offsets + draw.anchor.repeat(views), draw.lam.repeat(views), offsets + draw.index.repeat(views))

@@ -59,3 +59,17 @@ def check_form(form: Form, eps: float) -> Form:
     if form == "mixed" and eps != 1:
         raise ValueError(f"eps: expected 1 with mixed labels, got {eps!r}; use form='unmixed' for other scales.")
     return form
+
+
+def check_matching(matching: int) -> int:
+    """The number of samples that are matched at once in k-mixup.
+
+    Args:
+        matching: k.
+
+    Raises:
+        ValueError: unless it is a whole number of at least 1.
+    """
+    if not isinstance(matching, int) or isinstance(matching, bool) or matching < 1:
+        raise ValueError(f"matching: expected a whole number k >= 1 (1: Mixup, without matching), got {matching!r}.")
+    return matching

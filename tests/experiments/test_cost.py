@@ -55,7 +55,9 @@ def test_passes_of_a_scheme(name, count):
     assert passes(get_recipe(name).training) == pytest.approx(count)
 
 
-@pytest.mark.parametrize("name", ["digits", "fashion_mnist", "toy_rings", "toy_band"])
+@pytest.mark.parametrize(
+    "name", ["digits", "fashion_mnist", "toy_rings", "toy_band", "toy_spirals", "toy_moons", "toy_features"]
+)
 def test_shapes_are_those_of_the_data(name):
     data, (count, shape, classes) = load_data(name), SHAPES[name]
     if isinstance(data, ToyData):

@@ -402,5 +402,5 @@ def test_names():
     with pytest.raises(ValueError, match=r"name: expected one of digits, fashion_mnist, .* got 'mnist'"):
         load_data("mnist")
     for name in NAMES:
-        if not name.startswith(("cifar", "imagenet")):
+        if not name.startswith(("cifar", "imagenet", "series")):
             assert load_data(name) is not None

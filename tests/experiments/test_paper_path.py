@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from experiments.cost import SHAPES
 from experiments.data.cifar import NORMALISATION
 from experiments.data.imagenet import ImageNet, load_imagenet
 from experiments.data.images import ImageData, ImageSet
@@ -76,9 +77,7 @@ def needs_videos(shelf):
 
 # Recipes --------------------------------------------------------------------------------------------------------
 
-CLASSES = {
-    "imagenet": 1000, "cifar10": 10, "cifar100": 100, "fashion_mnist": 10, "digits": 10, "toy_rings": 2, "toy_band": 2,
-}  # fmt: skip
+CLASSES = {name: classes for name, (_, _, classes) in SHAPES.items()}
 
 
 @cache
@@ -97,7 +96,7 @@ def test_every_recipe_can_be_built(size):
         model = on_meta(training.model, CLASSES[training.data], training.model_options)
         layers = eligible_layers(training.model)
         assert {name for name in layers if name} <= set(dict(model.named_modules())), where
-        images = not training.data.startswith("toy")
+        images = not training.data.startswith(("toy", "series"))
         step = build_step(
             training.scheme, model, layers=layers, classes=CLASSES[training.data], mean=(0.5,) * 3 if images else (),
             std=(0.5,) * 3 if images else (), generator=torch.Generator(),

@@ -1,3 +1,4 @@
+import copy
 import itertools
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from nfm_theory.generalization.partners import (
     k_mixup_weights,
     self_weights,
 )
+from nfm_theory.setting.matching import matched, matched_partners, squared_distances
 from nfm_theory.setting.mixing import FixedMixing
 
 seeds = st.integers(0, 10_000)
@@ -312,3 +314,66 @@ def test_float32_verifies_by_the_integral_form():
     model, x, y, _ = setting(0, 4)
     problem = build_problem(model.float(), x.float(), y, partners=random_law(0, 4, True))
     assert nt.verify(problem).verdict == "holds"
+
+
+# Training with matched batches --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_matching_equals_brute_force(k):
+    """The cheapest of all k! assignments, for random batches of two orders that overlap."""
+    for seed in range(20):
+        cost = squared_distances(randn(seed, 9, 2))
+        first, second = (randn(100 * seed + j, 9).argsort()[:k].tolist() for j in (1, 2))
+        found = matched(cost, first, second)
+        best = min(
+            itertools.permutations(second), key=lambda order: sum(cost[i, r] for i, r in zip(first, order, strict=True))
+        )
+        assert found.tolist() == list(best)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 7, 16])
+def test_partners_of_a_step_are_a_permutation_and_follow_their_law(k):
+    """Over many steps the pairs have the frequencies of `k_mixup_weights`; k = n leaves every sample in place."""
+    x, steps = randn(3, 8, 2), 2000
+    cost, seeded = squared_distances(x), generator(5)
+    counts = np.zeros((8, 8))
+    for _ in range(steps):
+        index = matched_partners(cost, k, seeded)
+        assert sorted(index) == list(range(8))
+        counts[np.arange(8), index] += 1 / steps
+    if k >= 8:
+        assert np.allclose(counts, np.eye(8))
+    elif 8 % k == 0:
+        law = k_mixup_weights(x, k).value.numpy()
+        assert (abs((counts + counts.T) / 2 - law) <= 5 * np.sqrt(law * (1 - law) / steps) + 1e-12).all()
+
+
+@pytest.mark.parametrize("layer", ["", "1"])
+def test_a_training_step_mixes_matched_partners_at_any_layer(layer):
+    model, x, y = mlp(0, [3, 5, 4, 3]).train(), randn(0, 12, 3), torch.arange(12) % 3
+    nfm = nt.NoisyFeatureMixup(model, layer, nt.Law(), num_classes=3, matching=4, generator=generator(1))
+    inputs, targets = nfm(x, y)
+    model(inputs)
+    index, lam = nfm.last.draw.index, nfm.last.draw.lam[0]
+    source = generator(1)
+    torch.randint(1, (), generator=source)
+    nt.sample_draw(12, (), nt.Law(), unmixed=False, as_trained=True, generator=source, dtype=x.dtype)
+    assert index.tolist() == matched_partners(squared_distances(x), 4, source).tolist()
+    labels = torch.nn.functional.one_hot(y, 3).double()
+    assert_close(targets, lam * labels + (1 - lam) * labels[index])
+    if not layer:
+        assert_close(inputs, lam * x + (1 - lam) * x[index])
+    again = copy.deepcopy(nfm)
+    assert again.matching == 4
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.5, True, None])
+def test_a_matching_that_is_no_number_is_refused(bad):
+    with pytest.raises(ValueError, match="matching: expected a whole number"):
+        nt.NoisyFeatureMixup(mlp(0, [3, 5, 3]), "", nt.Law(), matching=bad)
+
+
+def test_words_have_no_distance():
+    with pytest.raises(TypeError, match="expected floating-point samples"):
+        squared_distances(torch.arange(6).reshape(3, 2))
