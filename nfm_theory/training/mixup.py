@@ -32,7 +32,7 @@ from ..setting.perturbation import perturb
 from ..setting.targets import mixable_labels
 from .hooks import unwrap
 from .layer_draw import LayerDraw, check_features, checked_replay
-from .options import Form, check_form, check_matching, laws_of
+from .options import Form, check_batch, check_form, check_matching, laws_of
 from .passes import Passes
 
 
@@ -303,19 +303,7 @@ class NoisyFeatureMixup:
         """Draw or repeat a step, and mix the targets and, if they are drawn, the inputs."""
         x = as_inputs(x)
         rows, place, dtype = batch_size(x), leaves(x)[0].device, floating_dtype(x)
-        if views < 1 or rows != views * len(y):
-            raise ValueError(
-                f"x and y: expected views * n inputs and n labels, got {rows} and {len(y)} with views={views}."
-            )
-        if self.view_noise is not None and len(self.view_noise) != views:
-            raise ValueError(f"views: expected {len(self.view_noise)}, one for each of view_noise, got {views}.")
-        if "" in self.layers and not isinstance(x, Tensor):
-            raise TypeError("x: expected one tensor with '' in `layers`; name hidden layers alone for several inputs.")
-        if isinstance(x, Tensor) and "" in self.layers and not x.is_floating_point():
-            raise TypeError(
-                f"x: expected floating-point inputs, got {x.dtype}; indices cannot be mixed: leave '' out of `layers` "
-                "and name the embedding instead, or convert the inputs, x.float()."
-            )
+        check_batch(x, len(y), views, self.layers, self.view_noise)
         labels = mixable_labels(y.to(place), dtype, self.num_classes, self.label_smoothing)
         if replay is None and not self._mixes():
             self.last = None

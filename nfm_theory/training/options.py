@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
+from torch import Tensor
+
 from ..setting.checks import one_of
+from ..setting.inputs import Inputs, batch_size
 from ..setting.law import Law
 from ..setting.network import kind
 
@@ -73,3 +76,32 @@ def check_matching(matching: int) -> int:
     if not isinstance(matching, int) or isinstance(matching, bool) or matching < 1:
         raise ValueError(f"matching: expected a whole number k >= 1 (1: Mixup, without matching), got {matching!r}.")
     return matching
+
+
+def check_batch(x: Inputs, count: int, views: int, layers: Sequence[str], view_noise: Sequence[float] | None) -> None:
+    """Refuse a batch that cannot be mixed.
+
+    Args:
+        x: the inputs of all views.
+        count: number of labels.
+        views: number of views of each sample.
+        layers: the eligible layers.
+        view_noise: factors of the noise of each view.
+
+    Raises:
+        TypeError: for several inputs, or inputs that are no floating-point numbers, if the input may be mixed.
+        ValueError: unless there is one label for each sample, and one factor for each view.
+    """
+    if views < 1 or batch_size(x) != views * count:
+        raise ValueError(
+            f"x and y: expected views * n inputs and n labels, got {batch_size(x)} and {count} with views={views}."
+        )
+    if view_noise is not None and len(view_noise) != views:
+        raise ValueError(f"views: expected {len(view_noise)}, one for each of view_noise, got {views}.")
+    if "" in layers and not isinstance(x, Tensor):
+        raise TypeError("x: expected one tensor with '' in `layers`; name hidden layers alone for several inputs.")
+    if isinstance(x, Tensor) and "" in layers and not x.is_floating_point():
+        raise TypeError(
+            f"x: expected floating-point inputs, got {x.dtype}; indices cannot be mixed: leave '' out of `layers` "
+            "and name the embedding instead, or convert the inputs, x.float()."
+        )
