@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import operations
 
+CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"
 RECORD = json.loads(operations.RECORD.read_text())
 SAME_VERSION = RECORD["versions"]["torch"] == torch.__version__.split("+")[0]
 SAMPLE = [
@@ -25,6 +27,13 @@ def test_no_recorded_verdict_is_wrong():
     assert wrong == []
     assert RECORD["counts"]["wrong"] == 0
     assert RECORD["counts"]["right"] > 400
+
+
+def test_the_record_is_of_the_pinned_pytorch_and_its_counts_are_those_of_its_verdicts():
+    pinned = dict(line.split("==") for line in CONSTRAINTS.read_text().split() if "==" in line)
+    assert RECORD["versions"]["torch"] == pinned["torch"]
+    found = Counter(one["verdict"] for one in RECORD["operations"].values())
+    assert {verdict: count for verdict, count in RECORD["counts"].items() if count} == found
 
 
 @pytest.mark.skipif(not SAME_VERSION, reason="another PyTorch than that of the record")
