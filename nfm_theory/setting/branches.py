@@ -255,8 +255,9 @@ class Branches(Problem):
             joint = PointwiseLoss(name, lambda u, t: loss(u.unflatten(1, cut), t), lambda u, t: t)
         else:
             raise ValueError(f"loss: {loss!r} is a loss of labels and needs gamma=; without gamma, leave it out.")
-        reads = gamma is None and loss is not None and isinstance(y, Tensor)
-        self._set_loss(joint, y if reads else xs.new_zeros(n))
+        if y is None or gamma is not None or loss is None:  # the loss knows its labels, or reads none
+            y = xs.new_zeros(n)
+        self._set_loss(joint, y)
 
     @property
     def branches(self) -> int:
