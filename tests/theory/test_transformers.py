@@ -116,32 +116,32 @@ def problem_of(name):
     return nt.Problem(model, x, torch.tensor([0, 1, 2]), layer=layer, law=nt.Law(add_noise=0.3, mult_noise=0.2))
 
 
+def assert_all_close(ours, theirs):
+    for found, known in zip(ours, theirs, strict=True):
+        known = known.detach()
+        assert_close(found.detach(), known, rtol=1e-10, atol=1e-10 * float(known.abs().max()))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_transformer_has_the_derivatives_of_nested_differentiation(name, only_rules):
     problem = problem_of(name)
-    h, slope = problem.features, randn(3, 3, CLASSES)
+    h, slope, parameters = problem.features, randn(3, 3, CLASSES), list(problem.model.parameters())
     nested = linearize(problem.head, h, engine="nested", order=4)
-    parameters = list(problem.model.parameters())
+    at = linearize(problem.head, h, engine="tangent-adjoint", order=4)
+    plain = linearize(problem.head, h, engine="tangent-adjoint", differentiable=False)
     for directions in (randn(2, 2, 1, *h.shape[1:]), randn(4, 2, *h.shape)):
         expected = nested.sweep(directions, slope)
-        with torch.no_grad():
-            found = linearize(problem.head, h, engine="tangent-adjoint").sweep(directions, slope)
-        at = linearize(problem.head, h, engine="tangent-adjoint", order=4)
-        for ours, theirs in zip((*found, *at.sweep(directions, slope)), (*expected, *expected), strict=True):
-            assert_close(ours, theirs, rtol=1e-10, atol=1e-10 * float(theirs.abs().max()))
-        paths = [directions, directions.flip(0)]
-        (*ours, last), (*theirs, highest) = (
-            (*lower, top) for lower, top in (e.series(paths, slope, 4) for e in (at, nested))
-        )
-        for found, known in zip((*ours, last), (*theirs, highest), strict=True):
-            assert_close(found, known, rtol=1e-10, atol=1e-10 * float(known.abs().max()))
-    values = (sum((z**2).sum() for z in e.sweep(directions, slope)) for e in (at, nested))
-    ours, theirs = (torch.autograd.grad(value, parameters, allow_unused=True) for value in values)
+        assert_all_close(plain.sweep(directions, slope), expected)
+        assert_all_close(at.sweep(directions, slope), expected)
+        found, known = (e.series([directions, directions.flip(0)], slope, 4) for e in (at, nested))
+        assert_all_close((*found[0], found[1]), (*known[0], known[1]))
+    values = [sum((z**2).sum() for z in e.sweep(directions, slope)) for e in (at, nested)]
+    options = {"allow_unused": True, "retain_graph": True}
+    ours, theirs = (torch.autograd.grad(value, parameters, **options) for value in values)
     size = max(float(g.abs().max()) for g in theirs if g is not None)
-    for found, known in zip(ours, theirs, strict=True):
-        zero = torch.zeros(())
-        assert_close(zero + (0 if found is None else found), zero + (0 if known is None else known),
-                     rtol=1e-9, atol=1e-10 * size, check_dtype=False)  # fmt: skip
+    for found, known, parameter in zip(ours, theirs, parameters, strict=True):
+        found, known = (torch.zeros_like(parameter) if g is None else g for g in (found, known))
+        assert_close(found, known, rtol=1e-9, atol=1e-10 * size)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -188,6 +188,22 @@ def test_attention_with_every_option(option, only_rules):
                 assert_close(found, known, rtol=1e-10, atol=1e-12)
             tangents = at.sweep(directions)[0]  # without a second derivative
             assert_close(tangents, expected[0], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("activation", [torch.tanh, torch.sigmoid, torch.exp, F.silu])
+def test_a_backward_pass_before_does_not_cut_the_gradients(activation):
+    """Slopes are computed when they are first needed, here by a pass that records nothing."""
+    weight, v = randn(0, 3, 3).requires_grad_(), randn(1, 2, 4, 3)
+
+    def gradient(engine, before):
+        at = linearize(exact(lambda h: activation(activation(h @ weight) @ weight)), randn(2, 4, 3), engine=engine)
+        if before:
+            torch.autograd.grad(at.outputs.sum(), weight, retain_graph=True)
+        return torch.autograd.grad(sum(z.square().sum() for z in at.sweep(v, torch.ones(4, 3).double())), weight)[0]
+
+    expected = gradient("nested", False)
+    for before in (False, True):
+        assert_close(gradient("tangent-adjoint", before), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_series_need_an_order_above_their_coefficients():

@@ -68,9 +68,9 @@ def _attention(
 ):  # fmt: skip
     if enable_gqa and key.shape[-3] != query.shape[-3]:
         key, value = (rec.run(_repeated, z, query.shape[-3]) for z in (key, value))
-    inputs = [rec.find(z) for z in (query, key, value)]
-    layouts = {None if z is None else z.layout for z in inputs}
-    same = query.shape[:-2] == key.shape[:-2] == value.shape[:-2] and layouts == {(0, 1)} and query.ndim > 2
+    inputs = [found for z in (query, key, value) if (found := rec.find(z)) is not None]
+    same = query.shape[:-2] == key.shape[:-2] == value.shape[:-2] and query.ndim > 2
+    same = same and [z.layout for z in inputs] == [(0, 1)] * 3
     if not same or dropout_p > 0 or (is_causal and attn_mask is not None) or rec.find(attn_mask) is not None:
         return rec.run(_composed, query, key, value, attn_mask, dropout_p, is_causal, scale)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale

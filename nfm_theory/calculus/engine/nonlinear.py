@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
 from .activations import ACTIVATIONS, FROM_BOTH, FROM_RESULT, PIECEWISE_LINEAR, ZERO_ONE_SLOPES, Derivatives
+from .base import gradients
 from .rules import RULES, rule, tracked_elsewhere
 from .series import composed, power, product, softmax
 from .tape import Recorder, UnsupportedOperationError, Value
@@ -28,19 +29,24 @@ class _Slopes:
         self.known: Derivatives | None = None
         self.higher: list[Tensor] = []
 
+    def _derivatives(self) -> Derivatives:
+        """With their graph, whoever asks first: autograd may ask while it records none."""
+        with gradients(not self.light):
+            return self.derivatives()
+
     def first(self) -> Tensor:
         if self.known is None:
-            found = self.derivatives()
+            found = self._derivatives()
             self.known = (found[0], None) if self.light else found
         return self.known[0]
 
     def second(self) -> Tensor | None:
         if self.light:
-            first, second = self.derivatives()
+            first, second = self._derivatives()
             self.known, self.derivatives = (first, None), _released
             return second
         if self.known is None:
-            self.known = self.derivatives()
+            self.known = self._derivatives()
         return self.known[1]
 
     def taylor(self, x: Value, order: int) -> list[Tensor]:
@@ -50,10 +56,10 @@ class _Slopes:
         """
         keep = torch.is_grad_enabled()
         with torch.enable_grad():
-            if len(self.higher) < min(order, 2):
-                first, second = self.derivatives()
+            if not self.higher:
+                second = self.second()
                 assert second is not None
-                self.higher = [first, second / 2]
+                self.higher = [self.first(), second / 2]
             while len(self.higher) < order:
                 last, found = self.higher[-1], None
                 if last.requires_grad:
@@ -134,10 +140,10 @@ def _emit_slopes(rec: Recorder, x: Value, out: Tensor, slopes: _Slopes, curved: 
         weight = adj * slopes.second()
 
         def second(t):
-            if x.layout != (0, 1):
-                return t * t * weight, push(t)
-            if several and t.shape[1] == 1:  # the same tangent for all samples
+            if several and t.shape[1] == 1 and x.layout == (0, 1):  # the same tangent for all samples
                 return (t * t).reshape(len(t), -1) @ weight.reshape(len(weight), -1).T, push(t)
+            if x.layout != (0, 1) or t.ndim == 2 or t.shape[1:] != weight.shape:
+                return t * t * weight, push(t)
             if torch.is_grad_enabled():
                 return _Bent.apply(t, slopes.first(), weight)
             square = t * t  # one buffer for all three results: on a CPU, new memory costs more than arithmetic

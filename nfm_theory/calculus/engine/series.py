@@ -32,15 +32,26 @@ def added(parts: Iterable[Tensor | None]) -> Tensor | None:
     return total
 
 
+def _multiplied(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The sum of elementwise products."""
+    total = pairs[0][0] * pairs[0][1]
+    for a, b in pairs[1:]:
+        total = torch.addcmul(total, a, b)
+    return total
+
+
 def product(
-    x0: Tensor, x: Series, y0: Tensor | None, y: Series, times: Callable[[Tensor, Tensor], Tensor] = torch.mul
+    x0: Tensor, x: Series, y0: Tensor | None, y: Series, times: Callable[[Tensor, Tensor], Tensor] | None = None
 ) -> Series:
-    """The series of a product, which may be any bilinear function `times`."""
-    xs, ys = [x0, *x], [y0, *y]
-    return [
-        added(times(a, b) for a, b in zip(xs[: k + 1], ys[k::-1], strict=True) if a is not None and b is not None)
-        for k in range(1, len(xs))
-    ]
+    """The series of a product, elementwise or by any bilinear function `times`."""
+    xs, ys, found = [x0, *x], [y0, *y], []
+    for k in range(1, len(xs)):
+        pairs = [(a, b) for a, b in zip(xs[: k + 1], ys[k::-1], strict=True) if a is not None and b is not None]
+        if times is None:
+            found.append(_multiplied(pairs) if pairs else None)
+        else:
+            found.append(added(times(a, b) for a, b in pairs))
+    return found
 
 
 def composed(derivatives: list[Tensor], x: Series) -> Series:
