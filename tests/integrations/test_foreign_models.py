@@ -66,12 +66,12 @@ def test_terms_equal_nested_derivatives(case):
     size = max(abs(value) for value in expected.values())
     for name, value in expected.items():
         assert float(found[name].value) == pytest.approx(value, rel=1e-10, abs=1e-10 * size), name
-    assert foreign.kinks or abs(expected["R3"]) > 1e-8  # the comparison is of something
+    assert foreign.kinks or abs(expected["R3"]) > 1e-6 * size  # the comparison is of something
 
 
 def test_the_verdict_holds_or_names_kinks(case):
     foreign, problem = case
-    report = nt.verify(problem, budget="6000 passes")
+    report = nt.verify(problem)
     assert report.verdict == "holds" or (report.verdict == "undecided" and "kink" in report.reason), report.reason
     assert report.verdict == "holds" or foreign.kinks
 
@@ -89,26 +89,26 @@ class Logits(nn.Module):
 
 
 def test_the_step_and_the_penalty_train(case):
+    """With the same draws in every step, what is minimized is a function of the parameters, and it falls."""
     foreign, _ = case
     model = Logits(foreign.model().float(), foreign.output)
+    model.training = True  # the outer module alone: neither dropout nor the statistics of three samples
     x = foreign.x.float() if foreign.x.is_floating_point() else foreign.x
     layer = f"net.{foreign.layer}"
     mixup = nt.NoisyFeatureMixup(model, [layer], LAW, num_classes=CLASSES, generator=generator(0))
     penalty = nt.TaylorRegularizer(layer, LAW, generator=generator(1))
-    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
-    before = F.cross_entropy(model(x), Y).item()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    objective = []
     for _ in range(5):
-        model.train()
-        for module in model.modules():  # three samples are too few for the statistics of a batch
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-        inputs, targets = mixup(x, Y)
-        loss = F.cross_entropy(model(inputs), targets) + 0.1 * penalty(model, x, Y)
+        inputs, targets = mixup(x, Y, replay=mixup.last)
+        loss = F.cross_entropy(model(inputs), targets) + penalty(model, x, Y)
+        penalty.generator.manual_seed(1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        objective.append(loss.item())
     assert all(value.isfinite().all() for value in model.state_dict().values())
-    assert F.cross_entropy(model.eval()(x), Y).item() < before
+    assert min(objective[-2:]) < objective[0]
 
 
 # The names of the layers ---------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """The Trainer of Hugging Face with the step and the penalty, against plain loops with the same draws."""
 
 import copy
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -199,29 +201,39 @@ def test_what_does_not_fit_is_refused(tmp_path):
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_loop_with_accelerate(precision):
     """Accelerate puts autocast inside the forward pass; the step mixes there, and the penalty is as without it."""
-    model = vit()
-    mixup = nt.NoisyFeatureMixup(model, ["", "vit.embeddings"], LAW, num_classes=3, generator=generator(1))
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
     x = torch.stack([row["pixel_values"] for row in images()])
     y = torch.tensor([row["labels"] for row in images()])
-    penalty = nt.TaylorRegularizer("2", LAW, generator=generator(2))
-    known = penalty(net, x, y).item()
-    penalty.generator.manual_seed(2)
+
+    def trained(prepare, backward, autocast):
+        model = vit()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = torch.nn.Sequential(
+                torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)
+            )
+        mixup = nt.NoisyFeatureMixup(model, ["", "vit.embeddings"], LAW, num_classes=3, generator=generator(1))
+        penalty, values = nt.TaylorRegularizer("2", LAW, generator=generator(2)), []
+        optimizer = torch.optim.SGD([*model.parameters(), *net.parameters()], 0.1)
+        wrapped, net, optimizer = prepare(model, net, optimizer)
+        wrapped.train()
+        for _ in range(6):
+            inputs, targets = mixup(x, y)
+            with autocast():
+                logits = wrapped(inputs).logits
+            values.append(penalty(net, x, y))
+            backward(F.cross_entropy(logits.float(), targets) + values[-1])
+            optimizer.step()
+            optimizer.zero_grad()
+        return model, values
+
     AcceleratorState._reset_state(reset_partial_state=True)  # what the Trainers of other tests have left
     accelerator = Accelerator(mixed_precision=precision, cpu=True)
-    optimizer = torch.optim.SGD([*model.parameters(), *net.parameters()], 0.1)
-    wrapped, net, optimizer = accelerator.prepare(model, net, optimizer)
-    assert penalty(net, x, y).item() == pytest.approx(known, rel=1e-6)
-    losses = []
-    for _ in range(12):
-        wrapped.train()
-        inputs, targets = mixup(x, y)
-        loss = F.cross_entropy(wrapped(inputs).logits, targets) + penalty(net, x, y)
-        accelerator.backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(F.cross_entropy(wrapped.eval()(x).logits, y).item())
-    assert losses[-1] < losses[0]
+    ours, values = trained(accelerator.prepare, accelerator.backward, nullcontext)
+    half = partial(torch.autocast, "cpu", torch.bfloat16, enabled=precision == "bf16")
+    plain, known = trained(lambda *parts: parts, torch.Tensor.backward, half)
+    assert_same(ours, plain)
+    torch.testing.assert_close(values, known)
+    assert values[-1] < values[0]
 
 
 def test_the_loop_of_the_book(tmp_path):
