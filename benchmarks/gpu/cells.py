@@ -53,6 +53,11 @@ class Place:
         return 8 if self.small else 64
 
     @property
+    def batch_size(self) -> int:
+        """Images in a batch; the papers' is 128."""
+        return 8 if self.small else 128
+
+    @property
     def execution(self) -> Execution:
         """How trainings run."""
         return Execution(device=self.device, progress=False, test_images=0)
@@ -151,8 +156,7 @@ def steps(name: str) -> Cell:
 
 def cifar(place: Place) -> tuple[MemorySource, str]:
     """The training images of CIFAR-10 if the user has them, otherwise random bytes of the same shape."""
-    batches = 1 if place.small else 40
-    count = 128 * batches
+    count = 2 * place.batch_size if place.small else 40 * place.batch_size
     try:
         data = load_cifar(10)
         images = data.train.images[:count].permute(0, 2, 3, 1).contiguous().numpy()
@@ -168,7 +172,7 @@ def _training(place: Place, scheme: str, precision: str) -> Training:
     """Two epochs of a scheme with the papers' network; the second one is measured, warm."""
     chosen = SCHEMES[scheme]
     return Training(
-        data="cifar10", model="preactresnet18", scheme=chosen, epochs=2 * chosen.replays, batch_size=128,
+        data="cifar10", model="preactresnet18", scheme=chosen, epochs=2 * chosen.replays, batch_size=place.batch_size,
         learning_rate=0.01, model_options=(("width", place.width),), augmentation="crop_flip",
         views=VIEWS.get(scheme, ""), weight_decay=5e-4, precision=precision,
     )  # fmt: skip

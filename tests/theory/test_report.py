@@ -152,7 +152,7 @@ def test_the_plan_counts_what_is_asked_for(problems):
     assert {part: cost(task, part) > 0 for part in PARTS} == dict.fromkeys(PARTS, True)
     larger = Task(problems[0], 50_000, 0.05, 0)
     for part in ("reach", "bound", "verdict"):
-        assert cost(larger, part) > 5 * cost(task, part)
+        assert cost(larger, part) > 3 * cost(task, part)
     plan = nt.report(problems, "50 passes", parts=["margins"]).plan
     assert plan.steps == {"margins": sum(cost(Task(p, 300, 0.05, 0), "margins") for p in problems)}
 
@@ -253,15 +253,27 @@ def test_words_on_the_reach_know_all_cases(found):
     assert "at every scale tried" in PARAGRAPHS["reach"](far)
     nothing = replace(one.reach.loss, stderr=one.reach.loss.stderr + 10)
     assert "cannot be told from 0" in PARAGRAPHS["reach"](replace(one, reach=replace(one.reach, loss=nothing)))
-    assert "which is" in PARAGRAPHS["reach"](one)
+    sure = replace(one, reach=replace(one.reach, loss=replace(one.reach.loss, stderr=0 * one.reach.loss.stderr)))
+    expected = one.reach.polynomials[2][-1] - one.reach.standard
+    assert f"says {expected:.3g}, which is {percent(expected / one.added[0])} of it" in PARAGRAPHS["reach"](sure)
 
 
-def test_words_on_kinks_need_a_difference_that_sampling_does_not_explain():
-    sizes = {"kinked": ([3, 9, 3], "part comes from kinks"), "linear": ([3, 3], "no difference is seen")}
-    for widths, words in sizes.values():
-        (problem,) = layers(mlp(0, widths, "relu"), [""], law=nt.Law(add_noise=2.0))
-        found = nt.report(problem, "3000 passes", parts=["reach"])
-        assert words in PARAGRAPHS["reach"](found[""])
+def test_words_on_kinks_need_a_difference_that_sampling_does_not_explain(found):
+    one, loss = found[""], found[""].reach.loss.value.tolist()
+    for factor, stderr, words in ((1.2, 0.01, "loss is 20 % off"), (1.2, 0.1, "no difference is seen")):
+        curve = replace(
+            one.reach, linearised=[factor * value for value in loss],
+            relative_stderr=one.reach.relative_stderr | {"linearised": [stderr] * len(loss)},
+        )  # fmt: skip
+        assert words in PARAGRAPHS["reach"](replace(one, reach=curve))
+    assert "linear region" not in PARAGRAPHS["reach"](one)  # a smooth network has none
+
+
+def test_a_relu_network_is_compared_with_its_linear_regions():
+    (problem,) = layers(mlp(0, [3, 9, 3], "relu"), [""])
+    found = nt.report(problem, "50 passes", parts=["reach"])[""]
+    assert len(found.reach.linearised) == len(found.reach.eps)
+    assert "linear region" in PARAGRAPHS["reach"](found)
 
 
 def test_words_on_bound_and_verdict(found):
@@ -280,9 +292,14 @@ def test_words_on_bound_and_verdict(found):
 def test_the_overview_compares_layers(found):
     most, least = sorted(found.layers, key=lambda one: -one.predicted)
     assert f"adds most at {most.title} ({most.predicted:.3g}) and least at {least.title}" in overview(found)[0]
-    words = "The verdict on the expansion is undecided at layer 1."
-    changed = replace(found["1"], verdict=replace(found["1"].verdict, verdict="undecided"))
-    assert words in overview(replace(found, layers=(found[""], changed)))
+    with_verdicts = {}
+    for words in (("holds", "undecided"), ("holds", "holds"), ("refuted", "refuted")):
+        pairs = zip(found.layers, words, strict=True)
+        changed = tuple(replace(one, verdict=replace(one.verdict, verdict=word)) for one, word in pairs)
+        with_verdicts[words] = overview(replace(found, layers=changed))
+    assert "The verdict on the expansion is undecided at layer 1." in with_verdicts["holds", "undecided"]
+    assert "The expansion holds at all 2 layers." in with_verdicts["holds", "holds"]
+    assert "The verdict on the expansion is refuted at the input and layer 1." in with_verdicts["refuted", "refuted"]
     assert overview(replace(found, layers=found.layers[:1])) == []
 
 
