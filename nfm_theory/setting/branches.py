@@ -257,7 +257,7 @@ class Branches(Problem):
             raise ValueError(f"loss: {loss!r} is a loss of labels and needs gamma=; without gamma, leave it out.")
         if y is None or gamma is not None or loss is None:  # the loss knows its labels, or reads none
             y = xs.new_zeros(n)
-        self._set_loss(joint, y)
+        self._set_loss(joint, y, outputs.flatten(1))
 
     @property
     def branches(self) -> int:
@@ -315,9 +315,10 @@ class Branches(Problem):
         with exact_derivatives():
             return columns(self._split.head(h))
 
-    def _returned(self, h: Tensor) -> Tensor:
-        """All outputs `(b, m K)` for features of all branches `(b, m, *feature)`."""
-        return self._split.head(h.flatten(0, 1)).unflatten(0, (len(h), -1)).flatten(1)
+    def head(self, h: Tensor) -> Tensor:
+        """Map features of all branches `(b, m, *feature)` to all outputs, `(b, m K)`."""
+        with exact_derivatives():
+            return self._split.head(h.flatten(0, 1)).unflatten(0, (len(h), -1)).flatten(1)
 
 
 def as_problem(problem: Problem) -> Problem:

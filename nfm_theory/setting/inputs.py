@@ -75,7 +75,6 @@ def other_inputs(x: Any) -> Any:
     return each(x, lambda z: z if id(z) in kept else z * 0.5 if z.is_floating_point() else z.roll(1, -1))
 
 
-def call(function: Callable[..., Any], x: Any, *first) -> Any:
-    """Call a model on its inputs, or `function(*first, args, kwargs)` if `first` is given."""
-    args, kwargs = ((x,), {}) if isinstance(x, Tensor) else ((), x) if isinstance(x, Mapping) else (x, {})
-    return function(*first, args, kwargs) if first else function(*args, **kwargs)
+def arguments(x: Any) -> tuple[Any, Any]:
+    """The positional and the named arguments of a model that takes these inputs."""
+    return ((x,), {}) if isinstance(x, Tensor) else ((), x) if isinstance(x, Mapping) else (x, {})

@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from ..calculus.failures import explained
 from .ambient import taking_turns, without_checkpointing
 from .checks import near
-from .inputs import Inputs, batch_size, call, each, leaves
+from .inputs import Inputs, arguments, batch_size, each, leaves
 
 #: The part of the model's return value that holds the outputs: a name, a position or a function.
 Output = str | int | Callable[[Any], Tensor] | None
@@ -116,10 +116,11 @@ class Network:
             kept = [(attributes, name, attributes.get(name)) for attributes, name in self._kept]
             token = MEASURING.set(True)
             try:
+                args, kwargs = arguments(x)
                 if isinstance(self.model, nn.Module) and self.params is not None:
-                    found = call(functional_call, x, self.model, self.params)
+                    found = functional_call(self.model, self.params, args, kwargs)
                 else:
-                    found = call(self.model, x)
+                    found = self.model(*args, **kwargs)
             finally:
                 MEASURING.reset(token)
                 for attributes, name, value in kept:

@@ -103,7 +103,7 @@ class Problem:
         x = as_inputs(x)
         checked_lengths(x, y)
         self._open(model, x, layer, law, params, output)
-        self._set_loss(chosen_loss(loss), y)
+        self._set_loss(chosen_loss(loss), y, self._returned())
         if not self.mass:
             raise ValueError("y: expected a position that counts; all are ignored, or have the weight 0.")
         self.partners = None if partners is None else checked_partners(partners, self.features)
@@ -184,10 +184,13 @@ class Problem:
             self._split = split(model, x, layer=layer, params=params, output=output)
             self.features = self._split.encode(x)
 
-    def _set_loss(self, loss: PointwiseLoss | TargetLoss, y: Labels) -> None:
-        """Bring the labels into the form of the loss, and check its values."""
+    def _returned(self) -> Tensor:
+        """What the model returns for the samples, `(n, *out)`."""
         with exact_derivatives():
-            outputs = self._returned(self.features)
+            return self._split.head(self.features)
+
+    def _set_loss(self, loss: PointwiseLoss | TargetLoss, y: Labels, outputs: Tensor) -> None:
+        """Bring the labels into the form of the loss, and check its values."""
         self._chosen_loss, self.output_shape = loss, tuple(outputs.shape[1:])
         y = each(y, lambda z: recordable(z).to(outputs.device))
         self.loss, self.labels, self.mass = fitted_loss(loss, outputs.detach(), y)
@@ -202,7 +205,7 @@ class Problem:
         checked_lengths(x, y)
         with exact_derivatives():
             other = self._changed(features=self._split.encode(as_inputs(x)))
-        other._set_loss(self._chosen_loss, y)
+        other._set_loss(self._chosen_loss, y, other._returned())
         return other
 
     def within(self: Self, population: Population) -> Self:
@@ -282,17 +285,13 @@ class Problem:
         """Inputs `(b, *input)` to features `(b, *feature)`."""
         return self._split.encode(x)
 
-    def _returned(self, h: Tensor) -> Tensor:
-        """What the model returns for features `(b, *feature)`, `(b, *out)`."""
-        return self._split.head(h)
-
     def head(self, h: Tensor) -> Tensor:
         """Features `(b, *feature)` to outputs `(b, K)`; its derivatives of every order are right.
 
         Outputs with positions `(b, *out)` are flattened, with the classes last.
         """
         with exact_derivatives():
-            return self.loss.layout(self._returned(h))
+            return self.loss.layout(self._split.head(h))
 
     def losses(self, h: Tensor, rows: Tensor) -> Tensor:
         """ℓ(f(h_b), y_{rows_b}), `(b,)`."""
