@@ -13,6 +13,7 @@ from torch.testing import assert_close
 import nfm_theory as nt
 from nfm_theory import linearize
 from nfm_theory.calculus.engine import local
+from nfm_theory.expansion import terms as terms_module
 from nfm_theory.expansion.paths import series_coefficients, taylor_coefficients
 
 TOKENS, DIM, CLASSES = 5, 8, 3
@@ -228,3 +229,12 @@ def test_series_of_a_polynomial_along_a_curve(order):
     assert_close(
         torch.stack([z.squeeze() for z in (*lower, highest)]), torch.tensor(cube, dtype=torch.float64)[1 : order + 1]
     )
+
+
+@pytest.mark.parametrize("name", ["vit", "llama"])
+def test_coefficients_above_order_three_are_those_of_nested_differentiation(name, monkeypatch):
+    problem = problem_of(name).with_law(nt.Law(mult_noise=0.0))
+    with torch.no_grad():
+        found = nt.coefficients(problem, order=5)
+        monkeypatch.setattr(terms_module, "series_coefficients", taylor_coefficients)
+        assert_close(found, nt.coefficients(problem, order=5), rtol=1e-10, atol=1e-12)

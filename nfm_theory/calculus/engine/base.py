@@ -105,7 +105,9 @@ class Linearization(ABC):
             block_rows: number of rows (directions times samples) in one block.
         """
         block = max(1, (block_rows or self._block_rows()) // len(self.h))
-        if not block_rows and not self.differentiable:  # smaller blocks if there are few directions
+        if not block_rows and self.differentiable:  # everything is kept, so that larger blocks take no more memory
+            block = max(1, 8 * self._block_rows() // len(self.h))
+        elif not block_rows:  # smaller blocks if there are few directions
             block = max(1, block // 4, min(block, -(-len(directions) // 4)))
         parts = directions.split(block)
         if len(parts) > 1:
@@ -158,7 +160,7 @@ class Linearization(ABC):
                 f"coefficients: expected from 1 to order - 1 = {order - 1} of them, got {len(coefficients)}; "
                 "raise the order, or leave the highest ones out."
             )
-        block = max(1, self._block_rows() // ((order - 1) * len(self.h)))
+        block = max(1, self._block_rows() // len(self.h))
         blocks = zip(*(c.split(block) for c in coefficients), strict=True)
         parts = [self._series_block(list(block), slope, order, propagated) for block in blocks]
         with gradients(self.differentiable):

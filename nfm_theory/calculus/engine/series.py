@@ -36,7 +36,8 @@ def _multiplied(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     """The sum of elementwise products."""
     total = pairs[0][0] * pairs[0][1]
     for a, b in pairs[1:]:
-        total = torch.addcmul(total, a, b)
+        fresh = torch.is_grad_enabled() or total.shape != torch.broadcast_shapes(total.shape, a.shape, b.shape)
+        total = torch.addcmul(total, a, b) if fresh else total.addcmul_(a, b)
     return total
 
 
