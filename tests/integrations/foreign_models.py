@@ -7,6 +7,7 @@ import timm
 import torch
 import transformers
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 CLASSES = 3
 
@@ -32,13 +33,16 @@ class Foreign:
     def model(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = self.build().double().eval()
-            for name, value in model.state_dict().items():  # norms that are not the identity
-                if name.endswith("running_var"):
-                    value.uniform_(0.5, 1.5)
-                elif value.is_floating_point() and value.ndim == 1:
-                    value.add_(0.1 * torch.randn_like(value))
-        return model
+            model = self.build().double()
+            for value in model.parameters():  # norms that are not the identity
+                if value.ndim == 1:
+                    value.data.add_(0.1 * torch.randn_like(value))
+            norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+            if norms:  # running statistics that fit the features, which would vanish otherwise
+                for norm in norms:
+                    norm.momentum = 1.0
+                model.train()(torch.randn(16, *self.x.shape[1:], dtype=self.x.dtype))
+        return model.eval()
 
 
 def images(size):
@@ -47,6 +51,15 @@ def images(size):
 
 def tokens(vocabulary):
     return torch.randint(3, vocabulary, (3, 5), generator=torch.Generator().manual_seed(1))
+
+
+def float64_norms(model):
+    """Llama's own norm computes in float32, whatever the precision of the model; this one does not."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, LlamaRMSNorm):
+                setattr(parent, name, nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon))
+    return model
 
 
 def of_timm(name, size, layer, kinks=False, **options):
@@ -61,7 +74,7 @@ def of_transformers(kind, x, layer, **options):
         head = getattr(transformers, f"{kind}ForSequenceClassification", None)
         head = head or getattr(transformers, f"{kind}ForImageClassification")
         config = getattr(transformers, f"{kind}Config")(num_labels=CLASSES, **options)
-        return head(config)
+        return float64_norms(head(config))
 
     return Foreign(build, x, layer, output="logits")
 
