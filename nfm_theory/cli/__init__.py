@@ -1,8 +1,10 @@
 """The command `nfm`, which checks the theory on a network of yours.
 
-`nfm verify --help` lists the options. Exit status: 0 if the expansion holds or the bound is certified, 1 if it is
-refuted, 2 for bad input, 3 if undecided, 70 if the command itself failed. With several layers or scales, the worst one
-counts. A status of 0, 1 or 3 comes with a report (0 also with help, version and the list of layers).
+`nfm report` writes a page about it; `nfm report --help` says what its statuses mean.
+
+`nfm verify --help` lists the options. Exit status of `nfm verify`: 0 if the expansion holds or the bound is certified,
+1 if it is refuted, 2 for bad input, 3 if undecided, 70 if the command itself failed. With several layers or scales, the
+worst one counts. A status of 0, 1 or 3 comes with a report (0 also with help, version and the list of layers).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ A. H. Stroud, *Approximate Calculation of Multiple Integrals*, 1971, here for sy
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import comb, prod
@@ -284,13 +285,18 @@ def build_grid(
     points = rule_points(rule, d, add, mult, num_noise)
     if pairs * lams * points > max_rows:
         raise GridTooLargeError(
-            f"The quadrature rule needs {pairs * lams * points:.3g} evaluations of the head ({pairs} pairs of "
-            f"samples × {lams} λ nodes × {points:.3g} noise nodes of rule {rule!r} over {d} features), more than "
+            f"The quadrature rule needs {_size(pairs * lams * points)} evaluations of the head ({pairs} pairs of "
+            f"samples × {lams} λ nodes × {_size(points)} noise nodes of rule {rule!r} over {d} features), more than "
             f"max_rows = {max_rows:.3g}. Use fewer samples, rule='cubature-3', a larger max_rows, or "
             "method='monte_carlo'."
         )
     built = noise_rule(rule, d, add, mult, num_nodes=num_noise)
     return Grid(num_samples, feature_shape, mixing, built, num_lam, unmixed, partners)
+
+
+def _size(count: int) -> str:
+    """A count as text; a power of ten where it is too large for a float."""
+    return f"{count:.3g}" if count < 10**300 else f"10^{math.log10(count):.0f}"
 
 
 @dataclass(frozen=True)

@@ -106,3 +106,12 @@ def test_errors_give_sizes_and_ways_out():
         noise_rule("simplex", 2, LAWS["normal"], None)
     with pytest.raises(ValueError, match="No real degree-5 rule"):
         noise_rule("cubature-5", 5, LAWS["normal"], nt.NoiseLaw("normal", True, 0.99))
+
+
+def test_a_count_beyond_floats_is_told_as_a_power_of_ten():
+    """12 nodes for each of 2 x 200 coordinates: the message must not overflow."""
+    with pytest.raises(nt.GridTooLargeError, match=r"needs 10\^43\d evaluations of the head"):
+        build_grid(
+            2, (200,), nt.MixingLaw(), nt.NoiseLaw(), nt.NoiseLaw(),
+            rule="tensor", degree=4, num_lam=2, num_noise=12, unmixed=True, max_rows=1000,
+        )  # fmt: skip
