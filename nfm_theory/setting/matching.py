@@ -40,8 +40,9 @@ def matched(cost: np.ndarray, first: Sequence[int] | np.ndarray, second: Sequenc
     """
     from scipy.optimize import linear_sum_assignment
 
-    _, columns = linear_sum_assignment(cost[np.ix_(first, second)])
-    return np.asarray(second)[columns]
+    rows, others = np.asarray(first), np.asarray(second)
+    _, columns = linear_sum_assignment(cost[np.ix_(rows, others)])
+    return others[columns]
 
 
 def matched_partners(cost: np.ndarray, k: int, generator: torch.Generator | None = None) -> np.ndarray:
