@@ -16,7 +16,7 @@ r"""The theory of Noisy Feature Mixup, NoisyMix and Mixup, to compute with.
 | the regularizers as estimators (book: eq-second-moment) | `regularizers` |
 | the regularizers as a penalty | `TaylorRegularizer` |
 | training with NFM | `NoisyFeatureMixup` |
-| k-mixup and Midpoint Mixup in training | `NoisyFeatureMixup` with `matching=k`, `Law(lam=0.5)` |
+| k-mixup (`matching=k`) and Midpoint Mixup (`lam=0.5`) in training | `NoisyFeatureMixup`, `Law` |
 | stability loss and NoisyMix loss (book: eq-jsd, eq-noisymix) | `loss` of `Branches`, `jensen_shannon` |
 | the stability loss as a term in training | `JSDConsistency` |
 | stability expansion: NoisyMix Theorem 2, Proposition 1 (book: eq-jsd-expansion) | `terms` and `verify` of `Branches` |
