@@ -69,14 +69,14 @@ def of_timm(name, size, layer, kinks=False, **options):
     return Foreign(build, images(size), layer, kinks=kinks)
 
 
-def of_transformers(kind, x, layer, **options):
+def of_transformers(kind, x, layer, kinks=False, **options):
     def build():
         head = getattr(transformers, f"{kind}ForSequenceClassification", None)
         head = head or getattr(transformers, f"{kind}ForImageClassification")
         config = getattr(transformers, f"{kind}Config")(num_labels=CLASSES, **options)
         return float64_norms(head(config))
 
-    return Foreign(build, x, layer, output="logits")
+    return Foreign(build, x, layer, output="logits", kinks=kinks)
 
 
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -99,7 +99,8 @@ MODELS = {
     ),
     "Hugging Face BERT": of_transformers("Bert", tokens(32), "bert.embeddings", **TEXT),
     "Hugging Face DistilBERT": of_transformers(
-        "DistilBert", tokens(32), "distilbert.embeddings", vocab_size=32, dim=16, n_layers=2, n_heads=2, hidden_dim=24
+        "DistilBert", tokens(32), "distilbert.embeddings", kinks=True, vocab_size=32, dim=16, n_layers=2, n_heads=2,
+        hidden_dim=24,
     ),
     "Hugging Face GPT-2": of_transformers(
         "GPT2", tokens(32), "transformer.drop", vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=8,
