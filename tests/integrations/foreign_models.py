@@ -22,6 +22,7 @@ class Foreign:
         layer: layer whose output is perturbed.
         output: where the logits are in what the network returns.
         kinks: True if the head has kinks behind the layer.
+        steep: True for a smooth head that bends so fast along some draws that a fit cannot tell it from one with kinks.
     """
 
     build: Callable[[], nn.Module]
@@ -29,6 +30,7 @@ class Foreign:
     layer: str
     output: str | None = None
     kinks: bool = False
+    steep: bool = False
 
     def model(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -62,11 +64,11 @@ def float64_norms(model):
     return model
 
 
-def of_timm(name, size, layer, kinks=False, **options):
+def of_timm(name, size, layer, kinks=False, steep=False, **options):
     def build():
         return timm.create_model(name, num_classes=CLASSES, **options)
 
-    return Foreign(build, images(size), layer, kinks=kinks)
+    return Foreign(build, images(size), layer, kinks=kinks, steep=steep)
 
 
 def of_transformers(kind, x, layer, kinks=False, **options):
@@ -91,7 +93,7 @@ MODELS = {
     "timm ConvNeXt": of_timm("convnext_atto", 32, "stages.1", depths=(1, 1, 1, 1), dims=(4, 4, 8, 8)),
     "timm ResNet": of_timm("resnet18", 32, "layer2", kinks=True, layers=(1, 1, 1, 1), channels=(4, 4, 8, 8)),
     "timm RegNet": of_timm("regnetx_002", 32, "s3", kinks=True),
-    "timm EfficientNet": of_timm("efficientnet_b0", 32, "blocks.5"),
+    "timm EfficientNet": of_timm("efficientnet_b0", 32, "blocks.5", steep=True),
     "timm MobileNetV3": of_timm("mobilenetv3_small_050", 32, "blocks.4", kinks=True),
     "Hugging Face ViT": of_transformers(
         "ViT", images(16), "vit.embeddings", image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=2,
