@@ -180,7 +180,8 @@ def check(found: Found, methods: tuple[CertificateMethod, ...] = METHODS) -> Non
     """Certify the network of the next seed with radii around its exact distance."""
     seed = found.seeds
     network, x, direction = random_network(seed)
-    line, at = Line.of(network, direction), sum(d * Fraction(v) for d, v in zip(direction, x[0].tolist(), strict=True))
+    line, along = Line.of(network, direction), zip(direction, x[0].tolist(), strict=True)
+    at = sum((d * Fraction(v) for d, v in along), Fraction(0))
     outputs = line.hidden(at, len(line.weights) - 1)
     label = int(outputs[0] > 0) if len(outputs) == 1 else outputs.index(max(outputs))
     distance = line.flip_distance(at, label, 8)

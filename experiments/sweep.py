@@ -221,7 +221,7 @@ def run_sweep(
     logs: Path | None = None,
     progress: bool = True,
     poll: float = 1.0,
-    parameters: Mapping[str, str | int] | None = None,
+    parameters: Mapping[str, object] | None = None,
 ) -> Report:
     """Do all unfinished tasks. A task that fails is reported at the end, and does not stop the others.
 
@@ -270,7 +270,7 @@ def run_sweep(
 
 
 def check_choices(
-    sweep: Sweep, cluster: str, workers: int, parameters: Mapping[str, str | int] | None = None
+    sweep: Sweep, cluster: str, workers: int, parameters: Mapping[str, object] | None = None
 ) -> tuple[dict, dict]:
     """What `cluster.plan` makes of the choices of a sweep, whether or not anything is left to do.
 

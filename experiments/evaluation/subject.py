@@ -12,7 +12,7 @@ from ..augment.standard import center_crop_resize
 from ..data.imagenet import ImageNet
 from ..data.images import ImageData, ImageSet
 from ..data.toy_sets import ToyData
-from ..metrics.accuracy import logits_of
+from ..metrics.accuracy import device_of, logits_of
 from ..precision import computed_in, uses_autocast
 from ..recipes.recipe import Evaluation, Training
 
@@ -136,8 +136,8 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """The device of the network."""
-        return next(self.model.parameters()).device
+        """The device of the network; the CPU for one without parameters."""
+        return device_of(self.model, None)
 
     @property
     def options(self) -> dict:

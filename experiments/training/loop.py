@@ -228,12 +228,9 @@ class _Run:
 @contextmanager
 def _fastest_convolutions() -> Iterator[None]:
     """Let cuDNN try its algorithms once for every shape, since all batches but the last have the same one."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
+    now = torch.backends.cudnn
+    with now.flags(now.enabled, benchmark=True, deterministic=now.deterministic, allow_tf32=now.allow_tf32):
         yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 def train(

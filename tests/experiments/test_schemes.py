@@ -308,7 +308,7 @@ def test_the_perturbation_survives_its_state():
     ],
 )
 def test_contradictions_are_refused(settings):
-    with pytest.raises(ValueError, match="scheme 'both': expected one of patch, radius and terms"):
+    with pytest.raises(ValueError, match="scheme 'both': expected one of patch, radius, terms and clip_norm"):
         step_of(Scheme("both", **settings))
 
 
