@@ -105,7 +105,8 @@ def judged(one: nt.Problem, seed: int) -> dict[str, str]:
     """By kind of terms, the verdict on the right ones and the outcomes of the wrong ones, from one verification."""
     run, scales = prepared(one, 2, EPS, None, None, "auto", "auto", given=False)
     with nt.options(progress=False, check_derivatives=False), run.meter:
-        right = run.check(None, scales, halve=False)
+        run.check_coefficients(None)
+        right = run.check_remainders(scales, halve=False)
         found = {"right terms": right.verdict}
         for kind, (terms, errors) in wrong_terms(right.terms, seed).items():
             found[kind] = outcome(run.judged(terms, scales), errors)

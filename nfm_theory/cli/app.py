@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ def _check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path | N
     plot = outputs.get("--plot")
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot: matplotlib is not installed. Install it with: pip install matplotlib")
-    taken = {path.resolve(): "is read as well" for path in inputs if path is not None}
+    taken = {Path(os.path.realpath(path)): "is read as well" for path in inputs if path is not None}
     for option, path in outputs.items():
         if path is None:
             continue

@@ -82,8 +82,8 @@ class TimmMixup(NoisyFeatureMixup):
         mixup_enabled: False ends the mixing; timm's script sets it at `--mixup-off-epoch`. The same as `enabled`.
 
     Raises:
-        TypeError: as `NoisyFeatureMixup`.
-        ValueError: as `NoisyFeatureMixup`, and for a probability, an α or a mode out of range.
+        TypeError: if `model` is no module, and if layers or laws are missing or of the wrong kind.
+        ValueError: for unknown or repeated layers, and a probability, an α or a mode out of range.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 
 from ..setting.branches import Branches
 from ..setting.draws import Draw
@@ -77,7 +78,8 @@ class _Attempt:
 def _sums(problem: Problem, grid: Grid, eps: Tensor, cells: Sequence[tuple[int, int]] = ()) -> _Sums:
     """Sum a rule up at every ε of `eps` `(E,)`, in float64.
 
-    With gradients enabled each block is recomputed in the backward pass, so that memory does not grow with the grid.
+    With gradients enabled each block is recomputed in the backward pass, so that memory does not grow with the grid;
+    within a transform of `torch.func`, which refuses that, the activations of all blocks are kept.
 
     Args:
         problem: the setting.
@@ -94,12 +96,13 @@ def _sums(problem: Problem, grid: Grid, eps: Tensor, cells: Sequence[tuple[int, 
         path = problem.path(draw)
         return torch.stack([path(e) for e in eps], dim=-1)
 
+    recomputed = torch.is_grad_enabled() and peek_interpreter_stack() is None
     pairs, lams, noises = grid.shape
     zero = torch.zeros(1, dtype=torch.float64, device=eps.device)
     total, size, start = torch.zeros_like(zero), zero.expand(len(eps)), 0
     parts = [zero.new_zeros(pairs * first * second, len(eps)) for first, second in cells]
     for draw, weights in problem.blocks(grid, title="exact loss"):
-        values = checkpoint(rows, draw, use_reentrant=False) if torch.is_grad_enabled() else rows(draw)
+        values = checkpoint(rows, draw, use_reentrant=False) if recomputed else rows(draw)
         total = total + torch.tensordot(weights, values.double(), dims=1)
         seen = values.detach().double() * weights.unsqueeze(-1)
         size = size + seen.abs().sum(0)

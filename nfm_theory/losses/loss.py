@@ -15,9 +15,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 
 from ..calculus.cuts import check_problem
-from ..calculus.failures import DerivativeError
+from ..calculus.failures import DerivativeError, explained
 from ..setting.ambient import undisturbed
 from ..setting.branches import Branches
 from ..setting.checks import one_of
@@ -76,7 +77,7 @@ def loss(
 
     Raises:
         ValueError: if something does not fit, or an option does not belong to the method; `GridTooLargeError`, which
-            is one, if the deterministic rule would explode.
+            is one, if the deterministic rule would explode; for a sampled loss within a transform of `torch.func`.
         TypeError: for anything but problems.
 
     Example:
@@ -111,7 +112,8 @@ def loss(
     if method in ("auto", "exact"):
         rule = quadrature or Quadrature(max_rows=AUTO_ROWS if method == "auto" else MAX_ROWS, rtol=RTOL)
         try:
-            by_rule = average_over_layers([exact_loss(p, points, form, rule) for p in problems])
+            with explained():
+                by_rule = average_over_layers([exact_loss(p, points, form, rule) for p in problems])
         except GridTooLargeError:
             if method == "exact":
                 raise
@@ -119,6 +121,11 @@ def loss(
             settled = form == "mixed" or bool((by_rule.error <= AUTO_RTOL * by_rule.value.abs()).all())
             if method == "exact" or settled:
                 return _shaped(by_rule, scales)
+    if peek_interpreter_stack() is not None:
+        raise ValueError(
+            "method: expected a quadrature within torch.func, which would take the missing gradients of a sampled loss "
+            "for 0; use method='exact' with fewer samples or a quadrature= that fits."
+        )
     if form == "mixed":
         _refuse("form='mixed'", target_stderr=target_stderr, control_variate=control_variate)
         found = training_loss(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from math import factorial
+from operator import methodcaller
 
 import torch
 
@@ -85,21 +87,22 @@ class Run:
         assert self.found is not None
         return self.found
 
-    def check(
-        self, terms: TaylorTerms | Callable[[Sequence[Problem]], TaylorTerms] | None, scales: list[float], *,
-        halve: bool,
-    ) -> ExpansionReport:  # fmt: skip
-        """All links, and the report of what they found before the user or the budget ended them.
+    def check_coefficients(self, terms: TaylorTerms | Callable[[Sequence[Problem]], TaylorTerms] | None) -> None:
+        """The terms to verify, and all links but that of the remainder."""
+        self.begin(terms)
+        self.check_draws()
+        self.check_terms()
+        self.check_unmixing()
+
+    @contextmanager
+    def ending_early(self) -> Iterator[None]:
+        """A block of links that the user or the budget may end; what they have found so far is kept.
 
         Raises:
             ValueError: if the budget ends before there are terms to verify.
         """
         try:
-            self.begin(terms)
-            self.check_draws()
-            self.check_terms()
-            self.check_unmixing()
-            return self.check_remainders(scales, halve=halve)
+            yield
         except KeyboardInterrupt:
             if self.found is None:
                 raise
@@ -112,7 +115,6 @@ class Run:
                     "samples."
                 ) from None
             self.found.unfinished = True
-        return self.report(scales)[0]
 
     def judged(self, terms: TaylorTerms, scales: list[float]) -> ExpansionReport:
         """The report on other terms with the evidence of this run, whose values do not depend on the terms.
@@ -183,7 +185,7 @@ class Run:
         parts: list[Scaled] = []
         while True:
             try:
-                measured = [source.at(pending, integral) for source in sources]
+                measured = list(map(methodcaller("at", pending, integral), sources))
             except BudgetSpent:
                 if parts:  # the larger scales are known
                     return self.report(scales[: -len(pending)])[0]

@@ -90,8 +90,10 @@ def verify(
     run, scales = prepared(problem, order, eps, budget, generator, method, remainder_form, given=terms is not None)
     run.plan.announce()
     # Cut derivatives are for the verdict to find, with their module
-    with options(check_derivatives=False), run.meter:
-        return run.check(terms, scales, halve=eps is None)
+    with options(check_derivatives=False), run.meter, run.ending_early():
+        run.check_coefficients(terms)
+        return run.check_remainders(scales, halve=eps is None)
+    return run.report(scales)[0]
 
 
 def prepared(problem, order, eps, budget, generator, method, remainder_form, *, given: bool) -> tuple[Run, list[float]]:

@@ -226,6 +226,7 @@ def hostile_ledger(folder: Path, chance: random.Random) -> Path:
 # The invocations ----------------------------------------------------------------------------------------------------
 
 NFM = ("verify", "--model", "mine.py:build", "--data", "good.npz")
+REPORT = ("report", "mine.py:build", "good.npz")
 NFM_OPTIONS = {
     "--alpha": (*NO_NUMBER, "-1", "nan", "inf"), "--beta": (*NO_NUMBER, "-1", "nan", "inf"),
     "--add-noise": (*NO_NUMBER, "-0.1", "nan", "inf"), "--mult-noise": (*NO_NUMBER, "-0.1", "nan", "inf"),
@@ -255,6 +256,13 @@ NFM_OPTIONS = {
         *(f"mine.py:{kind}_{i}" for kind in ("line", "net") for i in range(len(LINES))),
         *(f"module_{i}.py:x" for i in range(len(LINES))),
     ),
+}  # fmt: skip
+REPORT_OPTIONS = {
+    **{name: NFM_OPTIONS[name] for name in (
+        "--alpha", "--beta", "--add-noise", "--mult-noise", "--noise", "--loss", "--layer", "--state-dict", "--dtype",
+        "--device", "--seed", "--num-samples", "--json",
+    )},
+    "--html": NOT_WRITABLE, "--eps": (*NO_NUMBER, "-1", "nan", "inf"), "--budget": ("", "soon", "-5", "0 passes"),
 }  # fmt: skip
 TABLES = {"--format": GARBAGE[4:10], "--table": GARBAGE[4:12], "--size": GARBAGE[4:12], "--out": NOT_WRITABLE[1:-3]}
 RUN = {
@@ -323,6 +331,8 @@ COMMANDS = (
 
 def _listed() -> list[Bad]:
     found = [Bad("nfm", (*NFM, option, value)) for option, values in NFM_OPTIONS.items() for value in values]
+    found += [Bad("nfm", (*REPORT, option, value)) for option, values in REPORT_OPTIONS.items() for value in values]
+    found += [Bad("nfm", ("report", value)) for value in NFM_OPTIONS["--model"] if value]
     found += [Bad("nfm", ("verify", "--model", f"mine.py:made_{i}"), surely=False) for i in range(len(RETURNS))]
     found += [
         Bad("nfm", (*NFM, "--bound", *pair))

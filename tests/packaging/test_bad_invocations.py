@@ -12,7 +12,7 @@ import warnings
 import pytest
 import submitit
 import typer
-from bad_invocations import COMMANDS, NFM_OPTIONS, hostile_files, hostile_ledger, invocations
+from bad_invocations import COMMANDS, NFM_OPTIONS, REPORT_OPTIONS, hostile_files, hostile_ledger, invocations
 from typer.testing import CliRunner
 
 from experiments import commands, runner
@@ -76,7 +76,9 @@ def options_of(command, words=()):
 
 
 def test_the_grammar_knows_every_option_that_takes_a_value():
-    known = {(("verify",), option) for option in NFM_OPTIONS}
+    known = {(("verify",), option) for option in NFM_OPTIONS} | {
+        (("report",), option) for option in ("", *REPORT_OPTIONS)
+    }
     for fixed, options in COMMANDS:
         words = fixed[: 2 if fixed[0] in ("recipes", "ledger", "study") else 1]
         known |= {(words, option) for option in options} | {(words, "")}

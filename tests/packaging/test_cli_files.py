@@ -45,6 +45,13 @@ def make(kind, path):
         path.symlink_to(path)
 
 
+@pytest.mark.parametrize("option", ["--data", "--state-dict"])
+def test_a_link_to_itself_cannot_be_read(work, option):
+    make("loop", work / "loop.pt")
+    result = run(*MODEL, option, "loop.pt")
+    assert (result.exit_code, "loop.pt" in result.stderr) == (BAD_INPUT, True), result.output
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("kind", ["directory", "named pipe", "socket", "device", "loop"])
 @pytest.mark.parametrize("linked", [False, True], ids=["itself", "through a link"])

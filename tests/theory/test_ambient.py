@@ -132,6 +132,7 @@ FUNCTIONS = {
     "terms": lambda p: nt.terms(p, remainder=False).R2_add,
     "C3": lambda p: nt.terms(p).C3,
     "regularizers": lambda p: nt.regularizers(p, "exact").R3_add.value,
+    "loss": lambda p: nt.loss(p, 0.1, method="exact", quadrature=nt.Quadrature(num_lam=3, num_noise=1)).value,
 }
 
 
@@ -147,6 +148,27 @@ def test_gradients_by_torch_func_are_those_of_autograd(name):
     found = torch.func.grad(value)(own)
     for key, gradient in zip(own, known, strict=True):
         torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["monte_carlo", "as_trained"])
+def test_a_sampled_loss_has_no_gradient_that_torch_func_could_take_for_zero(method):
+    def value(params):
+        problem = nt.Problem(MODEL, X, Y, law=LAW, params=params)
+        return nt.loss(problem, 1.0, method=method, samples=6000, generator=torch.Generator().manual_seed(0)).value
+
+    own = {key: tensor.detach() for key, tensor in MODEL.named_parameters()}
+    assert value(own) > 0
+    with pytest.raises(ValueError, match=r"method: expected a quadrature within torch\.func.*method='exact'"):
+        torch.func.grad(value)(own)
+
+
+def test_a_cubature_says_that_torch_func_cannot_transform_it():
+    def value(params):
+        problem = nt.Problem(MODEL, X, Y, law=LAW, params=params)
+        return nt.loss(problem, 0.1, method="exact", quadrature=nt.Quadrature("cubature-3")).value
+
+    with pytest.raises(ValueError, match=r"gradients of its own, which torch\.func cannot transform"):
+        torch.func.grad(value)({key: tensor.detach() for key, tensor in MODEL.named_parameters()})
 
 
 def test_vmap_over_parameters_is_refused_with_the_way_out():

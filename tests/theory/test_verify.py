@@ -39,8 +39,8 @@ def test_no_network_of_the_theory_is_refuted(case, order):
         options["alpha"] = 1.0
     report = nt.verify(build_problem(model, x, y, **options), order=order, budget=100_000)
     assert report.verdict != "refuted", report
-    if report.verdict == "undecided":  # rounding, or a next coefficient that dominates: then the ratio is not settled
-        assert "dominates" in report.reason or "fewer than three" in report.reason
+    if report.verdict == "undecided":  # rounding, a next coefficient that dominates, or a budget that is too small
+        assert any(word in report.reason for word in ("dominates", "fewer than three", "raise the budget"))
 
 
 @pytest.mark.parametrize("order", [0, 1, 2, 3, 4])
@@ -87,7 +87,7 @@ def test_too_few_samples_are_undecided_and_say_so():
 
 def test_auto_turns_to_monte_carlo_where_no_rule_fits_and_exact_refuses():
     problem = build_problem(MODEL, X, Y, **NOISY)
-    assert "Monte Carlo" in nt.verify(problem, budget=1_000).method
+    assert "Monte Carlo" in nt.verify(problem, budget=8_000).method
     with pytest.raises(nt.GridTooLargeError):
         nt.verify(problem, budget=1_000, method="exact")
 
@@ -139,7 +139,7 @@ def test_report_prints_plots_and_serialises(tmp_path):
     ax = report.plot()
     assert len(ax.get_lines()) >= 2
     ax.figure.savefig(tmp_path / "plot.png")
-    empty = nt.verify(build_problem(MODEL, X, Y, **NOISY), method="monte_carlo", budget=600, eps=[1e-9, 1e-10])
+    empty = nt.verify(build_problem(MODEL, X, Y, **NOISY), method="monte_carlo", budget=40_000, eps=[1e-9, 1e-10])
     assert empty.verdict == "undecided"
     assert json.loads(json.dumps(empty.to_dict(), allow_nan=False))["coefficient_ratio"] is None
     assert "below the floor" in str(empty)

@@ -301,7 +301,7 @@ def test_half_precision_says_what_it_resolves(dtype):
 def test_released_noise_on_both_levels_without_mixing_has_a_verdict():
     law = nt.Law.released(add_noise=0.3, mult_noise=0.3, alpha=0.0)
     x = randn(1, 4, 8)
-    for budget, method in ((40_000, "deterministic"), (1_500, "Monte Carlo")):
+    for budget, method in ((400_000, "deterministic"), (20_000, "Monte Carlo")):
         report = nt.verify(nt.Problem(mlp(0, [8, 4, 3]), x, Y, law=law), eps=[0.1, 0.05, 0.02], budget=budget)
         assert report.verdict != "refuted"
         assert method in report.method
