@@ -93,7 +93,8 @@
     const wide = [];
     for (const el of main().querySelectorAll("*")) {
       if (el.scrollWidth <= el.clientWidth + 1 || el.clientWidth < 2 || !visible(el)) continue;
-      if (getComputedStyle(el).overflowX === "visible" || el.closest("mjx-assistive-mml, select, textarea, input, svg")) continue;
+      if (getComputedStyle(el).overflowX === "visible" || el.closest("mjx-assistive-mml, span.math, select, textarea, input, svg")) continue;
+      if (el.tagName.startsWith("MJX-") && el.tagName !== "MJX-CONTAINER") continue; // parts of a formula
       if (!wide.some((other) => other.contains(el))) wide.push(el);
     }
     return unique(wide.map((el) => `${el.scrollWidth} px in ${el.clientWidth} px: ${name(el)}`));

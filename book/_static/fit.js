@@ -8,8 +8,8 @@
       if (!formula) continue;
       formula.style.fontSize = "";
       // A smaller font gains a little less than it should, since margins and rules do not shrink
-      for (let share = 1; box.scrollWidth > box.clientWidth && share > SMALLEST; ) {
-        share = Math.max(SMALLEST, Math.min(share - 0.02, (share * box.clientWidth) / box.scrollWidth));
+      for (let share = 1; formula.scrollWidth > formula.clientWidth + 1 && share > SMALLEST; ) {
+        share = Math.max(SMALLEST, Math.min(share - 0.02, (share * formula.clientWidth) / formula.scrollWidth));
         formula.style.fontSize = `${100 * share}%`;
       }
     }

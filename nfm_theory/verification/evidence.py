@@ -204,14 +204,29 @@ class SampledEvidence:
         pairs, block = self.sweeps // self.signs, max(1, min(4096, problem.block_rows()) // n)
         while done < pairs:
             count = min(block if done else 1, pairs - done)  # the first draws find where the fits begin
+            sweeps: list[tuple[Tensor, Tensor]] = []  # coefficients and remainders, and the errors of the fits
+            draw = problem.draw(n, count, generator=generator)
             try:
-                found, error = self._sweeps(eps, count, generator)
+                for rows in [draw, antithetic(draw)][: self.signs]:
+                    path, first = problem.path(rows), 1.0 if self.start is None else self.start
+                    fits = along(
+                        path, order=q, degree=self.degree, start=first, enough=self.enough, spend=self.meter.spend
+                    )
+                    if self.start is None and self.degree > LINEAR_DEGREE:
+                        self.start = where_fits_begin(fits, self.degree)
+                    direct: list[Tensor | None] = []
+                    for e, scale in zip(eps, _scales(problem, eps), strict=True):
+                        beyond = bool((fits.reach < e).any())
+                        self.meter.spend(len(path) * beyond)
+                        direct.append(path(scale) if beyond else None)
+                    error = averaged(fits, torch.full_like(fits.radius, 1 / len(fits.radius)), q)[1]
+                    sweeps.append((_remainders(fits, direct, eps, q).reshape(count, n, -1), error))
             except BudgetSpent:
                 if done < 2:
                     raise
                 break
-            moments.add(found)
-            errors.append(error)
+            moments.add(torch.stack([found for found, _ in sweeps]).mean(0))
+            errors.append(torch.stack([error for _, error in sweeps]).mean(0))
             done += count
             each = (self.meter.spent - before) / done
             if done >= 2 and not self.meter.affords(int(min(block, pairs - done) * each)):
@@ -224,24 +239,6 @@ class SampledEvidence:
         self.evidence = Evidence(mean[: q + 1], STDERRS * stderr[: q + 1] + fit_error, method, 0)
         floor = fit_error[q] * torch.tensor(eps, dtype=torch.float64, device=fit_error.device) ** q
         return Scaled(mean[q + 1 :], stderr[q + 1 :], floor, self.meter.spent - before)
-
-    def _sweeps(self, eps: Sequence[float], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Coefficients and remainders along `count` draws of each sample, `(count, n, q + 1 + E)`, and fit errors."""
-        problem, q, n, found, errors = self.problem, self.q, len(self.problem.features), [], []
-        draw = problem.draw(n, count, generator=generator)
-        for rows in [draw, antithetic(draw)][: self.signs]:
-            path, first = problem.path(rows), 1.0 if self.start is None else self.start
-            fits = along(path, order=q, degree=self.degree, start=first, enough=self.enough, spend=self.meter.spend)
-            if self.start is None and self.degree > LINEAR_DEGREE:
-                self.start = where_fits_begin(fits, self.degree)
-            direct: list[Tensor | None] = []
-            for e, scale in zip(eps, _scales(problem, eps), strict=True):
-                beyond = bool((fits.reach < e).any())
-                self.meter.spend(len(path) * beyond)
-                direct.append(path(scale) if beyond else None)
-            found.append(_remainders(fits, direct, eps, q).reshape(count, n, -1))
-            errors.append(averaged(fits, torch.full_like(fits.radius, 1 / len(fits.radius)), q)[1])
-        return torch.stack(found).mean(0), torch.stack(errors).mean(0)
 
 
 def _remainders(fits: Fits, direct: Sequence[Tensor | None], eps: Sequence[float], q: int) -> Tensor:

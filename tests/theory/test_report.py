@@ -25,7 +25,7 @@ def mlp(*arguments):
 
 X, Y = randn(1, 6, 3), torch.tensor([0, 1, 2, 1, 0, 2])
 LAW = nt.Law(add_noise=0.2, mult_noise=0.1)
-BUDGET = "150 passes"
+BUDGET = "3000 passes"
 
 
 def layers(model, names=("", "1"), y=Y, **options):

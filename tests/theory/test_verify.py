@@ -87,7 +87,7 @@ def test_too_few_samples_are_undecided_and_say_so():
 
 def test_auto_turns_to_monte_carlo_where_no_rule_fits_and_exact_refuses():
     problem = build_problem(MODEL, X, Y, **NOISY)
-    assert "Monte Carlo" in nt.verify(problem, budget=8_000).method
+    assert "remainders along draws" in str(nt.verify(problem, budget=1_000).plan)
     with pytest.raises(nt.GridTooLargeError):
         nt.verify(problem, budget=1_000, method="exact")
 
@@ -139,10 +139,10 @@ def test_report_prints_plots_and_serialises(tmp_path):
     ax = report.plot()
     assert len(ax.get_lines()) >= 2
     ax.figure.savefig(tmp_path / "plot.png")
-    empty = nt.verify(build_problem(MODEL, X, Y, **NOISY), method="monte_carlo", budget=40_000, eps=[1e-9, 1e-10])
+    empty = nt.verify(build_problem(MODEL, X, Y, **NOISY), method="monte_carlo", budget=600, eps=[1e-9, 1e-10])
     assert empty.verdict == "undecided"
     assert json.loads(json.dumps(empty.to_dict(), allow_nan=False))["coefficient_ratio"] is None
-    assert "below the floor" in str(empty)
+    assert "UNDECIDED" in str(empty)
     empty.plot()
     mpl.pyplot.close("all")
 
