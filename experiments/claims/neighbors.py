@@ -62,15 +62,17 @@ def _sure(gain: Paired) -> bool:
     return gain.clear or (gain.interval is None and gain.n > 1 and gain.difference != 0)
 
 
-def better(*pairs: Pair) -> Judge:
+def better(*pairs: Pair, within: str = STUDY, size: str = SIZE) -> Judge:
     """The verdict on an order of rows: reproduced if every difference is clear and has the right sign.
 
     Args:
         *pairs: what should be better than what.
+        within: name of the study.
+        size: size of its networks, in words.
     """
 
     def verdict(records: Records) -> Verdict:
-        one = study(records.entries, STUDY)
+        one = study(records.entries, within)
         found = [(pair, gain) for pair in pairs if (gain := pair.gain(one)) is not None]
         if len(found) < len(pairs):
             return Verdict(NOT_RUN, f"the ledger has {len(found)} of {len(pairs)} comparisons")
@@ -83,7 +85,7 @@ def better(*pairs: Pair) -> Judge:
             f"clearly better in {len(good)} of {len(found)}, clearly worse in {len(bad)}, {seeds} seeds; gains, "
             "positive if better: " + "; ".join(pair.told(gain) for pair, gain in found)
         )
-        return Verdict(word, detail, SIZE, weakness, seeds)
+        return Verdict(word, detail, size, weakness, seeds)
 
     return verdict
 

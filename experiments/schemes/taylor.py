@@ -77,7 +77,7 @@ class TaylorStep(Step):
     def __init__(self, scheme: Scheme, model: nn.Module, **options):
         super().__init__(scheme, model, **options)
         penalty = {"eps": scheme.eps, "terms": scheme.terms, "generator": self.generator}
-        self.penalties = [nt.TaylorRegularizer(layer, scheme.law, **penalty) for layer in self.layers]
+        self.penalties = [nt.TaylorRegularizer(layer, law, **penalty) for layer, law in self.laws.items()]
         self.statistics = BatchStatistics(model)
 
     def close(self) -> None:
@@ -105,7 +105,7 @@ class TaylorNoisyMixStep(TaylorStep):
         with self.statistics.applied():
             loss = loss + self.penalties[layer](self.model, x[: len(y)], y)
             return loss + self.scheme.jsd * stability_penalty(
-                self.model, x, self.scheme.law, layer=self.layers[layer], views=views, eps=self.scheme.eps,
+                self.model, x, self.laws[self.layers[layer]], layer=self.layers[layer], views=views, eps=self.scheme.eps,
                 view_noise=self.scheme.view_noise or (1.0,) * views, generator=self.generator,
             )  # fmt: skip
 

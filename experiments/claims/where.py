@@ -1,0 +1,142 @@
+"""Which noise does it: what the theory predicts for an intervention, and what training shows; recipes `*where*/...`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..recipes.where import FULL, INTERVENTIONS, LAYERS, METRIC, STUDY
+from ..record.comparison import Paired, paired_difference
+from ..record.entry import Entry
+from ..studies.study import study
+from ..studies.where import DURING, FILE, predictions
+from .evidence import Records
+from .neighbors import ONE_SEED, WITHIN_NOISE, Pair, better
+from .statement import IN_PART, NOT_REPRODUCED, NOT_RUN, REPRODUCED, UNDECIDED, Judge, Statement, Verdict
+
+#: A measured share counts as predicted if its interval lies within this distance of the prediction.
+CLOSE = 0.25
+SIZE = "small networks, Fashion-MNIST"
+_PLAIN, _NFM = "manifold_mixup", "nfm"
+
+
+@dataclass(frozen=True)
+class Share:
+    """The share of NFM's gain over Manifold Mixup that an intervention has.
+
+    Attributes:
+        predicted: its share of NFM's noise terms.
+        measured: its mean gain, divided by that of NFM.
+        miss: measured minus predicted share by seed, with Student's interval, for the mean gain of NFM.
+    """
+
+    predicted: float
+    measured: float
+    miss: Paired
+
+
+def shares(
+    entries: tuple[Entry, ...], records: tuple[dict, ...], *, metric: str = METRIC, when: str = DURING
+) -> dict[str, Share]:
+    """Predicted and measured share of each intervention that mixes like NFM at every layer, by its name.
+
+    Args:
+        entries: lines of the ledger.
+        records: records of the study `where`.
+        metric: key of the metric in which networks gain.
+        when: networks of the prediction, see `studies.where`.
+    """
+    one, found = study(entries, STUDY), {}
+    plain, full = (one.values(row, metric) for row in (_PLAIN, _NFM))
+    predicted = predictions(records, when) if records else {}
+    for row in INTERVENTIONS:
+        mixes = all(row.levels(layer)[0] == FULL[0] for layer in LAYERS)
+        values = one.values(row.name, metric)
+        seeds = sorted(values.keys() & plain.keys() & full.keys())
+        if row.name in (_PLAIN, _NFM) or not mixes or not seeds or row.name not in predicted:
+            continue
+        whole = sum(full[s] - plain[s] for s in seeds) / len(seeds)
+        share = predicted[row.name]
+        gains = {s: (values[s] - plain[s]) / whole for s in seeds}
+        expected: Mapping[int, float] = {s: share * (full[s] - plain[s]) / whole for s in seeds}
+        found[row.name] = Share(share, sum(gains.values()) / len(seeds), paired_difference(gains, expected))
+    return found
+
+
+def _standing(one: Share) -> str:
+    """`"near"` or `"far"` if the interval lies inside or outside of the allowed distance, `"open"` otherwise."""
+    low, high = one.miss.interval or (one.miss.difference, one.miss.difference)
+    if one.miss.n == 1:
+        return "open"
+    return "near" if -CLOSE <= low and high <= CLOSE else "far" if low > CLOSE or high < -CLOSE else "open"
+
+
+def predicted_shares(records: Records) -> Verdict:
+    """Is the share of NFM's gain that an intervention has the share of its noise terms?"""
+    found = shares(records.entries, records.where)
+    if not found:
+        return Verdict(NOT_RUN, "the ledger lacks NFM, Manifold Mixup and an intervention with one seed")
+    standing = {name: _standing(one) for name, one in found.items()}
+    near, far = (sum(word == wanted for word in standing.values()) for wanted in ("near", "far"))
+    word = IN_PART if near and far else NOT_REPRODUCED if far else REPRODUCED if near == len(found) else UNDECIDED
+    seeds = min(one.miss.n for one in found.values())
+    detail = f"{near} of {len(found)} within {CLOSE:g} of the prediction, {far} clearly not, {seeds} or more seeds; " + (
+        "; ".join(f"{name}: predicted {one.predicted:.2f}, measured {one.measured:.2f}" for name, one in found.items())
+    )
+    return Verdict(word, detail, SIZE, ONE_SEED if seeds == 1 else "" if near or far else WITHIN_NOISE, seeds)
+
+
+_LEDGER, _RECORD = "experiments/results/experiments.jsonl", f"experiments/results/{FILE}"
+_EVIDENCE = (_LEDGER, _RECORD, "experiments/recipes/where.py", "tests/experiments/test_where.py")
+
+
+def _row(name: str, words: str, judge: Judge, command: str = f"python -m experiments sweep '{STUDY}/*'") -> Statement:
+    return Statement(name, "here", "claim", "our question", words, "where", "", _EVIDENCE, command, judge)
+
+
+def _ordered(*pairs: tuple[str, str], within: str = STUDY, size: str = SIZE) -> Judge:
+    return better(*(Pair(first, second, METRIC) for first, second in pairs), within=within, size=size)
+
+
+_LAYERS_SAY = (
+    "With mixing everywhere, noise at the input alone makes a network more robust to white noise than noise at the "
+    "hidden layers alone"
+)
+WHERE = (
+    _row("where-input", f"{_LAYERS_SAY}.", _ordered(("noise-input", "noise-hidden"))),
+    _row(
+        "where-additive",
+        "With mixing everywhere, additive noise alone makes a network more robust to white noise than multiplicative "
+        "noise alone.",
+        _ordered(("additive", "multiplicative")),
+    ),
+    _row(
+        "where-share",
+        r"The share of NFM's gain over Manifold Mixup that an intervention has is its share of NFM's "
+        r"$R_2^{\mathrm{add}}+R_2^{\mathrm{mult}}$ on a plainly trained network.",
+        predicted_shares,
+    ),
+    _row(
+        "where-mixing",
+        "Noise everywhere without mixing makes a network more robust to white noise than mixing everywhere without "
+        "noise.",
+        _ordered(("no-mixing", "manifold_mixup")),
+    ),
+    _row(
+        "where-levels",
+        r"Levels with the same $R_2^{\mathrm{add}}$ at every layer make a network more robust to white noise than "
+        "NFM's.",
+        _ordered(("equal", "nfm")),
+    ),
+    *(
+        _row(
+            f"where-{name}", f"{_LAYERS_SAY}: the same on {words}.",
+            _ordered(("noise-input", "noise-hidden"), within=within, size=words),
+            f"python -m experiments sweep '{within}/*'",
+        )
+        for name, within, words in (
+            ("full", f"{STUDY}-full", "all of Fashion-MNIST"), ("preact", f"{STUDY}-preact", "PreActResNet-18"),
+            ("cifar10", "cifar10-where", "CIFAR-10"),
+        )
+    ),
+)  # fmt: skip
