@@ -127,7 +127,7 @@ def _split(formula: str, place: str) -> list[str]:
 
 
 def _break(formula: str) -> str:
-    """A long formula in lines, as its source separates them: by a comma and wide space, or else by the end of a line."""
+    """A long formula in lines, as its source separates them: by a comma and wide space, or by the end of a line."""
     if _signs(formula) <= LONGEST or "\\begin" in formula or "\\left" in formula:
         return formula
     lines = []
