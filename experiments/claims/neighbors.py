@@ -63,11 +63,7 @@ def _sure(gain: Paired) -> bool:
 
 
 def better(*pairs: Pair) -> Judge:
-    """The verdict on an order of rows: reproduced if every difference is clear and has the right sign.
-
-    Args:
-        *pairs: what should be better than what.
-    """
+    """The verdict on an order of rows: reproduced if every difference is clear and has the right sign."""
 
     def verdict(records: Records) -> Verdict:
         one = study(records.entries, STUDY)

@@ -171,9 +171,6 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def parse_json(text: str | bytes) -> Any:
     """Read one line of JSON in UTF-8.
 
-    Args:
-        text: the line.
-
     Raises:
         LedgerError: if it is not JSON, is nested too deeply, or has a key twice, of which JSON keeps only the last.
     """
@@ -273,9 +270,6 @@ class Entry:
     @classmethod
     def from_json(cls, text: str | bytes) -> Entry:
         """Read what `to_json` wrote.
-
-        Args:
-            text: one line.
 
         Raises:
             LedgerError: if the line is not a JSON object, has another schema, or lacks a field or has an unknown one.

@@ -107,11 +107,7 @@ def regularizer_maps(problem: nt.Problem, y: Tensor) -> RegularizerMaps:
 
 
 def digits_maps(samples: int = SAMPLES) -> dict[str, RegularizerMaps]:
-    """The maps of an MLP on digits for each of `SCHEMES`, at the input and with the same `LAW`.
-
-    Args:
-        samples: number of training images, the same for all networks.
-    """
+    """The maps of an MLP on digits for each of `SCHEMES`, at the input and with the same `LAW`."""
     x, y = verification_subset(load_digits(10), samples)
     return {
         scheme: regularizer_maps(nt.Problem(trained_network("mlp", **options).model, x, y, law=LAW), y)

@@ -120,15 +120,7 @@ def _group(
     recipes: Mapping[tuple[str, str], Recipe],
     lines: Mapping[tuple[str, str], Sequence[LedgerEntry | Network]],
 ) -> Group:
-    """The values of one study in the cells of a table.
-
-    Args:
-        published: the printed values.
-        table: id of the table.
-        study: name of the study.
-        recipes: its recipes by row and data set.
-        lines: the lines of the ledger by row and data set.
-    """
+    """The values of one study in the cells of a table."""
     columns = published.columns(table)
 
     def value(row: str, column: Column, metric: str) -> OurValue | None:
