@@ -197,9 +197,9 @@ def median(values: Sequence[float | None]) -> float:
     return float(np.median([np.inf if v is None else v for v in values]))
 
 
-def mean_of_medians(records: Sequence[dict], name: str, scale: float = 1.0) -> tuple[float, float]:
+def mean_of_medians(records: Sequence[dict], name: str) -> tuple[float, float]:
     """The median radius over the samples: its mean over the seeds, and half of its range."""
-    values = [scale * median(r["points"][name]) for r in records]
+    values = [median(r["points"][name]) for r in records]
     return fmean(values), (max(values) - min(values)) / 2
 
 

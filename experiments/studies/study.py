@@ -47,7 +47,7 @@ _KINDS = {
     "fgsm_linf": "FGSM radius ",
     "corrupted/category": "corrupted: ",
 }
-_LOWER = ("flip_", "ece", "rms_calibration_error", "mce")
+_LOWER = ("flip_", "ece", "rms_calibration_error")
 
 
 def load_entries(path: Path = LEDGER) -> list[Entry]:

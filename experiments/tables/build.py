@@ -170,7 +170,6 @@ def judge_claims(
     entries: Iterable[LedgerEntry],
     sizes: Sequence[str] | None = None,
     *,
-    claims: Iterable[Claim] | None = None,
     published: Published | None = None,
 ) -> tuple[Judgement, ...]:
     """Judge every claim on the printed numbers and, at each size, on our own.
@@ -178,7 +177,6 @@ def judge_claims(
     Args:
         entries: lines of the ledger.
         sizes: sizes of our recipes; `None` for all.
-        claims: the claims; by default all of them.
         published: the printed values; by default those of both papers.
 
     Returns:
@@ -190,7 +188,7 @@ def judge_claims(
     entries, published = list(entries), load_published() if published is None else published
     tables: dict[str, Table] = {}
     judgements = []
-    for claim in all_claims() if claims is None else claims:
+    for claim in all_claims():
         if claim.table not in tables:
             tables[claim.table] = build_table(claim.table, entries, sizes, published=published)
         ours: dict[str, Outcome] = {}
