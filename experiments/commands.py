@@ -83,11 +83,7 @@ def show_recipe(name: Annotated[str, typer.Argument(help="Name of a recipe, such
 
 
 def describe(recipe: Recipe) -> list[str]:
-    """A recipe as lines of text: first its settings, then our choices.
-
-    Args:
-        recipe: the recipe.
-    """
+    """A recipe as lines of text: first its settings, then our choices."""
     settings = asdict(recipe.training)
     scheme = settings.pop("scheme")
     lines = [f"{recipe.name}  ({recipe.size}, {recipe.hash})", "", "training"]

@@ -226,12 +226,7 @@ def sweep_command(
 
 
 def show_estimate(found: Estimate, workers: int) -> None:
-    """Print what a sweep would cost.
-
-    Args:
-        found: the estimate.
-        workers: number of workers.
-    """
+    """Print what a sweep would cost."""
     table = Table()
     table.add_column("recipes", no_wrap=True)
     for name in ("networks", "cells", *(f"GPU-hours, {one}" for one in THROUGHPUT), "disk, GB"):
@@ -312,10 +307,6 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add the commands of this module to an application.
-
-    Args:
-        app: the application.
-    """
+    """Add the commands of this module to an application."""
     for name, command in (("train", train_command), ("sweep", sweep_command), ("evaluate", evaluate_command)):
         app.command(name)(command)
