@@ -133,7 +133,7 @@ figures/out/.drawn: $(STAMP) $(LIBRARY) $(TRAINING) $(FIGURES) $(AGAIN)/.sample-
 # xdist starts a process per core, so each gets one thread. torch.compile wants a session of its own.
 test: $(STAMP) lint ## ruff and the types, then pytest with coverage of nfm_theory of at least 95 %
 	$(PY) -m pytest -n auto --cov=nfm_theory --cov-report=term-missing:skip-covered --cov-fail-under=95
-	$(PY) -m pytest -o addopts= -m compile tests
+	$(PY) -m pytest -o addopts= -m compile tests --ignore=tests/integrations
 
 lint: types ## ruff check and format, and the types
 	$(PY) -m ruff check .

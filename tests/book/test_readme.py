@@ -36,8 +36,9 @@ def test_the_figure_shows_expansions_that_hold():
 def test_findings_have_the_numbers_of_the_records():
     found = facts(load_records())
     for words in (
-        "within {c3_within} % in all {verified_cases} cases", "at {verified_layers} layers of {verified_networks} trained",
-        "miss {off_at_one} %", "over {trained_layers} layers of {trained_networks} trained", "up to ε = {radius}",
+        "within {c3_within} % in all {verified_cases} cases",
+        "at {verified_layers} layers of {verified_networks} trained", "miss {off_at_one} %",
+        "over {trained_layers} layers of {trained_networks} trained", "up to ε = {radius}",
         "of {released_add} % (added) and {released_mult} % (multiplied)", "in all {copied_cells} cells",
     ):  # fmt: skip
         assert words.format(**found) in " ".join(README.split())
