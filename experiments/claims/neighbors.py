@@ -90,8 +90,8 @@ def better(*pairs: Pair, within: str = STUDY, size: str = SIZE) -> Judge:
     return verdict
 
 
-def _matched_pairs(other: str, metrics: Sequence[str], k: int = K) -> tuple[Pair, ...]:
-    return tuple(Pair(f"{data}-k{k}", f"{data}-{other}", metric) for data in MATCHED for metric in metrics)
+def _matched_pairs(other: str, metrics: Sequence[str]) -> tuple[Pair, ...]:
+    return tuple(Pair(f"{data}-k{K}", f"{data}-{other}", metric) for data in MATCHED for metric in metrics)
 
 
 def matched_expansions(records: Records) -> Verdict:

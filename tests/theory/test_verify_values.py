@@ -245,6 +245,18 @@ def test_no_error_larger_than_the_stated_power_holds(dtype, seed):
         assert nt.verify(problem, terms=wrong, eps=[0.1, 0.05, 0.02]).verdict == "refuted", name
 
 
+def test_what_holds_is_no_further_from_the_truth_than_the_report_states():
+    """A wrong claim that the error bar still admits lies on the far side of what was measured."""
+    model = mlp(0, [3, 5, 3], "gelu").float()
+    problem = build_problem(model, randn(20, 4, 3).float(), Y, **NOISY)
+    right = nt.verify(problem, eps=[0.1, 0.05, 0.02])
+    for one in (w for w in right.evidence if w.term in SECOND):
+        shift = 0.95 * math.copysign(one.error, one.measured - one.claimed)
+        report = nt.verify(problem, terms=replace(right.terms, **{one.term: one.measured + shift}), eps=right.eps)
+        assert report.verdict != "refuted"
+        assert report.power[one.term]["error"] >= abs(one.measured + shift - float(right.terms[one.term]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("kind", [Cut, Straight, Norm])
 def test_derivatives_of_something_else_never_hold(kind, dtype):
