@@ -57,7 +57,7 @@ class Pair:
         return f"{self.first} over {self.second}, {self.metric}: {gain.difference:+.3f} ({low_high})"
 
 
-def _sure(gain: Paired) -> bool:
+def is_sure(gain: Paired) -> bool:
     """True if the interval leaves out zero, or if all of several seeds have the same difference, which is not zero."""
     return gain.clear or (gain.interval is None and gain.n > 1 and gain.difference != 0)
 
@@ -77,8 +77,8 @@ def better(*pairs: Pair, within: str = STUDY, size: str = SIZE) -> Judge:
         if len(found) < len(pairs):
             return Verdict(NOT_RUN, f"the ledger has {len(found)} of {len(pairs)} comparisons")
         seeds = min(gain.n for _, gain in found)
-        good = [gain for _, gain in found if _sure(gain) and gain.difference > 0]
-        bad = [gain for _, gain in found if _sure(gain) and gain.difference < 0]
+        good = [gain for _, gain in found if is_sure(gain) and gain.difference > 0]
+        bad = [gain for _, gain in found if is_sure(gain) and gain.difference < 0]
         word = REPRODUCED if len(good) == len(found) else IN_PART if good else NOT_REPRODUCED
         weakness = ONE_SEED if seeds == 1 else WITHIN_NOISE if not good and not bad else ""
         detail = (

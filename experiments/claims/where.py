@@ -11,7 +11,7 @@ from ..record.entry import Entry
 from ..studies.study import study
 from ..studies.where import DURING, FILE, predictions
 from .evidence import Records
-from .neighbors import ONE_SEED, WITHIN_NOISE, Pair, better
+from .neighbors import ONE_SEED, WITHIN_NOISE, Pair, better, is_sure
 from .statement import IN_PART, NOT_REPRODUCED, NOT_RUN, REPRODUCED, UNDECIDED, Judge, Statement, Verdict
 
 #: A measured share counts as predicted if its interval lies within this distance of the prediction.
@@ -33,6 +33,12 @@ class Share:
     predicted: float
     measured: float
     miss: Paired
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Ends of the 95 % interval around the measured share; both are that share if there is none."""
+        low, high = self.miss.interval or (self.miss.difference, self.miss.difference)
+        return self.predicted + low, self.predicted + high
 
 
 def shares(
@@ -65,17 +71,20 @@ def shares(
 
 def _standing(one: Share) -> str:
     """`"near"` or `"far"` if the interval lies inside or outside of the allowed distance, `"open"` otherwise."""
-    low, high = one.miss.interval or (one.miss.difference, one.miss.difference)
     if one.miss.n == 1:
         return "open"
+    low, high = (end - one.predicted for end in one.interval)
     return "near" if -CLOSE <= low and high <= CLOSE else "far" if low > CLOSE or high < -CLOSE else "open"
 
 
 def predicted_shares(records: Records) -> Verdict:
     """Is the share of NFM's gain that an intervention has the share of its noise terms?"""
     found = shares(records.entries, records.where)
-    if not found:
+    whole = Pair(_NFM, _PLAIN, METRIC).gain(study(records.entries, STUDY))
+    if not found or whole is None:
         return Verdict(NOT_RUN, "the ledger lacks NFM, Manifold Mixup and an intervention with one seed")
+    if whole.n > 1 and not (is_sure(whole) and whole.difference > 0):
+        return Verdict(UNDECIDED, "NFM has no clear gain, so that it has no shares", SIZE, WITHIN_NOISE, whole.n)
     standing = {name: _standing(one) for name, one in found.items()}
     near, far = (sum(word == wanted for word in standing.values()) for wanted in ("near", "far"))
     word = IN_PART if near and far else NOT_REPRODUCED if far else REPRODUCED if near == len(found) else UNDECIDED

@@ -226,7 +226,12 @@ def _difference(new: dict, old: dict) -> str:
     return ""
 
 
+def _conclude(records: Sequence[dict]) -> tuple[int, list[str]]:
+    """No exit status of its own; a line with the predicted share of each intervention."""
+    return 0, [f"predicted share of NFM's noise terms, {name}: {value:.2f}" for name, value in predictions(records).items()]
+
+
 STUDY = RecordedStudy(
-    "where", (RecordFile(FILE, ("seed", "epoch"), _difference),), run_case, layers_table,
+    "where", (RecordFile(FILE, ("seed", "epoch"), _difference),), run_case, layers_table, conclude=_conclude,
     sample=lambda case: case.seed == 1, sample_words="one training run",
 )  # fmt: skip
