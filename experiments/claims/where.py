@@ -46,6 +46,8 @@ def shares(
 ) -> dict[str, Share]:
     """Predicted and measured share of each intervention that mixes like NFM at every layer, by its name.
 
+    There are none if NFM is no better than Manifold Mixup on the common seeds.
+
     Args:
         entries: lines of the ledger.
         records: records of the study `where`.
@@ -59,9 +61,10 @@ def shares(
         mixes = all(row.levels(layer)[0] == FULL[0] for layer in LAYERS)
         values = one.values(row.name, metric)
         seeds = sorted(values.keys() & plain.keys() & full.keys())
-        if row.name in (_PLAIN, _NFM) or not mixes or not seeds or row.name not in predicted:
+        whole = sum(full[s] - plain[s] for s in seeds)
+        if row.name in (_PLAIN, _NFM) or not mixes or whole <= 0 or row.name not in predicted:
             continue
-        whole = sum(full[s] - plain[s] for s in seeds) / len(seeds)
+        whole /= len(seeds)
         share = predicted[row.name]
         gains = {s: (values[s] - plain[s]) / whole for s in seeds}
         expected: Mapping[int, float] = {s: share * (full[s] - plain[s]) / whole for s in seeds}
@@ -79,12 +82,12 @@ def _standing(one: Share) -> str:
 
 def predicted_shares(records: Records) -> Verdict:
     """Is the share of NFM's gain that an intervention has the share of its noise terms?"""
-    found = shares(records.entries, records.where)
     whole = Pair(_NFM, _PLAIN, METRIC).gain(study(records.entries, STUDY))
-    if not found or whole is None:
-        return Verdict(NOT_RUN, "the ledger lacks NFM, Manifold Mixup and an intervention with one seed")
-    if whole.n > 1 and not (is_sure(whole) and whole.difference > 0):
+    if whole is not None and whole.n > 1 and not (is_sure(whole) and whole.difference > 0):
         return Verdict(UNDECIDED, "NFM has no clear gain, so that it has no shares", SIZE, WITHIN_NOISE, whole.n)
+    found = shares(records.entries, records.where)
+    if not found:
+        return Verdict(NOT_RUN, "the ledger lacks NFM, Manifold Mixup and an intervention with one seed")
     standing = {name: _standing(one) for name, one in found.items()}
     near, far = (sum(word == wanted for word in standing.values()) for wanted in ("near", "far"))
     word = IN_PART if near and far else NOT_REPRODUCED if far else REPRODUCED if near == len(found) else UNDECIDED

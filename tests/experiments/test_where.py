@@ -196,7 +196,7 @@ def test_a_share_is_judged_by_students_interval(values, word, weakness):
 
 def test_rows_that_mix_less_have_no_share():
     rows = ("manifold_mixup", "nfm", "no-mixing", "mixing-input", "baseline", "noise-hidden")
-    made = tuple(line for k, row in enumerate(rows) for line in lines(row, 0.5 + k / 10, 0.51 + k / 10))
+    made = tuple(line for k, row in enumerate(rows) for line in lines(row, 0.5 + k / 20, 0.52 + k / 20))
     assert set(claims.shares(made, (RECORD,))) == {"noise-hidden"}
     assert claims.predicted_shares(Records(where=(RECORD,))).word == "not run"
 
