@@ -1,5 +1,4 @@
-"""Claim: which part of NFM's noise makes networks robust, as its second-order terms predict it and as training shows it.
-"""
+"""Claim: which part of NFM's noise makes networks robust, predicted by its second-order terms and found by training."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.claims.where import CLOSE, shares
+from experiments.claims.where import shares
 from experiments.recipes.where import INTERVENTIONS, LAYERS, METRIC, STUDY
 from experiments.record.entry import Entry
 from experiments.record.files import read_lines
@@ -32,6 +31,7 @@ def draw(entries: Sequence[Entry], records: Sequence[dict], metric: str = METRIC
         metric: key of the metric of the gain.
     """
     found = shares(tuple(entries), tuple(records), metric=metric)
+    open_square = {"color": style.ORANGE, "ms": 5, "mfc": "none"}
     with style.style():
         figure = Figure(figsize=(9.2, 1.5 + 0.26 * max(len(found), 6)), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.35))
@@ -43,7 +43,7 @@ def draw(entries: Sequence[Entry], records: Sequence[dict], metric: str = METRIC
             low, high = one.interval
             right.plot([low, high], [place, place], color=style.BLUE, lw=1.5, alpha=0.8)
             right.plot(one.measured, place, "o", color=style.BLUE, ms=5, label="" if place else "measured")
-            right.plot(one.predicted, place, "D", color=style.ORANGE, ms=5, mfc="none", label="" if place else "predicted")
+            right.plot(one.predicted, place, "D", label="" if place else "predicted", **open_square)
         for share in (0, 1):
             right.axvline(share, color=style.INK, lw=0.9)
         right.set_yticks(range(len(order)), [words[name] for name in order])

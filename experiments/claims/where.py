@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from ..recipes.where import FULL, INTERVENTIONS, LAYERS, METRIC, STUDY
 from ..record.comparison import Paired, paired_difference
@@ -17,15 +18,15 @@ from .statement import IN_PART, NOT_REPRODUCED, NOT_RUN, REPRODUCED, UNDECIDED, 
 #: A measured share counts as predicted if its interval lies within this distance of the prediction.
 CLOSE = 0.25
 SIZE = "small networks, Fashion-MNIST"
-_PLAIN, _NFM = "manifold_mixup", "nfm"
+_PLAIN, _UNMIXED, _NFM = "manifold_mixup", "no-mixing", "nfm"
 
 
 @dataclass(frozen=True)
 class Share:
-    """The share of NFM's gain over Manifold Mixup that an intervention has.
+    """The share of NFM's gain that an intervention has.
 
     Attributes:
-        predicted: its share of NFM's noise terms.
+        predicted: its share of NFM's second-order terms.
         measured: its mean gain, divided by that of NFM.
         miss: measured minus predicted share by seed, with Student's interval, for the mean gain of NFM.
     """
@@ -42,27 +43,36 @@ class Share:
 
 
 def shares(
-    entries: tuple[Entry, ...], records: tuple[dict, ...], *, metric: str = METRIC, when: str = DURING
+    entries: tuple[Entry, ...],
+    records: tuple[dict, ...],
+    *,
+    metric: str = METRIC,
+    when: str = DURING,
+    mixing: bool = False,
 ) -> dict[str, Share]:
     """Predicted and measured share of each intervention that mixes like NFM at every layer, by its name.
 
-    There are none if NFM is no better than Manifold Mixup on the common seeds.
+    It is the share of NFM's gain over Manifold Mixup, from its noise terms. With `mixing` it is that of each intervention
+    with the noise of NFM at every layer: the share of NFM's gain over noise without mixing, from R2. There are none if
+    NFM is no better on the common seeds.
 
     Args:
         entries: lines of the ledger.
         records: records of the study `where`.
         metric: key of the metric in which networks gain.
         when: networks of the prediction, see `studies.where`.
+        mixing: True for interventions on the mixing instead of the noise.
     """
     one, found = study(entries, STUDY), {}
-    plain, full = (one.values(row, metric) for row in (_PLAIN, _NFM))
-    predicted = predictions(records, when) if records else {}
+    without, same = (_UNMIXED, slice(1, 3)) if mixing else (_PLAIN, slice(0, 1))
+    plain, full = (one.values(row, metric) for row in (without, _NFM))
+    predicted = predictions(records, when, mixing=mixing) if records else {}
     for row in INTERVENTIONS:
-        mixes = all(row.levels(layer)[0] == FULL[0] for layer in LAYERS)
+        fits = all(row.levels(layer)[same] == FULL[same] for layer in LAYERS)
         values = one.values(row.name, metric)
         seeds = sorted(values.keys() & plain.keys() & full.keys())
         whole = sum(full[s] - plain[s] for s in seeds)
-        if row.name in (_PLAIN, _NFM) or not mixes or whole <= 0 or row.name not in predicted:
+        if row.name in (without, _NFM) or not fits or whole <= 0 or row.name not in predicted:
             continue
         whole /= len(seeds)
         share = predicted[row.name]
@@ -77,25 +87,28 @@ def _standing(one: Share) -> str:
     if one.miss.n == 1:
         return "open"
     low, high = (end - one.predicted for end in one.interval)
-    return "near" if -CLOSE <= low and high <= CLOSE else "far" if low > CLOSE or high < -CLOSE else "open"
+    return "near" if low >= -CLOSE and high <= CLOSE else "far" if low > CLOSE or high < -CLOSE else "open"
 
 
-def predicted_shares(records: Records) -> Verdict:
-    """Is the share of NFM's gain that an intervention has the share of its noise terms?"""
-    whole = Pair(_NFM, _PLAIN, METRIC).gain(study(records.entries, STUDY))
+def predicted_shares(records: Records, *, mixing: bool = False) -> Verdict:
+    """Is the share of NFM's gain that an intervention has that of its second-order terms, see `shares`?"""
+    without = _UNMIXED if mixing else _PLAIN
+    whole = Pair(_NFM, without, METRIC).gain(study(records.entries, STUDY))
     if whole is not None and whole.n > 1 and not (is_sure(whole) and whole.difference > 0):
-        return Verdict(UNDECIDED, "NFM has no clear gain, so that it has no shares", SIZE, WITHIN_NOISE, whole.n)
-    found = shares(records.entries, records.where)
+        return Verdict(
+            UNDECIDED, f"NFM has no clear gain over {without}, so that it has no shares", SIZE, WITHIN_NOISE, whole.n
+        )
+    found = shares(records.entries, records.where, mixing=mixing)
     if not found:
-        return Verdict(NOT_RUN, "the ledger lacks NFM, Manifold Mixup and an intervention with one seed")
+        return Verdict(NOT_RUN, f"the ledger lacks nfm, {without} and an intervention with one seed")
     standing = {name: _standing(one) for name, one in found.items()}
     near, far = (sum(word == wanted for word in standing.values()) for wanted in ("near", "far"))
     word = IN_PART if near and far else NOT_REPRODUCED if far else REPRODUCED if near == len(found) else UNDECIDED
     seeds = min(one.miss.n for one in found.values())
-    detail = f"{near} of {len(found)} within {CLOSE:g} of the prediction, {far} clearly not, {seeds} or more seeds; " + (
-        "; ".join(f"{name}: predicted {one.predicted:.2f}, measured {one.measured:.2f}" for name, one in found.items())
-    )
-    return Verdict(word, detail, SIZE, ONE_SEED if seeds == 1 else "" if near or far else WITHIN_NOISE, seeds)
+    rows = [f"{name}: predicted {one.predicted:.2f}, measured {one.measured:.2f}" for name, one in found.items()]
+    told = f"{near} of {len(found)} within {CLOSE:g} of the prediction, {far} clearly not, {seeds} or more seeds"
+    weakness = ONE_SEED if seeds == 1 else "" if near or far else WITHIN_NOISE
+    return Verdict(word, "; ".join((told, *rows)), SIZE, weakness, seeds)
 
 
 _LEDGER, _RECORD = "experiments/results/experiments.jsonl", f"experiments/results/{FILE}"
@@ -127,6 +140,12 @@ WHERE = (
         r"The share of NFM's gain over Manifold Mixup that an intervention has is its share of NFM's "
         r"$R_2^{\mathrm{add}}+R_2^{\mathrm{mult}}$ on a plainly trained network.",
         predicted_shares,
+    ),
+    _row(
+        "where-mixing-share",
+        "The share of NFM's gain over noise without mixing that an intervention on the mixing has is its share of NFM's "
+        "$R_2$ on a plainly trained network.",
+        partial(predicted_shares, mixing=True),
     ),
     _row(
         "where-mixing",

@@ -17,6 +17,7 @@ share of each row):
 | which layer? | a row with mixing everywhere has the same share of NFM's gain over Manifold Mixup as its noise has of NFM's R2_add + R2_mult: more than half with noise at the input only, a quarter at layer1, less further on; so noise at the input alone does more than at all hidden layers together |
 | which kind? | likewise: the additive noise does nearly all, the multiplicative one little |
 | mixing or noise? | R2_add and R2_mult do not depend on mixing, so noise without mixing helps more than mixing without noise |
+| where to mix? | three quarters of R2 lie at the input; so mixing there only has three quarters of NFM's gain over noise without mixing, mixing at the hidden layers only a quarter |
 | better levels? | levels with the same R2_add at each layer have more of it, so more robustness to white noise than NFM |
 
 The gain is the accuracy under white noise. The networks of the prediction are trained plainly; its terms are means over

@@ -104,8 +104,9 @@ class TaylorNoisyMixStep(TaylorStep):
         loss = F.cross_entropy(logits[0], y) + self.scheme.jsd * nt.jensen_shannon(logits)
         with self.statistics.applied():
             loss = loss + self.penalties[layer](self.model, x[: len(y)], y)
+            name = self.layers[layer]
             return loss + self.scheme.jsd * stability_penalty(
-                self.model, x, self.laws[self.layers[layer]], layer=self.layers[layer], views=views, eps=self.scheme.eps,
+                self.model, x, self.laws[name], layer=name, views=views, eps=self.scheme.eps,
                 view_noise=self.scheme.view_noise or (1.0,) * views, generator=self.generator,
             )  # fmt: skip
 

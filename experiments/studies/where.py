@@ -10,7 +10,8 @@ levels (α, a, m) at each layer has the share
 
     sum over layers of (a / σ_add)² R2_add + (m / σ_mult)² R2_mult, divided by the same sum for NFM
 
-of the noise terms of NFM. `predictions` has it for each intervention.
+of the noise terms of NFM. Likewise an intervention that mixes at some layers only has the share of R2 that lies there.
+`predictions` has both for each intervention.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ import nfm_theory as nt
 
 from ..models import build_model
 from ..recipes import get_recipe
-from ..recipes.where import FULL, INTERVENTIONS, LAYERS, STUDY as RECIPES
+from ..recipes.where import FULL, INTERVENTIONS, LAYERS
+from ..recipes.where import STUDY as RECIPES
 from ..record.files import versions
 from ..runner import load_training_data
 from ..training import Execution, train
@@ -175,17 +177,27 @@ def noise_share(levels: Mapping[str, tuple[float, float, float]], terms: Mapping
     return total(levels) / total(dict.fromkeys(LAYERS, FULL))
 
 
-def predictions(records: Sequence[Mapping], when: str = DURING) -> dict[str, float]:
+def mixing_share(levels: Mapping[str, tuple[float, float, float]], terms: Mapping[str, Mapping[str, float]]) -> float:
+    """R2 at the layers at which an intervention mixes, divided by the sum over all layers.
+
+    Args:
+        levels: α, σ_add and σ_mult at each layer; α is 0 or that of NFM.
+        terms: the terms of NFM at each layer.
+    """
+    kept = math.fsum(terms[layer]["R2"] for layer in LAYERS if levels[layer][0])
+    return kept / math.fsum(terms[layer]["R2"] for layer in LAYERS)
+
+
+def predictions(records: Sequence[Mapping], when: str = DURING, *, mixing: bool = False) -> dict[str, float]:
     """The share of NFM's noise terms that each intervention has, by its name.
 
     Args:
         records: records of this study.
         when: `BEFORE`, `DURING` or `AFTER`.
+        mixing: True for the share of NFM's R2.
     """
-    terms = mean_terms(records, when)
-    return {
-        one.name: noise_share({layer: one.levels(layer) for layer in LAYERS}, terms) for one in INTERVENTIONS
-    }
+    terms, share = mean_terms(records, when), mixing_share if mixing else noise_share
+    return {one.name: share({layer: one.levels(layer) for layer in LAYERS}, terms) for one in INTERVENTIONS}
 
 
 def equal_levels(terms: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -228,7 +240,8 @@ def _difference(new: dict, old: dict) -> str:
 
 def _conclude(records: Sequence[dict]) -> tuple[int, list[str]]:
     """No exit status of its own; a line with the predicted share of each intervention."""
-    return 0, [f"predicted share of NFM's noise terms, {name}: {value:.2f}" for name, value in predictions(records).items()]
+    found = predictions(records)
+    return 0, [f"predicted share of NFM's noise terms, {name}: {share:.2f}" for name, share in found.items()]
 
 
 STUDY = RecordedStudy(

@@ -247,4 +247,5 @@ def test_the_figure_of_interventions_needs_one(tmp_path):
     for line in intervention_entries():
         append(tmp_path / "some.jsonl", line)
     write_lines(tmp_path / "where.jsonl", [layer_record(0), layer_record(1)])
-    assert {path.name for path in fig_where.make(tmp_path / "some.jsonl", tmp_path / "out")} == {"where.svg", "where.png"}
+    written = fig_where.make(tmp_path / "some.jsonl", tmp_path / "out")
+    assert {path.name for path in written} == {"where.svg", "where.png"}
