@@ -52,9 +52,9 @@ def shares(
 ) -> dict[str, Share]:
     """Predicted and measured share of each intervention that mixes like NFM at every layer, by its name.
 
-    It is the share of NFM's gain over Manifold Mixup, from its noise terms. With `mixing` it is that of each intervention
-    with the noise of NFM at every layer: the share of NFM's gain over noise without mixing, from R2. There are none if
-    NFM is no better on the common seeds.
+    It is the share of NFM's gain over Manifold Mixup, predicted from the noise terms. With `mixing` it is that of each
+    intervention with the noise of NFM at every layer: the share of NFM's gain over noise without mixing, predicted from
+    R2. There are none if NFM is no better on the common seeds.
 
     Args:
         entries: lines of the ledger.
@@ -143,8 +143,8 @@ WHERE = (
     ),
     _row(
         "where-mixing-share",
-        "The share of NFM's gain over noise without mixing that an intervention on the mixing has is its share of NFM's "
-        "$R_2$ on a plainly trained network.",
+        "The share of NFM's gain over noise without mixing that an intervention on the mixing has is its share of "
+        "NFM's $R_2$ on a plainly trained network.",
         partial(predicted_shares, mixing=True),
     ),
     _row(

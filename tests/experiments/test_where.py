@@ -175,7 +175,7 @@ def test_a_small_run_of_the_study_has_a_record_for_each_epoch():
 RECORD = {
     "epoch": 1, "epochs": 1,
     "per_layer": {
-        a: dict.fromkeys(study.TERMS, 0.0) | {"R2_add": value} for a, value in zip(LAYERS, (7.0, 1, 1, 1), strict=True)
+        a: dict.fromkeys(study.TERMS, 0.0) | {"R2": 1.0, "R2_add": value} for a, value in zip(LAYERS, (7.0, 1, 1, 1), strict=True)
     },
 }  # fmt: skip
 
@@ -217,9 +217,7 @@ def test_shares_of_the_mixing_are_judged_against_noise_without_mixing():
     made = (*rest, *lines("mixing-input", 0.55, 0.56, 0.54), *lines("mixing-hidden", 0.55, 0.55, 0.55))
     found = claims.predicted_shares(Records(entries=made, where=(record,)), mixing=True)
     assert found.word == "reproduced in part"  # predicted: a quarter, three quarters
-    assert found.detail.startswith(
-        "1 of 2 within 0.25 of the prediction, 1 clearly not, 3 or more seeds; mixing-input: "
-    )
+    assert found.detail.startswith("1 of 2 within 0.25 of the prediction, 1 clearly not, 3 or more seeds; mixing-inp")
     assert claims.predicted_shares(Records(entries=made, where=(record,))).word == "not run"
 
 
