@@ -172,12 +172,9 @@ def test_a_small_run_of_the_study_has_a_record_for_each_epoch():
 
 # Verdicts ---------------------------------------------------------------------------------------------------------
 
-RECORD = {
-    "epoch": 1, "epochs": 1,
-    "per_layer": {
-        a: dict.fromkeys(study.TERMS, 0.0) | {"R2": 1.0, "R2_add": value} for a, value in zip(LAYERS, (7.0, 1, 1, 1), strict=True)
-    },
-}  # fmt: skip
+OTHER_TERMS = dict.fromkeys(study.TERMS, 1.0) | {"R2_mult": 0.0}
+R2_ADD = dict(zip(LAYERS, (7.0, 1.0, 1.0, 1.0), strict=True))
+RECORD = {"epoch": 1, "epochs": 1, "per_layer": {a: OTHER_TERMS | {"R2_add": v} for a, v in R2_ADD.items()}}
 
 
 def lines(row, *values):
