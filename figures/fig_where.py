@@ -33,7 +33,7 @@ def draw(entries: Sequence[Entry], records: Sequence[dict], metric: str = METRIC
     found = shares(tuple(entries), tuple(records), metric=metric)
     open_square = {"color": style.ORANGE, "ms": 5, "mfc": "none"}
     with style.style():
-        figure = Figure(figsize=(9.2, 1.5 + 0.26 * max(len(found), 6)), layout="constrained")
+        figure = Figure(figsize=(9.6, 1.7 + 0.26 * max(len(found), 6)), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.35))
         _terms(left, records)
         words = {one.name: one.words for one in INTERVENTIONS}
@@ -62,7 +62,7 @@ def _terms(ax: Axes, records: Sequence[dict]) -> None:
             ax.plot(values, line, marker=marker, color=color, ms=4, label=f"{words}, {when}")
     ax.set(yscale="log", ylabel="second-order term of NFM", xlabel="layer")
     ax.set_xticks(range(len(LAYERS)), [layer or "input" for layer in LAYERS])
-    ax.legend(fontsize=7.5)
+    ax.legend(fontsize=7.5, ncols=3, loc="lower center", bbox_to_anchor=(0.4, 1.0))
 
 
 def make(source: Path = LEDGER, out: Path = style.OUT) -> list[Path]:
