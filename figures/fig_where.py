@@ -47,7 +47,7 @@ def draw(entries: Sequence[Entry], records: Sequence[dict], metric: str = METRIC
         for share in (0, 1):
             right.axvline(share, color=style.INK, lw=0.9)
         right.set_yticks(range(len(order)), [words[name] for name in order])
-        right.set_xlabel("share of NFM's gain over Manifold Mixup")
+        right.set_xlabel("share of NFM's gain")
         if order:
             right.legend(loc="lower right")
     return figure
@@ -62,7 +62,7 @@ def _terms(ax: Axes, records: Sequence[dict]) -> None:
             ax.plot(values, line, marker=marker, color=color, ms=4, label=f"{words}, {when}")
     ax.set(yscale="log", ylabel="second-order term of NFM", xlabel="layer")
     ax.set_xticks(range(len(LAYERS)), [layer or "input" for layer in LAYERS])
-    ax.legend(fontsize=7.5, ncols=3, loc="lower center", bbox_to_anchor=(0.4, 1.0))
+    ax.legend(fontsize=7, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
 def make(source: Path = LEDGER, out: Path = style.OUT) -> list[Path]:
