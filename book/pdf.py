@@ -78,7 +78,7 @@ def make_one_page() -> int:
 
 
 def page_numbers(pdf: bytes) -> dict[str, int]:
-    """The number of the page on which each named place stands, in a PDF by Chromium, which writes both in plain text."""
+    """The page number of each named place in a PDF by Chromium, which writes pages and places in plain text."""
     pages = re.findall(rb"(\d+) 0 obj\s*<<\s*/Type /Page\s", pdf)
     number = {page: k for k, page in enumerate(pages, 1)}
     places = re.findall(rb"^/(\S+) \[(\d+) 0 R /XYZ", pdf, re.MULTILINE)

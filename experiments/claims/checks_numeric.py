@@ -101,7 +101,7 @@ def stability_bound() -> Check:
 
 
 def _by_scale(verdicts: list[str]) -> str:
-    """The outcome of a statement about small ε: the verdict at the smallest ε decides, the others say how far it goes."""
+    """The outcome of a statement about small ε: the smallest ε decides, the others say how far it goes."""
     good = [verdict in ("holds", "certified") for verdict in verdicts]
     if good[0]:
         return LIMITS if "refuted" in verdicts else HOLDS if all(good) else OPEN
@@ -109,7 +109,7 @@ def _by_scale(verdicts: list[str]) -> str:
 
 
 def linear_bound() -> Check:
-    """Does the adversarial bound hold for logistic regression without a bias, on digits and on four points of a line?"""
+    """Does the adversarial bound hold for logistic regression without a bias, on digits and on four points?"""
     _, x, labels, _ = _threes("leaky_mlp")
     model = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 1, bias=False)).double().eval()
     with torch.no_grad():
