@@ -32,12 +32,15 @@ STYLE = """
   display: block !important; max-width: none !important; margin: 0 !important; padding: 0 !important;
 }
 div.math, div.cell_output, .pst-scrollable-table-container { overflow: visible !important; }
-/* A chapter begins on a page of its own; titles, figures and short blocks are not torn apart */
+/* A chapter begins on a page of its own; titles, figures and short tables are not torn apart */
 .bd-article > section, .toctree-wrapper > section { break-before: page; }
 h1 { display: block !important; }
 h1, h2, h3, h4, .admonition-title { break-after: avoid; }
-img, svg, tr, div.math, .highlight, table:not(:has(tr:nth-child(13))) { break-inside: avoid; }
+img, svg, tr, div.math, table:not(:has(tr:nth-child(7))) { break-inside: avoid; }
 img, svg, table { max-width: 100% !important; }
+table { font-size: 0.8em; }
+th, td { padding: 0.2em 0.4em !important; overflow-wrap: anywhere; }
+td code, td code span.pre { overflow-wrap: normal !important; }
 #contents-printed li { display: flex; justify-content: space-between; }
 #contents-printed ul { padding: 0; }
 """
@@ -55,10 +58,13 @@ CONTENTS = """(parts) => {
       if (!section.parentElement.matches(".toctree-wrapper")) continue;
       const item = make("li"), page = make("span");
       const link = make("a", section.querySelector("h2, h3, h4").firstChild.textContent);
-      link.href = page.dataset.place = "#" + section.id;
+      // Sphinx names a page in front of it, where it is still on the paper of the page before
+      const place = section.previousElementSibling;
+      section.prepend(place);
+      link.href = page.dataset.place = "#" + place.id;
       item.append(link, page);
       list.append(item);
-      places.push(section.id);
+      places.push(place.id);
     }
     contents.append(make("h2", parts[k]), list);
   });
