@@ -35,11 +35,13 @@ div.math, div.cell_output, .pst-scrollable-table-container { overflow: visible !
 /* A chapter begins on a page of its own; titles, figures and short tables are not torn apart */
 .bd-article > section, .toctree-wrapper > section { break-before: page; }
 h1 { display: block !important; }
-h1, h2, h3, h4, .admonition-title { break-after: avoid; }
+h1, h2, h3, h4, summary, .admonition-title { break-after: avoid; }
 img, svg, tr, div.math, table:not(:has(tr:nth-child(7))) { break-inside: avoid; }
+details, details table { break-inside: auto !important; }
 img, svg, table { max-width: 100% !important; }
 table { font-size: 0.8em; }
-th, td { padding: 0.2em 0.4em !important; overflow-wrap: anywhere; }
+th, td { padding: 0.2em 0.4em !important; }
+td { overflow-wrap: anywhere; }
 td code, td code span.pre { overflow-wrap: normal !important; }
 #contents-printed li { display: flex; justify-content: space-between; }
 #contents-printed ul { padding: 0; }
