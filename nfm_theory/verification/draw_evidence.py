@@ -16,6 +16,7 @@ from ..expansion.paths import taylor_coefficients
 from ..setting.problem import Problem
 from .fit import amplification
 from .fits import DEGREE, LINEAR_DEGREE, Fits, averaged
+from .intervals import FINER, smooth_after_all
 from .rays import along, in_double
 from .regions import BISECTIONS, jumps
 from .student import certain
@@ -105,6 +106,10 @@ def compare_draws(
     fits = along(path, order=3, degree=degree, spend=spend)
     linear = degree <= LINEAR_DEGREE
     spend((DERIVED + CHANGED + SEARCHED * linear) * len(draw))
+    near = fits.kinked & (fits.smooth_radius < CHANGE_EPS)
+    if not linear and bool(near.any()):
+        spend(FINER * degree * int(near.sum()))
+        near &= ~smooth_after_all(path, near, fits, degree, own_loss=problem.loss.closed_gradient is None)
     jumpy = bool(fits.constant.any()) or (linear and bool(jumps(path, fits).any()))
     derived = taylor_coefficients(problem.path(draw), 3).double()
     good = ~(fits.rough | fits.constant)
@@ -130,7 +135,7 @@ def compare_draws(
         scale=torch.maximum(derived, fits.coefficients).abs().mean(0),
         floor=(10 * (floor + floor.new_tensor(seen))).clamp_max(NEGLIGIBLE * float(fits.size.mean())),
         smooth_radius=fits.smooth_radius,
-        kinked=float((fits.kinked & (fits.smooth_radius < CHANGE_EPS)).double().mean()),
+        kinked=float(near.double().mean()),
         rough=float(fits.rough.double().mean()),
         jumpy=jumpy,
         rounding=float(fits.rounding.median()),

@@ -11,7 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..setting.perturbation import displaced
 from ..setting.pointwise import PointwiseLoss
+from ..setting.problem import Path
 from .fit import Fit, chebyshev_points
 from .fits import Fits, gauss_newton_part
 
@@ -25,6 +27,9 @@ ENOUGH = 1e-9
 FALLING = 0.03
 #: A smooth function loses at most 4⁴ in its middle coefficients when the interval shrinks; more is a kink left behind.
 KINK = SHRINK**6
+#: A fit with this many times the degree, on the interval where a fit failed, has a tail below this part of the tail of
+#: that fit if the function is smooth. A kink leaves 1/16 of it, a kink of the second derivative 1/256.
+FINER, SMOOTH = 4, 1e-3
 
 
 class Search:
@@ -135,3 +140,32 @@ class Search:
             rough=~falling & (self.tail > self.rest),
             rounding=self.tail / self.size.clamp_min(torch.finfo(torch.float64).tiny),
         )
+
+
+def smooth_after_all(path: Path, suspects: Tensor, fits: Fits, degree: int, *, own_loss: bool) -> Tensor:
+    """Among some kinked rays, those whose loss is only steep, `(rows,)`: the outputs fit with a higher degree.
+
+    The loss of a confident network rises as an exponential function, which leaves the fit as suddenly as a kink does
+    when the interval shrinks. The named losses have no kinks of their own; a loss of the user has to fit as well.
+
+    Args:
+        path: the rays, rows of a problem made by `rays.in_double`.
+        suspects: True for the kinked rays that are looked at, `(rows,)`.
+        fits: their fits.
+        degree: degree of the fits.
+        own_loss: True for a loss of the user, which may have kinks.
+    """
+    rows, problem, dtype = suspects.nonzero().flatten(), path.problem, path.first.dtype
+    rays, radius, labels = path[rows], SHRINK * fits.smooth_radius[rows], problem.labels[path.anchor[rows]]
+    curves, size = [], torch.zeros_like(radius)
+    for x in chebyshev_points(FINER * degree).to(radius.device):
+        outputs = problem.head(displaced((rays.first, rays.linear, rays.quadratic), (x * radius).to(dtype))).double()
+        losses = problem.loss(outputs, labels).double().unsqueeze(-1)
+        size = torch.maximum(size, outputs.abs().amax(-1) + losses[:, 0].abs())
+        curves.append(torch.cat([outputs, losses], dim=-1) if own_loss else outputs)
+    values = torch.stack(curves)
+    tail, coarse = Fit.of(values).tail.amax(-1), Fit.of(values[::FINER]).tail.amax(-1)
+    rounding = FINER * fits.rounding[rows].clamp_min(torch.finfo(dtype).eps) * size
+    found = torch.zeros_like(suspects)
+    found[rows] = tail <= torch.maximum(rounding, SMOOTH * coarse)
+    return found
