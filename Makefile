@@ -33,7 +33,8 @@ STAMP = $(VENV)/.installed
 
 # What each result depends on ------------------------------------------------------------------------------------------
 
-LIBRARY := $(shell find nfm_theory -name '*.py' -not -path 'nfm_theory/cli/*')
+# No study uses the report, the derivations in SymPy and other people's loops.
+LIBRARY := $(shell find nfm_theory -name '*.py' $(foreach part,cli integrations reporting symbolic,-not -path 'nfm_theory/$(part)/*'))
 LIBRARY += $(addprefix nfm_theory/cli/,__init__.py errors.py files.py)
 # Studies of small networks on the digits.
 SMALL := $(wildcard $(addprefix experiments/,__init__.py console.py processes.py augment/__init__.py augment/standard.py \
@@ -42,13 +43,14 @@ SMALL := $(wildcard $(addprefix experiments/,__init__.py console.py processes.py
 TRAINING := $(SMALL) $(wildcard $(addprefix experiments/,precision.py runner.py studies/__init__.py studies/networks.py \
 	$(addsuffix /*.py,augment corruptions evaluation metrics recipes record schemes training)))
 # What is drawn, and from what.
-FIGURES := $(wildcard figures/*.py $(addprefix experiments/,claims/*.py studies/*.py tables/*.py)) \
+FIGURES := $(wildcard figures/*.py nfm_theory/symbolic/*.py $(addprefix experiments/,claims/*.py studies/*.py tables/*.py)) \
 	$(wildcard $(RESULTS)/*.jsonl experiments/published/*.csv benchmarks/results/*.json)
 
-EXPANSION = $(LIBRARY) $(SMALL) $(wildcard experiments/studies/*.py)
-BOUNDS = $(EXPANSION)
-VALIDITY = $(LIBRARY) $(TRAINING) $(wildcard experiments/studies/*.py)
-DECOMPOSITION = $(VALIDITY)
+STUDY = $(LIBRARY) $(addprefix experiments/studies/,__init__.py networks.py recorded.py)
+EXPANSION = $(STUDY) $(SMALL) experiments/studies/expansion.py
+BOUNDS = $(STUDY) $(SMALL) experiments/studies/bounds.py
+VALIDITY = $(STUDY) $(TRAINING) $(addprefix experiments/studies/,validity.py validity_networks.py)
+DECOMPOSITION = $(STUDY) $(TRAINING) experiments/studies/decomposition.py
 
 # A backend set outside (often Agg) silently removes every figure from the executed pages.
 unexport MPLBACKEND
@@ -131,7 +133,7 @@ figures/out/.drawn: $(STAMP) $(LIBRARY) $(TRAINING) $(FIGURES) $(AGAIN)/.sample-
 # xdist starts a process per core, so each gets one thread. torch.compile wants a session of its own.
 test: $(STAMP) lint ## ruff and the types, then pytest with coverage of nfm_theory of at least 95 %
 	$(PY) -m pytest -n auto --cov=nfm_theory --cov-report=term-missing:skip-covered --cov-fail-under=95
-	$(PY) -m pytest -o addopts= -m compile tests
+	$(PY) -m pytest -o addopts= -m compile tests --ignore=tests/integrations
 
 lint: types ## ruff check and format, and the types
 	$(PY) -m ruff check .

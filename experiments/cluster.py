@@ -185,11 +185,7 @@ class Watch:
         self._looked, self._missing, self._queue = -self.pause, {}, None
 
     def ended(self, job) -> bool:
-        """True if a worker has ended.
-
-        Args:
-            job: the job of submitit.
-        """
+        """True if a worker has ended."""
         if not isinstance(job, SlurmJob):
             return job.done()
         if job.paths.result_pickle.exists():
@@ -217,9 +213,6 @@ def _queue() -> set[str] | None:
 def outcomes_of(job) -> list:
     """What a worker returned.
 
-    Args:
-        job: the job of submitit, which has ended.
-
     Raises:
         RuntimeError: if it left no result; the message names its log.
         Exception: if it failed itself.
@@ -230,14 +223,7 @@ def outcomes_of(job) -> list:
 
 
 def make_executor(cluster: str, folder, options: Mapping, parameters: Mapping) -> submitit.AutoExecutor:
-    """The executor of submitit.
-
-    Args:
-        cluster: `"local"` or `"slurm"`.
-        folder: folder of its logs.
-        options: options of the executor, from `plan`.
-        parameters: parameters of the jobs, from `plan`.
-    """
+    """The executor of submitit."""
     executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **options)
     executor.update_parameters(**parameters)
     return executor

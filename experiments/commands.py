@@ -23,9 +23,30 @@ from .tables.build import SIZES
 from .tables.render import CLAIM_FORMATS, TABLE_FORMATS
 from .training_commands import add_commands
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-recipes_app = typer.Typer(no_args_is_help=True, help="The recipes: how each row of the published tables is trained.")
-ledger_app = typer.Typer(no_args_is_help=True, help="The ledger: the file with all results of training.")
+HELP = """Train the networks of the papers on Noisy Feature Mixup again, and set the results beside the printed ones.
+
+Each row of a published table is a recipe, such as nfm-table1/nfm. The same
+row exists at several sizes: on digits (seconds), on Fashion-MNIST or CIFAR
+(minutes), and as published. Digits and Fashion-MNIST come with this
+repository; the book's page on reproducing says where other data go.
+
+    python -m experiments recipes list "digits/*"
+    python -m experiments train digits/nfm
+    python -m experiments tables --table nfm-table1
+    python -m experiments claims "nfm-table1*"
+
+Results are appended to a ledger of your own in the cache folder. The tracked
+ledger, with the results of the book, stays as it is."""
+RECIPES_HELP = """List the recipes and show their settings. A recipe says how one row of a published table is trained.
+
+Its name is the table, a slash and the row."""
+LEDGER_HELP = """Check, compare and merge ledgers, the files with all results of training.
+
+A ledger has one line of JSON for each recipe, seed and measured quantity."""
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
+recipes_app = typer.Typer(no_args_is_help=True, help=RECIPES_HELP)
+ledger_app = typer.Typer(no_args_is_help=True, help=LEDGER_HELP)
 
 SUFFIXES = {"md": ".md", "latex": ".tex", "html": ".html"}
 Out = Annotated[Path | None, typer.Option(help="Folder to write to; by default the text is printed.")]
@@ -36,7 +57,7 @@ def list_recipes(
     patterns: Annotated[list[str] | None, typer.Argument(help="Names of recipes; * and ? work as in a shell.")] = None,
     size: Annotated[str | None, typer.Option(help="Only recipes of this size: toy, digits, compact or paper.")] = None,
 ) -> None:
-    """List recipes."""
+    """List recipes with their data, network, seeds and what is measured. Without a pattern all of them are listed."""
     with plain_errors():
         chosen = select_recipes(*(patterns or ()), size=size)
     table = Table()
@@ -53,7 +74,7 @@ def list_recipes(
 
 
 @recipes_app.command("show")
-def show_recipe(name: str) -> None:
+def show_recipe(name: Annotated[str, typer.Argument(help="Name of a recipe, such as nfm-table1/nfm.")]) -> None:
     """Show one recipe: all settings, and which of them are our own choice and why."""
     with plain_errors():
         recipe = get_recipe(name)
@@ -62,11 +83,7 @@ def show_recipe(name: str) -> None:
 
 
 def describe(recipe: Recipe) -> list[str]:
-    """A recipe as lines of text: first its settings, then our choices.
-
-    Args:
-        recipe: the recipe.
-    """
+    """A recipe as lines of text: first its settings, then our choices."""
     settings = asdict(recipe.training)
     scheme = settings.pop("scheme")
     lines = [f"{recipe.name}  ({recipe.size}, {recipe.hash})", "", "training"]
@@ -83,7 +100,11 @@ def sets_command(
     workers: Annotated[int, typer.Option(min=1, max=MOST_PROCESSES, help="Number of processes.")] = 1,
     flips: Annotated[bool, typer.Option(help="Also make the sequences of slowly changing images.")] = False,
 ) -> None:
-    """Make the corrupted version of a test set, on which the recipes of our own sizes are measured."""
+    """Make the corrupted version of a test set, on which the recipes of our own sizes are measured.
+
+    A sweep makes it by itself when it needs one; this command does so before, in
+    several processes. The set is kept in the cache folder, whose name is printed.
+    """
     from .data import load_data
     from .evaluation.sets import generated_corrupted, generated_perturbed
 
@@ -124,7 +145,9 @@ def _write(text: str, name: str, out: Path | None) -> None:
 @app.command("tables")
 def tables_command(
     form: Annotated[str, typer.Option("--format", help="md, latex or html.")] = "md",
-    table: Annotated[list[str] | None, typer.Option(help="Id of a table; may be repeated; by default all.")] = None,
+    table: Annotated[
+        list[str] | None, typer.Option(help="Id of a table, such as nfm-table1; may be repeated; by default all.")
+    ] = None,
     size: Annotated[
         list[str] | None,
         typer.Option(help="toy, digits, compact, paper or elsewhere; may be repeated; by default all."),
@@ -135,7 +158,10 @@ def tables_command(
     ] = None,
     out: Out = None,
 ) -> None:
-    """Write the papers' tables with our results beside them, and the verdicts on the claims about them."""
+    """Write the papers' tables with our results beside them, and the verdicts on the claims about them.
+
+    Nothing is trained; where we have no result, the table says so.
+    """
     with plain_errors():
         _check_names("--format", [form], TABLE_FORMATS)
         _check_names("--table", table or [], TABLES)
@@ -150,7 +176,10 @@ def tables_command(
 
 @app.command("audit")
 def audit_command(out: Out = None) -> None:
-    """Cross-check the printed numbers of both papers, and list those that cannot be right."""
+    """Cross-check the printed numbers of both papers, and list those that do not fit each other.
+
+    The rules look at the printed tables only, such as a mean beside its parts.
+    """
     with plain_errors():
         _check_folder(out)
         _write(report_markdown(audit()), "audit.md", out)
@@ -158,7 +187,9 @@ def audit_command(out: Out = None) -> None:
 
 @app.command("claims")
 def claims_command(
-    ids: Annotated[list[str] | None, typer.Argument(help="Ids of statements; * and ? work as in a shell.")] = None,
+    ids: Annotated[
+        list[str] | None, typer.Argument(help="Ids of statements; * and ? work as in a shell; by default all.")
+    ] = None,
     paper: Annotated[str | None, typer.Option(help="Only this paper: nfm, noisymix, mixup, neighbors or here.")] = None,
     ledger: Annotated[
         list[Path] | None,
@@ -170,7 +201,9 @@ def claims_command(
 ) -> None:
     """Judge the statements of the papers, from the records and by quick computations. All of them take a minute.
 
-    The JSON file also has the page of the book, the evidence, and the command that computes a verdict again.
+    A statement is a theorem, a table, a figure or a sentence of a paper. The
+    JSON file also has the page of the book, the evidence, and the command that
+    computes a verdict again.
 
     Exit status: 0 judged, 2 wrong input.
     """
@@ -213,7 +246,11 @@ def compare_ledgers(
     path: Annotated[Path, typer.Argument(help="Ledger with results that were computed again.")],
     with_: Annotated[Path, typer.Option("--with", help="Ledger to compare it with.")] = LEDGER,
 ) -> None:
-    """Compare results that were computed again. On another processor they may differ as much as two seeds do."""
+    """Compare results that were computed again with the tracked ones, or with those of another ledger.
+
+    On the same processor they are identical; on another one they may differ as
+    much as two seeds do.
+    """
     with plain_errors():
         again, known = read(path), read(with_)
     gaps = differences(again, known)

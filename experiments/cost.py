@@ -61,11 +61,7 @@ class Network:
 
 
 def network_of(training: Training) -> Network:
-    """Count the operations and the size of the network of a training.
-
-    Args:
-        training: settings of the training.
-    """
+    """Count the operations and the size of the network of a training."""
     _, shape, classes = SHAPES[training.data]
     if training.image_size:
         shape = (shape[0], training.image_size, training.image_size)
@@ -84,11 +80,7 @@ def _counted(name: str, classes: int, options: tuple, shape: tuple[int, ...]) ->
 
 
 def passes(training: Training) -> float:
-    """Forward and backward passes of one image in a training, with those of its scheme.
-
-    Args:
-        training: settings of the training.
-    """
+    """Forward and backward passes of one image in a training, with those of its scheme."""
     scheme = training.scheme
     images = training.samples or SHAPES[training.data][0]
     each = max(scheme.views, scheme.copies + scheme.mixtures) + (_SALIENCY if scheme.patch == "puzzlemix" else 0)
@@ -96,11 +88,7 @@ def passes(training: Training) -> float:
 
 
 def training_flops(training: Training) -> float:
-    """Operations of a whole training.
-
-    Args:
-        training: settings of the training.
-    """
+    """Operations of a whole training."""
     return passes(training) * network_of(training).flops
 
 

@@ -20,11 +20,7 @@ _LOOK = 0.5
 
 
 def is_alive(process: int) -> bool:
-    """True if a process of this machine runs. One that has ended and waits for its parent does not.
-
-    Args:
-        process: its number.
-    """
+    """True if a process of this machine runs. One that has ended and waits for its parent does not."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -39,11 +35,7 @@ def is_alive(process: int) -> bool:
 
 
 def end_with(process: int) -> None:
-    """End this process, by force, as soon as another one of this machine does not run any more.
-
-    Args:
-        process: number of the other process.
-    """
+    """End this process, by force, as soon as another one of this machine does not run any more."""
 
     def watch() -> None:
         while is_alive(process):

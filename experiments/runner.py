@@ -87,9 +87,6 @@ def _load(name: str, options: tuple):
 def load_training_data(training: Training) -> tuple[Source, ImageData | ImageNet | ToyData, int]:
     """Load the training samples, the data set with its test part, and the number of classes.
 
-    Args:
-        training: settings of the training.
-
     Raises:
         ValueError: for unknown data, or if there are fewer samples than asked for; as `DataError` if files are missing
             or damaged.
@@ -213,14 +210,7 @@ def measure(
 
 
 def append_suites(ledger: Path, suites: Sequence[str], subject: Subject, fields: Mapping) -> None:
-    """Run suites on a network, and append each result to the ledger as soon as it is there.
-
-    Args:
-        ledger: the ledger.
-        suites: names of the suites.
-        subject: network and data.
-        fields: the fields of the entries that do not depend on the suite.
-    """
+    """Run suites on a network, and append each result to the ledger as soon as it is there."""
     for suite in suites:
         start = time.perf_counter()
         metrics, settings = run_suite(suite, subject)

@@ -274,12 +274,6 @@ def check_choices(
 ) -> tuple[dict, dict]:
     """What `cluster.plan` makes of the choices of a sweep, whether or not anything is left to do.
 
-    Args:
-        sweep: the sweep.
-        cluster: as for `run_sweep`.
-        workers: as for `run_sweep`.
-        parameters: as for `run_sweep`.
-
     Returns:
         Options of the executor, and parameters of its jobs; both are empty for `"here"`.
 

@@ -25,16 +25,7 @@ _GRACE = 15.0
 def command_of(
     recipe: Recipe, seed: int, *, processes: int, ledger: Path, runs: Path, execution: Execution
 ) -> list[str]:
-    """The command that trains and measures a recipe in several processes.
-
-    Args:
-        recipe: the recipe, or its variant in bfloat16.
-        seed: random seed of the training run.
-        processes: number of processes.
-        ledger: file to which results are appended.
-        runs: folder of checkpoints.
-        execution: device and other settings.
-    """
+    """The command that trains and measures a recipe in several processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     options = {
         "--seed": seed, "--device": execution.device, "--ledger": Path(ledger).absolute(),
@@ -53,16 +44,7 @@ def command_of(
 def run_in_processes(
     recipe: Recipe, seed: int, *, processes: int, ledger: Path, runs: Path, execution: Execution
 ) -> Outcome:
-    """Like `runner.run_recipe`, with the training in several processes.
-
-    Args:
-        recipe: the recipe, or its variant in bfloat16.
-        seed: random seed of the training run.
-        processes: number of processes.
-        ledger: file to which results are appended.
-        runs: folder of checkpoints.
-        execution: device and other settings.
-    """
+    """Like `runner.run_recipe`, with the training in several processes."""
     start = time.perf_counter()
     options = {"ledger": ledger, "runs": runs, "execution": execution}
     if recipe.note or not missing_suites(recipe, seed, ledger):

@@ -71,7 +71,7 @@ def check_places(device: str, ledger: Path | None, runs: Path | None) -> Path:
 
 
 def train_command(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe.")],
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, such as digits/nfm.")],
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Random seed of the training run.")] = 1,
     device: Device = "auto",
     ledger: OwnLedger = None,
@@ -86,6 +86,9 @@ def train_command(
     ] = None,
 ) -> None:
     """Train the network of a recipe and measure it. An interrupted run continues. Also works under torchrun.
+
+    What the recipe trains on and measures: python -m experiments recipes show NAME.
+    The results are appended to the ledger, and `tables` and `claims` show them.
 
     Exit status: 0 done, 1 failed, 2 wrong input, 3 another process works on it.
     """
@@ -179,10 +182,17 @@ def sweep_command(
 ) -> None:
     """Train and measure many recipes. Finished ones are skipped, and a failure does not stop the others.
 
-    On this machine each worker has a GPU of its own, if there are GPUs. Slurm is asked for a GPU, processors, memory
-    and a day for each worker, and starts it again after its time limit; --parameter replaces any of these.
+    With --dry-run nothing is trained; it says what the sweep would cost.
 
-    Exit status: 0 all done, 1 something failed or is unfinished, 2 wrong input, also if that is why all failed.
+        python -m experiments sweep "digits/*" --workers 2 --threads 1
+        python -m experiments sweep "nfm-table1/*" --dry-run
+
+    On this machine each worker has a GPU of its own, if there are GPUs. Slurm
+    is asked for a GPU, processors, memory and a day for each worker, and starts
+    it again after its time limit; --parameter replaces any of these.
+
+    Exit status: 0 all done, 1 something failed or is unfinished, 2 wrong input,
+    also if that is why all failed.
     """
     with plain_errors():
         wanted = _seeds(seeds)
@@ -216,12 +226,7 @@ def sweep_command(
 
 
 def show_estimate(found: Estimate, workers: int) -> None:
-    """Print what a sweep would cost.
-
-    Args:
-        found: the estimate.
-        workers: number of workers.
-    """
+    """Print what a sweep would cost."""
     table = Table()
     table.add_column("recipes", no_wrap=True)
     for name in ("networks", "cells", *(f"GPU-hours, {one}" for one in THROUGHPUT), "disk, GB"):
@@ -269,8 +274,9 @@ def evaluate_command(
 ) -> None:
     """Measure weights that were trained elsewhere, with the network and the measurements of a recipe.
 
-    Keys may be those of torchvision, RobustBench or a wrapper (module., model.). A normalization in the file is used
-    instead of the recipe's. Tables show the results as trained elsewhere; they decide no claim.
+    Keys may be those of torchvision, RobustBench or a wrapper (module., model.).
+    A normalization in the file is used instead of the recipe's. Tables show the
+    results as trained elsewhere; they decide no claim.
 
     Exit status: 0 done, 2 wrong input.
     """
@@ -301,10 +307,6 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add the commands of this module to an application.
-
-    Args:
-        app: the application.
-    """
+    """Add the commands of this module to an application."""
     for name, command in (("train", train_command), ("sweep", sweep_command), ("evaluate", evaluate_command)):
         app.command(name)(command)

@@ -2,7 +2,7 @@
 
 | in the docstring | on the page |
 |---|---|
-| `$x$`, `$$ x $$` | formulas |
+| `$x$`, `$$ x $$` | formulas; a long one has lines, at its wide spaces and where the docstring breaks it |
 | `name` | code; a link where the reference has that name |
 | Markdown tables | tables |
 | "book: eq-expansion" | a link to the equation |
@@ -31,6 +31,8 @@ _INLINE = re.compile(
 )
 _EQUATION = re.compile(r"eq-[a-z0-9-]+")
 _NOTE_IN_MATH = re.compile(r"\\q?quad\s*\\text\{\((?P<note>book: [^}]*)\)\}\s*$")
+#: What fits on one line of a phone, in signs, a command counting as one.
+LONGEST = 100
 # What may stand next to inline markup, by the recognition rules of reStructuredText
 _MAY_PRECEDE, _MAY_FOLLOW = "-:/'\"<([{–—", "'\")]}>-/\\:.,;!?–—"
 _ROW = re.compile(r"^\s*\|.*\|\s*$")
@@ -109,6 +111,34 @@ def table(rows: Sequence[str], link: Link = no_link) -> list[str]:
     return [indent + line if line else "" for line in [*lines, ""]]
 
 
+def _signs(formula: str) -> int:
+    return len(re.sub(r"\\[A-Za-z]+", "x", " ".join(formula.split())))
+
+
+def _split(formula: str, place: str) -> list[str]:
+    """Parts between the matches of a pattern that stand in no braces."""
+    parts, start = [], 0
+    for found in re.finditer(place, formula):
+        before = re.sub(r"\\[{}]", "", formula[: found.start()])
+        if before.count("{") == before.count("}"):
+            parts.append(formula[start : found.start()])
+            start = found.end()
+    return [*parts, formula[start:]]
+
+
+def _break(formula: str) -> str:
+    """A long formula in lines, as its source separates them: by a comma and wide space, or by the end of a line."""
+    if _signs(formula) <= LONGEST or "\\begin" in formula or "\\left" in formula:
+        return formula
+    lines = []
+    for part in _split(formula, r"(?<=,)\s*\\q?quad\b\s*"):
+        pieces = _split(part, r"\n(?!\s*\\q?quad)") if _signs(part) > LONGEST // 2 else [part]
+        lines += ["& " + pieces[0], *("& \\qquad " + piece for piece in pieces[1:])]
+    if len(lines) == 1:
+        return formula
+    return "\n".join(["\\begin{aligned}", " \\\\\n".join(line.strip() for line in lines), "\\end{aligned}"])
+
+
 def display(lines: Sequence[str]) -> list[str]:
     """A formula between double dollars as a `math` directive; its "(book: ...)" follows as a sentence.
 
@@ -124,7 +154,7 @@ def display(lines: Sequence[str]) -> list[str]:
         raise ValueError(f"expected a formula between double dollars and nothing else in these lines, got {text!r}")
     body = text[2:-2].strip()
     note = _NOTE_IN_MATH.search(body)
-    body = body[: note.start()].rstrip() if note else body
+    body = _break(body[: note.start()].rstrip() if note else body)
     out = ["", ".. math::", "", *(f"   {line}" for line in body.splitlines()), ""]
     if note:
         out += [inline(f"({note['note']})"), ""]

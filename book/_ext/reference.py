@@ -233,7 +233,8 @@ def command_lines(command, path: str) -> list[str]:
         names = [p.name.upper() if p.param_type_name == "argument" else "" for p in shown]
         usage = " ".join([path, *filter(None, names), "[options]" if not all(names) else ""]).strip()
         lines += [f".. rubric:: {path}", "", "::", "", f"   {usage}", ""]
-        lines += [_help(part) + "\n" for part in (command.help or "").split("\n\n")]
+        for part in inspect.cleandoc(command.help or "").split("\n\n"):
+            lines += ["::", "", part, ""] if part.startswith("    ") else [_help(part) + "\n"]
         rows = [[_option_name(p), _option_default(p), _help(p.help or "")] for p in shown]
         lines += list_table(["option", "default", ""], rows, "30 20 50") if rows else []
     for name, one in below.items():

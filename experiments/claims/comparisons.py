@@ -29,12 +29,7 @@ Metrics = Callable[[Study], list[str]]
 
 
 def by_size(records: Records, claim: str) -> list[Outcome]:
-    """The outcomes of a claim at every size at which it was judged, the papers' own size first.
-
-    Args:
-        records: the records of this project.
-        claim: id of the claim.
-    """
+    """The outcomes of a claim at every size at which it was judged, the papers' own size first."""
     return list(records.judgements[claim].ours.values())
 
 
@@ -44,11 +39,7 @@ def decisive(found: Sequence[Outcome]) -> Outcome:
 
 
 def claim(name: str) -> Judge:
-    """The verdict on a claim about a table.
-
-    Args:
-        name: id of the claim.
-    """
+    """The verdict on a claim about a table."""
 
     def verdict(records: Records) -> Verdict:
         judgement = records.judgements[name]
@@ -73,11 +64,7 @@ def claim(name: str) -> Judge:
 
 
 def least_gap(outcome: Outcome) -> str:
-    """The comparison with the smallest gap in words, with its 95 % interval over the seeds.
-
-    Args:
-        outcome: an outcome with at least one comparison.
-    """
+    """The comparison with the smallest gap in words, with its 95 % interval over the seeds."""
     one = outcome.least
     low_high = "" if one.gap.interval is None else " ({} to {})".format(*map(signed, one.gap.interval))
     tests = dict.fromkeys(
@@ -90,11 +77,7 @@ def least_gap(outcome: Outcome) -> str:
 
 
 def why_not_run(claim: Claim) -> str:
-    """The reason why no comparison of a claim was run: no data here, a GPU, or no recipe at a smaller size.
-
-    Args:
-        claim: a claim on which the ledger has nothing.
-    """
+    """The reason why no comparison of a claim was run: no data here, a GPU, or no recipe at a smaller size."""
     pairs = [c for c in claim.comparisons if not c.quoted]
     data = {column_of(claim.table, name).data for pair in pairs for name in pair.columns}
     rows = dict.fromkeys(row for pair in pairs for row in (pair.row, pair.other))
@@ -113,12 +96,7 @@ def why_not_run(claim: Claim) -> str:
 
 
 def claims_verdict(records: Records, names: Sequence[str]) -> Verdict | None:
-    """The verdict on something that several claims are about, or `None` if none of them was judged.
-
-    Args:
-        records: the records of this project.
-        names: ids of the claims.
-    """
+    """The verdict on something that several claims are about, or `None` if none of them was judged."""
     found = [decisive(outcomes) for name in names if (outcomes := by_size(records, name))]
     if not found:
         return None
@@ -134,11 +112,7 @@ def claims_verdict(records: Records, names: Sequence[str]) -> Verdict | None:
 
 
 def table(name: str) -> Judge:
-    """The verdict on a published table: which of its rows were run, and what became of the claims about it.
-
-    Args:
-        name: id of the table.
-    """
+    """The verdict on a published table: which of its rows were run, and what became of the claims about it."""
 
     def verdict(records: Records) -> Verdict:
         judgements = [j for j in records.judgements.values() if j.claim.table == name]
@@ -162,11 +136,7 @@ def table(name: str) -> Judge:
 
 
 def figure(names: Sequence[str]) -> Judge:
-    """The verdict on a figure that shows what some claims about tables say.
-
-    Args:
-        names: ids of the claims.
-    """
+    """The verdict on a figure that shows what some claims about tables say."""
 
     def verdict(records: Records) -> Verdict:
         found = claims_verdict(records, names)
@@ -230,11 +200,7 @@ def _full(one: Study, scheme: str, metric: str, other: str) -> bool:
 
 
 def ordering(order: Order) -> Judge:
-    """The verdict on an order of schemes that no table prints, from our own studies.
-
-    Args:
-        order: what should be better than what.
-    """
+    """The verdict on an order of schemes that no table prints, from our own studies."""
 
     def verdict(records: Records) -> Verdict:
         studies = [study(records.entries, order.study)] if order.study else records.studies.values()
@@ -248,13 +214,7 @@ def ordering(order: Order) -> Judge:
 
 
 def same_effect(scheme: str, other: str, metrics: Metrics) -> Judge:
-    """The verdict on whether two ways of training have the same effect, from our own studies.
-
-    Args:
-        scheme: one scheme.
-        other: the other scheme.
-        metrics: chooses the metrics that count.
-    """
+    """The verdict on whether two ways of training have the same effect, from our own studies."""
 
     def verdict(records: Records) -> Verdict:
         for name, one in records.studies.items():

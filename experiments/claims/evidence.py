@@ -62,9 +62,6 @@ class Records:
     def check(self, name: str) -> Check:
         """The outcome of a quick computation.
 
-        Args:
-            name: key of `checks`.
-
         Raises:
             KeyError: if there is no such computation.
         """

@@ -14,9 +14,6 @@ from .evidence import Records
 def facts(records: Records) -> dict[str, str]:
     """The facts by name, as they stand in the text.
 
-    Args:
-        records: what verdicts are computed from.
-
     Returns:
         `c3_within`: largest relative error of the predicted coefficient over all verified expansions, in percent.
         `verified_cases`, `verified_networks`, `verified_layers`: how many expansions they are, of how many different

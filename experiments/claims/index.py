@@ -78,9 +78,6 @@ def group_of(statement: Statement) -> str:
 def class_of(verdict: Verdict) -> str:
     """What a verdict is summed up to, a key of `CLASSES`.
 
-    Args:
-        verdict: any verdict.
-
     Example:
         >>> class_of(Verdict("reproduced", "90 against 80 %", "digits", "within noise"))
         'reproduced, with a weakness'

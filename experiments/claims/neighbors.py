@@ -63,11 +63,7 @@ def _sure(gain: Paired) -> bool:
 
 
 def better(*pairs: Pair) -> Judge:
-    """The verdict on an order of rows: reproduced if every difference is clear and has the right sign.
-
-    Args:
-        *pairs: what should be better than what.
-    """
+    """The verdict on an order of rows: reproduced if every difference is clear and has the right sign."""
 
     def verdict(records: Records) -> Verdict:
         one = study(records.entries, STUDY)
@@ -88,8 +84,8 @@ def better(*pairs: Pair) -> Judge:
     return verdict
 
 
-def _matched_pairs(other: str, metrics: Sequence[str], k: int = K) -> tuple[Pair, ...]:
-    return tuple(Pair(f"{data}-k{k}", f"{data}-{other}", metric) for data in MATCHED for metric in metrics)
+def _matched_pairs(other: str, metrics: Sequence[str]) -> tuple[Pair, ...]:
+    return tuple(Pair(f"{data}-k{K}", f"{data}-{other}", metric) for data in MATCHED for metric in metrics)
 
 
 def matched_expansions(records: Records) -> Verdict:

@@ -22,10 +22,6 @@ def gaps(entries: Iterable[Entry], outcome: Outcome) -> dict[str, Paired]:
 
     A row that a variation does not have stays as it is: PuzzleMix with another loss is compared with NFM itself.
 
-    Args:
-        entries: lines of the ledger.
-        outcome: what our runs say about a claim.
-
     Returns:
         By the words of the variation: by how many points the row is better that should be. Empty if the least gap is
         positive, is a mean over several columns, or was not judged on `BASE`.
@@ -55,11 +51,6 @@ def gaps(entries: Iterable[Entry], outcome: Outcome) -> dict[str, Paired]:
 
 
 def in_words(entries: Iterable[Entry], outcome: Outcome) -> str:
-    """The gaps of the variations as the end of a sentence; empty if there are none.
-
-    Args:
-        entries: lines of the ledger.
-        outcome: what our runs say about a claim.
-    """
+    """The gaps of the variations as the end of a sentence; empty if there are none."""
     found = [f"{words}: {format_gain(gap)}" for words, gap in gaps(entries, outcome).items()]
     return f"; that gap if the training is varied: {', '.join(found)}" if found else ""

@@ -31,11 +31,7 @@ def _missing(what: str) -> Verdict:
 
 
 def expansions(select: Callable[[dict], bool] = lambda record: True) -> Judge:
-    """The verdict of verified expansions.
-
-    Args:
-        select: tells which records count.
-    """
+    """The verdict of verified expansions."""
 
     def verdict(records: Records) -> Verdict:
         reports = [record["report"] for record in records.expansion if select(record)]
@@ -111,9 +107,6 @@ def adversarial_bound(select: Callable[[dict], bool] = lambda network: True) -> 
 
     The records hold the sharp radius. Where the assumptions hold it is never smaller than the papers', so that a
     certificate for it is also one for the papers' radius.
-
-    Args:
-        select: tells which networks count.
     """
 
     def verdict(records: Records) -> Verdict:

@@ -20,7 +20,7 @@ def load_data(name: str, **options) -> ImageData | ImageNet | ToyData:
 
     Args:
         name: one of `NAMES`.
-        **options: options of `digits_images`, `load_fashion`, `load_cifar` (without `classes`), `nfm_rings`,
+        **options: options of `load_fashion`, `load_cifar` (without `classes`), `nfm_rings`,
             `noisymix_band`, `spirals`, `moons`, `two_features` or `load_imagenet`; sequences have none.
 
     Returns:

@@ -16,6 +16,8 @@ from torch import Tensor
 #: The digits with labels 0 and 1 of the binary task: a pair that is easily confused.
 BINARY = (3, 8)
 CLASSES = (2, 10)
+#: Share of every class that is held out for testing.
+TEST_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -42,41 +44,37 @@ class Digits:
         return "logistic" if self.classes == 2 else "cross_entropy"
 
 
-def _split(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """True for the test samples: the same share of every class, drawn with the seed."""
-    rng = np.random.default_rng(seed)
+def _split(labels: np.ndarray) -> np.ndarray:
+    """True for the test samples: the same share of every class, drawn with a fixed seed."""
+    rng = np.random.default_rng(0)
     test = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        test[members[: round(share * len(members))]] = True
+        test[members[: round(TEST_SHARE * len(members))]] = True
     return test
 
 
-def load_arrays(classes: int, test_share: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def load_arrays(classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pixels 0..16 `(n, 64)`, int64 labels, and True for the samples held out for testing, both `(n,)`."""
     if classes not in CLASSES:
         raise ValueError(f"classes: expected one of {CLASSES}, got {classes!r}.")
-    if not 0 < test_share < 1:
-        raise ValueError(f"test_share: expected a share between 0 and 1, got {test_share!r}.")
     from sklearn import datasets
 
     pixels, labels = datasets.load_digits(return_X_y=True)
     if classes == 2:
         keep = np.isin(labels, BINARY)
         pixels, labels = pixels[keep], labels[keep] == BINARY[1]
-    return pixels, labels.astype(np.int64), _split(labels, test_share, seed)
+    return pixels, labels.astype(np.int64), _split(labels)
 
 
-def load_digits(classes: int = 10, *, images: bool = True, test_share: float = 0.25, seed: int = 0) -> Digits:
+def load_digits(classes: int = 10, *, images: bool = True) -> Digits:
     """The digits, standardized and split.
 
     Args:
         classes: 10 for all digits, 2 for 3 against 8.
         images: True for images `(1, 8, 8)`, False for vectors of length 64.
-        test_share: share of every class that is held out for testing.
-        seed: random seed of the split.
     """
-    pixels, labels, test = load_arrays(classes, test_share, seed)
+    pixels, labels, test = load_arrays(classes)
     pixels = (pixels - pixels[~test].mean()) / pixels[~test].std()
     x = torch.from_numpy(pixels).reshape(-1, 1, 8, 8) if images else torch.from_numpy(pixels)
     y = torch.from_numpy(labels)

@@ -11,13 +11,13 @@ from .images import ImageData, ImageSet
 _LARGEST = 16  # the brightest pixel in scikit-learn's data
 
 
-def digits_images(*, test_share: float = 0.25, seed: int = 0) -> ImageData:
+def digits_images() -> ImageData:
     """The digits as one-channel images `(n, 1, 8, 8)`, with the same split as in `digits.load_digits`.
 
     Pixels 0..16 are scaled to 0..255 and rounded (half to even). Mean and standard deviation are those of all training
     pixels.
     """
-    pixels, labels, test = load_arrays(10, test_share, seed)
+    pixels, labels, test = load_arrays(10)
     images = np.rint(pixels * 255 / _LARGEST).astype(np.uint8).reshape(-1, 1, 8, 8)
     train, held_out = (
         ImageSet(torch.from_numpy(images[part]), torch.from_numpy(labels[part])) for part in (~test, test)

@@ -37,9 +37,6 @@ def read_idx(path: Path | str) -> np.ndarray:
 
     The header is big-endian: two zero bytes, the type of the elements, the number of axes, and the length of each axis.
 
-    Args:
-        path: path of the file.
-
     Raises:
         DataError: if the file cannot be unpacked, or is not an array of bytes.
     """

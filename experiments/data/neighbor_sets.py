@@ -32,12 +32,7 @@ def spirals(seed: int = 0, *, noise: float = 0.02, turns: float = 1.5) -> ToyDat
 
 
 def moons(seed: int = 0, *, noise: float = 0.1) -> ToyData:
-    """Two moons: 100 training and 1,000 test points.
-
-    Args:
-        seed: random seed of the points.
-        noise: standard deviation of the normal noise.
-    """
+    """Two moons: 100 training and 1,000 test points."""
     from sklearn import datasets
 
     points, labels = datasets.make_moons(MOONS + TESTS, noise=noise, random_state=seed)

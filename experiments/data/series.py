@@ -31,9 +31,6 @@ def read_ts(path: Path) -> tuple[list[np.ndarray], list[str]]:
 
     Each line of the data has the channels and the label, separated by colons; the values have commas between them.
 
-    Args:
-        path: path of the file.
-
     Raises:
         DataError: if there are no data in the file, or they cannot be read.
     """

@@ -13,13 +13,14 @@ RobustBench and `torch.compile`:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from ..data.integrity import file_hash
 
 #: Keys under which programs store weights, in the order in which they are looked for.
 CONTAINERS = (
@@ -59,15 +60,6 @@ class Weights:
     std: tuple[float, ...] = ()
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, 64 hexadecimal digits."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
-
-
 def read_weights(path: str | Path) -> Weights:
     """Read a file of weights.
 
@@ -98,7 +90,7 @@ def read_weights(path: str | Path) -> Weights:
         raise ValueError(
             f"{path}: expected mean and standard deviation of a normalization, got {len(mean)} and {len(std)} numbers."
         )
-    return Weights(path.name, sha256_of(path), named, container, mean, std)
+    return Weights(path.name, file_hash(path, "sha256"), named, container, mean, std)
 
 
 def _is_state(content: object) -> bool:

@@ -114,26 +114,25 @@ def learned_features(subject: Subject) -> Measured:
     }, {}  # fmt: skip
 
 
-def boundary(model: nn.Module, x: Tensor, *, grid: int = GRID) -> Tensor:
+def boundary(model: nn.Module, x: Tensor) -> Tensor:
     """Points in the plane between which the prediction of a network with two classes changes, `(m, 2)`.
 
     Args:
         model: network for points `(n, 2)`.
         x: points around which the boundary is looked for, `(n, 2)`.
-        grid: points on each side of the grid.
     """
     low, high = x.amin(0) - 1, x.amax(0) + 1
-    axes = [torch.linspace(float(a), float(b), grid) for a, b in zip(low, high, strict=True)]
+    axes = [torch.linspace(float(a), float(b), GRID) for a, b in zip(low, high, strict=True)]
     points = torch.cartesian_prod(*axes)
     with torch.inference_mode():
         logits = model(points)
-    gap = (logits[:, 1] - logits[:, 0]).reshape(grid, grid)
-    points, found = points.reshape(grid, grid, 2), []
+    gap = (logits[:, 1] - logits[:, 0]).reshape(GRID, GRID)
+    points, found = points.reshape(GRID, GRID, 2), []
     for axis in (0, 1):
-        first, second = gap.narrow(axis, 0, grid - 1), gap.narrow(axis, 1, grid - 1)
+        first, second = gap.narrow(axis, 0, GRID - 1), gap.narrow(axis, 1, GRID - 1)
         change = (first > 0) != (second > 0)
         share = (first / (first - second))[change][:, None]
-        starts, ends = points.narrow(axis, 0, grid - 1)[change], points.narrow(axis, 1, grid - 1)[change]
+        starts, ends = points.narrow(axis, 0, GRID - 1)[change], points.narrow(axis, 1, GRID - 1)[change]
         found.append(starts + share * (ends - starts))
     return torch.cat(found)
 

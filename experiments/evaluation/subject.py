@@ -82,11 +82,7 @@ def few_tests(data: ImageData | ImageNet | ToyData, count: int) -> ImageData | I
 
 
 class LowPrecision(nn.Module):
-    """A network in evaluation mode whose operations run in bfloat16 where PyTorch's autocast allows it.
-
-    Args:
-        network: the network.
-    """
+    """A network in evaluation mode whose operations run in bfloat16 where PyTorch's autocast allows it."""
 
     def __init__(self, network: nn.Module):
         super().__init__()

@@ -173,10 +173,6 @@ def suites_of(data) -> Mapping[str, Callable[[Subject], Measured]]:
 def run_suite(name: str, subject: Subject) -> Measured:
     """Metrics of one suite, and the settings that they depend on.
 
-    Args:
-        name: one of `suites_of(subject.data)`.
-        subject: network and data.
-
     Raises:
         FileNotFoundError: if a published test set is missing.
     """

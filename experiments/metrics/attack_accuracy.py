@@ -1,9 +1,9 @@
 """Accuracy under FGSM and PGD at several radii (NFM Figure 5), fast enough for whole test sets.
 
-Radii refer to pixels in [0, 1] for every normalisation: the attack acts on pixels and stays inside the box [0, 1].
-`nfm_theory.adversarial.pgd_attack` searches more thoroughly (restarts, best point of every run) and is slower. Here a
-step is one forward and one backward pass, and the last point counts, as is usual for PGD-k. The papers do not state
-the norm, radii, number and length of steps, and starting point of their figure.
+Radii refer to pixels in [0, 1], in the maximum norm, for every normalisation: the attack acts on pixels and stays in
+the box [0, 1]. `nfm_theory.adversarial.pgd_attack` searches more thoroughly (restarts, best point of every run, other
+norms) and is slower. Here a step is one forward and one backward pass, and the last point counts, as is usual for
+PGD-k. The papers do not state the norm, radii, number and length of steps, and starting point of their figure.
 """
 
 from __future__ import annotations
@@ -18,37 +18,15 @@ from torch import Tensor
 from nfm_theory.adversarial.attacks import project
 from nfm_theory.adversarial.guards import input_gradient, raise_if_cut
 from nfm_theory.adversarial.label_margins import deficit_gradient
-from nfm_theory.adversarial.linear_bounds import Ball, check_ball
+from nfm_theory.adversarial.linear_bounds import check_ball
 
 from ..data.images import ImageData
 from .accuracy import Predict, check_evaluating, device_of, logits_of
-from .streams import CHUNK, chunk_generator, normal_like, uniform_like
+from .streams import CHUNK, chunk_generator, uniform_like
 
 #: Default step length, as a multiple of the radius divided by the number of steps (Madry et al. 2018, section 5).
 REACH = 2.5
 BOX = (0.0, 1.0)
-
-
-def _per_row(value: Tensor, like: Tensor) -> Tensor:
-    return value.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _unit(v: Tensor) -> Tensor:
-    """Each row divided by its l2 norm; zero rows stay zero. Dividing by the largest entry first avoids underflow."""
-    tiny = torch.finfo(v.dtype).tiny
-    v = v / _per_row(v.flatten(1).abs().amax(1), v).clamp(min=tiny)
-    return v / _per_row(v.flatten(1).norm(dim=1), v).clamp(min=tiny)
-
-
-def unit_ball_like(x: Tensor, norm: str, generator: torch.Generator) -> Tensor:
-    """Points with the shape of `x`, each drawn uniformly from the unit ball of the norm `"linf"` or `"l2"`."""
-    if norm == "linf":
-        return 2 * uniform_like(x, generator) - 1
-    points = []
-    for row in x.split(1):  # both draws share a generator: image by image, so that the batch size has no effect
-        direction, part = _unit(normal_like(row, generator)), uniform_like(row.new_empty(1), generator)
-        points.append(direction * _per_row(part ** (1 / row.numel()), row))
-    return torch.cat(points)
 
 
 def ascend(
@@ -57,25 +35,22 @@ def ascend(
     labels: Tensor,
     *,
     radius: float,
-    norm: str = "linf",
     steps: int = 7,
     step_size: float | None = None,
     start: Tensor | None = None,
 ) -> Tensor:
     r"""The last point of projected gradient ascent on the cross entropy, inside the ball and the box [0, 1].
 
-    $$ x \leftarrow \Pi\big(x + s\,\rho\,\mathrm{sign}\,\nabla\ell\big) \quad (l_\infty), \qquad
-       x \leftarrow \Pi\big(x + s\,\rho\,\nabla\ell/\|\nabla\ell\|_2\big) \quad (l_2) $$
+    $$ x \leftarrow \Pi\big(x + s\,\rho\,\mathrm{sign}\,\nabla\ell\big) $$
 
-    The direction of ∇ℓ is that of the gradient of `label_margins.margin_deficit`, which does not round to 0 where the
-    network is confident.
+    The ball is that of the maximum norm. The direction of ∇ℓ is that of the gradient of
+    `label_margins.margin_deficit`, which does not round to 0 where the network is confident.
 
     Args:
         head: maps pixels `(b, C, H, W)` in [0, 1] to logits `(b, K)`, each image independently of the others.
         pixels: clean images.
         labels: class indices, `(b,)`.
         radius: ρ ≥ 0, for pixels in [0, 1].
-        norm: `"linf"` or `"l2"`.
         steps: number of steps, at least 1.
         step_size: s, step length as a fraction of the radius; `None` for 2.5 / steps.
         start: first displacement as a fraction of the radius, `(b, C, H, W)`; `None` starts at the image itself.
@@ -85,7 +60,7 @@ def ascend(
     """
     check_steps(steps, step_size)
     part = REACH / steps if step_size is None else step_size
-    ball: Ball = check_ball(pixels, radius, norm, BOX)
+    ball = check_ball(pixels, radius, "linf", BOX)
     x = pixels if start is None else project(pixels + radius * start, ball)
     slopes = partial(deficit_gradient, own=labels)
     for _ in range(steps):
@@ -93,7 +68,7 @@ def ascend(
         if gradient is None or not gradient.any():
             raise_if_cut(head, x, _away(x, radius), slopes)
             break
-        x = project(x + part * radius * (gradient.sign() if norm == "linf" else _unit(gradient)), ball)
+        x = project(x + part * radius * gradient.sign(), ball)
     return x.detach()
 
 
@@ -116,7 +91,6 @@ def attack_curve(
     data: ImageData,
     radii: Sequence[float],
     *,
-    norm: str = "linf",
     steps: int = 7,
     step_size: float | None = None,
     random_start: bool = True,
@@ -128,13 +102,12 @@ def attack_curve(
     """Accuracy under PGD at each radius. It is an upper bound of the accuracy in the worst case.
 
     Misclassified clean images count as wrong and are not attacked. Every radius is attacked separately. The random
-    starts depend only on the seed, the norm, the radius and the index of the image in the test set.
+    starts depend only on the seed, the radius and the index of the image in the test set.
 
     Args:
         model: network in evaluation mode; maps normalized images to logits.
         data: data set whose test images are attacked.
         radii: ρ ≥ 0, for pixels in [0, 1]; 0 gives the clean accuracy.
-        norm: `"linf"` or `"l2"`.
         steps: number of steps, at least 1.
         step_size: step length as a fraction of the radius; `None` for 2.5 / steps.
         random_start: True to start at a random point of the ball, clipped to the box; False to start at the image.
@@ -160,17 +133,17 @@ def attack_curve(
             continue
         kept = 0
         for chunk, members in enumerate(torch.arange(len(test)).split(CHUNK)):
-            generator = chunk_generator(seed, "attack", norm, radius, chunk)
+            generator = chunk_generator(seed, "attack", "linf", radius, chunk)
             for rows in members.split(batch_size):
                 # drawn for all images, so that every network gets the same starts
                 like = torch.empty(test.images[rows].shape, device="cpu")
-                start = unit_ball_like(like, norm, generator)[clean[rows]] if random_start else None
+                start = (2 * uniform_like(like, generator) - 1)[clean[rows]] if random_start else None
                 rows = rows[clean[rows]]
                 if len(rows) == 0:
                     continue
                 pixels, labels = test.images[rows].to(device).float() / 255, test.labels[rows].to(device)
                 found = ascend(
-                    head, pixels, labels, radius=radius, norm=norm, steps=steps, step_size=step_size,
+                    head, pixels, labels, radius=radius, steps=steps, step_size=step_size,
                     start=None if start is None else start.to(device),
                 )  # fmt: skip
                 with torch.no_grad():
@@ -182,6 +155,6 @@ def attack_curve(
 def fgsm_curve(model: Predict, data: ImageData, radii: Sequence[float], **options) -> dict[float, float]:
     """Accuracy under the fast gradient sign method: one step of full radius from the image itself.
 
-    (Goodfellow, Shlens and Szegedy 2015; with `norm="l2"` the fast gradient method.) Arguments as in `attack_curve`.
+    (Goodfellow, Shlens and Szegedy 2015.) Arguments as in `attack_curve`.
     """
     return attack_curve(model, data, radii, steps=1, step_size=1.0, random_start=False, **options)

@@ -19,12 +19,7 @@ SCALE = 0.25
 
 
 class Stage(nn.Module):
-    """Two convolutions; the first one is followed by max pooling, which halves the image.
-
-    Args:
-        channels: number of input channels.
-        planes: number of output channels.
-    """
+    """Two convolutions; the first one is followed by max pooling, which halves the image."""
 
     def __init__(self, channels: int, planes: int):
         super().__init__()

@@ -45,11 +45,7 @@ class Variation:
     scheme: Callable[[Scheme], Scheme] = lambda scheme: scheme
 
     def recipe_of(self, base: Recipe) -> Recipe:
-        """The recipe with the change.
-
-        Args:
-            base: the recipe of the row.
-        """
+        """The recipe with the change."""
         scheme = base.training.scheme
         changed = self.scheme(scheme)
         if changed != scheme:
@@ -87,10 +83,6 @@ VARIATIONS = (
 
 
 def recipes(known: Iterable[Recipe]) -> list[Recipe]:
-    """The recipes of all variations.
-
-    Args:
-        known: recipes, among them those of `BASE`.
-    """
+    """The recipes of all variations."""
     base = {recipe.name: recipe for recipe in known}
     return [one.recipe_of(base[f"{BASE}/{row}"]) for one in VARIATIONS for row in one.rows]

@@ -18,6 +18,8 @@ from .entry import Entry
 
 #: The largest number of pairs for which all 2ⁿ signs are tried.
 MOST_PAIRS = 20
+#: Probability that an interval covers what it is for.
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -75,30 +77,23 @@ def _finite(values: Iterable[float], name: str) -> np.ndarray:
     return array
 
 
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level: expected a share between 0 and 1, got {level}.")
-
-
-def _t_interval(mean: float, stderr: float, n: int, level: float) -> tuple[float, float]:
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * stderr
+def _t_interval(mean: float, stderr: float, n: int) -> tuple[float, float]:
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * stderr
     return mean - half, mean + half
 
 
-def summarize(values: Iterable[float], *, level: float = 0.95) -> Summary:
+def summarize(values: Iterable[float]) -> Summary:
     r"""Mean, extremes and Student's interval $\bar x \pm t_{n-1}\, s/\sqrt n$ of independent values.
 
-    If the values are normal, the interval covers the mean over all seeds with probability `level`. With three to five
+    If the values are normal, the interval covers the mean over all seeds with probability 0.95. With three to five
     seeds this cannot be checked, and the interval is wide. The NoisyMix paper prints mean (min / max) of five (§4.3).
 
     Args:
         values: one number per seed.
-        level: probability that the interval covers the mean.
 
     Raises:
-        ValueError: if there is no value, if one is not finite, or if `level` is not in (0, 1).
+        ValueError: if there is no value, or one is not finite.
     """
-    _check_level(level)
     x = _finite(values, "values")
     n = len(x)
     # The mean of equal values can lie an ulp outside of them.
@@ -106,7 +101,7 @@ def summarize(values: Iterable[float], *, level: float = 0.95) -> Summary:
     if n == 1:
         return Summary(mean, mean, mean, 1, None, None)
     stderr = float(x.std(ddof=1)) / math.sqrt(n)
-    return Summary(mean, float(x.min()), float(x.max()), n, stderr, _t_interval(mean, stderr, n, level))
+    return Summary(mean, float(x.min()), float(x.max()), n, stderr, _t_interval(mean, stderr, n))
 
 
 def sign_flip(differences: Iterable[float]) -> float:
@@ -132,7 +127,7 @@ def sign_flip(differences: Iterable[float]) -> float:
     return float(np.mean(np.abs(sums) >= abs(d.sum()) - slack))
 
 
-def paired_difference(a: Mapping[int, float], b: Mapping[int, float], *, level: float = 0.95) -> Paired:
+def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
     """Compare two schemes on the seeds that both have, by a paired t-test and by sign flips.
 
     Pairs help only if a seed means the same for both schemes, such as the same order of the data or the same initial
@@ -141,12 +136,10 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float], *, level: 
     Args:
         a: the value of the first scheme for each seed.
         b: the value of the second scheme for each seed.
-        level: probability that the interval covers the difference.
 
     Raises:
-        ValueError: if no seed is common, a value is not finite, or for a `level` outside (0, 1).
+        ValueError: if no seed is common, or a value is not finite.
     """
-    _check_level(level)
     seeds = sorted(a.keys() & b.keys())
     if not seeds:
         raise ValueError(f"seeds: expected some in common, got {sorted(a)} and {sorted(b)}.")
@@ -160,7 +153,7 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float], *, level: 
     if stderr <= 10 * np.finfo(np.float64).eps * max(np.abs(first).max(), np.abs(second).max()):
         return Paired(mean, stderr, n, None, None, flips)
     p_value = 2 * float(stats.t.sf(abs(mean) / stderr, n - 1))
-    return Paired(mean, stderr, n, p_value, _t_interval(mean, stderr, n, level), flips)
+    return Paired(mean, stderr, n, p_value, _t_interval(mean, stderr, n), flips)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

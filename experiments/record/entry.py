@@ -21,10 +21,10 @@ SHARES = frozenset(
     {"clean", "white_noise", "salt_pepper", "salt_pepper_standard", "corrupted", "imagenet_r", "flip_probability",
      "aurra", "ece", "rms_calibration_error", "rms_calibration_error_released"}
 )  # fmt: skip
-#: The same for families of attacks such as "fgsm_linf", "pgd_linf" and "pgd_l2".
+#: The same for families of attacks such as "fgsm_linf" and "pgd_linf".
 SHARE_PREFIXES = ("fgsm_", "pgd_")
 #: Metrics relative to a reference network; they are above 1 if the reference is better.
-RATIOS = frozenset({"mce", "flip_rate"})
+RATIOS = frozenset({"flip_rate"})
 #: What is known about the training; `final_loss` is null if there was none (0 steps).
 TRAINING = ("epochs", "steps", "samples", "seconds", "final_loss")
 #: What is known besides, if a recipe in bfloat16 was computed in float32 (see `experiments.precision`).
@@ -171,9 +171,6 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def parse_json(text: str | bytes) -> Any:
     """Read one line of JSON in UTF-8.
 
-    Args:
-        text: the line.
-
     Raises:
         LedgerError: if it is not JSON, is nested too deeply, or has a key twice, of which JSON keeps only the last.
     """
@@ -273,9 +270,6 @@ class Entry:
     @classmethod
     def from_json(cls, text: str | bytes) -> Entry:
         """Read what `to_json` wrote.
-
-        Args:
-            text: one line.
 
         Raises:
             LedgerError: if the line is not a JSON object, has another schema, or lacks a field or has an unknown one.

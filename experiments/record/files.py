@@ -28,9 +28,6 @@ def write_lines(path: str | Path, records: Iterable[dict]) -> None:
 def read_lines(path: str | Path) -> list[dict]:
     """Read the records that `write_lines` wrote.
 
-    Args:
-        path: the file.
-
     Raises:
         FileNotFoundError: if there is no such file; the message names the command that writes it.
     """

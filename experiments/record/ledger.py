@@ -1,7 +1,7 @@
 """The ledger of results: a file with one JSON object per line, to which several processes can append at once.
 
     append("results.jsonl", entry)      # False if there is a result for this cell already
-    read("results.jsonl", scheme="nfm")
+    read("results.jsonl")
 
 A *cell* is (hash of the training settings, seed, suite), and the first result of a cell stays. If a process is killed
 while it writes, the last line is incomplete. Reading ignores such a line, and the next `append` removes it. All other
@@ -230,16 +230,11 @@ def _again(entry: Entry, earlier: int) -> str:
     return f"the cell {tuple(entry.cell)} stands in line {earlier} already."
 
 
-def read(
-    path: str | Path, *, recipe: str | None = None, size: str | None = None, scheme: str | None = None
-) -> list[Entry]:
+def read(path: str | Path) -> list[Entry]:
     """Read the results in the order in which they were written.
 
     Args:
         path: the ledger.
-        recipe: read only results of this recipe.
-        size: read only results of this size.
-        scheme: read only results of this scheme.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -253,8 +248,7 @@ def read(
             f"{_where(path, number)}: {_again(entry, earlier)} "
             "`merge([path], into=new)` writes a ledger with the first of each."
         )
-    wanted = {"recipe": recipe, "size": size, "scheme": scheme}
-    return [e for e in entries if all(value in (None, getattr(e, name)) for name, value in wanted.items())]
+    return entries
 
 
 def read_together(paths: Iterable[str | Path]) -> list[Entry]:

@@ -68,8 +68,7 @@ def system_lock(handle: int, path: Path, *, wait: bool = True) -> bool:
 def share_lock(handle: int) -> None:
     """Wait until no process holds the lock of an open file, and keep others from taking it while the file is open.
 
-    Args:
-        handle: number of the open file. Without locks of the operating system nothing happens.
+    Without locks of the operating system nothing happens.
     """
     if fcntl is not None:
         with contextlib.suppress(OSError):

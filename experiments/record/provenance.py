@@ -42,9 +42,6 @@ def checkout(root: Path = ROOT) -> tuple[str | None, bool]:
 
     It is asked once per process, since a process runs the code that it loaded, whatever happens to the files later.
 
-    Args:
-        root: top folder of the checkout.
-
     Returns:
         The full commit, or `None` if `root` is not the top folder of a checkout with a commit; and True if files of the
         code are changed, added or removed.
@@ -60,11 +57,7 @@ def checkout(root: Path = ROOT) -> tuple[str | None, bool]:
 
 
 def device_name(device: str | torch.device = "cpu") -> str:
-    """The name of the hardware: "cpu (x86_64)", or the name that CUDA gives.
-
-    Args:
-        device: device of the measurement.
-    """
+    """The name of the hardware: "cpu (x86_64)", or the name that CUDA gives."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -16,11 +16,6 @@ def shifted_copies(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Copies of each image, each moved by at most one pixel to every side: `(n, count, C, H, W)`.
 
     What comes in at the border has the smallest value of the image.
-
-    Args:
-        x: images, `(n, C, H, W)`.
-        count: number of copies.
-        generator: source of randomness.
     """
     n, _, height, width = x.shape
     blank = x.flatten(1).amin(1).reshape(n, 1, 1, 1)

@@ -197,38 +197,21 @@ def median(values: Sequence[float | None]) -> float:
     return float(np.median([np.inf if v is None else v for v in values]))
 
 
-def mean_of_medians(records: Sequence[dict], name: str, scale: float = 1.0) -> tuple[float, float]:
-    """The median radius over the samples: its mean over the seeds, and half of its range.
-
-    Args:
-        records: one record for each seed.
-        name: name of the radius, a key of `points`.
-        scale: factor of the radius, which is ε for implied radii.
-    """
-    values = [scale * median(r["points"][name]) for r in records]
+def mean_of_medians(records: Sequence[dict], name: str) -> tuple[float, float]:
+    """The median radius over the samples: its mean over the seeds, and half of its range."""
+    values = [median(r["points"][name]) for r in records]
     return fmean(values), (max(values) - min(values)) / 2
 
 
 def kept(records: Sequence[dict], eps: float, kind: str = "sharp") -> float:
-    """The share of samples whose label is certified in the ball of the implied radius at ε.
-
-    Args:
-        records: one record for each seed.
-        eps: one of the recorded ε.
-        kind: `"sharp"` or `"paper"`.
-    """
+    """The share of samples whose label is certified in the ball of the implied radius, `"sharp"` or `"paper"`, at ε."""
     sides = [side for r in records for side in r["bound"] if side["eps"] == eps]
     counts = [s["certified_paper"] if kind == "paper" else s["label_kept"]["certified"] for s in sides]
     return sum(counts) / sum(r["n"] for r in records)
 
 
 def interval(records: Sequence[dict], kind: str = "sharp") -> str:
-    """The ε up to which the bound is certified, and from which it is refuted, as text.
-
-    Args:
-        records: one record for each seed.
-        kind: kind of the radius.
-    """
+    """The ε up to which the bound is certified, and from which it is refuted, as text."""
     texts = []
     for r in records:
         found = r["validity"].get(kind)
@@ -253,11 +236,7 @@ def summary_table(records: Sequence[dict]) -> Table:
 
 
 def conclude(records: Sequence[dict]) -> tuple[int, list[str]]:
-    """A refuted inequality is a finding about a network and not an error, so the exit status is 0.
-
-    Args:
-        records: one for each network.
-    """
+    """A refuted inequality is a finding about a network and not an error, so the exit status is 0."""
     verdicts = [side["verdict"] for record in records for side in record["bound"]]
     return 0, [", ".join(f"{verdicts.count(word)} {word}" for word in ("certified", "refuted", "undecided"))]
 
@@ -282,11 +261,7 @@ def _in_sample(case: BoundCase) -> bool:
 
 
 def study(*, cifar: bool = False) -> RecordedStudy:
-    """The study, on digits or on CIFAR-10.
-
-    Args:
-        cifar: True for CIFAR-10.
-    """
+    """The study, on digits or on CIFAR-10."""
     file = RecordFile(f"bounds{'_cifar' * cifar}.jsonl", ("model", "classes", "scheme", "seed"), _difference)
     return RecordedStudy(
         "bounds", (file,), run_case, summary_table, conclude=conclude, sample=_in_sample,

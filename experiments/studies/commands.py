@@ -26,8 +26,12 @@ from .validity_networks import cases as layer_cases
 
 HELP = """Measure a study again and compare it with the tracked record.
 
-The records go to experiments/results/again, and the tracked ones stay as they are unless --record is given. The exit
-status is 1 if a new record contradicts a tracked one."""
+A study asks one question about trained networks, such as how far the
+expansion reaches. --sample measures a few of its cases only.
+
+The records go to experiments/results/again, and the tracked ones stay as they
+are unless --record is given. The exit status is 1 if a new record contradicts
+a tracked one."""
 app = typer.Typer(no_args_is_help=True, help=HELP, add_completion=False)
 CIFAR_VARIABLE = release(10).variable
 

@@ -106,12 +106,7 @@ def rule_name(record: dict) -> str:
 
 
 def verdict_table(expansion: Sequence[dict], validity: Sequence[dict]) -> Table:
-    """The table of verdicts, with the ε at which the second-order expansion is 10 % off.
-
-    Args:
-        expansion: records of the verdicts.
-        validity: records of the error curves, in the same order.
-    """
+    """The table of verdicts, with the ε at which the second-order expansion is 10 % off."""
     colors = {"holds": "green", "refuted": "bold red", "undecided": "yellow"}
     rows = []
     for record, curve in zip(expansion, validity, strict=True):
@@ -129,12 +124,7 @@ def verdict_table(expansion: Sequence[dict], validity: Sequence[dict]) -> Table:
 
 
 def conclude(expansion: Sequence[dict], validity: Sequence[dict]) -> tuple[int, list[str]]:
-    """The exit status (1 if an expansion is refuted, 3 if one is undecided), and the reasons.
-
-    Args:
-        expansion: records of the verdicts.
-        validity: records of the error curves; they do not decide.
-    """
+    """The exit status (1 if an expansion is refuted, 3 if one is undecided), and the reasons."""
     verdicts = [record["report"]["verdict"] for record in expansion]
     lines = [
         f"{EXPANSION.words(record)}: {record['report']['verdict']}, {record['report']['reason']}"

@@ -65,13 +65,6 @@ def coefficients(model, x: Tensor, y: Tensor, *, layer: str, loss: str) -> dict[
 
     `R1` by m1, `R2` and `R3` by m2, the noise terms by σ². C3 has three parts: `C3` by m3, `C3_add` and `C3_mult` by
     m1 σ². So `C3(α, σ) = m3 C3 + m1 (σ_add² C3_add + σ_mult² C3_mult)` (book: eq-remainder).
-
-    Args:
-        model: network in eval mode.
-        x: inputs.
-        y: labels.
-        layer: name of the layer.
-        loss: name of the loss.
     """
     m1, m2, m3 = moments(1.0)
     data, add, mult = (
@@ -86,14 +79,7 @@ def coefficients(model, x: Tensor, y: Tensor, *, layer: str, loss: str) -> dict[
 
 
 def terms_at(found: dict[str, float], moment: Sequence[float], add_noise: float, mult_noise: float) -> nt.TaylorTerms:
-    """The expansion at any α and σ, computed from `coefficients` as the figure in the book does.
-
-    Args:
-        found: the result of `coefficients`.
-        moment: the result of `moments`.
-        add_noise: level σ_add of the additive noise.
-        mult_noise: level σ_mult of the multiplicative noise.
-    """
+    """The expansion at any α and σ, computed from `coefficients` as the figure in the book does."""
     m1, m2, m3 = moment
     add, mult = add_noise**2, mult_noise**2
     values = {
@@ -114,10 +100,6 @@ def excess(problem: nt.Problem, grid: Grid) -> tuple[list[float], list[float]]:
     """The exact loss minus its polynomial of order 2 at every ε, and the standard error.
 
     It is computed by a deterministic rule without noise, and by Monte Carlo with the same draws at every point with it.
-
-    Args:
-        problem: network, images and law.
-        grid: the scales and the number of evaluations.
     """
     if not problem.law.perturbs:
         return [0.0] * len(grid.eps), [0.0] * len(grid.eps)

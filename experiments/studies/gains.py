@@ -61,14 +61,7 @@ class Gains:
 
 
 def gains(one: Study, exact: str, metric: str, taylor: str = "") -> Gains:
-    """The gains of a scheme and of its expansion, `taylor_SCHEME` unless another is named.
-
-    Args:
-        one: a study with the scheme `baseline`.
-        exact: the exact scheme.
-        metric: key of the metric.
-        taylor: the expansion.
-    """
+    """The gains of a scheme and of its expansion, `taylor_SCHEME` unless another is named."""
     taylor = taylor or f"taylor_{exact}"
     pairs = ((exact, "baseline"), (taylor, "baseline"), (exact, taylor))
     return Gains(*(one.gain(first, second, metric) for first, second in pairs))
@@ -106,9 +99,6 @@ def corrected(tests: Mapping[object, Paired | None], level: float = 0.05) -> dic
 
 def verdict(found: Mapping[float, Gains]) -> str:
     """Up to which ε does the expansion explain the effect of training with the exact loss?
-
-    Args:
-        found: the result of `by_scale`.
 
     Returns:
         `"not run"`, `"undecided: ..."` with fewer than two seeds, `"no clear difference at any ε"`, or the scales.
@@ -175,13 +165,7 @@ class Parts:
 
 
 def decomposition(records: Iterable[dict], activation: str, scheme: str) -> list[Parts]:
-    """The parts of the loss at each epoch, as means over the seeds.
-
-    Args:
-        records: the records of the study `decomposition`.
-        activation: activation of the network.
-        scheme: scheme of the training.
-    """
+    """The parts of the loss at each epoch, as means over the seeds."""
     by_epoch: dict[int, list[dict]] = {}
     for record in records:
         if (record["activation"], record["scheme"]) == (activation, scheme):

@@ -106,13 +106,9 @@ def regularizer_maps(problem: nt.Problem, y: Tensor) -> RegularizerMaps:
     )  # fmt: skip
 
 
-def digits_maps(samples: int = SAMPLES) -> dict[str, RegularizerMaps]:
-    """The maps of an MLP on digits for each of `SCHEMES`, at the input and with the same `LAW`.
-
-    Args:
-        samples: number of training images, the same for all networks.
-    """
-    x, y = verification_subset(load_digits(10), samples)
+def digits_maps() -> dict[str, RegularizerMaps]:
+    """The maps of an MLP on digits for each of `SCHEMES`, at the input and with the same `LAW`."""
+    x, y = verification_subset(load_digits(10), SAMPLES)
     return {
         scheme: regularizer_maps(nt.Problem(trained_network("mlp", **options).model, x, y, law=LAW), y)
         for scheme, options in SCHEMES.items()

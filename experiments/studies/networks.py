@@ -140,10 +140,6 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 def centered(data: Digits, count: int) -> Digits:
     """Subtract the mean of the first `count` samples of `verification_subset` from the data; 0 changes nothing.
 
-    Args:
-        data: images and labels.
-        count: number of samples.
-
     Raises:
         ValueError: if there are fewer samples than asked for.
     """

@@ -92,13 +92,7 @@ class Agreement:
 
 
 def compare(file: RecordFile, found: Sequence[dict], tracked: Sequence[dict]) -> Agreement:
-    """Compare new records with the tracked ones of the same cases.
-
-    Args:
-        file: the file that they belong to.
-        found: the new records.
-        tracked: the tracked records.
-    """
+    """Compare new records with the tracked ones of the same cases."""
     known = {file.key_of(record): record for record in tracked}
     pairs = [(new, known[file.key_of(new)]) for new in found if file.key_of(new) in known]
     same = sum(_same(new, old) for new, old in pairs)
@@ -205,10 +199,6 @@ def curve_difference(new: dict, old: dict) -> str:
 
     Sampling and other hardware explain a difference of 0.15 in the relative error at ε = 1, and of 35 % in the ε at
     which the expansion is 10 % off.
-
-    Args:
-        new: a record with a `curve`.
-        old: the tracked record of the same case.
     """
     curves = [record["curve"] for record in (old, new)]
     errors = [curve["relative_error"]["2"][-1] for curve in curves]

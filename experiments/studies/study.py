@@ -47,7 +47,7 @@ _KINDS = {
     "fgsm_linf": "FGSM radius ",
     "corrupted/category": "corrupted: ",
 }
-_LOWER = ("flip_", "ece", "rms_calibration_error", "mce")
+_LOWER = ("flip_", "ece", "rms_calibration_error")
 
 
 def load_entries(path: Path = LEDGER) -> list[Entry]:
@@ -64,9 +64,6 @@ def load_entries(path: Path = LEDGER) -> list[Entry]:
 
 def label(metric: str) -> str:
     """The key of a metric in words.
-
-    Args:
-        metric: key, such as `"clean"`.
 
     Example:
         >>> label("white_noise/0.5"), label("corrupted/category/blur"), label("pgd_linf/0.007843")
@@ -164,9 +161,6 @@ def table_metrics(one: Study) -> list[str]:
 def format_summary(found: Summary | None) -> str:
     """A summary as `mean ± standard error`, or `not run`.
 
-    Args:
-        found: the summary; without a standard error for one network.
-
     Example:
         >>> format_summary(summarize([90.0, 92.0]))
         '91.0 ± 1.0'
@@ -178,9 +172,6 @@ def format_summary(found: Summary | None) -> str:
 
 def format_gain(found: Paired | None) -> str:
     """A difference in points as `difference (low to high)` with its 95 % interval, or `not run`.
-
-    Args:
-        found: the difference.
 
     Example:
         >>> format_gain(paired_difference({1: 92.0, 2: 93.0}, {1: 91.0, 2: 91.0}))

@@ -50,12 +50,7 @@ def rounded(value):
 
 
 def witness(problem: nt.Problem, curve: nt.ErrorCurve) -> dict:
-    """The exact coefficients of order 0 to 2, and how many standard errors the estimated ones are away.
-
-    Args:
-        problem: network, layer, images and law.
-        curve: error curve with the estimated coefficients.
-    """
+    """The exact coefficients of order 0 to 2, and how many standard errors the estimated ones are away."""
     terms = nt.terms(problem, remainder=False)
     exact = [float(c) for c in terms.coefficients(2)]
     pairs = zip(exact[1:], curve.coefficients.value[1:3].tolist(), curve.coefficients.stderr[1:3].tolist(), strict=True)
@@ -146,11 +141,7 @@ KEY = ("data", "model", "training", "layer", "law")
 
 
 def study(data: str = "") -> RecordedStudy:
-    """The study, on digits or on other data.
-
-    Args:
-        data: name of the data of other recipes; empty for the networks trained on digits.
-    """
+    """The study, on the networks trained on digits, or on recipes with the data of this name."""
     file = RecordFile(f"validity_{data}.jsonl" if data else TRACKED, KEY, curve_difference)
     return RecordedStudy(
         "validity", (file,), run_case, summary_table, prepare, conclude, _in_sample,

@@ -107,21 +107,12 @@ def cases(recipes: Sequence[Recipe] | None = None, *, quick: bool = False, **opt
 
 
 def is_finished(recipe: Recipe, seed: int, runs: Path) -> bool:
-    """True if the recipe has been trained with this seed.
-
-    Args:
-        recipe: the recipe.
-        seed: random seed of the training run.
-        runs: folder of trained recipes.
-    """
+    """True if the recipe has been trained with this seed."""
     return (run_folder(runs, recipe.training, seed) / "final.pt").exists()
 
 
 def prepare(todo: Sequence[LayerCase]) -> None:
     """Train the missing networks before processes start, so that each is trained once.
-
-    Args:
-        todo: the cases.
 
     Raises:
         FileNotFoundError: if a recipe is missing that takes longer than those on digits.

@@ -22,12 +22,7 @@ _PLACE = ("data", "model", "layer", "law")
 
 
 def chosen(records: Iterable[dict], **facts) -> list[dict]:
-    """The records that have these facts.
-
-    Args:
-        records: records of the study `validity`.
-        **facts: fields with their values, such as `law="released"`.
-    """
+    """The records that have these facts, such as `law="released"`."""
     return [r for r in records if all(r[name] == value for name, value in facts.items())]
 
 

@@ -33,9 +33,6 @@ RULES = (
 def audit(published: Published | None = None) -> AuditReport:
     """Apply every rule.
 
-    Args:
-        published: the printed values; by default those of both papers.
-
     Returns:
         The findings with their numbers, and for each rule how many checks found nothing.
     """

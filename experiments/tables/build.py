@@ -120,15 +120,7 @@ def _group(
     recipes: Mapping[tuple[str, str], Recipe],
     lines: Mapping[tuple[str, str], Sequence[LedgerEntry | Network]],
 ) -> Group:
-    """The values of one study in the cells of a table.
-
-    Args:
-        published: the printed values.
-        table: id of the table.
-        study: name of the study.
-        recipes: its recipes by row and data set.
-        lines: the lines of the ledger by row and data set.
-    """
+    """The values of one study in the cells of a table."""
     columns = published.columns(table)
 
     def value(row: str, column: Column, metric: str) -> OurValue | None:
@@ -178,7 +170,6 @@ def judge_claims(
     entries: Iterable[LedgerEntry],
     sizes: Sequence[str] | None = None,
     *,
-    claims: Iterable[Claim] | None = None,
     published: Published | None = None,
 ) -> tuple[Judgement, ...]:
     """Judge every claim on the printed numbers and, at each size, on our own.
@@ -186,7 +177,6 @@ def judge_claims(
     Args:
         entries: lines of the ledger.
         sizes: sizes of our recipes; `None` for all.
-        claims: the claims; by default all of them.
         published: the printed values; by default those of both papers.
 
     Returns:
@@ -198,7 +188,7 @@ def judge_claims(
     entries, published = list(entries), load_published() if published is None else published
     tables: dict[str, Table] = {}
     judgements = []
-    for claim in all_claims() if claims is None else claims:
+    for claim in all_claims():
         if claim.table not in tables:
             tables[claim.table] = build_table(claim.table, entries, sizes, published=published)
         ours: dict[str, Outcome] = {}

@@ -220,10 +220,6 @@ def _facts(found: Sequence[Evaluated], total: int) -> dict:
 def judge_published(claim: Claim, published: Published) -> Outcome:
     """Does the paper's own table support a claim?
 
-    Args:
-        claim: the claim.
-        published: the printed values.
-
     Returns:
         An outcome `supported`, `not supported` or `no numbers printed`. A claim that counts must give the very count.
     """

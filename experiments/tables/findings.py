@@ -72,12 +72,7 @@ Rule = Callable[["Published"], RuleResult]
 
 
 def rule(name: str, what: str) -> Callable[[Callable[..., Iterator[Finding | None]]], Rule]:
-    """Make a rule from a generator that yields, for each check, a finding or `None`.
-
-    Args:
-        name: name of the rule.
-        what: what it checks, in words.
-    """
+    """Make a rule from a generator that yields, for each check, a finding or `None`."""
 
     def decorate(check: Callable[..., Iterator[Finding | None]]) -> Rule:
         @wraps(check)

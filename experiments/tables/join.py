@@ -61,10 +61,6 @@ def _study_row(table: str, row: str) -> str:
 def studies_of(table: str, data: str) -> tuple[str, ...]:
     """Our studies that stand for the columns of a table whose networks were trained on a data set.
 
-    Args:
-        table: id of the table.
-        data: the data set.
-
     Returns:
         Names of studies in the order of `SIZES`. Within a size those on the very data set come first.
     """

@@ -168,13 +168,6 @@ class Published:
     def amend(self, table: str, row: str, column: str, text: str, **changes) -> Published:
         """A copy in which one number is printed differently, to ask what would follow.
 
-        Args:
-            table: id of the table.
-            row: id of the row.
-            column: id of the column.
-            text: the number as it would be printed.
-            changes: other fields of the value.
-
         Raises:
             KeyError: if there is no such number.
         """
@@ -190,10 +183,6 @@ def column_of(table: str, column: str) -> Column:
 
 def read_table(table: str, *, folder: Path = PUBLISHED) -> tuple[PublishedValue, ...]:
     """Read the values of one table.
-
-    Args:
-        table: id in `TABLES`.
-        folder: folder of the CSV files.
 
     Returns:
         The values in printed order; empty cells are left out.
@@ -291,10 +280,6 @@ def read_benchmarks(*, folder: Path = PUBLISHED) -> tuple[Benchmark, ...]:
 
 @cache
 def load_published(folder: Path = PUBLISHED) -> Published:
-    """Read every table of `TABLES`, the submissions and the benchmark.
-
-    Args:
-        folder: folder of the CSV files.
-    """
+    """Read every table of `TABLES`, the submissions and the benchmark."""
     values = tuple(value for table in TABLES for value in read_table(table, folder=folder))
     return Published(values, read_submissions(folder=folder), read_benchmarks(folder=folder))

@@ -110,9 +110,6 @@ DETAILS: tuple[tuple[str, str, str, str | None], ...] = (
 def table_info(table: str) -> TableInfo:
     """What is known about a table.
 
-    Args:
-        table: id of the table.
-
     Raises:
         ValueError: if there is no such table.
     """

@@ -27,9 +27,6 @@ def check_board() -> None:
 def open_board(folder: Path) -> Callable[[dict], None]:
     """A function that writes one line of the log, of an epoch, to files for TensorBoard.
 
-    Args:
-        folder: folder of these files.
-
     Raises:
         ValueError: if TensorBoard is not installed.
     """

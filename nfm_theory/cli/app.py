@@ -43,7 +43,19 @@ def nfm(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Check the theory of Noisy Feature Mixup on your own network."""
+    """Check the theory of Noisy Feature Mixup (NFM) on your own network.
+
+    NFM trains on mixtures of two samples, with noise on top. By the theory
+    this is plain training with certain regularizers added, as long as mixing
+    and noise are small. `verify` checks that on your network; `report` writes
+    a page on how large the regularizers are and how far the theory reaches.
+    Nothing is trained, and no file of yours is changed.
+
+        nfm verify --model my_model.py:build --data data.npz
+
+    Here my_model.py has a function build() that returns the network, and
+    data.npz has the arrays x (inputs) and y (labels).
+    """
 
 
 def _scales(text: str | None) -> list[float] | None:
@@ -160,7 +172,7 @@ def _option(words: str, *names: str, least: int | None = None, most: int | None 
     return typer.Option(*names, help=words, min=least, max=most)
 
 
-Model = Annotated[str | None, _option(f"The network: {FACTORY}. It returns an nn.Module or (model, x, y).")]
+Model = Annotated[str | None, _option(f"The network: {FACTORY}. It returns an nn.Module or (model, x, y). Required.")]
 Layers = Annotated[
     list[str] | None,
     _option('Layer to perturb, by its dotted name. Repeat it for several; "" is the input. (default: the input)'),
@@ -176,12 +188,16 @@ Data = Annotated[
 NumSamples = Annotated[
     int | None, _option(f"How many samples to use, from the first on. (default: at most {MOST_SAMPLES})")
 ]
-Alpha = Annotated[float, _option("First parameter of the Beta law of the mixing weight; 0 for no mixing.")]
-Beta = Annotated[float | None, _option("Second parameter of the Beta law. (default: alpha)")]
-AddNoise = Annotated[float, _option("Level of the additive noise.")]
-MultNoise = Annotated[float, _option("Level of the multiplicative noise.")]
-Noise = Annotated[str, _option("Law of the noise: normal, uniform, rademacher or released (the papers' code).")]
-Order = Annotated[int, _option("Order of the expansion.")]
+Alpha = Annotated[float, _option("First parameter of the Beta distribution of the mixing weight; 0 for no mixing.")]
+Beta = Annotated[float | None, _option("Second parameter of the Beta distribution. (default: alpha)")]
+AddNoise = Annotated[
+    float, _option("Level of the noise that is added to the features; of normal noise the standard deviation.")
+]
+MultNoise = Annotated[float, _option("Level of the noise by which the features are multiplied.")]
+Noise = Annotated[
+    str, _option("Distribution of the noise: normal, uniform, rademacher (signs) or released (as in the papers' code).")
+]
+Order = Annotated[int, _option("Order of the expansion: the last power of the scale that it has.")]
 Loss = Annotated[
     str | None,
     _option(
@@ -191,7 +207,10 @@ Loss = Annotated[
 ]
 Eps = Annotated[
     str | None,
-    _option(f"Scales of the perturbation, separated by commas. (default: 0.1 and smaller; with --bound {BOUND_EPS})"),
+    _option(
+        f"Scales of mixing and noise, separated by commas; training has 1. (default: 0.1 and smaller; with --bound "
+        f"{BOUND_EPS})"
+    ),
 ]
 Method = Annotated[str, _option("How the NFM loss is computed: auto, exact or monte_carlo.")]
 Budget = Annotated[
@@ -203,15 +222,21 @@ Budget = Annotated[
 ]
 Dtype = Annotated[str, _option("Precision of the computation: float64 or float32.")]
 Device = Annotated[str, _option("Where to compute: cpu or cuda.")]
-Seed = Annotated[int, _option("Random seed of Monte Carlo and of the attacks.", least=0, most=2**63 - 1)]
+Seed = Annotated[int, _option("Random seed of sampling and of the attacks.", least=0, most=2**63 - 1)]
 Json = Annotated[Path | None, _option("Write the report to this file, as JSON.", "--json")]
 Plot = Annotated[
-    Path | None, _option("Draw the remainder against the scale into this file (.png, .svg or .pdf). Needs matplotlib.")
+    Path | None,
+    _option(
+        "Draw what the expansion leaves out, against the scale, into this file (.png, .svg or .pdf). Needs matplotlib."
+    ),
 ]
 Bound = Annotated[bool, _option("Check the adversarial bound and each of its assumptions instead.", "--bound")]
 Radius = Annotated[
     str | None,
-    _option("With --bound, radius of the attack: sharp, paper or mean (needs no homogeneity). (default: sharp)"),
+    _option(
+        "With --bound, radius of the attack: sharp, paper (as printed there) or mean (also for networks with biases). "
+        "(default: sharp)"
+    ),
 ]
 Certificate = Annotated[
     str | None,
@@ -238,7 +263,9 @@ LayerBudget = Annotated[
     str | None,
     _option("What each layer may take, such as '90 s', '10 min' or '300 passes'. (default: a few seconds)"),
 ]
-BoundScale = Annotated[float, _option("Scale of the perturbation at which the bound is checked.", "--eps")]
+BoundScale = Annotated[
+    float, _option("Scale of mixing and noise at which the adversarial bound is checked; training has 1.", "--eps")
+]
 ListLayers = Annotated[bool, _option("List the layers that can be verified, and stop.", "--list-layers")]
 
 
@@ -271,11 +298,24 @@ def verify(
 ) -> None:
     """Check whether the expansion of the NFM loss holds on your network.
 
-    What the expansion leaves out is computed at several scales: it must fall as predicted. With --bound, the
-    adversarial bound is checked instead: the NFM loss is compared with attacks and certificates.
+    The expansion is the loss of plain training plus the regularizers of the
+    theory. It is compared with the loss itself at several scales of mixing and
+    noise (--eps), where training has scale 1. What the expansion leaves out
+    must fall with the scale as predicted.
 
-    Exit status: 0 holds (with --bound: certified), 1 refuted, 2 bad input, 3 undecided; the worst of several layers
-    and scales. 70 means that the command itself failed.
+        nfm verify --model my_model.py:build --list-layers
+        nfm verify --model my_model.py:build --data data.npz --layer layer3
+
+    Refuted means that the loss contradicts the expansion, for example because
+    the network's gradients are not those of what it computes. Undecided means
+    that the check was too coarse; the report says what would help.
+
+    With --bound, the adversarial bound is checked instead: the NFM loss is
+    compared with attacks and certificates.
+
+    Exit status: 0 holds (with --bound: certified), 1 refuted, 2 bad input,
+    3 undecided; the worst of several layers and scales. 70 means that the
+    command itself failed.
     """
     with _told():
         scales, layers = _scales(eps), layer or [""]
@@ -331,10 +371,15 @@ def report(
 ) -> None:
     """Write a page on your network: what NFM adds at each layer, how far the theory reaches, margins and bounds.
 
+    The page has plots and a paragraph on each result. It needs no other file,
+    so that you can send it to others.
+
+        nfm report my_model.py:build data.npz --layer layer3 --budget "2 min"
+
     Ctrl-C ends the work early; the page then has what is known so far.
 
-    Exit status: 0 if the page is there, 2 for bad input, 130 if it was stopped (the page is there as well), 70 if the
-    command itself failed.
+    Exit status: 0 if the page is there, 2 for bad input, 130 if it was stopped
+    (the page is there as well), 70 if the command itself failed.
     """
     with _told():
         precision, place = _dtype(dtype), _device(device)

@@ -154,9 +154,8 @@ def _term_name(n, feature_order, second_h, add, mult):
 def derive_expansion(order=3, dim=1, outputs=1):
     r"""Expand the expected loss in the scale, for generic h and f, into coefficients and named parts.
 
-    $$ \mathbb{E}\,\ell(\varepsilon) = c_0 + \varepsilon c_1 + \dots + \varepsilon^p c_p
-       + O(\varepsilon^{p+1}), \quad c_1 = R_1,
-       \quad c_2 = R_2 + R_3 + R_2^{\mathrm{add}} + R_3^{\mathrm{add}}
+    $$ \mathbb{E}\,\ell(\varepsilon) = c_0 + \varepsilon c_1 + \dots + \varepsilon^p c_p + O(\varepsilon^{p+1}), \quad
+       c_1 = R_1, \quad c_2 = R_2 + R_3 + R_2^{\mathrm{add}} + R_3^{\mathrm{add}}
        + R_2^{\mathrm{mult}} + R_3^{\mathrm{mult}}, \quad c_3 = C_3 \qquad \text{(book: eq-expansion)} $$
 
     The function differentiates the loss in the scale at 0, for generic SymPy functions. It splits the coefficients into

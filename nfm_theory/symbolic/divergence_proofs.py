@@ -164,8 +164,9 @@ def _fisher(p):
 def prove_divergence(branches=2, outputs=2):
     r"""Prove the closed forms of gradient and Hessian of the Jensen-Shannon divergence (book: eq-jsd-second).
 
-    $$ \partial_{u_j} = \pi_j\, p_j c_j, \qquad \nabla^2_{jl} = \delta_{jl} \pi_j \big(F_j
-       + \operatorname{diag}(p_j c_j) - p_j (p_j c_j)^\top - (p_j c_j) p_j^\top\big)
+    $$ \partial_{u_j} = \pi_j\, p_j c_j, \qquad
+       \nabla^2_{jl} = \delta_{jl} \pi_j \big(F_j + \operatorname{diag}(p_j c_j)
+       - p_j (p_j c_j)^\top - (p_j c_j) p_j^\top\big)
        - \pi_j \pi_l F_j \operatorname{diag}(1/\bar p) F_l $$
 
     with `c_jk = log(p_jk / p̄_k) - Σ_k p_jk log(p_jk / p̄_k)`, for symbolic weights and probabilities.

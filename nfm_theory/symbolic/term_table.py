@@ -12,9 +12,9 @@ def table_terms(dim=1, outputs=1):
     r"""Return the thirteen terms up to order 3, written by hand with Jacobians, Hessians and sums over coordinates.
 
     $$ R_2 = \tfrac12 m_2 (Jv)^\top F (Jv), \quad R_3 = \tfrac12 m_2 (p - y) \cdot \nabla^2 f[v, v], \quad
-       C_3 = \tfrac16 m_3 D^3\ell[v,v,v] + \tfrac12 m_1 \big(\sigma_{\mathrm{add}}^2
-       \mathbb{E} D^3\ell[v,\xi,\xi] + \sigma_{\mathrm{mult}}^2
-       \mathbb{E} D^3\ell[v, \xi \odot g, \xi \odot g]\big)
+       C_3 = \tfrac16 m_3 D^3\ell[v,v,v]
+       + \tfrac12 m_1 \big(\sigma_{\mathrm{add}}^2 \mathbb{E} D^3\ell[v,\xi,\xi]
+       + \sigma_{\mathrm{mult}}^2 \mathbb{E} D^3\ell[v, \xi \odot g, \xi \odot g]\big)
        + m_1 \sigma_{\mathrm{mult}}^2 \mathbb{E} D^2\ell[\xi \odot v, \xi \odot g] $$
 
     Here `J` is the Jacobian of f, `p` and `F` are gradient and Hessian of h. The terms of a noise have

@@ -23,8 +23,8 @@ from .student import certain
 
 #: Draws that are compared, of small and of large networks.
 DRAWS, LARGE_DRAWS = 64, 16
-#: A coefficient is not called rounding if it is more than this part of outputs and loss.
-NEGLIGIBLE = 1e-3
+#: An error below the first part of outputs and loss counts as rounding in any case, one above the second in none.
+NEGLIGIBLE = (1e-9, 1e-3)
 #: A difference this many times the error of the fits refutes.
 DOUBT = 3.0
 #: Scale at which the change of the loss is split into what the region of the sample carries and what kinks carry.
@@ -126,6 +126,7 @@ def compare_draws(
         4, device=fits.slope.device
     )
     seen = [amplification(DEGREE, k) * float((wide[:, k] * fits.size).mean()) for k in range(4)]
+    size = float(fits.size.mean())
     return DrawEvidence(
         draws=len(draw),
         gap=gap.mean(0) if len(gap) else none,
@@ -133,7 +134,7 @@ def compare_draws(
         difference=gap.abs().mean(0) if len(gap) else none,
         allowed=DOUBT * fits.error[good].mean(0) + floor if len(gap) else none + torch.inf,
         scale=torch.maximum(derived, fits.coefficients).abs().mean(0),
-        floor=(10 * (floor + floor.new_tensor(seen))).clamp_max(NEGLIGIBLE * float(fits.size.mean())),
+        floor=(10 * (floor + floor.new_tensor(seen))).clamp(*(part * size for part in NEGLIGIBLE)),
         smooth_radius=fits.smooth_radius,
         kinked=float(near.double().mean()),
         rough=float(fits.rough.double().mean()),

@@ -14,13 +14,11 @@ from torch import Tensor
 from ..setting.perturbation import displaced
 from ..setting.pointwise import PointwiseLoss
 from ..setting.problem import Path
-from .fit import Fit, chebyshev_points
+from .fit import RESTING, Fit, chebyshev_points
 from .fits import Fits, gauss_newton_part
 
 #: Each interval is this many times smaller than the one before, and so many are tried.
 SHRINK, LEVELS = 4.0, 14
-#: A tail below this many rounding errors of the values cannot be improved by a smaller interval.
-RESTING = 30.0
 #: Relative error of the coefficient of ε² that is good enough to stop.
 ENOUGH = 1e-9
 #: The last coefficients of a smooth function are below this part of the middle ones.
@@ -83,7 +81,7 @@ class Search:
         fit, rest = Fit.of(values), self.rest[rows]
         tail = torch.maximum(fit.tail, 0.5 * self.unit * self.size[rows])
         error = replace(fit, tail=tail).error(min(2, self.order)) / radius**2
-        inner = torch.maximum(self._inner(fit), 0.5 * self.unit * self.size[rows])
+        inner = torch.maximum(fit.middle, 0.5 * self.unit * self.size[rows])
         resting = tail <= rest
         self.kinked[rows] |= resting & (self.before[rows] > KINK * inner) & (self.before[rows] > rest)
         self.smooth_radius[rows] = torch.where(
@@ -109,16 +107,11 @@ class Search:
         self.rows = rows[~good] if self.level < LEVELS else rows[:0]
         self.radius[self.rows] = self.radius[self.rows] / SHRINK
 
-    def _inner(self, fit: Fit) -> Tensor:
-        """The largest of the middle coefficients."""
-        half = self.degree // 2
-        return fit.chebyshev[half - 1 : half + 1].abs().amax(0)
-
     def fits(self) -> Fits:
         """The best fit of every ray."""
         fit, slopes, radius = replace(Fit.of(self.values), tail=self.tail), Fit.of(self.outputs), self.best_radius
         powers = radius ** torch.arange(self.order + 1, device=radius.device).unsqueeze(1)
-        falling = self.tail <= FALLING * self._inner(fit)
+        falling = self.tail <= FALLING * fit.middle
         wide = self.slope_radius
         half, half_error = gauss_newton_part(self.loss, self.center, slopes, wide, self.labels)
         jumps = self.span > 1e6 * torch.maximum(self.moved, self.unit * self.size)

@@ -213,7 +213,7 @@ def _hidden(found: Sequence[Witness], evidence: Evidence) -> str:
             sum_size, need = (first if one.term == "R1" else second), REQUIRED
         if one.error > max(need * max(abs(one.claimed), SMALL_SHARE * sum_size), floors[power]):
             cure = "raise the budget" if "draws" in one.method and "corrected" not in one.method else "use float64"
-            size = f"only above {one.resolved:.0%}" if one.resolved < 10 else f"of less than {one.error:.1g}"
+            size = f"only above {one.resolved:.0%}" if one.resolved < 10 else f"of less than {one.visible:.1g}"
             if one.resolved < 10:
                 return f"an error in {one.term} would have been refuted {size}: {cure}"
             return f"an error in {one.term} {size} would not have been seen: {cure}"

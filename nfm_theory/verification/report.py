@@ -45,11 +45,14 @@ class Witness(Record):
         return not abs(self.claimed - self.measured) <= self.error
 
     @property
+    def visible(self) -> float:
+        """The error of the claim that would have been refuted: beyond it the truth contradicts the measurement."""
+        return self.error + abs(self.claimed - self.measured)
+
+    @property
     def resolved(self) -> float:
-        """The relative error of the claim that would have been refuted; infinite for a claim of 0."""
-        if not self.claimed or not math.isfinite(self.error):
-            return math.inf
-        return (self.error + abs(self.claimed - self.measured)) / abs(self.claimed)
+        """The same relative to the claim; infinite for a claim of 0."""
+        return self.visible / abs(self.claimed) if self.claimed and math.isfinite(self.error) else math.inf
 
     @property
     def power(self) -> str:
@@ -59,7 +62,7 @@ class Witness(Record):
             return f"{self.term}: too few draws to say what would have been refuted{small}"
         if self.resolved > 10:
             size = f"the term is {self.claimed:.1g}"
-            return f"{self.term}: an error of {self.error:.1g} would have been refuted, {size}{small}"
+            return f"{self.term}: an error of {self.visible:.1g} would have been refuted, {size}{small}"
         if self.resolved > 0.05:
             return f"{self.term}: only an error above {_percent(self.resolved)} would have been refuted{small}"
         return f"{self.term}: an error of {_percent(self.resolved)} would have been refuted{small}"
@@ -129,7 +132,7 @@ class ExpansionReport(Record):
     def power(self) -> dict[str, dict[str, float | str | None]]:
         """By term, the relative error that would have been refuted, the term's share of its sum, and both in words."""
         return {
-            one.term: {"resolved": one.resolved, "error": one.error, "share": one.share, "words": one.power}
+            one.term: {"resolved": one.resolved, "error": one.visible, "share": one.share, "words": one.power}
             for one in self.evidence
             if not one.term.startswith("coefficient")
         }
@@ -184,7 +187,7 @@ class ExpansionReport(Record):
         lines += ["", f"  {'term':<20}{'formula':>15}{'values':>15}{'error':>10}{'share':>9}   would be refuted above"]
         for one in self.evidence:
             share = "" if one.share is None else _percent(one.share)
-            above = _percent(one.resolved) if one.resolved < 10 else f"{one.error:.1g}, absolute"
+            above = _percent(one.resolved) if one.resolved < 10 else f"{one.visible:.1g}, absolute"
             numbers = f"{one.claimed:15.6e}{one.measured:15.6e}{one.error:10.1e}{share:>9}"
             lines.append(f"  {one.term:<20}{numbers}   {above}{'   WRONG' if one.off else ''}")
         return "\n".join([*lines, "", *(f"  {line}" for line in self.links)])

@@ -24,6 +24,7 @@ from .draw_evidence import compare_draws
 from .effort import BudgetSpent, Meter, Plan
 from .evidence import ROUNDING, Scaled, evidence_of, rounding_unit
 from .evidence import Evidence as Coefficients
+from .given import given_terms
 from .judge import Evidence
 from .planning import FORMULAS, PATHWISE_DRAWS, PATHWISE_POINTS, Way, pathwise_rows
 from .rays import in_double
@@ -136,10 +137,8 @@ class Run:
         if terms is None and not self.way.exact_terms:
             values = [self._term_evidence(p, None) for p in self.problems]
             claims = self._estimated(values)
-        elif isinstance(terms, TaylorTerms):
-            claims = terms
         elif terms is not None:
-            claims = terms(self.problems)
+            claims = given_terms(terms, self.problems)
         else:
             self.meter.spend(self.plan.steps[FORMULAS])
             claims = expansion_terms(self.problems, remainder=self.way.exact_remainder)

@@ -78,7 +78,7 @@ def verify(
 
     Raises:
         ValueError: if something does not fit, nothing is perturbed, or nothing tells the branches apart.
-        TypeError: for anything but problems.
+        TypeError: for anything but problems, or terms that are not numbers.
 
     Example:
         >>> from nfm_theory import Law

@@ -161,6 +161,17 @@ def test_formula_with_its_equation():
     ]
 
 
+def test_long_formula_has_lines_where_its_source_separates_them():
+    first, second = "a_{b,\\quad c} = x + y + z", "+ " + " + ".join("uvw" * 9) + ","
+    lines = docstrings.to_rst([f"$$ {first}", f"{second} \\qquad", "x = 1, \\quad y = 2 $$"])
+    assert [line.strip() for line in lines if line] == [
+        ".. math::", "\\begin{aligned}", f"& {first} \\\\", f"& \\qquad {second} \\\\", "& x = 1, \\\\", "& y = 2",
+        "\\end{aligned}",
+    ]  # fmt: skip
+    short = docstrings.to_rst(["$$ a = b, \\qquad c = d $$"])
+    assert [line.strip() for line in short if line] == [".. math::", "a = b, \\qquad c = d"]
+
+
 def test_table():
     lines = docstrings.to_rst(["| a | b |", "|---|---|", "| `x \\| y` | $z$ |", "after"])
     assert [line for line in lines if line] == [

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 import nfm_theory as nt
+from experiments.claims import load_records
+from experiments.claims.facts import facts
 from experiments.record.files import RESULTS, read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,3 +31,14 @@ def test_the_figure_shows_expansions_that_hold():
     assert "figures/remainder.svg" in README
     assert all(report["verdict"] == "holds" for report in reports)
     assert sum(report["pathwise"][1] for report in reports) == 0
+
+
+def test_findings_have_the_numbers_of_the_records():
+    found = facts(load_records())
+    for words in (
+        "within {c3_within} % in all {verified_cases} cases",
+        "at {verified_layers} layers of {verified_networks} trained", "miss {off_at_one} %",
+        "over {trained_layers} layers of {trained_networks} trained", "up to ε = {radius}",
+        "of {released_add} % (added) and {released_mult} % (multiplied)", "in all {copied_cells} cells",
+    ):  # fmt: skip
+        assert words.format(**found) in " ".join(README.split())

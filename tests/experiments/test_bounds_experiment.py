@@ -110,8 +110,8 @@ def test_summaries(records):
     grouped = bounds.groups(records * 2)
     assert {key: len(some) for key, some in grouped.items()} == {("leaky_mlp", 10, "nfm"): 2, ("relu_mlp", 2, "erm"): 2}
     some = grouped["leaky_mlp", 10, "nfm"]
-    middle, spread = bounds.mean_of_medians(some, "sharp", 0.5)
-    assert middle == pytest.approx(0.5 * float(np.median(some[0]["points"]["sharp"])))
+    middle, spread = bounds.mean_of_medians(some, "sharp")
+    assert middle == pytest.approx(float(np.median(some[0]["points"]["sharp"])))
     assert spread == 0
     assert bounds.median([1.0, None, None]) == math.inf
     assert 0 <= bounds.kept(some, 0.5) <= bounds.kept(some, 0.1) <= 1

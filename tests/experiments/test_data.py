@@ -346,8 +346,6 @@ def test_digits_as_bytes_are_the_same_digits():
     train = data.normalize(data.train.images)
     assert float(train.mean()) == pytest.approx(0, abs=1e-5)
     assert float(train.std()) == pytest.approx(1, abs=1e-3)
-    with pytest.raises(ValueError, match="test_share"):
-        load_data("digits", test_share=1.0)
 
 
 def test_rings_have_the_moments_of_their_definition():

@@ -39,7 +39,6 @@ def test_digits_are_standardized_split_once_and_balanced():
     ("call", "match"),
     [
         (lambda: load_digits(7), "classes: expected one of"),
-        (lambda: load_digits(10, test_share=1.0), "test_share: expected"),
         (lambda: verification_subset(load_digits(2), 0), "n: expected 1 to"),
         (lambda: train(NetworkRecipe(model="vit")), "model: expected one of"),
     ],

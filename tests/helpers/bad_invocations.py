@@ -189,9 +189,10 @@ VALUES = (
     "1" + "0" * 5000,
     "1e400", "-0.0", '"\\ud800"', '"\\u0000"', '"a\\nb"', "[" * 30 + "]" * 30, "[" * 900 + "]" * 900, NEST,
     '{"a":' * 500 + "1" + "}" * 500,
-    '{"clean": 1e308, "mce": 1e308}', '{"clean": 0.5, "clean": 0.6}', '{"": 0.5}', '{"clean": true}', '{"mce": 1e308}',
-    '{"mce": -1}', '{"clean": 1' + "0" * 400 + "}", '{"\\ud800": 0.5}', '{"corrupted/mean": 0.3, "flip_rate": 1e200}',
-    '{"corrupted/noise": null}', '{"clean": [0.5]}', str(2**63), str(2**64), "1.0", '"2026-01-31T12:00:00"',
+    '{"clean": 1e308, "flip_rate": 1e308}', '{"clean": 0.5, "clean": 0.6}', '{"": 0.5}', '{"clean": true}',
+    '{"flip_rate": 1e308}', '{"flip_rate": -1}', '{"clean": 1' + "0" * 400 + "}", '{"\\ud800": 0.5}',
+    '{"corrupted/mean": 0.3, "flip_rate": 1e200}', '{"corrupted/noise": null}',
+    '{"clean": [0.5]}', str(2**63), str(2**64), "1.0", '"2026-01-31T12:00:00"',
     '"0001-01-01T00:00:00+23:59"',
 )  # fmt: skip
 FIELDS = tuple(json.loads(line()))

@@ -165,6 +165,30 @@ def test_bad_requests_say_what_to_do(options, match):
         nt.verify(build_problem(MODEL, X, Y, **own), **verb)
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"R2": "0.1"}, TypeError, "terms.R2: expected a number or a tensor, got str"),
+        ({"R3_add": torch.ones(2)}, ValueError, r"terms.R3_add: expected one number, .* shape \(2,\)"),
+        ({"C3": float("nan")}, ValueError, "terms.C3: expected a finite number, got nan"),
+    ],
+)
+def test_given_terms_are_numbers(change, error, match):
+    problem = build_problem(MODEL, X, Y, layer="1", add_noise=0.3)
+    right = nt.terms(problem, remainder=True)
+    with pytest.raises(error, match=match):
+        nt.verify(problem, terms=replace(right, **change))
+    with pytest.raises(TypeError, match=r"terms: expected TaylorTerms, .* got dict"):
+        nt.verify(problem, terms=right.to_dict())
+
+
+def test_given_terms_may_be_plain_floats():
+    problem = build_problem(MODEL, X, Y, layer="1", add_noise=0.3)
+    right = nt.terms(problem, remainder=True)
+    assert nt.verify(problem, terms=replace(right, R2=float(right.R2.detach()))).verdict == "holds"
+    assert nt.verify(problem, terms=lambda _: replace(right, R2=1.01 * float(right.R2.detach()))).verdict == "refuted"
+
+
 def test_observed_order_needs_two_points():
     assert nt.observed_order([0.1], [1.0]) != nt.observed_order([0.1], [1.0])
 
