@@ -15,7 +15,7 @@ from ..setting.perturbation import displaced
 from ..setting.pointwise import PointwiseLoss
 from ..setting.problem import Path
 from .fit import RESTING, Fit, chebyshev_points
-from .fits import Fits, gauss_newton_part
+from .fits import KINK_DOUBT, Fits, gauss_newton_part
 
 #: Each interval is this many times smaller than the one before, and so many are tried.
 SHRINK, LEVELS = 4.0, 14
@@ -80,6 +80,8 @@ class Search:
         values = torch.stack([self.loss(u, self.labels[rows]) for u in outputs]).double()
         fit, rest = Fit.of(values), self.rest[rows]
         tail = torch.maximum(fit.tail, 0.5 * self.unit * self.size[rows])
+        if self.loss.closed_gradient is None:
+            tail = torch.where(self._meets_kink(outputs, rows), KINK_DOUBT, 1.0) * tail
         error = replace(fit, tail=tail).error(min(2, self.order)) / radius**2
         inner = torch.maximum(fit.middle, 0.5 * self.unit * self.size[rows])
         resting = tail <= rest
@@ -106,6 +108,16 @@ class Search:
         good &= output_tail <= torch.maximum(rest, self.enough * moved)
         self.rows = rows[~good] if self.level < LEVELS else rows[:0]
         self.radius[self.rows] = self.radius[self.rows] / SHRINK
+
+    def _meets_kink(self, outputs: Tensor, rows: Tensor) -> Tensor:
+        """True where a loss of the user has a kink along smooth outputs, which rounding in the network would hide."""
+        fit, labels = Fit.of(outputs), self.labels[rows]
+        slope, bend = fit.powers()[1], fit.powers()[2]
+        points = chebyshev_points(self.degree).to(outputs.device)
+        along = torch.stack([self.loss(self.center[rows] + x * slope + x**2 * bend, labels) for x in points])
+        one = Fit.of(along)
+        rest = RESTING * torch.finfo(torch.float64).eps * self.size[rows]
+        return one.tail > torch.maximum(SMOOTH * one.middle, rest)
 
     def fits(self) -> Fits:
         """The best fit of every ray."""

@@ -359,6 +359,15 @@ def test_kinks_of_a_loss_are_left_out(loss, widths, seed):
     assert nt.verify(problem, terms=wrong).verdict == "refuted"
 
 
+@pytest.mark.parametrize("seed", [3, 6])
+def test_rounding_does_not_hide_the_kinks_of_a_loss(seed):
+    """With seed 3 an interval with a kink has fits that are as good as float32 can be."""
+    problem = build_problem(
+        mlp(seed, [4, 8, 3]).float(), randn(seed + 1, 6, 4).float(), torch.arange(6) % 3, loss=huber, **NOISY
+    )
+    assert nt.verify(problem).verdict == "undecided"
+
+
 def test_a_loss_without_the_derivatives_is_named():
     def margins(outputs, labels):
         return nn.functional.multi_margin_loss(outputs, labels, reduction="none")
