@@ -73,7 +73,7 @@ NUMBERS = """(numbers) => {
 def make_one_page() -> int:
     """Put all pages into one, from the notebooks that were executed; returns the exit status."""
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(build.BOOK)]
-    command += ["--builder", "singlehtml", "--all"]
+    command += ["--builder", "singlehtml"]  # the pages that `build.py` has read
     return subprocess.run(command, env=build.environment(), stdin=subprocess.DEVNULL, check=False).returncode
 
 
