@@ -21,7 +21,7 @@ RECIPES ?= 'digits*/*' 'nfm-figure-toy/*' 'noisymix-figure4/*'
 SEEDS ?= 1
 WORKERS ?= 2
 
-STUDIES = expansion bounds validity decomposition
+STUDIES = expansion bounds validity decomposition where
 SAMPLED = expansion bounds validity
 
 RESULTS = experiments/results
@@ -51,6 +51,7 @@ EXPANSION = $(STUDY) $(SMALL) experiments/studies/expansion.py
 BOUNDS = $(STUDY) $(SMALL) experiments/studies/bounds.py
 VALIDITY = $(STUDY) $(TRAINING) $(addprefix experiments/studies/,validity.py validity_networks.py)
 DECOMPOSITION = $(STUDY) $(TRAINING) experiments/studies/decomposition.py
+WHERE = $(STUDY) $(TRAINING) experiments/studies/where.py
 
 # A backend set outside (often Agg) silently removes every figure from the executed pages.
 unexport MPLBACKEND
@@ -86,6 +87,7 @@ $(AGAIN)/.sample-expansion $(AGAIN)/.study-expansion: $(STAMP) $(EXPANSION) $(RE
 $(AGAIN)/.sample-bounds $(AGAIN)/.study-bounds: $(STAMP) $(BOUNDS) $(RESULTS)/bounds.jsonl
 $(AGAIN)/.sample-validity $(AGAIN)/.study-validity: $(STAMP) $(VALIDITY) $(RESULTS)/validity_trained.jsonl
 $(AGAIN)/.study-decomposition: $(STAMP) $(DECOMPOSITION) $(RESULTS)/decomposition.jsonl
+$(AGAIN)/.study-where: $(STAMP) $(WHERE) $(RESULTS)/where.jsonl
 # The networks of validity are trained by recipes, into $(RUNS).
 $(AGAIN)/.sample-validity $(AGAIN)/.study-validity: | $(AGAIN)/.begun
 

@@ -25,6 +25,7 @@ from . import (
     fig_toy,
     fig_validity,
     fig_validity_trained,
+    fig_where,
     style,
 )
 
@@ -40,6 +41,7 @@ FIGURES = (
     (LEDGER.name, fig_corruptions.make),
     (LEDGER.name, fig_second_order.make),
     ("decomposition.jsonl", fig_second_order.make_decomposition),
+    (LEDGER.name, fig_where.make),
 )
 
 

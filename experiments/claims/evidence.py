@@ -40,6 +40,7 @@ class Records:
         validity: error curves up to ε = 1 of trained networks, from the study `validity`.
         bounds: adversarial bounds on digits, from the study `bounds`.
         bounds_cifar: adversarial bounds on CIFAR-10.
+        where: second-order terms at each layer of plainly trained networks, from the study `where`.
         entries: lines of the ledger.
         benchmarks: results of the benchmarks by name.
         published: the printed tables.
@@ -50,6 +51,7 @@ class Records:
     validity: tuple[dict, ...] = ()
     bounds: tuple[dict, ...] = ()
     bounds_cifar: tuple[dict, ...] = ()
+    where: tuple[dict, ...] = ()
     entries: tuple[Entry, ...] = ()
     benchmarks: Mapping[str, Any] = field(default_factory=dict)
     published: Published = field(default_factory=load_published)
@@ -106,7 +108,7 @@ def load_records(
         return tuple(read_lines(path)) if path.exists() else ()
 
     measured = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(benchmarks.glob("*.json"))}
-    names = ("expansion", "bounds", "bounds_cifar")
+    names = ("expansion", "bounds", "bounds_cifar", "where")
     validity = tuple(line for path in sorted(results.glob("validity_*.jsonl")) for line in read_lines(path))
     entries = tuple(load_entries(results / LEDGER.name) if ledgers is None else read_together(ledgers))
     return Records(**{name: lines(name) for name in names}, validity=validity, entries=entries, benchmarks=measured)

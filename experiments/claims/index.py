@@ -31,6 +31,7 @@ from .statement import (
     Verdict,
 )
 from .theory import STATEMENTS
+from .where import WHERE
 
 #: Groups of statements in the order of the index.
 GROUPS = (
@@ -57,7 +58,7 @@ def all_statements() -> tuple[Statement, ...]:
     Raises:
         ValueError: if two have the same id.
     """
-    found = (*STATEMENTS, *table_statements(), *claim_statements(), *MORE, *NEIGHBORS)
+    found = (*STATEMENTS, *table_statements(), *claim_statements(), *MORE, *NEIGHBORS, *WHERE)
     twice = [name for name, n in Counter(statement.id for statement in found).items() if n > 1]
     if twice:
         raise ValueError(f"ids: expected each once, got several of {', '.join(twice)}.")

@@ -57,29 +57,35 @@ class Pair:
         return f"{self.first} over {self.second}, {self.metric}: {gain.difference:+.3f} ({low_high})"
 
 
-def _sure(gain: Paired) -> bool:
+def is_sure(gain: Paired) -> bool:
     """True if the interval leaves out zero, or if all of several seeds have the same difference, which is not zero."""
     return gain.clear or (gain.interval is None and gain.n > 1 and gain.difference != 0)
 
 
-def better(*pairs: Pair) -> Judge:
-    """The verdict on an order of rows: reproduced if every difference is clear and has the right sign."""
+def better(*pairs: Pair, within: str = STUDY, size: str = SIZE) -> Judge:
+    """The verdict on an order of rows: reproduced if every difference is clear and has the right sign.
+
+    Args:
+        *pairs: what should be better than what.
+        within: name of the study.
+        size: size of its networks, in words.
+    """
 
     def verdict(records: Records) -> Verdict:
-        one = study(records.entries, STUDY)
+        one = study(records.entries, within)
         found = [(pair, gain) for pair in pairs if (gain := pair.gain(one)) is not None]
         if len(found) < len(pairs):
             return Verdict(NOT_RUN, f"the ledger has {len(found)} of {len(pairs)} comparisons")
         seeds = min(gain.n for _, gain in found)
-        good = [gain for _, gain in found if _sure(gain) and gain.difference > 0]
-        bad = [gain for _, gain in found if _sure(gain) and gain.difference < 0]
+        good = [gain for _, gain in found if is_sure(gain) and gain.difference > 0]
+        bad = [gain for _, gain in found if is_sure(gain) and gain.difference < 0]
         word = REPRODUCED if len(good) == len(found) else IN_PART if good else NOT_REPRODUCED
         weakness = ONE_SEED if seeds == 1 else WITHIN_NOISE if not good and not bad else ""
         detail = (
             f"clearly better in {len(good)} of {len(found)}, clearly worse in {len(bad)}, {seeds} seeds; gains, "
             "positive if better: " + "; ".join(pair.told(gain) for pair, gain in found)
         )
-        return Verdict(word, detail, SIZE, weakness, seeds)
+        return Verdict(word, detail, size, weakness, seeds)
 
     return verdict
 

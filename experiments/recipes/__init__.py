@@ -8,7 +8,7 @@ from functools import cache
 
 from nfm_theory.setting.checks import near
 
-from . import compact, neighbors, ours, text, variations
+from . import compact, neighbors, ours, text, variations, where
 from . import nfm_tables as nfm
 from . import noisymix_tables as noisymix
 from . import taylor_terms as second_order
@@ -24,7 +24,7 @@ def all_recipes() -> dict[str, Recipe]:
     """Every recipe by name, in the order of the tables."""
     found = [*nfm.recipes(), *noisymix.recipes(), *ours.recipes()]
     found += [*compact.recipes(found), *text.recipes(found), *second_order.recipes(found)]
-    found += [*variations.recipes(found), *neighbors.recipes()]
+    found += [*variations.recipes(found), *neighbors.recipes(), *where.recipes(found)]
     names = [recipe.name for recipe in found]
     if len(set(names)) != len(names):
         raise ValueError(f"recipes: expected different names, got {sorted({n for n in names if names.count(n) > 1})}.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 
 from nfm_theory import Law
 
@@ -42,6 +43,7 @@ class Scheme:
         noise_multiplier: standard deviation of the noise of private training, in units of `clip_norm`.
         copies: number of shifted copies of each image in private training; 0 takes the image as it is.
         mixtures: number of mixtures of these copies besides them, in private training (DP-Mix self).
+        levels: (layer, α, σ_add, σ_mult) of each layer that has others than those above; see `laws`.
         replays: steps on each batch in free adversarial training; the number of epochs is divided by it.
         terms: names of the regularizers that are added to the plain loss (Taylor schemes). They replace the exact step
             with the same `alpha`, `layers` and noise.
@@ -74,6 +76,7 @@ class Scheme:
     noise_multiplier: float = 0.0
     copies: int = 0
     mixtures: int = 0
+    levels: tuple[tuple[str, float, float, float], ...] = ()
 
     @property
     def views(self) -> int:
@@ -87,6 +90,23 @@ class Scheme:
             return Law(lam=self.lam, add_noise=self.add_noise, mult_noise=self.mult_noise, noise=self.noise)
         levels = {"alpha": self.alpha, "add_noise": self.add_noise, "mult_noise": self.mult_noise}
         return Law.released(sparsity=self.sparsity, **levels) if self.noise == "released" else Law(**levels)
+
+    def laws(self, layers: Sequence[str]) -> dict[str, Law]:
+        """The law of each layer: the one of `levels` if it has the layer, else `law`.
+
+        Args:
+            layers: names of the layers, `""` for the input.
+
+        Raises:
+            ValueError: if `levels` has a layer that is none of these.
+        """
+        own = {
+            layer: replace(self, levels=(), alpha=alpha, add_noise=add, mult_noise=mult).law
+            for layer, alpha, add, mult in self.levels
+        }
+        if unknown := own.keys() - set(layers):
+            raise ValueError(f"levels: expected layers among {list(layers)}, got {min(unknown)!r}.")
+        return {layer: own.get(layer, self.law) for layer in layers}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ __all__ = [
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 #: The study that writes a file of results, by the start of the file's name; all others are of the study `expansion`.
-_STUDIES = {name: name.rstrip("_") for name in ("bounds", "validity_", "decomposition", "explore", "choice")}
+_STUDIES = {name: name.rstrip("_") for name in ("bounds", "validity_", "decomposition", "explore", "choice", "where")}
 
 
 def write_lines(path: str | Path, records: Iterable[dict]) -> None:

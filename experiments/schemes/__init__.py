@@ -38,6 +38,8 @@ def build_step(
     """
     if sum(map(bool, (scheme.patch, scheme.radius, scheme.terms, scheme.clip_norm))) > 1:
         raise ValueError(f"scheme {scheme.name!r}: expected one of patch, radius, terms and clip_norm, got several.")
+    if scheme.levels and (scheme.patch or scheme.radius or scheme.clip_norm):
+        raise ValueError(f"scheme {scheme.name!r}: levels of single layers need a step that mixes at layers; got none.")
     if scheme.loss not in LOSSES or (scheme.loss == "binary" and not scheme.patch):
         raise ValueError(
             f"scheme {scheme.name!r}: expected a loss out of {LOSSES}, and 'binary' only with a patch, "
@@ -52,6 +54,6 @@ def build_step(
         return FreeAdversarialStep(scheme, model, mean=mean, std=std, **options)
     if scheme.terms:
         return (TaylorNoisyMixStep if scheme.jsd else TaylorStep)(scheme, model, **options)
-    if scheme.law.mixing.mixes or scheme.add_noise or scheme.mult_noise or scheme.jsd:
+    if scheme.jsd or any(law.perturbs for law in scheme.laws(layers).values()):
         return MixingStep(scheme, model, **options)
     return Step(scheme, model, **options)

@@ -26,6 +26,8 @@ class Step:
         generator: source of all randomness.
 
     Attributes:
+        layers: names of the layers at which the scheme acts.
+        laws: law of mixing and noise at each of them, by name.
         forward: function for the logits: the model, or a wrapper around it (compiled, or for several processes).
         repeats: number of optimiser steps on one batch.
     """
@@ -38,6 +40,7 @@ class Step:
         self.scheme, self.model, self.classes, self.generator = scheme, model, classes, generator
         self.forward = model
         self.layers = layers if scheme.layers == "eligible" else ("",)
+        self.laws = scheme.laws(self.layers)
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         """The loss of a batch.
@@ -73,7 +76,7 @@ class MixingStep(Step):
         super().__init__(scheme, model, **options)
         self.consistency = nt.JSDConsistency(gamma=scheme.jsd)
         self.mixing = nt.NoisyFeatureMixup(
-            model, self.layers, scheme.law, num_classes=self.classes, label_smoothing=scheme.label_smoothing,
+            model, self.laws, num_classes=self.classes, label_smoothing=scheme.label_smoothing,
             view_noise=scheme.view_noise or None, eps=scheme.eps, form=scheme.form,
             matching=scheme.matching, generator=self.generator,
         )  # fmt: skip

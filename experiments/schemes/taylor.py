@@ -77,7 +77,7 @@ class TaylorStep(Step):
     def __init__(self, scheme: Scheme, model: nn.Module, **options):
         super().__init__(scheme, model, **options)
         penalty = {"eps": scheme.eps, "terms": scheme.terms, "generator": self.generator}
-        self.penalties = [nt.TaylorRegularizer(layer, scheme.law, **penalty) for layer in self.layers]
+        self.penalties = [nt.TaylorRegularizer(layer, law, **penalty) for layer, law in self.laws.items()]
         self.statistics = BatchStatistics(model)
 
     def close(self) -> None:
@@ -104,8 +104,9 @@ class TaylorNoisyMixStep(TaylorStep):
         loss = F.cross_entropy(logits[0], y) + self.scheme.jsd * nt.jensen_shannon(logits)
         with self.statistics.applied():
             loss = loss + self.penalties[layer](self.model, x[: len(y)], y)
+            name = self.layers[layer]
             return loss + self.scheme.jsd * stability_penalty(
-                self.model, x, self.scheme.law, layer=self.layers[layer], views=views, eps=self.scheme.eps,
+                self.model, x, self.laws[name], layer=name, views=views, eps=self.scheme.eps,
                 view_noise=self.scheme.view_noise or (1.0,) * views, generator=self.generator,
             )  # fmt: skip
 

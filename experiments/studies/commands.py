@@ -20,6 +20,7 @@ from . import decomposition as decomposition_study
 from . import expansion as expansion_study
 from . import explore as explore_study
 from . import validity as validity_study
+from . import where as where_study
 from .recorded import AGAIN, RecordedStudy, run_study
 from .validity_networks import BOUND_SAMPLES, PATHS, SAMPLES, is_finished
 from .validity_networks import cases as layer_cases
@@ -177,3 +178,12 @@ def explore(quick: Quick = False, record: Record = False, out: Out = None, worke
     """Compute the loss and its expansion on a grid, for the interactive figure. It takes more than half an hour."""
     cases = explore_study.cases(quick=quick)
     _run(explore_study.STUDY, cases, sample=False, quick=quick, record=record, out=out, workers=workers)
+
+
+@app.command()
+def where(
+    sample: Sample = False, quick: Quick = False, record: Record = False, out: Out = None, workers: Workers = ALL_CORES
+) -> None:
+    """At which layers do NFM's second-order terms lie? It trains two plain networks, in minutes."""
+    cases = where_study.cases(quick=quick)
+    _run(where_study.STUDY, cases, sample=sample, quick=quick, record=record, out=out, workers=workers)

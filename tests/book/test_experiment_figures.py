@@ -10,8 +10,9 @@ from experiments.data.toy_sets import nfm_rings
 from experiments.record.files import write_lines
 from experiments.record.ledger import append
 from experiments.studies.study import TITLES, study
+from experiments.studies.where import TERMS
 from experiments.tables import audit, load_published
-from figures import fig_audit, fig_corruptions, fig_robustness, fig_second_order, fig_toy, style
+from figures import fig_audit, fig_corruptions, fig_robustness, fig_second_order, fig_toy, fig_where, style
 
 
 def some_entries():
@@ -209,3 +210,42 @@ def test_second_order_files_are_written_for_what_there_is(tmp_path):
     names = ("second_order_scales", "second_order_terms", "decomposition")
     assert {path.name for path in written} == {f"{name}.{s}" for name in names for s in ("svg", "png")}
     assert fig_second_order.make(tmp_path / "other.jsonl", tmp_path / "other") == []
+
+
+# Which noise does it --------------------------------------------------------------------------------------------------
+
+
+def layer_record(epoch):
+    at = dict(zip(("", "layer1", "layer2", "layer3"), (6.0, 2.0, 1.0, 1.0), strict=True))
+    terms = {layer: dict.fromkeys(TERMS, 0.0) | {"R2_add": (epoch + 1) * v, "R2_mult": v} for layer, v in at.items()}
+    return {"epoch": epoch, "epochs": 1, "per_layer": terms}
+
+
+def intervention_entries():
+    gains = {"manifold_mixup": 0.0, "nfm": 0.2, "noise-input": 0.1, "noise-hidden": 0.06, "no-mixing": 0.3}
+    more = {"manifold_mixup": 0.0, "nfm": 0.01, "noise-input": 0.02, "noise-hidden": 0.0, "no-mixing": 0.0}
+    return [
+        entry(f"fashion-where/{row}", seed, "white_noise", **{"white_noise/0.5": 0.5 + gain + (seed - 1) * more[row]})
+        for row, gain in gains.items() for seed in (1, 2)
+    ]  # fmt: skip
+
+
+def test_predicted_and_measured_shares_are_drawn_from_the_smallest():
+    figure = fig_where.draw(intervention_entries(), [layer_record(0), layer_record(1)])
+    left, right = figure.axes
+    assert list(left.get_lines()[2].get_ydata()) == [12, 4, 2, 2]  # additive noise, during training
+    words = [text.get_text() for text in right.get_yticklabels()]
+    assert words == ["noise at the hidden layers only", "noise at the input only"]
+    assert [line.get_xdata()[0] for line in right.get_lines() if line.get_marker() == "D"] == pytest.approx([0.4, 0.6])
+    measured = [line.get_xdata()[0] for line in right.get_lines() if line.get_marker() == "o"]
+    assert measured == pytest.approx([0.06 / 0.205, 0.11 / 0.205])
+
+
+def test_the_figure_of_interventions_needs_one(tmp_path):
+    append(tmp_path / "other.jsonl", entry("digits/nfm", 1, clean=0.5))
+    assert fig_where.make(tmp_path / "other.jsonl", tmp_path / "out") == []
+    for line in intervention_entries():
+        append(tmp_path / "some.jsonl", line)
+    write_lines(tmp_path / "where.jsonl", [layer_record(0), layer_record(1)])
+    written = fig_where.make(tmp_path / "some.jsonl", tmp_path / "out")
+    assert {path.name for path in written} == {"where.svg", "where.png"}

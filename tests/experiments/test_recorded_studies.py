@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from experiments.commands import app
 from experiments.processes import map_cases
 from experiments.record.files import RESULTS, read_lines, write_lines
-from experiments.studies import bounds, commands, decomposition, expansion, explore, validity
+from experiments.studies import bounds, commands, decomposition, expansion, explore, validity, where
 from experiments.studies.recorded import RecordedStudy, RecordFile, compare, run_study
 
 FILE = RecordFile("toy.jsonl", ("name",), lambda new, old: "" if abs(new["value"] - old["value"]) < 1 else "far off")
@@ -81,6 +81,7 @@ STUDIES = {
     "validity": (validity.study(), commands.layer_cases()),
     "decomposition": (decomposition.STUDY, decomposition.cases()),
     "explore": (explore.STUDY, explore.cases()),
+    "where": (where.STUDY, where.cases()),
 }
 
 
@@ -106,6 +107,7 @@ def test_the_tracked_records_agree_with_themselves_and_cover_the_cases(name):
         ("validity", lambda r: r["curve"]["relative_error"]["2"].append(9.0)),
         ("decomposition", lambda r: r.update(loss=2 * r["loss"])),
         ("explore", lambda r: r["coefficients"].update(R2=2 * r["coefficients"]["R2"])),
+        ("where", lambda r: r["per_layer"][""].update(R2_add=2 * r["per_layer"][""]["R2_add"])),
     ],
 )
 def test_a_record_that_says_something_else_contradicts(name, change):

@@ -318,7 +318,8 @@ COMMANDS = (
     (("ledger", "compare", "good.jsonl"), {"--with": LEDGERS}),
     (("ledger", "merge", "--into", "new.jsonl"), {"": LEDGERS}),
     (("ledger", "merge", "good.jsonl"), {"--into": RUN["--ledger"][:9]}),
-    *((("study", name), STUDY) for name in ("expansion", "bounds", "validity", "decomposition", "explore", "choice")),
+    *((("study", name), STUDY) for name in (
+        "expansion", "bounds", "validity", "decomposition", "explore", "choice", "where")),
     (("study", "bounds"), {"--cifar-folder": ("gone", "a_folder", "a_file", "a_pipe")}),
     (("study", "validity"), {
         "--seed": (*NO_INTEGER, "-1", "9" * 30), "--samples": (*NO_INTEGER, "1", "-1"), "--paths": (*NO_INTEGER, "1"),

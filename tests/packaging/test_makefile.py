@@ -146,7 +146,7 @@ def test_nothing_but_record_writes_a_tracked_record(made):
             assert "-m experiments sweep" not in line or f"--ledger {AGAIN}/experiments.jsonl" in line, target
     os.utime(made / "constraints.txt", (1e9, 1e9))
     record = make("record", folder=made)
-    assert "for study in expansion bounds validity decomposition explore;" in record
+    assert "for study in expansion bounds validity decomposition where explore;" in record
     assert "study $study --record" in record
 
 
@@ -162,7 +162,7 @@ def test_at_most_two_networks_of_the_compact_size_are_trained_again():
 def test_verify_does_every_study_and_every_recipe(made):
     commands = make("verify", folder=made)
     assert set(re.findall(r"-m experiments study (\w+) --workers", commands)) == {
-        "expansion", "bounds", "validity", "decomposition"
+        "expansion", "bounds", "validity", "decomposition", "where"
     }  # fmt: skip
     assert "--sample" not in commands
     assert "'digits*/*'" in commands
