@@ -59,7 +59,7 @@ export OMP_NUM_THREADS = 1
 book sample verify training record figures: export NFM_RUNS = $(CURDIR)/$(RUNS)
 
 .DEFAULT_GOAL := help
-.PHONY: help env book sample verify training record figures test lint types clean
+.PHONY: help env book pdf sample verify training record figures test lint types clean
 .DELETE_ON_ERROR:
 # Also under `make -j`: each of the jobs uses all cores.
 .NOTPARALLEL:
@@ -75,6 +75,9 @@ $(STAMP): pyproject.toml constraints.txt scripts/environment.sh
 
 book: sample figures ## verify a sample, draw the figures, build the book; ends with the page to open
 	$(PY) book/build.py $(BOOK_FLAGS)
+
+pdf: $(STAMP) ## print the book that was built as a PDF; needs Chromium or Chrome
+	$(PY) book/pdf.py
 
 # A sample of the results, again -----------------------------------------------------------------------------------------
 

@@ -147,7 +147,7 @@
     return unique([...seen.values()].filter(Boolean));
   }
 
-  const looks = (el) => [el, el.nextElementSibling, el.parentElement].filter(Boolean).map((near) => {
+  const looks = (el) => [el, el.firstElementChild, el.nextElementSibling, el.parentElement].filter(Boolean).map((near) => {
     const s = getComputedStyle(near);
     return [s.outlineStyle, s.outlineWidth, s.boxShadow, s.borderColor, s.backgroundColor, s.color, s.textDecorationLine].join();
   }).join("|");

@@ -49,7 +49,7 @@ def draw(entries: Sequence[Entry], records: Sequence[dict], metric: str = METRIC
         right.set_yticks(range(len(order)), [words[name] for name in order])
         right.set_xlabel("share of NFM's gain")
         if order:
-            right.legend(loc="lower right")
+            right.legend(fontsize=7.5, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 

@@ -57,10 +57,18 @@ def claim(name: str) -> Judge:
             return Verdict(NOT_TESTABLE, "the paper shows it in a figure only, without numbers")
         reason = why_not_run(judgement.claim)
         if printed == NOT_SUPPORTED:
-            return Verdict(CONTRADICTED, f"the printed numbers do not show it; we have not run it: {reason}{other}")
+            one = judgement.published.least
+            sides = f"{title(one.comparison.row)} {one.left:.4g}, {title(one.comparison.other)} {one.right:.4g}"
+            numbers = f"the printed numbers do not show it: {sides} ({', '.join(one.comparison.columns)})"
+            return Verdict(CONTRADICTED, f"{numbers}; we have not run it: {reason}{other}")
         return Verdict(NOT_RUN, f"the printed numbers show it; {reason}{other}")
 
     return verdict
+
+
+def title(row: str) -> str:
+    """The name of a row as people say it, or its key."""
+    return TITLES.get(row, row)
 
 
 def least_gap(outcome: Outcome) -> str:

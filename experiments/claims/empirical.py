@@ -14,6 +14,7 @@ from .statement import NOT_TESTABLE, REPRODUCED, Statement, Verdict
 _LEDGER = "experiments/results/experiments.jsonl"
 _CLAIM_TESTS, _TABLE_TESTS = "tests/experiments/test_claims.py", "tests/experiments/test_tables.py"
 _COMMAND = "python -m experiments"
+_PAGE, _CLAIMS = "experiments", "experiments-claims"
 #: Tables in the registry that are figures of the papers, and how the papers number them.
 FIGURE_TABLES = {"nfm-figure-toy": "Figures 2-3", "noisymix-figure4": "Figure 4"}
 _UNKNOWN = "number not in our sources"
@@ -43,7 +44,8 @@ def table_statements() -> tuple[Statement, ...]:
     return tuple(
         Statement(
             name, _paper(info), "figure" if name in FIGURE_TABLES else "table", table_number(name),
-            f"{info.title}: {info.columns}; {', '.join(info.data)}, {info.network}.", "experiments", "",
+            f"{info.title}: {info.columns}; {', '.join(info.data)}, {info.network}.", _PAGE,
+            "experiments-toy" if name in FIGURE_TABLES else _CLAIMS,
             (_LEDGER, f"experiments/published/{info.file}", _TABLE_TESTS), _training_command(name),
             comparisons.table(name), name,
         )
@@ -56,7 +58,7 @@ def claim_statements() -> tuple[Statement, ...]:
     return tuple(
         Statement(
             f"claim-{claim.id}", _paper(TABLES[claim.table]), "claim",
-            claim.source.partition(", ")[2] or claim.source, claim.statement + ".", "experiments", "",
+            claim.source.partition(", ")[2] or claim.source, claim.statement + ".", _PAGE, _CLAIMS,
             (_LEDGER, f"experiments/published/{TABLES[claim.table].file}", _CLAIM_TESTS),
             f"{_COMMAND} claims claim-{claim.id}", comparisons.claim(claim.id), claim.table,
         )
@@ -84,32 +86,35 @@ def _ordering(scheme: str, others: tuple[str, ...], metrics: Metrics, **options)
     return comparisons.ordering(Order(scheme, others, metrics, **options))
 
 
-def _studied(name, kind, number, words, verdict, command="", evidence=()) -> Statement:
+def _studied(name, kind, number, words, verdict, command="", evidence=(), place=f"{_PAGE}#{_CLAIMS}") -> Statement:
     """A statement that our own studies decide, unless another verdict, command and evidence are given."""
     command = command or f"{_COMMAND} sweep 'digits/*' --seeds 1,2,3,4,5"
     evidence = evidence or (_LEDGER, "tests/experiments/test_studies.py")
-    return Statement(name, name.partition("-")[0], kind, number, words, "experiments", "", evidence, command, verdict)
+    page, _, label = place.partition("#")
+    return Statement(name, name.partition("-")[0], kind, number, words, page, label, evidence, command, verdict)
 
 
 _MIXING = ("baseline", "mixup", "manifold_mixup")
+_ROBUST, _STABLE = f"{_PAGE}#experiments-robust", f"{_PAGE}#experiments-noisymix"
 #: Figures and claims that no table prints. Figures are left out if no source says what they show.
 MORE = (
     _studied(
         "nfm-figure-5", "figure", "Figure 5",
         "Accuracy under attack: NFM keeps more of it than the baseline, Mixup and Manifold Mixup. No source states "
         "the attack; ours is PGD.",
-        _ordering("nfm", _MIXING, levels("pgd_linf"), in_part=True),
+        _ordering("nfm", _MIXING, levels("pgd_linf"), in_part=True), place=_ROBUST,
     ),
     _studied(
         "nfm-figure-6", "figure", "Figure 6",
         "Accuracy on six corruptions: NFM has more of it than the baseline, Mixup and Manifold Mixup.",
         _ordering("nfm", _MIXING, measured(*(f"corrupted/{name}" for name in NFM_FIGURE6)), in_part=True),
+        place=_ROBUST,
     ),
     _studied(
         "nfm-figure-noise", "figure", _UNKNOWN,
         "Accuracy against the level of white noise and of salt and pepper: the curve of NFM lies above those of "
         "the baseline, Mixup and Manifold Mixup.",
-        _ordering("nfm", _MIXING, levels("white_noise", "salt_pepper"), in_part=True),
+        _ordering("nfm", _MIXING, levels("white_noise", "salt_pepper"), in_part=True), place=_ROBUST,
     ),
     _studied(
         "noisymix-figure-6", "figure", "Figure 6",
@@ -129,17 +134,17 @@ MORE = (
     _studied(
         "noisymix-calibrated", "claim", "abstract",
         "NoisyMix is better calibrated than the baseline (here on clean test data, RMS calibration error).",
-        _ordering("noisymix", ("baseline",), measured("rms_calibration_error")),
+        _ordering("noisymix", ("baseline",), measured("rms_calibration_error")), place=_STABLE,
     ),
     _studied(
         "noisymix-stable", "claim", "abstract",
         "NoisyMix changes its prediction less under slow perturbations than the baseline, AugMix and NFM.",
-        _ordering("noisymix", ("baseline", "augmix", "nfm"), measured("flip_probability/mean")),
+        _ordering("noisymix", ("baseline", "augmix", "nfm"), measured("flip_probability/mean")), place=_STABLE,
     ),
     _studied(
         "nfm-second-order", "claim", "text",
         "Training on the plain loss plus the second-order regularizers (Taylor-NFM) has the effect of NFM.",
-        comparisons.same_effect("nfm", "taylor_nfm", effects),
+        comparisons.same_effect("nfm", "taylor_nfm", effects), place="second_order",
     ),
     _studied(
         "nfm-vit", "claim", "abstract",
@@ -154,11 +159,11 @@ MORE = (
     _studied(
         "mixup-attacks", "claim", "abstract",
         "Mixup makes networks more robust to attacks such as FGSM than plain training.",
-        _ordering("mixup", ("baseline",), levels("fgsm_linf")),
+        _ordering("mixup", ("baseline",), levels("fgsm_linf")), place=_ROBUST,
     ),
     _studied(
         "mixup-generalizes", "claim", "abstract", "Mixup improves accuracy on clean test data.",
-        _ordering("mixup", ("baseline",), measured("clean")),
+        _ordering("mixup", ("baseline",), measured("clean")), place=_ROBUST,
     ),
     Statement(
         "mixup-figure-approximation", "mixup", "figure", _UNKNOWN,

@@ -134,9 +134,12 @@ def escape(text: str) -> str:
 
 def reference(statement: Statement) -> str:
     """A link to the statement's place in the book, as MyST."""
-    if statement.label.startswith("eq-"):
-        return f"{{doc}}`{statement.page}` {{eq}}`{statement.label}`"
-    return f"{{prf:ref}}`{statement.label}`" if statement.label else f"{{doc}}`{statement.page}`"
+    page, label = f"{{doc}}`{statement.page}`", statement.label
+    if label.startswith("eq-"):
+        return f"{page} {{eq}}`{label}`"
+    if label.startswith(("thm-", "prop-", "lem-", "cor-")):
+        return f"{{prf:ref}}`{label}`"
+    return f"{{ref}}`{label}`" if label else page
 
 
 def index(records: Records, paper: str | None = None, patterns: Sequence[str] = ()) -> tuple[JudgedStatement, ...]:

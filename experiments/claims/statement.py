@@ -23,8 +23,8 @@ CONTRADICTED, NOT_RUN, NOT_TESTABLE = "contradicted in print", "not run", "not t
 VOCABULARY: dict[str, str] = {
     PROVED: "SymPy derives it for generic functions, in the small dimensions that are named, each time the verdict is "
     "asked for.",
-    VERIFIED: "Measured on networks: in every case the predicted order and coefficient, or an inequality with "
-    "certificates on both sides.",
+    VERIFIED: "Measured on networks: in every case the predicted order and coefficient, an identity up to rounding, or "
+    "an inequality with certificates on both sides.",
     LIMITED: "It holds where its assumptions do and ε is small; where they do not, or ε is not, a measured case fails.",
     REFUTED: "A measured case within its assumptions contradicts it.",
     UNDECIDED: "Measured, but attack and certificate, or the noise, leave it open.",

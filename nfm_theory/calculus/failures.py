@@ -134,11 +134,12 @@ def running_module() -> str:
 
 
 @contextmanager
-def explained(modules: Mapping[str, nn.Module] | None = None) -> Iterator[None]:
+def explained(modules: Mapping[str, nn.Module] | None = None, *, subject: str = "model") -> Iterator[None]:
     """Turn errors of PyTorch about derivatives into a `DerivativeError` that names the module and the way out.
 
     Args:
         modules: the modules of the model by name.
+        subject: what is differentiated, for the message.
 
     Raises:
         DerivativeError: for every error whose cause is known. Other errors pass unchanged.
@@ -153,4 +154,4 @@ def explained(modules: Mapping[str, nn.Module] | None = None) -> Iterator[None]:
         meaning, cure = known
         first = str(error).splitlines()[0][:200]
         where = f" in {place}" if place else ""
-        raise DerivativeError(f"model: no derivative{where}: {meaning}; {cure}. (PyTorch: {first})") from error
+        raise DerivativeError(f"{subject}: no derivative{where}: {meaning}; {cure}. (PyTorch: {first})") from error

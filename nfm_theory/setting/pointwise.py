@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..calculus.failures import explained
 from ..calculus.forward_mode import jvp
 from ..calculus.replacements import exact_derivatives
 from .checks import one_of
@@ -57,22 +58,28 @@ class PointwiseLoss:
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """The losses, `(b,)`."""
-        with exact_derivatives():
+        with self._explained(), exact_derivatives():
             return self.function(outputs, labels)
 
     def gradient(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """∂ℓ/∂u, `(b, K)`: `p - y` for the losses of the theory."""
         if self.closed_gradient is not None:
             return self.closed_gradient(outputs, labels)
-        return torch.func.grad(lambda u: self(u, labels).sum())(outputs)
+        with self._explained():
+            return torch.func.grad(lambda u: self(u, labels).sum())(outputs)
 
     def hessian(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """∂²ℓ/∂u², `(b, K, K)`: `F = ∇²h(u)` for the losses of the theory; its P diagonal blocks `(b, P, k, k)`."""
         if self.closed_hessian is not None:
             return self.closed_hessian(outputs, labels)
         basis = torch.eye(outputs.shape[-1], dtype=outputs.dtype, device=outputs.device)
-        found = [jvp(lambda u: self.gradient(u, labels), (outputs,), (e.expand_as(outputs).clone(),))[1] for e in basis]
+        with self._explained():
+            directions = [e.expand_as(outputs).clone() for e in basis]
+            found = [jvp(lambda u: self.gradient(u, labels), (outputs,), (e,))[1] for e in directions]
         return torch.stack(found, dim=-1)
+
+    def _explained(self):
+        return explained(subject=f"loss {self.name!r}")
 
     def shaped(self, outputs: Tensor) -> PointwiseLoss:
         """The loss for a model that returns `(n, *out)`, a shape that the function expects.

@@ -16,14 +16,15 @@ from ..expansion.paths import taylor_coefficients
 from ..setting.problem import Problem
 from .fit import amplification
 from .fits import DEGREE, LINEAR_DEGREE, Fits, averaged
+from .intervals import FINER, smooth_after_all
 from .rays import along, in_double
 from .regions import BISECTIONS, jumps
 from .student import certain
 
 #: Draws that are compared, of small and of large networks.
 DRAWS, LARGE_DRAWS = 64, 16
-#: A coefficient is not called rounding if it is more than this part of outputs and loss.
-NEGLIGIBLE = 1e-3
+#: An error below the first part of outputs and loss counts as rounding in any case, one above the second in none.
+NEGLIGIBLE = (1e-9, 1e-3)
 #: A difference this many times the error of the fits refutes.
 DOUBT = 3.0
 #: Scale at which the change of the loss is split into what the region of the sample carries and what kinks carry.
@@ -105,6 +106,10 @@ def compare_draws(
     fits = along(path, order=3, degree=degree, spend=spend)
     linear = degree <= LINEAR_DEGREE
     spend((DERIVED + CHANGED + SEARCHED * linear) * len(draw))
+    near = fits.kinked & (fits.smooth_radius < CHANGE_EPS)
+    if not linear and bool(near.any()):
+        spend(FINER * degree * int(near.sum()))
+        near &= ~smooth_after_all(path, near, fits, degree, own_loss=problem.loss.closed_gradient is None)
     jumpy = bool(fits.constant.any()) or (linear and bool(jumps(path, fits).any()))
     derived = taylor_coefficients(problem.path(draw), 3).double()
     good = ~(fits.rough | fits.constant)
@@ -121,6 +126,7 @@ def compare_draws(
         4, device=fits.slope.device
     )
     seen = [amplification(DEGREE, k) * float((wide[:, k] * fits.size).mean()) for k in range(4)]
+    size = float(fits.size.mean())
     return DrawEvidence(
         draws=len(draw),
         gap=gap.mean(0) if len(gap) else none,
@@ -128,9 +134,9 @@ def compare_draws(
         difference=gap.abs().mean(0) if len(gap) else none,
         allowed=DOUBT * fits.error[good].mean(0) + floor if len(gap) else none + torch.inf,
         scale=torch.maximum(derived, fits.coefficients).abs().mean(0),
-        floor=(10 * (floor + floor.new_tensor(seen))).clamp_max(NEGLIGIBLE * float(fits.size.mean())),
+        floor=(10 * (floor + floor.new_tensor(seen))).clamp(*(part * size for part in NEGLIGIBLE)),
         smooth_radius=fits.smooth_radius,
-        kinked=float((fits.kinked & (fits.smooth_radius < CHANGE_EPS)).double().mean()),
+        kinked=float(near.double().mean()),
         rough=float(fits.rough.double().mean()),
         jumpy=jumpy,
         rounding=float(fits.rounding.median()),

@@ -19,6 +19,8 @@ from torch import Tensor
 
 #: Number of last Chebyshev coefficients that measure the error of a fit.
 TAIL = 3
+#: A tail below this many rounding errors of the values cannot be improved by a smaller interval.
+RESTING = 30.0
 
 
 @cache
@@ -61,6 +63,12 @@ class Fit:
         """Fit values `(M + 1, *rest)` at `chebyshev_points(M)`, in float64."""
         coefficients = torch.tensordot(_matrices(len(values) - 1)[1].to(values.device), values.double(), dims=1)
         return Fit(coefficients, coefficients[-min(TAIL, len(values) // 2) :].abs().amax(0))
+
+    @property
+    def middle(self) -> Tensor:
+        """The largest of the middle coefficients, `(*rest)`."""
+        half = len(self.chebyshev) // 2
+        return self.chebyshev[half - 1 : half + 1].abs().amax(0)
 
     def powers(self) -> Tensor:
         """Coefficients of x⁰ .. x^M, `(M + 1, *rest)`."""

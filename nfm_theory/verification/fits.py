@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from ..setting.pointwise import PointwiseLoss
-from .fit import Fit, chebyshev_points
+from .fit import RESTING, Fit, chebyshev_points
 
 #: Degree of the fits: in general, for large networks, and for piecewise-linear heads, which are lines up to a kink.
 DEGREE, LARGE_DEGREE, LINEAR_DEGREE = 12, 6, 4
@@ -16,6 +17,10 @@ DEGREE, LARGE_DEGREE, LINEAR_DEGREE = 12, 6, 4
 DERIVATIVE_ROUNDING = 100.0
 #: The tail of a sum of many rays has a few numbers only: its error is taken this many times.
 DOUBT = 3.0
+#: An interval on which the loss itself has a kink is made so much smaller, so often.
+KINK_SHRINK, KINK_LEVELS = 4.0, 14
+#: The error of a fit across a kink is taken this many times.
+KINK_DOUBT = 10.0
 
 
 @dataclass(frozen=True)
@@ -115,8 +120,47 @@ def gauss_newton_part(
 
 def _half_curvature(loss: PointwiseLoss, outputs: Tensor, slope: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Half the second derivative of `s ↦ ℓ(u + s u')` at 0 from values, with its error, each `(rows,)`."""
-    width = 0.5 / slope.abs().amax(-1).clamp_min(torch.finfo(torch.float64).tiny ** 0.25)
-    points = chebyshev_points(DEGREE).to(outputs.device)
-    values = [loss(outputs + (x * width).unsqueeze(-1) * slope, labels) for x in points]
-    fit = Fit.of(torch.stack(values).double())
-    return fit.powers()[2] / width**2, fit.error(2) / width**2
+
+    def values(rows: Tensor, width: Tensor) -> Tensor:
+        points = chebyshev_points(DEGREE).to(outputs.device)
+        moved = [outputs[rows] + (x * width).unsqueeze(-1) * slope[rows] for x in points]
+        return torch.stack([loss(one, labels[rows]).double() for one in moved])
+
+    widest = 0.5 / slope.abs().amax(-1).clamp_min(torch.finfo(torch.float64).tiny ** 0.25)
+    size = outputs.abs().amax(-1) + loss(outputs, labels).abs()
+    found, width, kinked = between_kinks(values, widest, size.double())
+    fit = Fit.of(found)
+    return fit.powers()[2] / width**2, torch.where(kinked, KINK_DOUBT, 1.0) * fit.error(2) / width**2
+
+
+def between_kinks(
+    values: Callable[[Tensor, Tensor], Tensor], widest: Tensor, size: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values of the loss as a function of the outputs, on intervals without the kinks of a user's loss.
+
+    Args:
+        values: maps rows and half-widths of their intervals to the losses at the Chebyshev points, `(M + 1, rows)`.
+        widest: half-widths of the first intervals, `(rows,)`.
+        size: what the values are rounded relative to, `(rows,)`.
+
+    Returns:
+        The values on the widest intervals where the fit is exact up to rounding, else on those where its error is
+        smallest; the half-widths of these intervals; and True where no interval was good.
+    """
+    rest = RESTING * torch.finfo(torch.float64).eps * size
+    rows, width = torch.arange(len(widest), device=widest.device), widest.clone()
+    best = widest.new_zeros(DEGREE + 1, len(widest))
+    error = torch.full_like(widest, torch.inf)
+    for level in range(KINK_LEVELS):
+        narrow = widest[rows] / KINK_SHRINK**level
+        now = values(rows, narrow)
+        fit = Fit.of(now)
+        resting = fit.tail <= rest[rows]
+        found = torch.where(resting, 0.0, fit.error(2) / narrow**2)
+        better = found < error[rows]
+        chosen = rows[better]
+        best[:, chosen], width[chosen], error[chosen] = now[:, better], narrow[better], found[better]
+        rows = rows[~resting]
+        if not len(rows):
+            break
+    return best, width, error > 0

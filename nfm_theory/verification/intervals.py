@@ -11,20 +11,23 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..setting.perturbation import displaced
 from ..setting.pointwise import PointwiseLoss
-from .fit import Fit, chebyshev_points
-from .fits import Fits, gauss_newton_part
+from ..setting.problem import Path
+from .fit import RESTING, Fit, chebyshev_points
+from .fits import KINK_DOUBT, Fits, gauss_newton_part
 
 #: Each interval is this many times smaller than the one before, and so many are tried.
 SHRINK, LEVELS = 4.0, 14
-#: A tail below this many rounding errors of the values cannot be improved by a smaller interval.
-RESTING = 30.0
 #: Relative error of the coefficient of ε² that is good enough to stop.
 ENOUGH = 1e-9
 #: The last coefficients of a smooth function are below this part of the middle ones.
 FALLING = 0.03
 #: A smooth function loses at most 4⁴ in its middle coefficients when the interval shrinks; more is a kink left behind.
 KINK = SHRINK**6
+#: A fit with this many times the degree, on the interval where a fit failed, has a tail below this part of the tail of
+#: that fit if the function is smooth. A kink leaves 1/16 of it, a kink of the second derivative 1/256.
+FINER, SMOOTH = 4, 1e-3
 
 
 class Search:
@@ -77,8 +80,10 @@ class Search:
         values = torch.stack([self.loss(u, self.labels[rows]) for u in outputs]).double()
         fit, rest = Fit.of(values), self.rest[rows]
         tail = torch.maximum(fit.tail, 0.5 * self.unit * self.size[rows])
+        if self.loss.closed_gradient is None:
+            tail = torch.where(self._meets_kink(outputs, rows), KINK_DOUBT, 1.0) * tail
         error = replace(fit, tail=tail).error(min(2, self.order)) / radius**2
-        inner = torch.maximum(self._inner(fit), 0.5 * self.unit * self.size[rows])
+        inner = torch.maximum(fit.middle, 0.5 * self.unit * self.size[rows])
         resting = tail <= rest
         self.kinked[rows] |= resting & (self.before[rows] > KINK * inner) & (self.before[rows] > rest)
         self.smooth_radius[rows] = torch.where(
@@ -104,16 +109,21 @@ class Search:
         self.rows = rows[~good] if self.level < LEVELS else rows[:0]
         self.radius[self.rows] = self.radius[self.rows] / SHRINK
 
-    def _inner(self, fit: Fit) -> Tensor:
-        """The largest of the middle coefficients."""
-        half = self.degree // 2
-        return fit.chebyshev[half - 1 : half + 1].abs().amax(0)
+    def _meets_kink(self, outputs: Tensor, rows: Tensor) -> Tensor:
+        """True where a loss of the user has a kink along smooth outputs, which rounding in the network would hide."""
+        fit, labels = Fit.of(outputs), self.labels[rows]
+        slope, bend = fit.powers()[1], fit.powers()[2]
+        points = chebyshev_points(self.degree).to(outputs.device)
+        along = torch.stack([self.loss(self.center[rows] + x * slope + x**2 * bend, labels) for x in points])
+        one = Fit.of(along)
+        rest = RESTING * torch.finfo(torch.float64).eps * self.size[rows]
+        return one.tail > torch.maximum(SMOOTH * one.middle, rest)
 
     def fits(self) -> Fits:
         """The best fit of every ray."""
         fit, slopes, radius = replace(Fit.of(self.values), tail=self.tail), Fit.of(self.outputs), self.best_radius
         powers = radius ** torch.arange(self.order + 1, device=radius.device).unsqueeze(1)
-        falling = self.tail <= FALLING * self._inner(fit)
+        falling = self.tail <= FALLING * fit.middle
         wide = self.slope_radius
         half, half_error = gauss_newton_part(self.loss, self.center, slopes, wide, self.labels)
         jumps = self.span > 1e6 * torch.maximum(self.moved, self.unit * self.size)
@@ -135,3 +145,32 @@ class Search:
             rough=~falling & (self.tail > self.rest),
             rounding=self.tail / self.size.clamp_min(torch.finfo(torch.float64).tiny),
         )
+
+
+def smooth_after_all(path: Path, suspects: Tensor, fits: Fits, degree: int, *, own_loss: bool) -> Tensor:
+    """Among some kinked rays, those whose loss is only steep, `(rows,)`: the outputs fit with a higher degree.
+
+    The loss of a confident network rises as an exponential function, which leaves the fit as suddenly as a kink does
+    when the interval shrinks. The named losses have no kinks of their own; a loss of the user has to fit as well.
+
+    Args:
+        path: the rays, rows of a problem made by `rays.in_double`.
+        suspects: True for the kinked rays that are looked at, `(rows,)`.
+        fits: their fits.
+        degree: degree of the fits.
+        own_loss: True for a loss of the user, which may have kinks.
+    """
+    rows, problem, dtype = suspects.nonzero().flatten(), path.problem, path.first.dtype
+    rays, radius, labels = path[rows], SHRINK * fits.smooth_radius[rows], problem.labels[path.anchor[rows]]
+    curves, size = [], torch.zeros_like(radius)
+    for x in chebyshev_points(FINER * degree).to(radius.device):
+        outputs = problem.head(displaced((rays.first, rays.linear, rays.quadratic), (x * radius).to(dtype))).double()
+        losses = problem.loss(outputs, labels).double().unsqueeze(-1)
+        size = torch.maximum(size, outputs.abs().amax(-1) + losses[:, 0].abs())
+        curves.append(torch.cat([outputs, losses], dim=-1) if own_loss else outputs)
+    values = torch.stack(curves)
+    tail, coarse = Fit.of(values).tail.amax(-1), Fit.of(values[::FINER]).tail.amax(-1)
+    rounding = FINER * fits.rounding[rows].clamp_min(torch.finfo(dtype).eps) * size
+    found = torch.zeros_like(suspects)
+    found[rows] = tail <= torch.maximum(rounding, SMOOTH * coarse)
+    return found

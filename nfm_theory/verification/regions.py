@@ -7,14 +7,16 @@ evaluations of the head.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from ..setting.perturbation import displaced
 from ..setting.problem import Path
-from .fit import Fit, chebyshev_points
-from .fits import DEGREE, Fits, gauss_newton_part
-from .intervals import LEVELS, RESTING, SHRINK, Search
+from .fit import RESTING, Fit, chebyshev_points
+from .fits import DEGREE, Fits, between_kinks, gauss_newton_part
+from .intervals import LEVELS, SHRINK, Search
 
 #: Bisections that close in on the border of a region.
 BISECTIONS = 16
@@ -51,14 +53,15 @@ class RegionSearch(Search):
         slope, bend = fit.powers()[1] / radius, fit.powers()[2] / radius**2
         signs = 1 - 2 * (torch.arange(slope.shape[-1], device=slope.device) % 2)
         slope_error, bend_error = signs * fit.error(1) / radius, signs * fit.error(2) / radius**2
-        width = 0.5 / (slope.abs().amax(-1) + bend.abs().amax(-1).sqrt()).clamp_min(1e-60)
-        values = self._along(width, slope, bend)
-        powers = width ** torch.arange(self.order + 1, device=width.device).unsqueeze(1)
+        widest = 0.5 / (slope.abs().amax(-1) + bend.abs().amax(-1).sqrt()).clamp_min(1e-60)
+        values, width, across = between_kinks(partial(self._along, slope, bend), widest, self.size)
         exact = Fit.of(values)
+        powers = width ** torch.arange(self.order + 1, device=width.device).unsqueeze(1)
         coefficients = exact.powers()[: self.order + 1] / powers
         moved = [
-            Fit.of(self._along(width, slope + slope_error, bend)), Fit.of(self._along(width, slope, bend + bend_error))
-        ]  # fmt: skip
+            Fit.of(self._along(slope + slope_error, bend, slice(None), width)),
+            Fit.of(self._along(slope, bend + bend_error, slice(None), width)),
+        ]
         excess = sum((one.powers()[: self.order + 1] / powers - coefficients).abs() for one in moved)
         error = torch.stack([exact.error(k) for k in range(self.order + 1)]) / powers + excess
         half, half_error = gauss_newton_part(self.loss, self.center, fit, self.best_radius, self.labels)
@@ -78,16 +81,17 @@ class RegionSearch(Search):
             smooth_radius=self.smooth_radius,
             kinked=self.smooth_radius < 1.0,
             constant=still & (self.span > 1e6 * self.rest),
-            rough=self.smooth_radius == 0,
-            rounding=torch.full_like(self.size, self.unit),
+            rough=(self.smooth_radius == 0) | across,
+            rounding=torch.where(across, exact.tail / self.size.clamp_min(1e-300), self.unit),
         )
 
-    def _along(self, width: Tensor, slope: Tensor, bend: Tensor) -> Tensor:
-        """The loss along `u + ε u' + ε² u''` at the Chebyshev points of [-width, width], `(M + 1, rows)`."""
+    def _along(self, slope: Tensor, bend: Tensor, rows: Tensor | slice, width: Tensor) -> Tensor:
+        """The loss along `u + ε u' + ε² u''` of some rays at the Chebyshev points of [-width, width]."""
         found = []
         for x in chebyshev_points(DEGREE).to(width.device):
             eps = (x * width).unsqueeze(-1)
-            found.append(self.loss(self.center + eps * slope + eps**2 * bend, self.labels).double())
+            outputs = self.center[rows] + eps * slope[rows] + eps**2 * bend[rows]
+            found.append(self.loss(outputs, self.labels[rows]).double())
         return torch.stack(found)
 
 

@@ -18,7 +18,7 @@ from experiments.claims import evidence as records_module
 from experiments.claims.check import Check
 from experiments.claims.checks import CHECKS
 from experiments.claims.comparisons import by_size
-from experiments.claims.index import CLASSES, GROUPS, class_of, escape
+from experiments.claims.index import CLASSES, GROUPS, class_of, escape, reference
 from experiments.commands import app
 from experiments.recipes import select_recipes
 from experiments.record.files import write_lines
@@ -90,7 +90,7 @@ def test_links_and_evidence_exist(statement):
     page = BOOK / f"{statement.page}.md"
     text = page.read_text(encoding="utf-8")
     if statement.label:
-        assert re.search(rf"(:label: {statement.label}$)|(\(({statement.label})\)$)", text, re.MULTILINE)
+        assert re.search(rf"(:label: {statement.label}$)|(\(({statement.label})\)=?$)", text, re.MULTILINE)
     for path in statement.evidence:
         assert (ROOT / path).exists(), path
 
@@ -216,6 +216,8 @@ def test_claims_on_tables_follow_the_ledger_and_the_print():
     assert word("claim-nfm-clean-1", EMPTY) == "not run"
     assert word("claim-nfm-star", EMPTY) == "not testable"
     assert word("claim-imagenet-p-6", EMPTY) == "contradicted in print"
+    detail = STATEMENTS["claim-puzzlemix-cifar100-3"].verdict(EMPTY).detail
+    assert "PuzzleMix 81.2, Manifold Mixup 81.8 (cifar100)" in detail
     assert word("nfm-table1", records(0.1, 0.11)) == "reproduced"
     assert word("nfm-table1", records(-0.1, -0.11)) == "not reproduced"
     assert word("nfm-table1", EMPTY) == "not run"
@@ -330,6 +332,23 @@ def test_the_real_records_are_read():
 def test_quick_computations_hold(name):
     found = CHECKS[name]()
     assert found.outcome == "holds", found.detail
+
+
+def test_the_bound_of_logistic_regression_is_about_small_scales():
+    found = CHECKS["linear-bound"]()
+    assert found.outcome == "limits"
+    assert "±3 of a line: certified at ε = 0.01, refuted at ε = 0.1" in found.detail
+    assert "assumptions that fail: none" in found.detail
+
+
+def test_a_statement_links_to_its_place_on_the_page():
+    def link(name):
+        return reference(STATEMENTS[name])
+
+    assert link("claim-nfm-white-1") == "{ref}`experiments-claims`"
+    assert link("mixup-bound-linear") == "{prf:ref}`thm-adversarial-bound`"
+    assert link("mixup-bound") == "{doc}`bound` {eq}`eq-adversarial-bound`"
+    assert link("nfm-second-order") == "{doc}`second_order`"
 
 
 def test_the_command_prints_and_writes_the_index(monkeypatch, tmp_path):

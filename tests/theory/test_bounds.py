@@ -135,6 +135,11 @@ def test_the_bound_is_refuted_where_it_is_false():
     right += (f.sigmoid() * (1 - f.sigmoid())).mean() * (f**2).mean() / 12
     assert_close(large.nfm_loss, float(left), rtol=1e-6, atol=0)
     assert_close(large.right_upper, float(right), rtol=1e-8, atol=0)
+    # with the paper's radius: the least norm is 0.1 and every cosine 1, so that each margin falls by 3 · 0.1 / 3
+    paper = bound(problem, 1.0, radius="paper")
+    right += (nn.functional.softplus(0.1 - sign * f) - nn.functional.softplus(-sign * f * (1 - 1 / 3))).mean()
+    assert paper.verdict == "refuted"
+    assert_close(paper.right_upper, float(right), rtol=1e-8, atol=0)
     found = validity_radius(problem, [0.01, 0.1, 1.0], 6)
     assert 0.01 <= found.certified < found.refuted <= 1.0
     assert found.refuted / found.certified < 1.1

@@ -20,6 +20,7 @@ from nfm_theory.verification.fit import Fit, chebyshev_points
 from nfm_theory.verification.fits import averaged
 from nfm_theory.verification.rays import along, in_double
 from nfm_theory.verification.sources import mixing_moment, second_moment, sources_of
+from nfm_theory.verification.verify import prepared
 
 NOISY = {"add_noise": 0.3, "mult_noise": 0.2}
 X, Y = randn(1, 4, 3), torch.tensor([0, 1, 2, 0])
@@ -245,6 +246,30 @@ def test_no_error_larger_than_the_stated_power_holds(dtype, seed):
         assert nt.verify(problem, terms=wrong, eps=[0.1, 0.05, 0.02]).verdict == "refuted", name
 
 
+@pytest.mark.parametrize(("seed", "dtype"), [(0, torch.float64), (1, torch.float32)])
+def test_terms_judged_by_the_evidence_of_others_have_the_verdict_of_a_verification(seed, dtype):
+    """`benchmarks.verdicts` judges many wrong terms by one verification."""
+    model, scales = mlp(seed, [3, 5, 3], "gelu").to(dtype), [0.1, 0.05, 0.02]
+    problem = build_problem(model, randn(seed + 20, 4, 3).to(dtype), Y, **NOISY)
+    run, given = prepared(problem, 2, scales, None, None, "auto", "auto", given=False)
+    with torch.no_grad(), nt.options(check_derivatives=False), run.meter:
+        run.check_coefficients(None)
+        right = run.check_remainders(given, halve=False)
+        shift = 0.1 * right.terms.R2
+        wrong = [
+            replace(right.terms, R3_mult=1.003 * right.terms.R3_mult),
+            replace(right.terms, R2_add=right.terms.R2_mult, R2_mult=right.terms.R2_add),
+            replace(right.terms, R2=right.terms.R2 + shift, R3=right.terms.R3 - shift),
+            replace(right.terms, R1=right.terms.R1 * (1 + 1e-9)),
+            right.terms,
+        ]
+        judged = [run.judged(one, given) for one in wrong]
+    assert {one.verdict for one in judged} == {"refuted", "holds"}
+    for terms, report in zip(wrong, judged, strict=True):
+        full = nt.verify(problem, terms=terms, eps=scales)
+        assert (report.verdict, report.reason, report.power) == (full.verdict, full.reason, full.power)
+
+
 def test_what_holds_is_no_further_from_the_truth_than_the_report_states():
     """A wrong claim that the error bar still admits lies on the far side of what was measured."""
     model = mlp(0, [3, 5, 3], "gelu").float()
@@ -280,6 +305,75 @@ def one_hot(z):
 def test_kinks_and_jumps_of_other_functions_are_undecided(function):
     report = nt.verify(problem_of(Through(function)), eps=[0.1, 0.05, 0.02])
     assert report.verdict == "undecided", report
+
+
+@pytest.mark.parametrize("scale", [10.0, 300.0])
+def test_a_confident_network_is_steep_and_not_kinked(scale):
+    """Its loss rises as an exponential function."""
+    for seed in (0, 3):
+        model, x = mlp(seed, [4, 8, 8, 3]), 2 * randn(seed, 6, 4)
+        with torch.no_grad():
+            model[-1].weight *= scale
+        found = compare_draws(build_problem(model, x, model(x).argmax(1), add_noise=0.1), 12, 64, 0)
+        assert found.kinked == 0.0
+        assert found.rough <= 0.05
+
+
+def hinge(outputs, labels):
+    return (1 - outputs.gather(1, labels.unsqueeze(1))[:, 0]).clamp_min(0)
+
+
+def absolute(outputs, labels):
+    return (outputs - nn.functional.one_hot(labels, 3)).abs().sum(1)
+
+
+def huber(outputs, labels):
+    targets = nn.functional.one_hot(labels, 3).to(outputs)
+    return nn.functional.huber_loss(outputs, targets, reduction="none", delta=0.3).sum(1)
+
+
+@pytest.mark.parametrize("steep", [1.0, 10.0])
+def test_kinks_of_a_network_and_of_a_loss_are_found(steep):
+    model = nn.Sequential(mlp(2, [4, 8]), nn.ReLU(), mlp(3, [8, 3]), nn.Tanh(), mlp(4, [3, 3]))
+    with torch.no_grad():
+        model[-1][0].weight *= steep
+    assert compare_draws(problem_of(model), 12, 64, 0).kinked > 0.1
+    own = build_problem(mlp(1, [4, 8, 3]), randn(2, 6, 4), torch.arange(6) % 3, loss=hinge, **NOISY)
+    assert compare_draws(own, 12, 64, 0).kinked > 0.05
+
+
+@pytest.mark.parametrize(
+    ("loss", "widths", "seed"),
+    [(hinge, [4, 8, 3], 1), (absolute, [4, 3], 0), (huber, [4, 3], 1), (huber, [4, 3], 2), (huber, "relu", 3)],
+)
+def test_kinks_of_a_loss_are_left_out(loss, widths, seed):
+    """Fits across them would contradict right terms; with some seeds a sample lies next to a kink."""
+    if widths == "relu":
+        model = nn.Sequential(mlp(seed, [4, 8]), nn.ReLU(), mlp(seed + 1, [8, 3]))
+    else:
+        model = mlp(seed, widths)
+    problem = build_problem(model, randn(seed + 1, 6, 4), torch.arange(6) % 3, loss=loss, **NOISY)
+    report = nt.verify(problem)
+    assert report.verdict == "holds", report
+    wrong = replace(report.terms, R1=1.05 * report.terms.R1)
+    assert nt.verify(problem, terms=wrong).verdict == "refuted"
+
+
+@pytest.mark.parametrize("seed", [3, 6])
+def test_rounding_does_not_hide_the_kinks_of_a_loss(seed):
+    """With seed 3 an interval with a kink has fits that are as good as float32 can be."""
+    problem = build_problem(
+        mlp(seed, [4, 8, 3]).float(), randn(seed + 1, 6, 4).float(), torch.arange(6) % 3, loss=huber, **NOISY
+    )
+    assert nt.verify(problem).verdict == "undecided"
+
+
+def test_a_loss_without_the_derivatives_is_named():
+    def margins(outputs, labels):
+        return nn.functional.multi_margin_loss(outputs, labels, reduction="none")
+
+    with pytest.raises(ValueError, match=r"loss 'margins': no derivative: PyTorch has no forward-mode derivative"):
+        nt.verify(build_problem(mlp(1, [3, 3]), X, Y, loss=margins, **NOISY))
 
 
 def test_a_relu_network_holds_inside_its_regions():
