@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from ..recipes.where import FULL, INTERVENTIONS, LAYERS, METRIC, STUDY
 from ..record.comparison import Paired, paired_difference
@@ -90,25 +89,37 @@ def _standing(one: Share) -> str:
     return "near" if low >= -CLOSE and high <= CLOSE else "far" if low > CLOSE or high < -CLOSE else "open"
 
 
-def predicted_shares(records: Records, *, mixing: bool = False) -> Verdict:
-    """Is the share of NFM's gain that an intervention has that of its second-order terms, see `shares`?"""
-    without = _UNMIXED if mixing else _PLAIN
-    whole = Pair(_NFM, without, METRIC).gain(study(records.entries, STUDY))
-    if whole is not None and whole.n > 1 and not (is_sure(whole) and whole.difference > 0):
-        return Verdict(
-            UNDECIDED, f"NFM has no clear gain over {without}, so that it has no shares", SIZE, WITHIN_NOISE, whole.n
-        )
-    found = shares(records.entries, records.where, mixing=mixing)
-    if not found:
-        return Verdict(NOT_RUN, f"the ledger lacks nfm, {without} and an intervention with one seed")
-    standing = {name: _standing(one) for name, one in found.items()}
-    near, far = (sum(word == wanted for word in standing.values()) for wanted in ("near", "far"))
-    word = IN_PART if near and far else NOT_REPRODUCED if far else REPRODUCED if near == len(found) else UNDECIDED
-    seeds = min(one.miss.n for one in found.values())
-    rows = [f"{name}: predicted {one.predicted:.2f}, measured {one.measured:.2f}" for name, one in found.items()]
-    told = f"{near} of {len(found)} within {CLOSE:g} of the prediction, {far} clearly not, {seeds} or more seeds"
-    weakness = ONE_SEED if seeds == 1 else "" if near or far else WITHIN_NOISE
-    return Verdict(word, "; ".join((told, *rows)), SIZE, weakness, seeds)
+def predicted_shares(*, mixing: bool = False) -> Judge:
+    """The verdict on whether the share of NFM's gain is that of the second-order terms, see `shares`.
+
+    Args:
+        mixing: True for interventions on the mixing instead of the noise.
+    """
+
+    def verdict(records: Records) -> Verdict:
+        without = _UNMIXED if mixing else _PLAIN
+        whole = Pair(_NFM, without, METRIC).gain(study(records.entries, STUDY))
+        if whole is not None and whole.n > 1 and not (is_sure(whole) and whole.difference > 0):
+            return Verdict(
+                UNDECIDED,
+                f"NFM has no clear gain over {without}, so that it has no shares",
+                SIZE,
+                WITHIN_NOISE,
+                whole.n,
+            )
+        found = shares(records.entries, records.where, mixing=mixing)
+        if not found:
+            return Verdict(NOT_RUN, f"the ledger lacks nfm, {without} and an intervention with one seed")
+        standing = {name: _standing(one) for name, one in found.items()}
+        near, far = (sum(word == wanted for word in standing.values()) for wanted in ("near", "far"))
+        word = IN_PART if near and far else NOT_REPRODUCED if far else REPRODUCED if near == len(found) else UNDECIDED
+        seeds = min(one.miss.n for one in found.values())
+        rows = [f"{name}: predicted {one.predicted:.2f}, measured {one.measured:.2f}" for name, one in found.items()]
+        told = f"{near} of {len(found)} within {CLOSE:g} of the prediction, {far} clearly not, {seeds} or more seeds"
+        weakness = ONE_SEED if seeds == 1 else "" if near or far else WITHIN_NOISE
+        return Verdict(word, "; ".join((told, *rows)), SIZE, weakness, seeds)
+
+    return verdict
 
 
 _LEDGER, _RECORD = "experiments/results/experiments.jsonl", f"experiments/results/{FILE}"
@@ -139,13 +150,13 @@ WHERE = (
         "where-share",
         r"The share of NFM's gain over Manifold Mixup that an intervention has is its share of NFM's "
         r"$R_2^{\mathrm{add}}+R_2^{\mathrm{mult}}$ on a plainly trained network.",
-        predicted_shares,
+        predicted_shares(),
     ),
     _row(
         "where-mixing-share",
         "The share of NFM's gain over noise without mixing that an intervention on the mixing has is its share of "
         "NFM's $R_2$ on a plainly trained network.",
-        partial(predicted_shares, mixing=True),
+        predicted_shares(mixing=True),
     ),
     _row(
         "where-mixing",

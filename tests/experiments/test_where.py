@@ -193,7 +193,7 @@ def lines(row, *values):
 def test_a_share_is_judged_by_students_interval(values, word, weakness):
     rest = (*lines("manifold_mixup", 0.5, 0.5, 0.5), *lines("nfm", 0.7, 0.7, 0.7))
     records = Records(entries=(*rest, *lines("noise-input", *values)), where=(RECORD,))
-    found = claims.predicted_shares(records)
+    found = claims.predicted_shares()(records)
     assert (found.word, found.weakness, found.seeds) == (word, weakness, len(values))
     share = claims.shares(records.entries, records.where)["noise-input"]
     assert share.predicted == pytest.approx(0.7)
@@ -205,22 +205,22 @@ def test_rows_that_mix_less_have_no_share():
     made = tuple(line for k, row in enumerate(rows) for line in lines(row, 0.5 + k / 20, 0.52 + k / 20))
     assert set(claims.shares(made, (RECORD,))) == {"noise-hidden"}
     assert set(claims.shares(made, (RECORD,), mixing=True)) == set()  # without mixing, NFM's noise did better here
-    assert claims.predicted_shares(Records(where=(RECORD,))).word == "not run"
+    assert claims.predicted_shares()(Records(where=(RECORD,))).word == "not run"
 
 
 def test_shares_of_the_mixing_are_judged_against_noise_without_mixing():
     record = {"epoch": 1, "epochs": 1, "per_layer": {a: dict.fromkeys(study.TERMS, 1.0) for a in LAYERS}}
     rest = (*lines("no-mixing", 0.5, 0.5, 0.5), *lines("nfm", 0.7, 0.7, 0.7))
     made = (*rest, *lines("mixing-input", 0.55, 0.56, 0.54), *lines("mixing-hidden", 0.55, 0.55, 0.55))
-    found = claims.predicted_shares(Records(entries=made, where=(record,)), mixing=True)
+    found = claims.predicted_shares(mixing=True)(Records(entries=made, where=(record,)))
     assert found.word == "reproduced in part"  # predicted: a quarter, three quarters
     assert found.detail.startswith("1 of 2 within 0.25 of the prediction, 1 clearly not, 3 or more seeds; mixing-inp")
-    assert claims.predicted_shares(Records(entries=made, where=(record,))).word == "not run"
+    assert claims.predicted_shares()(Records(entries=made, where=(record,))).word == "not run"
 
 
 def test_without_a_gain_there_are_no_shares():
     rest = (*lines("manifold_mixup", 0.5, 0.6, 0.5), *lines("nfm", 0.6, 0.5, 0.5))
-    found = claims.predicted_shares(Records(entries=(*rest, *lines("noise-input", 0.5, 0.5, 0.5)), where=(RECORD,)))
+    found = claims.predicted_shares()(Records(entries=(*rest, *lines("noise-input", 0.5, 0.5, 0.5)), where=(RECORD,)))
     assert (found.word, found.weakness, found.seeds) == ("undecided", "within noise", 3)
 
 
