@@ -157,7 +157,7 @@ def between_kinks(
         fit = Fit.of(now)
         resting = fit.tail <= rest[rows]
         found = torch.where(resting, 0.0, fit.error(2) / narrow**2)
-        better = found < error[rows]
+        better = ~(found >= error[rows])  # also if values are not finite, which must not read as zeros
         chosen = rows[better]
         best[:, chosen], width[chosen], error[chosen] = now[:, better], narrow[better], found[better]
         rows = rows[~resting]

@@ -25,9 +25,11 @@ ENOUGH = 1e-9
 FALLING = 0.03
 #: A smooth function loses at most 4⁴ in its middle coefficients when the interval shrinks; more is a kink left behind.
 KINK = SHRINK**6
-#: A fit with this many times the degree, on the interval where a fit failed, has a tail below this part of the tail of
-#: that fit if the function is smooth. A kink leaves 1/16 of it, a kink of the second derivative 1/256.
-FINER, SMOOTH = 4, 1e-3
+#: With this many times the degree, the tail of a smooth function falls below `SMOOTH` of what it was on the interval
+#: where a fit failed. A kink leaves 1/16 of it, a kink of the second derivative 1/256.
+FINER = 4
+#: The part of the middle coefficients, or of the tail of a coarser fit, that the tail of a smooth function falls below.
+SMOOTH = 1e-3
 
 
 class Search:

@@ -78,17 +78,6 @@ class Single(nn.Module):
         return self.last(torch.tanh(z.to(h.dtype)))
 
 
-class Through(nn.Module):
-    """A network with a function in the middle."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.first, self.last, self.function = mlp(1, [4, 8]), mlp(2, [8, 3]), function
-
-    def forward(self, x):
-        return self.last(self.function(self.first(x)))
-
-
 def problem_of(model, dtype=torch.float64, **options):
     return build_problem(model.eval(), randn(3, 6, 4).to(dtype), torch.arange(6) % 3, **(options or NOISY))
 
@@ -295,93 +284,6 @@ def test_a_part_in_float32_is_named_and_not_refuted():
         report = nt.verify(problem_of(Single(seed, torch.float64)), eps=[0.1, 0.05, 0.02])
         assert report.verdict == "undecided"
         assert "computes in float32" in report.reason
-
-
-def one_hot(z):
-    return z + nn.functional.one_hot(z.argmax(1), z.shape[1]).to(z)
-
-
-@pytest.mark.parametrize("function", [nn.Softshrink(0.3), lambda z: z.sort(1).values, one_hot])
-def test_kinks_and_jumps_of_other_functions_are_undecided(function):
-    report = nt.verify(problem_of(Through(function)), eps=[0.1, 0.05, 0.02])
-    assert report.verdict == "undecided", report
-
-
-@pytest.mark.parametrize("scale", [10.0, 300.0])
-def test_a_confident_network_is_steep_and_not_kinked(scale):
-    """Its loss rises as an exponential function."""
-    for seed in (0, 3):
-        model, x = mlp(seed, [4, 8, 8, 3]), 2 * randn(seed, 6, 4)
-        with torch.no_grad():
-            model[-1].weight *= scale
-        found = compare_draws(build_problem(model, x, model(x).argmax(1), add_noise=0.1), 12, 64, 0)
-        assert found.kinked == 0.0
-        assert found.rough <= 0.05
-
-
-def hinge(outputs, labels):
-    return (1 - outputs.gather(1, labels.unsqueeze(1))[:, 0]).clamp_min(0)
-
-
-def absolute(outputs, labels):
-    return (outputs - nn.functional.one_hot(labels, 3)).abs().sum(1)
-
-
-def huber(outputs, labels):
-    targets = nn.functional.one_hot(labels, 3).to(outputs)
-    return nn.functional.huber_loss(outputs, targets, reduction="none", delta=0.3).sum(1)
-
-
-@pytest.mark.parametrize("steep", [1.0, 10.0])
-def test_kinks_of_a_network_and_of_a_loss_are_found(steep):
-    model = nn.Sequential(mlp(2, [4, 8]), nn.ReLU(), mlp(3, [8, 3]), nn.Tanh(), mlp(4, [3, 3]))
-    with torch.no_grad():
-        model[-1][0].weight *= steep
-    assert compare_draws(problem_of(model), 12, 64, 0).kinked > 0.1
-    own = build_problem(mlp(1, [4, 8, 3]), randn(2, 6, 4), torch.arange(6) % 3, loss=hinge, **NOISY)
-    assert compare_draws(own, 12, 64, 0).kinked > 0.05
-
-
-@pytest.mark.parametrize(
-    ("loss", "widths", "seed"),
-    [(hinge, [4, 8, 3], 1), (absolute, [4, 3], 0), (huber, [4, 3], 1), (huber, [4, 3], 2), (huber, "relu", 3)],
-)
-def test_kinks_of_a_loss_are_left_out(loss, widths, seed):
-    """Fits across them would contradict right terms; with some seeds a sample lies next to a kink."""
-    if widths == "relu":
-        model = nn.Sequential(mlp(seed, [4, 8]), nn.ReLU(), mlp(seed + 1, [8, 3]))
-    else:
-        model = mlp(seed, widths)
-    problem = build_problem(model, randn(seed + 1, 6, 4), torch.arange(6) % 3, loss=loss, **NOISY)
-    report = nt.verify(problem)
-    assert report.verdict == "holds", report
-    wrong = replace(report.terms, R1=1.05 * report.terms.R1)
-    assert nt.verify(problem, terms=wrong).verdict == "refuted"
-
-
-@pytest.mark.parametrize("seed", [3, 6])
-def test_rounding_does_not_hide_the_kinks_of_a_loss(seed):
-    """With seed 3 an interval with a kink has fits that are as good as float32 can be."""
-    problem = build_problem(
-        mlp(seed, [4, 8, 3]).float(), randn(seed + 1, 6, 4).float(), torch.arange(6) % 3, loss=huber, **NOISY
-    )
-    assert nt.verify(problem).verdict == "undecided"
-
-
-def test_a_loss_without_the_derivatives_is_named():
-    def margins(outputs, labels):
-        return nn.functional.multi_margin_loss(outputs, labels, reduction="none")
-
-    with pytest.raises(ValueError, match=r"loss 'margins': no derivative: PyTorch has no forward-mode derivative"):
-        nt.verify(build_problem(mlp(1, [3, 3]), X, Y, loss=margins, **NOISY))
-
-
-def test_a_relu_network_holds_inside_its_regions():
-    report = nt.verify(problem_of(Through(nn.ReLU())))
-    assert report.verdict == "holds"
-    assert "inside the regions" in report.reason
-    wrong = replace(report.terms, R2_add=1.01 * report.terms.R2_add)
-    assert nt.verify(problem_of(Through(nn.ReLU())), terms=wrong).verdict == "refuted"
 
 
 @pytest.mark.parametrize("scale", [255.0, 65535.0])
