@@ -9,7 +9,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
 _CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -91,7 +91,10 @@ def slurm_node(folder: Path):
                 daemons.append(subprocess.Popen(command, env=environment, stdout=out, stderr=out))
             time.sleep(1)
         _wait_for_node(environment, daemons)
-        yield environment
+        try:
+            yield environment
+        finally:
+            _cancel_jobs(environment)
     finally:
         for daemon in reversed(daemons):
             daemon.terminate()
@@ -100,6 +103,16 @@ def slurm_node(folder: Path):
                 daemon.wait(20)
             except subprocess.TimeoutExpired:
                 daemon.kill()
+
+
+def _cancel_jobs(environment: dict, seconds: float = 30) -> None:
+    """End what still runs: the processes of a job outlive the daemons."""
+    subprocess.run(["scancel", "--user", getpass.getuser()], env=environment, check=True)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not subprocess.run(["squeue", "-h"], env=environment, capture_output=True, text=True).stdout.strip():
+            return
+        time.sleep(0.5)
 
 
 def _wait_for_node(environment: dict, daemons: list, seconds: float = 60) -> None:
