@@ -114,6 +114,11 @@ def _floor(unit: float, eps: Sequence[float], amplification: float, integral: bo
     return torch.full((len(eps),), size, dtype=torch.float64, device=like.device)
 
 
+def evaluations_of_row(num_scales: int, q: int, integral: bool) -> int:
+    """Evaluations of the head for the remainders of one row of a rule at so many scales."""
+    return 1 + num_scales * (4 * 2**q if integral else 1)
+
+
 class RuleEvidence:
     """Measurements by a deterministic rule.
 
@@ -154,7 +159,7 @@ class RuleEvidence:
         zero = torch.zeros((), dtype=problem.features.dtype, device=problem.features.device)
         total = problem.features.new_zeros((), dtype=torch.float64)
         for draw, weights in problem.blocks(self.grid, title="remainders", passes=2**q if integral else 1):
-            self.meter.spend(len(draw) * (1 + len(eps) * (4 * 2**q if integral else 1)))
+            self.meter.spend(len(draw) * evaluations_of_row(len(eps), q, integral))
             if integral:
                 values = torch.stack([integral_remainder(problem, draw, e, order=q - 1) for e in eps], dim=-1)
             else:

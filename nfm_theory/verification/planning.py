@@ -13,6 +13,7 @@ from ..setting.problem import Problem
 from ..setting.quadrature import GridTooLargeError
 from .draw_evidence import CHANGED, DERIVED, DRAWS, LARGE_DRAWS, SEARCHED
 from .effort import Budget, Plan
+from .evidence import evaluations_of_row
 from .fits import DEGREE, LARGE_DEGREE, LINEAR_DEGREE
 from .sources import sources_of
 from .term_evidence import LINEARIZED, PAIRED, PILOT_ROWS, SWEEPS
@@ -167,7 +168,7 @@ def _rule_cost(problems: Sequence[Problem], leading: int, cap: int, num_scales: 
     for p in problems:
         big = p.grid(rule="auto", degree=leading, num_lam=max(leading // 2 + 1, 4), max_rows=cap).rows
         small = p.grid(rule="smallest", degree=leading, num_lam=leading // 2 + 1, max_rows=cap).rows
-        total += big * (1 + num_scales * (4 * 2**leading if integral else 1)) + small * 2**leading
+        total += big * evaluations_of_row(num_scales, leading, integral) + small * 2**leading
     return total
 
 

@@ -21,12 +21,12 @@ from ..setting.options import options
 from ..setting.problem import Problem
 from ..setting.results import SECOND_ORDER, TaylorTerms
 from .draw_evidence import compare_draws
-from .effort import BudgetSpent, Meter, Plan
-from .evidence import ROUNDING, Scaled, evidence_of, rounding_unit
+from .effort import Budget, BudgetSpent, Meter, Plan
+from .evidence import ROUNDING, RuleEvidence, Scaled, evaluations_of_row, evidence_of, rounding_unit
 from .evidence import Evidence as Coefficients
 from .given import given_terms
 from .judge import Evidence
-from .planning import FORMULAS, PATHWISE_DRAWS, PATHWISE_POINTS, Way, pathwise_rows
+from .planning import DEFAULT_ROWS, FORMULAS, PATHWISE_DRAWS, PATHWISE_POINTS, Way, pathwise_rows
 from .rays import in_double
 from .report import ExpansionReport
 from .sources import sources_of
@@ -182,6 +182,8 @@ class Run:
             for (p, degree), start in zip(way.degrees(self.problems), starts, strict=True)
         ]
         parts: list[Scaled] = []
+        rows = sum(source.grid.rows for source in sources if isinstance(source, RuleEvidence))
+        beyond = 0  # evaluations after those of the plan
         while True:
             try:
                 measured = list(map(methodcaller("at", pending, integral), sources))
@@ -194,11 +196,14 @@ class Run:
             report, unsettled = self.report(scales)
             if not (halve and unsettled) or way.rows is None or len(scales) >= MAX_SCALES:
                 return report
-            if not integral and bool((parts[-1].remainders.abs() <= parts[-1].floor).any()):
-                if not way.may_integrate:
-                    return report
-                integral = True  # differences have drowned in rounding; the integral form goes on below
+            drowned = not integral and bool((parts[-1].remainders.abs() <= parts[-1].floor).any())
+            if drowned and not way.may_integrate:
+                return report
+            integral = integral or drowned  # the integral form goes on below rounding
             pending = [scales[-1] / 2, scales[-1] / 4]
+            beyond += rows * evaluations_of_row(len(pending), self.leading, integral)
+            if way.limit == Budget() and beyond > DEFAULT_ROWS:
+                return report
             scales = [*scales, *pending]
 
     def report(self, scales: list[float]) -> tuple[ExpansionReport, bool]:

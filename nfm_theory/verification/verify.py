@@ -64,7 +64,8 @@ def verify(
         budget: limit of the whole verification: a number of evaluations of the head, or words such as
             `"300 passes"` (over all samples), `"90 s"` or `"10 min"`. It is never exceeded; derivatives count as the
             forward passes that take as long. A deterministic rule that needs more than half of it gives way to Monte
-            Carlo. `None` allows what takes about a minute, and 300 passes for large networks.
+            Carlo. `None` allows what takes about a minute, 300 passes for large networks, and for smaller scales than
+            those of the plan, where the verdict is open, 5 million evaluations.
         generator: random generator of the draws; with `None` they are always the same.
         method: `"exact"` for a deterministic rule, `"monte_carlo"`, or `"auto"`: the rule where it fits the budget.
         remainder_form: `"difference"` of loss and polynomial, `"integral"` (without cancellation, from third

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import nfm_theory as nt
-from nfm_theory.verification import planning
+from nfm_theory.verification import planning, run
 from nfm_theory.verification.effort import Budget, BudgetSpent, Meter
 
 LAW = nt.Law(add_noise=0.4, mult_noise=0.2)
@@ -88,3 +88,20 @@ def test_a_meter_stops_before_its_limit():
     assert meter.spent == 10
     with pytest.raises(BudgetSpent):
         Meter(limit=Budget(seconds=0.0)).spend(1)
+
+
+def test_smaller_scales_cost_no_more_than_a_rule_may(monkeypatch):
+    """In the integral form a row costs 32 evaluations at every scale: ten seconds became half an hour."""
+    model = nn.Sequential(nn.GELU(), nn.Flatten(), nn.Linear(8, 2)).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    x = torch.rand(4, 8, generator=generator, dtype=torch.float64)
+    one = nt.Problem(model, x, torch.arange(4) % 2, law=LAW)
+    allowed, reports = planning.DEFAULT_ROWS, []
+    for limit in (allowed, 20_000):
+        monkeypatch.setattr(run, "DEFAULT_ROWS", limit)
+        reports.append(nt.verify(one))
+    free, held = reports
+    assert len(held.eps) < len(free.eps)
+    assert held.samples - held.plan.evaluations < 20_000
