@@ -17,6 +17,7 @@ import typer
 import nfm_theory as nt
 
 from ..setting.noise import NoiseName
+from ..verification.effort import Budget
 from .checks import BOUND_EPS, Setting, check_bound, layer_names, report_network, verify_expansion
 from .device import parse_device
 from .errors import BAD_INPUT, HOLDS, INTERRUPTED, NO_READER, REFUTED, UNDECIDED, UsageError, sentence
@@ -76,6 +77,14 @@ def _dtype(name: str) -> torch.dtype:
     if name not in _DTYPES:
         raise UsageError(f"--dtype: expected one of {list(_DTYPES)}, got {name!r}.")
     return _DTYPES[name]
+
+
+def _budget(text: str | None) -> int | str | None:
+    """A number of evaluations, or words that the library reads."""
+    limit = int(text) if text is not None and text.strip().isdecimal() else text
+    with told_plainly():
+        Budget.of(limit, MOST_SAMPLES)
+    return limit
 
 
 def _device(name: str) -> torch.device:
@@ -213,11 +222,12 @@ Eps = Annotated[
     ),
 ]
 Method = Annotated[str, _option("How the NFM loss is computed: auto, exact or monte_carlo.")]
-Budget = Annotated[
-    int | None,
+VerifyBudget = Annotated[
+    str | None,
     _option(
-        "Most evaluations of the network for each loss. (default: 5,000,000 for a deterministic rule, 200,000 for "
-        "Monte Carlo)"
+        "What each layer may take, such as '90 s', '10 min', '300 passes' or a number of evaluations of the network; "
+        "with --bound no time. (default: about a minute, or 300 passes of a large network)",
+        "--budget",
     ),
 ]
 Dtype = Annotated[str, _option("Precision of the computation: float64 or float32.")]
@@ -259,9 +269,9 @@ ReportLayers = Annotated[
     ),
 ]
 Page = Annotated[Path, _option("Write the page to this file.", "--html")]
-LayerBudget = Annotated[
+ReportBudget = Annotated[
     str | None,
-    _option("What each layer may take, such as '90 s', '10 min' or '300 passes'. (default: a few seconds)"),
+    _option("What each layer may take, such as '90 s', '10 min' or '300 passes'. (default: a few seconds)", "--budget"),
 ]
 BoundScale = Annotated[
     float, _option("Scale of mixing and noise at which the adversarial bound is checked; training has 1.", "--eps")
@@ -285,7 +295,7 @@ def verify(
     loss: Loss = None,
     eps: Eps = None,
     method: Method = "auto",
-    budget: Budget = None,
+    budget: VerifyBudget = None,
     dtype: Dtype = "float64",
     device: Device = "cpu",
     seed: Seed = 0,
@@ -320,7 +330,7 @@ def verify(
     with _told():
         scales, layers = _scales(eps), layer or [""]
         _check_combination(bound, order, plot, radius, certificate)
-        precision, place = _dtype(dtype), _device(device)
+        precision, place, limit = _dtype(dtype), _device(device), _budget(budget)
         _check_outputs({"--json": json_path, "--plot": plot}, (data, state_dict, _source(model)))
         subject = load_subject(
             model, state_dict=state_dict, data=data, num_samples=num_samples, dtype=precision, device=place
@@ -333,7 +343,7 @@ def verify(
             return
         start = time.perf_counter()
         law = _law(alpha, beta, add_noise, mult_noise, noise)
-        setting = Setting(law, default_loss(subject) if loss is None else loss, method, budget, seed)
+        setting = Setting(law, default_loss(subject) if loss is None else loss, method, limit, seed)
         reports: list
         if bound:
             kinds = {"radius": radius or "sharp", "certificate": certificate or "auto"}
@@ -364,7 +374,7 @@ def report(
     noise: Noise = "normal",
     loss: Loss = None,
     eps: BoundScale = BOUND_EPS,
-    budget: LayerBudget = None,
+    budget: ReportBudget = None,
     dtype: Dtype = "float64",
     device: Device = "cpu",
     seed: Seed = 0,
@@ -382,7 +392,7 @@ def report(
     (the page is there as well), 70 if the command itself failed.
     """
     with _told():
-        precision, place = _dtype(dtype), _device(device)
+        precision, place, limit = _dtype(dtype), _device(device), _budget(budget)
         _check_outputs({"--html": html, "--json": json_path}, (data, state_dict, _source(model)))
         subject = load_subject(
             model, state_dict=state_dict, data=data, num_samples=num_samples, dtype=precision, device=place
@@ -390,8 +400,8 @@ def report(
         for note in subject.notes:
             typer.echo(f"nfm: note: {state_dict}: {note}.", err=True)
         start, law = time.perf_counter(), _law(alpha, beta, add_noise, mult_noise, noise)
-        setting = Setting(law, default_loss(subject) if loss is None else loss, "auto", None, seed)
-        found = report_network(subject, layer or [], setting, budget=budget, eps=eps)
+        setting = Setting(law, default_loss(subject) if loss is None else loss, "auto", limit, seed)
+        found = report_network(subject, layer or [], setting, eps=eps)
         with replace_file(html) as temporary:
             temporary.write_text(found.to_html(), encoding="utf-8")
         if json_path is not None:

@@ -17,6 +17,8 @@ from nfm_theory.adversarial import BoundReport, Effort, NoisyMixBoundReport, bou
 from nfm_theory.adversarial.bounds import CertificateName, Radius
 
 from ..setting.pointwise import LossName
+from ..verification.effort import Budget
+from .errors import UsageError
 from .subject import Subject
 from .user_code import told_plainly
 
@@ -37,14 +39,14 @@ class Setting:
         law: law of mixing and noise.
         loss: name of the loss.
         method: how the exact loss is computed.
-        samples: number of evaluations if it is computed by Monte Carlo; `None` for the library's own choice.
+        budget: what each layer may take, a number of evaluations or words; `None` for the library's own choice.
         seed: random seed.
     """
 
     law: nt.Law
     loss: str
     method: str
-    samples: int | None
+    budget: int | str | None
     seed: int
 
     @property
@@ -71,7 +73,7 @@ def verify_expansion(
     method = cast(Method, setting.method)
     with told_plainly():
         return [
-            nt.verify(problem, order, eps, setting.samples, setting.generator, method=method)
+            nt.verify(problem, order, eps, setting.budget, setting.generator, method=method)
             for problem in _problems(subject, layers, setting)
         ]
 
@@ -98,7 +100,10 @@ def check_bound(
     Raises:
         UsageError: if the network, the data or an option does not fit.
     """
-    effort = Effort() if setting.samples is None else Effort(samples=setting.samples)
+    limit = Budget.of(setting.budget, len(subject.x))
+    if limit.seconds is not None:
+        raise UsageError(f"--budget: with --bound expected passes or a number of evaluations, got {setting.budget!r}.")
+    effort = Effort() if limit.evaluations is None else Effort(samples=limit.evaluations)
     kind, method, above = cast(Radius, radius), cast(Method, setting.method), cast(CertificateName, certificate)
     check = partial(bound, radius=kind, method=method, certificate=above, effort=effort)
     with told_plainly():
@@ -109,26 +114,22 @@ def check_bound(
         ]
 
 
-def report_network(
-    subject: Subject, layers: Sequence[str], setting: Setting, *, budget: str | None, eps: float
-) -> nt.NetworkReport:
+def report_network(subject: Subject, layers: Sequence[str], setting: Setting, *, eps: float) -> nt.NetworkReport:
     """Report on the network, layer by layer.
 
     Args:
         subject: the network and its data.
         layers: layers by dotted name; none for the input and up to three layers that lie between input and output.
-        setting: law and loss.
-        budget: what each layer may take, in words.
+        setting: law, loss and budget.
         eps: scale at which the bound is checked.
 
     Raises:
         UsageError: if the network, the data or an option does not fit.
     """
-    limit = int(budget) if budget is not None and budget.strip().isdigit() else budget
     with told_plainly():
         problems = _problems(subject, layers or _spread_layers(subject), setting)
         title = f"{subject.model_name} on {subject.data_name}"
-        return nt.report(problems, limit, setting.generator, eps=eps, title=title)
+        return nt.report(problems, setting.budget, setting.generator, eps=eps, title=title)
 
 
 def _spread_layers(subject: Subject) -> list[str]:

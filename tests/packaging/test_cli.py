@@ -123,6 +123,8 @@ def test_float32_and_monte_carlo(work):
     few = run(*MINE, "--method", "monte_carlo", "--budget", "1000")
     assert few.exit_code == UNDECIDED
     assert "raise the budget" in few.output
+    words = run(*MINE, "--method", "monte_carlo", "--budget", "2000 passes", "--json", "r.json")
+    assert json.loads((work / "r.json").read_text())["samples"] <= 2000 * 8, words.output
 
 
 def test_a_refuted_expansion_has_status_1_and_still_writes_its_report(work, monkeypatch):
@@ -193,6 +195,8 @@ BAD = [
     (("--model", "mine.py:bias_free", *BOUND, "--radius", "round"), "radius: expected one of"),
     (("--model", "mine.py:bias_free", *BOUND, "--certificate", "oracle"), "certificate: expected one of"),
     (("--model", "mine.py:bias_free", *BOUND, "--alpha", "0"), "the bound needs mixing"),
+    (("--model", "mine.py:bias_free", *BOUND, "--budget", "9 s"), "with --bound expected passes"),
+    ((*MINE, "--budget", "soon"), "budget: expected a number of evaluations"),
     (("--model", "mine.py:bias_free", "--bound", "--loss", "square"), "'cross_entropy' and 'logistic'"),
     (("--model", "mine.py:bias_free", *BOUND, "--order", "3"), "--order: does not go with --bound"),
     (("--model", "mine.py:bias_free", *BOUND, "--plot", "p.png"), "--plot: does not go with --bound"),
