@@ -26,6 +26,8 @@ REQUIRED_C3 = 0.25
 KINKED, ROUGH = 0.1, 0.1
 #: Relative difference of a coefficient that is rounding in any case.
 AGREE = 1e-6
+#: How a reason ends that more evaluations may remove.
+MORE = "raise the budget"
 #: Powers of ε of the terms that are not of second order.
 POWERS = {"R1": 1, "C3": 3}
 
@@ -131,9 +133,7 @@ def verdict_of(evidence: Evidence, found: Sequence[Witness], remainder: Verdict)
     if evidence.interrupted:
         return Verdict("undecided", "interrupted; nothing that was checked so far is wrong")
     if evidence.unfinished:
-        return Verdict(
-            "undecided", "the budget ended before all was checked, nothing so far is wrong: raise the budget"
-        )
+        return Verdict("undecided", f"the budget ended before all was checked, nothing so far is wrong: {MORE}")
     regions = _regions(evidence)
     doubt = _unfit(evidence) or _hidden([w for w in found if not (regions and w.link == 3)], evidence)
     if doubt:
@@ -212,7 +212,7 @@ def _hidden(found: Sequence[Witness], evidence: Evidence) -> str:
         else:
             sum_size, need = (first if one.term == "R1" else second), REQUIRED
         if one.error > max(need * max(abs(one.claimed), SMALL_SHARE * sum_size), floors[power]):
-            cure = "raise the budget" if "draws" in one.method and "corrected" not in one.method else "use float64"
+            cure = MORE if "draws" in one.method and "corrected" not in one.method else "use float64"
             size = f"only above {one.resolved:.0%}" if one.resolved < 10 else f"of less than {one.visible:.1g}"
             if one.resolved < 10:
                 return f"an error in {one.term} would have been refuted {size}: {cure}"
@@ -286,7 +286,7 @@ def remainder_says(points: Points | None, q: int, agreeing: bool) -> Verdict:
             words = f"the remainder falls as eps^{slope:.3f} with {ratio:.4f} times the predicted coefficient"
             return Verdict("holds", words)
         if error > RATIO_TOLERANCE:
-            words = f"the remainder has a standard error of {25 * error:.2g} %; raise the budget"
+            words = f"the remainder has a standard error of {25 * error:.2g} %; {MORE}"
             found = Verdict("undecided", words)
         else:
             words = f"the next coefficient still dominates at the smallest usable eps (order {slope:.3f})"

@@ -27,6 +27,8 @@ RULE_BYTES, DEFAULT_BYTES = 2**36, 2**38
 EXACT_ROWS = 20_000
 #: Evaluations of the head for Monte Carlo unless a budget is named, for small networks and, in passes, for large ones.
 DEFAULT_SAMPLES, LARGE_PASSES = 200_000, 300
+#: Evaluations where these leave the verdict open, unless they compute more bytes.
+MORE_SAMPLES, MORE_BYTES = 2_000_000, 2**33
 #: A network is large if its draws compute more bytes than this.
 LARGE_BYTES = 2**30
 #: A budget below so many evaluations is used like that of a large network.
@@ -155,6 +157,12 @@ def way_of(
         draws=min(LARGE_DRAWS, max(4, samples // (600 * layers))) if large else DRAWS,
         pathwise=not (large or integral) and (allowed is None or layers * pathwise_rows(2) <= allowed // 4),
     )
+
+
+def more_samples(problems: Sequence[Problem]) -> int | None:
+    """Evaluations of the head for a second try; `None` if they would be no more than in the first."""
+    count = min(MORE_SAMPLES, MORE_BYTES // max(p.row_bytes for p in problems))
+    return count if count > 2 * DEFAULT_SAMPLES else None
 
 
 def pathwise_rows(order: int) -> int:

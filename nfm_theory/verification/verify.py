@@ -26,7 +26,8 @@ from ..setting.options import options
 from ..setting.problem import Problem, as_problems
 from ..setting.results import TaylorTerms
 from .effort import Budget, Meter, seconds_per_evaluation
-from .planning import plan_of, way_of
+from .judge import MORE
+from .planning import more_samples, plan_of, way_of
 from .report import ExpansionReport
 from .run import Run
 
@@ -64,8 +65,8 @@ def verify(
         budget: limit of the whole verification: a number of evaluations of the head, or words such as
             `"300 passes"` (over all samples), `"90 s"` or `"10 min"`. It is never exceeded; derivatives count as the
             forward passes that take as long. A deterministic rule that needs more than half of it gives way to Monte
-            Carlo. `None` allows what takes about a minute, 300 passes for large networks, and for smaller scales than
-            those of the plan, where the verdict is open, 5 million evaluations.
+            Carlo. `None` allows what takes about a minute, and 300 passes for large networks: of random draws 200,000
+            evaluations, ten times as many if these leave the verdict open.
         generator: random generator of the draws; with `None` they are always the same.
         method: `"exact"` for a deterministic rule, `"monte_carlo"`, or `"auto"`: the rule where it fits the budget.
         remainder_form: `"difference"` of loss and polynomial, `"integral"` (without cancellation, from third
@@ -88,12 +89,23 @@ def verify(
         >>> report.verdict, report.power["R3"]["resolved"] < 1e-6
         ('holds', True)
     """
-    run, scales = prepared(problem, order, eps, budget, generator, method, remainder_form, given=terms is not None)
+    given = terms is not None
+    run, scales = prepared(problem, order, eps, budget, generator, method, remainder_form, given=given)
+    report = _report_of(run, scales, terms, halve=eps is None)
+    more = more_samples(run.problems)
+    if budget is not None or run.way.rows is not None or more is None or not report.reason.endswith(MORE):
+        return report
+    run, scales = prepared(problem, order, eps, more, generator, method, remainder_form, given=given)
+    return _report_of(run, scales, terms, halve=eps is None)
+
+
+def _report_of(run: Run, scales: list[float], terms, *, halve: bool) -> ExpansionReport:
+    """Run all links of a verification, until the user or its budget ends it."""
     run.plan.announce()
     # Cut derivatives are for the verdict to find, with their module
     with options(check_derivatives=False), run.meter, run.ending_early():
         run.check_coefficients(terms)
-        return run.check_remainders(scales, halve=eps is None)
+        return run.check_remainders(scales, halve=halve)
     return run.report(scales)[0]
 
 

@@ -105,3 +105,19 @@ def test_smaller_scales_cost_no_more_than_a_rule_may(monkeypatch):
     free, held = reports
     assert len(held.eps) < len(free.eps)
     assert held.samples - held.plan.evaluations < 20_000
+
+
+def test_without_a_budget_draws_that_leave_the_verdict_open_are_followed_by_more(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    x = torch.randn(32, 6, generator=generator)
+    one = nt.Problem(model, x, torch.arange(32) % 3, law=LAW)
+    monkeypatch.setattr(planning, "DEFAULT_SAMPLES", 20_000)
+    monkeypatch.setattr(planning, "DEFAULT_ROWS", 10_000)
+    first = nt.verify(one, budget=20_000)
+    assert (first.verdict, first.reason[-16:]) == ("undecided", "raise the budget")
+    report = nt.verify(one)
+    assert report.verdict == "holds"
+    assert 20_000 < report.samples <= planning.MORE_SAMPLES
