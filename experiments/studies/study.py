@@ -123,6 +123,19 @@ class Study:
         levels = self.levels(kind)
         return f"{kind}/{levels[max(0, len(levels) - 2)]}" if levels else None
 
+    def matched(self, kind: str, drop: float = 20.0) -> str:
+        """The key of the lowest level of a kind at which the baseline has lost this many points.
+
+        Raises:
+            ValueError: if it loses less at every level.
+        """
+        clean = self.summary("baseline", "clean")
+        for key in (f"{kind}/{level}" for level in self.levels(kind)):
+            noisy = self.summary("baseline", key)
+            if clean and noisy and clean.mean - noisy.mean >= drop:
+                return key
+        raise ValueError(f"Expected a level of {kind} at which the baseline loses {drop:g} points, found none.")
+
     def gain(self, first: str, second: str, metric: str) -> Paired | None:
         """The first scheme minus the second on their common seeds, in points; `None` if they have none."""
         a, b = (self.values(scheme, metric) for scheme in (first, second))

@@ -21,6 +21,8 @@ from .unmixing import unmixing_rows
 
 #: Rows of the deterministic rule above which verification turns to Monte Carlo by itself.
 DEFAULT_ROWS = 5_000_000
+#: The same for evaluations where all remainders have the integral form, which costs many of each row.
+INTEGRAL_ROWS = 10_000_000
 #: Bytes that the rows of a rule at one scale, and the directions of the exact terms, may compute.
 RULE_BYTES, DEFAULT_BYTES = 2**36, 2**38
 #: Rows that are few enough to take all directions of a source.
@@ -126,12 +128,11 @@ def way_of(
     cap = DEFAULT_ROWS if allowed is None else allowed
     if method == "auto" and allowed is None:
         cap = min(cap, RULE_BYTES // each)
-        if first.features.dtype != torch.float64:  # the integral form costs many evaluations for each row
-            cap = min(cap, DEFAULT_ROWS // 10)
     integral = form == "integral" or (form == "auto" and first.features.dtype != torch.float64)
     rule = method != "monte_carlo" and _rule_fits(problems, leading, cap, method == "exact")
-    if rule and method == "auto" and allowed is not None:
-        rule = _rule_cost(problems, leading, cap, num_scales, integral) <= allowed // 2
+    if rule and method == "auto" and (integral or allowed is not None):
+        enough = INTEGRAL_ROWS if allowed is None else allowed // 2
+        rule = _rule_cost(problems, leading, cap, num_scales, integral) <= enough
     samples = allowed or (LARGE_PASSES * n if wide else DEFAULT_SAMPLES)
     affordable = min(DEFAULT_BYTES // each, DEFAULT_ROWS if allowed is None else allowed // 4)
     directions, triples = _cost_of_terms(problems)

@@ -65,6 +65,16 @@ def test_levels_rise_as_numbers_and_the_strongest_but_one_stands_for_them():
     assert table_metrics(one) == ["white_noise/0.5"]
 
 
+def test_the_matched_level_is_the_lowest_at_which_the_baseline_has_lost_enough():
+    levels = {"white_noise/0.1": 0.85, "white_noise/0.3": 0.7, "white_noise/0.5": 0.4}
+    one = study([entry("digits/baseline", 1, "white_noise", clean=0.9, **levels)], "digits")
+    assert one.matched("white_noise") == "white_noise/0.3"
+    assert one.matched("white_noise", drop=30) == "white_noise/0.5"
+    for kind in ("white_noise", "pgd_linf"):
+        with pytest.raises(ValueError, match=f"a level of {kind}"):
+            one.matched(kind, drop=60)
+
+
 def test_gains_are_paired_over_the_common_seeds():
     some = entries("digits/nfm", [0.90, 0.95, 0.99]) + entries("digits/baseline", [0.80, 0.84])
     one = study(some, "digits")
