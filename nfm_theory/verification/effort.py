@@ -92,8 +92,8 @@ class Plan(Record):
     def __str__(self) -> str:
         """A line for each step, with its forward passes over all samples and its time."""
         lines = [
-            f"Plan: about {self.evaluations / self.num_samples:,.0f} forward passes of all {self.num_samples} samples, "
-            f"{_duration(self.seconds)}"
+            f"Plan: up to about {self.evaluations / self.num_samples:,.0f} forward passes of all {self.num_samples} "
+            f"samples, {_duration(self.seconds)}"
         ]
         for name, rows in self.steps.items():
             took = _duration(rows * self.seconds_per_evaluation)

@@ -16,7 +16,7 @@ from .effort import Budget, Plan
 from .evidence import evaluations_of_row
 from .fits import DEGREE, LARGE_DEGREE, LINEAR_DEGREE
 from .sources import sources_of
-from .term_evidence import LINEARIZED, PAIRED, PILOT_ROWS, SWEEPS
+from .term_evidence import PAIRED
 from .unmixing import unmixing_rows
 
 #: Rows of the deterministic rule above which verification turns to Monte Carlo by itself.
@@ -223,12 +223,8 @@ def plan_of(problems: Sequence[Problem], way: Way, num_scales: int, leading: int
     whole = sum(s.total for p in problems for s in sources_of(p) if s.total <= way.exact_rows)
     drawn = any(s.total > way.exact_rows for p in problems for s in sources_of(p)) or not way.exact_terms
     each = [2 * degree + PAIRED * (not way.exact_terms) for degree in degrees]  # a third of the fits begin again
-    rays = sum(
-        SWEEPS * len(sources_of(p)) * n * cost + n * (LINEARIZED + at.outputs.shape[-1]) + PILOT_ROWS * cost
-        for p, at, cost in zip(problems, heads, each, strict=True)
-    )
-    rays = min(rays, way.samples // 2) if way.large else way.samples // 2
-    steps["2: every term on the law of its own source"] = 3 * DEGREE * whole + (rays if drawn else 0)
+    most = int(way.share_of_values * way.samples) - (sum(steps.values()) if way.exact_terms else 0)
+    steps["2: every term on the law of its own source"] = 3 * DEGREE * whole + (max(0, most) if drawn else 0)
     if way.rows is None:
         left = max(0, way.samples - sum(steps.values()))
         few = way.sweeps * n * sum(cost + num_scales for cost in each)

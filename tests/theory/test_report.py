@@ -160,7 +160,7 @@ def test_the_plan_counts_what_is_asked_for(problems):
 def test_a_long_plan_is_printed_before_the_start(problems, capsys):
     with nt.options(progress=True):
         nt.report(problems, "50 passes", parts=["margins"])
-    assert "Plan: about" in "".join(capsys.readouterr())
+    assert "Plan: up to about" in "".join(capsys.readouterr())
 
 
 # What is missing ------------------------------------------------------------------------------------------------------
