@@ -143,11 +143,13 @@ class Meter:
         budget: what random draws may take.
         limit: what the caller allows; more is never evaluated.
         spent: evaluations so far.
+        apart: those of them that are not taken from the budget of the draws.
     """
 
     budget: Budget = field(default_factory=Budget)
     limit: Budget = field(default_factory=Budget)
     spent: int = 0
+    apart: int = 0
     total: int | None = None
     _start: float = field(default_factory=time.perf_counter)
     _bar: tqdm | None = None
@@ -180,7 +182,7 @@ class Meter:
 
     def affords(self, rows: int, *, part: float = 1.0) -> bool:
         """True if so many evaluations more stay within this part of the budget."""
-        within = self.budget.evaluations is None or self.spent + rows <= part * self.budget.evaluations
+        within = self.budget.evaluations is None or self.spent - self.apart + rows <= part * self.budget.evaluations
         if self.budget.seconds is None:
             return within
         each = self.seconds / max(self.spent, 1)

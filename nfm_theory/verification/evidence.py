@@ -209,6 +209,8 @@ class SampledEvidence:
         pairs, block = self.sweeps // self.signs, max(1, min(4096, problem.block_rows()) // n)
         while done < pairs:
             count = min(block if done else 1, pairs - done)  # the first draws find where the fits begin
+            while count > 1 and not self.meter.affords(count * (self.meter.spent - before) // done):
+                count //= 2
             sweeps: list[tuple[Tensor, Tensor]] = []  # coefficients and remainders, and the errors of the fits
             draw = problem.draw(n, count, generator=generator)
             try:
@@ -233,8 +235,7 @@ class SampledEvidence:
             moments.add(torch.stack([found for found, _ in sweeps]).mean(0))
             errors.append(torch.stack([error for _, error in sweeps]).mean(0))
             done += count
-            each = (self.meter.spent - before) / done
-            if done >= 2 and not self.meter.affords(int(min(block, pairs - done) * each)):
+            if done >= 2 and not self.meter.affords((self.meter.spent - before) // done):
                 break
         # The samples are drawn one by one, so each has a variance of its own
         stderr = (moments.stderr() ** 2).sum(0).sqrt() / n * (certain(n * (done - 1)) / STDERRS)

@@ -21,16 +21,14 @@ from .unmixing import unmixing_rows
 
 #: Rows of the deterministic rule above which verification turns to Monte Carlo by itself.
 DEFAULT_ROWS = 5_000_000
-#: The same for evaluations where all remainders have the integral form, which costs many of each row.
-INTEGRAL_ROWS = 10_000_000
-#: Bytes that the rows of a rule at one scale, and the directions of the exact terms, may compute.
+#: Bytes that the rows of a rule, and the directions of the exact terms, may compute.
 RULE_BYTES, DEFAULT_BYTES = 2**36, 2**38
 #: Rows that are few enough to take all directions of a source.
 EXACT_ROWS = 20_000
 #: Evaluations of the head for Monte Carlo unless a budget is named, for small networks and, in passes, for large ones.
 DEFAULT_SAMPLES, LARGE_PASSES = 200_000, 300
 #: Evaluations where these leave the verdict open, unless they compute more bytes.
-MORE_SAMPLES, MORE_BYTES = 2_000_000, 2**33
+MORE_SAMPLES, MORE_BYTES = 2_000_000, 2**35
 #: A network is large if its draws compute more bytes than this.
 LARGE_BYTES = 2**30
 #: A budget below so many evaluations is used like that of a large network.
@@ -126,12 +124,10 @@ def way_of(
             f"budget: expected at least 100 draws of each of n = {n} samples ({100 * n}), got {limit.evaluations}."
         )
     cap = DEFAULT_ROWS if allowed is None else allowed
-    if method == "auto" and allowed is None:
-        cap = min(cap, RULE_BYTES // each)
     integral = form == "integral" or (form == "auto" and first.features.dtype != torch.float64)
     rule = method != "monte_carlo" and _rule_fits(problems, leading, cap, method == "exact")
-    if rule and method == "auto" and (integral or allowed is not None):
-        enough = INTEGRAL_ROWS if allowed is None else allowed // 2
+    if rule and method == "auto":
+        enough = RULE_BYTES // each if allowed is None else allowed // 2
         rule = _rule_cost(problems, leading, cap, num_scales, integral) <= enough
     samples = allowed or (LARGE_PASSES * n if wide else DEFAULT_SAMPLES)
     affordable = min(DEFAULT_BYTES // each, DEFAULT_ROWS if allowed is None else allowed // 4)
@@ -223,15 +219,16 @@ def plan_of(problems: Sequence[Problem], way: Way, num_scales: int, leading: int
     whole = sum(s.total for p in problems for s in sources_of(p) if s.total <= way.exact_rows)
     drawn = any(s.total > way.exact_rows for p in problems for s in sources_of(p)) or not way.exact_terms
     each = [2 * degree + PAIRED * (not way.exact_terms) for degree in degrees]  # a third of the fits begin again
-    most = int(way.share_of_values * way.samples) - (sum(steps.values()) if way.exact_terms else 0)
+    apart = steps.get(FORMULAS, 0) if way.limit == Budget() else 0
+    most = int(way.share_of_values * way.samples) - (sum(steps.values()) - apart if way.exact_terms else 0)
     steps["2: every term on the law of its own source"] = 3 * DEGREE * whole + (max(0, most) if drawn else 0)
+    if problems[0].mixing.mixes and problems[0].partners is None:
+        steps["4: mixed labels"] = sum(unmixing_rows(p, way.large) for p in problems)
     if way.rows is None:
-        left = max(0, way.samples - sum(steps.values()))
+        left = max(0, way.samples + apart - sum(steps.values()))
         few = way.sweeps * n * sum(cost + num_scales for cost in each)
         steps["3: coefficients and remainders along draws"] = min(left, few)
     else:
         rule = _rule_cost(problems, leading, way.rows, num_scales, way.integral)
         steps["3: coefficients and remainders by a rule"] = rule
-    if problems[0].mixing.mixes and problems[0].partners is None:
-        steps["4: mixed labels"] = sum(unmixing_rows(p, way.large) for p in problems)
     return Plan(steps, n, seconds)

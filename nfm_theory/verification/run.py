@@ -141,6 +141,8 @@ class Run:
             claims = given_terms(terms, self.problems)
         else:
             self.meter.spend(self.plan.steps[FORMULAS])
+            if self.way.limit == Budget():
+                self.meter.apart = self.meter.spent
             claims = expansion_terms(self.problems, remainder=self.way.exact_remainder)
         heads = [linearize(p.head, p.features[:1], differentiable=False) for p in self.problems]
         self.found = Evidence(
