@@ -135,9 +135,12 @@ figures/out/.drawn: $(STAMP) $(LIBRARY) $(TRAINING) $(FIGURES) $(AGAIN)/.sample-
 	$(PY) -m figures
 	@touch $@
 
-# xdist starts a process per core, so each gets one thread. torch.compile wants a session of its own.
+# xdist starts a process per core, so each gets one thread. Coverage makes tests slower by half, so only those of the
+# library have it. torch.compile wants a session of its own.
 test: $(STAMP) lint ## ruff and the types, then pytest with coverage of nfm_theory of at least 95 %
-	$(PY) -m pytest -n auto --cov=nfm_theory --cov-report=term-missing:skip-covered --cov-fail-under=95
+	$(PY) -m pytest -n auto --cov=nfm_theory --cov-report=term-missing:skip-covered --cov-fail-under=95 \
+		tests/theory tests/packaging nfm_theory README.md
+	$(PY) -m pytest -n auto tests/experiments tests/book tests/benchmarks
 	$(PY) -m pytest -o addopts= -m compile tests --ignore=tests/integrations
 
 lint: types ## ruff check and format, and the types
