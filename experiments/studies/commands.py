@@ -151,7 +151,9 @@ def _trained_recipes(patterns: Sequence[str], seed: int, runs: Path) -> list:
 @app.command()
 def decomposition(
     sample: Sample = False, quick: Quick = False, record: Record = False, out: Out = None, workers: Workers = ALL_CORES,
-    seeds: Annotated[list[int] | None, typer.Option(help="Seed of the training runs; may be repeated.")] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option(help="Seed of the training runs; may be repeated.", min=0, max=2**63 - 1)
+    ] = None,
 ) -> None:  # fmt: skip
     """What is the NFM loss made of while networks train?"""
     cases = decomposition_study.cases(seeds=seeds or decomposition_study.SEEDS, quick=quick)

@@ -326,7 +326,7 @@ COMMANDS = (
         "--recipes": (*GARBAGE[4:9], "nfm-table1/*"), "--runs": RUN["--runs"], "--bound-samples": (*NO_INTEGER, "0"),
     }),
     (("study", "choice"), {"--recipes": (*GARBAGE[4:9], "digits/nfm")}),
-    (("study", "decomposition"), {"--seeds": (*NO_INTEGER, "-1")}),
+    (("study", "decomposition"), {"--seeds": (*NO_INTEGER, "-1", "9" * 30)}),
     (("study", "expansion", "--record"), {"--out": ("a_folder",)}),
 )  # fmt: skip
 
