@@ -222,13 +222,15 @@ def plan_of(problems: Sequence[Problem], way: Way, num_scales: int, leading: int
     apart = steps.get(FORMULAS, 0) if way.limit == Budget() else 0
     most = int(way.share_of_values * way.samples) - (sum(steps.values()) - apart if way.exact_terms else 0)
     steps["2: every term on the law of its own source"] = 3 * DEGREE * whole + (max(0, most) if drawn else 0)
-    if problems[0].mixing.mixes and problems[0].partners is None:
-        steps["4: mixed labels"] = sum(unmixing_rows(p, way.large) for p in problems)
+    mixed = problems[0].mixing.mixes and problems[0].partners is None
+    unmixing = sum(unmixing_rows(p, way.large) for p in problems) if mixed else 0
     if way.rows is None:
-        left = max(0, way.samples + apart - sum(steps.values()))
+        left = max(0, way.samples + apart - sum(steps.values()) - unmixing)
         few = way.sweeps * n * sum(cost + num_scales for cost in each)
         steps["3: coefficients and remainders along draws"] = min(left, few)
     else:
         rule = _rule_cost(problems, leading, way.rows, num_scales, way.integral)
         steps["3: coefficients and remainders by a rule"] = rule
+    if unmixing:
+        steps["4: mixed labels"] = unmixing
     return Plan(steps, n, seconds)
