@@ -75,14 +75,36 @@ def _released() -> Derivatives:
     raise RuntimeError("The second derivative has been requested twice, and its point is released.")
 
 
-def _added_up(z: Tensor) -> Tensor:
+def added_up(z: Tensor) -> Tensor:
     """The sum over the directions; no pass if there is only one."""
     return z.squeeze(0) if len(z) == 1 else z.sum(0)
 
 
+def in_place() -> bool:
+    """True if fresh tensors may be overwritten: on a CPU, new memory costs more than arithmetic."""
+    return not torch.is_grad_enabled() and peek_interpreter_stack() is None
+
+
+def times(fresh: Tensor, factor: Tensor) -> Tensor:
+    """The product with a factor, in the memory of `fresh` if that is allowed."""
+    return fresh.mul_(factor) if in_place() else fresh * factor
+
+
 def weighted_squares(t: Tensor, weight: Tensor) -> Tensor:
     """`Σ w t²` over the entries of each sample, `(m, b)`, for t `(m, b, ...)` and w `(b, ...)`."""
-    return ((t * t).flatten(2).transpose(0, 1) @ weight.flatten(1).unsqueeze(-1)).squeeze(-1).T
+    return times(t * t, weight).flatten(2).sum(-1)
+
+
+def gradients_of_squares(
+    t: Tensor, weight: Tensor, of_squares: Tensor, start: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """What `Σ w t²` adds to the gradient `start` of t, `None` if that is not wanted, and the gradient of w."""
+    scaled = t * of_squares.reshape(*of_squares.shape, *[1] * (t.ndim - 2))
+    if start is not None:
+        weight = weight.unsqueeze(0)
+        fresh = start.addcmul_ if in_place() else partial(torch.addcmul, start)
+        start = fresh(scaled, weight, value=2)
+    return start, added_up(times(scaled, t))
 
 
 class _Bent(torch.autograd.Function):
@@ -101,11 +123,9 @@ class _Bent(torch.autograd.Function):
     @staticmethod
     def backward(ctx, of_form: Tensor, of_tangent: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         t, slope, weight = ctx.saved_tensors
-        scaled = t * of_form.reshape(*of_form.shape, *[1] * (t.ndim - 2))
-        of_slope, of_weight = _added_up(of_tangent * t), _added_up(scaled * t)
-        if not ctx.needs_input_grad[0]:
-            return None, of_slope, of_weight
-        return torch.addcmul(of_tangent * slope, scaled, weight.unsqueeze(0), value=2), of_slope, of_weight
+        through = of_tangent * slope if ctx.needs_input_grad[0] else None
+        of_t, of_weight = gradients_of_squares(t, weight, of_form, through)
+        return of_t, added_up(of_tangent * t), of_weight
 
 
 class _Applied(torch.autograd.Function):
