@@ -101,14 +101,15 @@ def _attention(
     scores, weights = _scores_and_weights(scaled, key, _allowed(attn_mask, is_causal, query, key))
     out = weights @ value
     q, k, v, p, o = (rec.keep(z) for z in (scaled, key, value, weights, out))
+    scaled_k = rec.keep(key * scale)
 
     scratch = [p.new_empty(0), p.new_empty(0)]
 
     def parts(tangents, weight=None):
         """UV, its tangent with μ fixed, the tangent of the result, μ, ΣWṠ², and the tangents of queries and keys."""
         tq, tk, tv = (spread(t, z) for t, z in zip(tangents, inputs, strict=True))
-        tq, squares = tq * scale, None
-        left, right = torch.cat([tq, q.expand_as(tq)], -1), torch.cat([k.expand_as(tk), tk], -1).mT
+        left, right = torch.cat([tq, q.expand_as(tq)], -1), torch.cat([scaled_k.expand_as(tk), tk], -1).mT
+        squares = None
         if not torch.is_grad_enabled():  # into the same memory for every block
             if scratch[0].shape != (len(tq), *p.shape):
                 scratch[:] = p.new_empty(2, len(tq), *p.shape).unbind(0)
@@ -132,7 +133,7 @@ def _attention(
         def second(*tangents):
             of_v, bent, tangent, mean, squares, tq, tk = parts(tangents, weight)
             rest = torch.addcmul(bent, mean, of_v, value=-1) * adj
-            rest = torch.addcmul(rest, tq, _times(weight, tk)).flatten(2).sum(-1)
+            rest = torch.addcmul(rest, tq, _times(weight, tk), value=scale).flatten(2).sum(-1)
             rest = rest + (along * mean.squeeze(-1).square()).flatten(2).sum(-1)
             return squares + 2 * rest, tangent
 

@@ -339,7 +339,7 @@ def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float,
         def second(t):
             tangent, mixed = _standardized_tangent(t, y, r, axes, center)
             mixed = r * mixed
-            squares = (tangent * tangent).mean(axes, keepdim=True) + eps * (r * mixed).square()
+            squares = _mean(tangent * tangent, axes) + eps * (r * mixed).square()
             return -along * squares - 2 * mixed * (adj * tangent).sum(axes, keepdim=True), tangent
 
         return second
@@ -354,13 +354,18 @@ def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float,
     return rec.emit([x], out, push, form, series, layout=x.layout, joint=True)
 
 
+def _mean(z: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The mean, whose gradient takes no pass over z."""
+    return z.sum(axes, keepdim=True) / math.prod(z.shape[a] for a in axes)
+
+
 def _standardized_tangent(
     t: Tensor, y: Tensor, r: Tensor, axes: tuple[int, ...], center: bool
 ) -> tuple[Tensor, Tensor]:
     """ẏ and μ from a tangent."""
     t = t.contiguous()  # in the usual order of its entries, which is faster
-    mixed = (y * t).mean(axes, keepdim=True)  # the mean of y is 0 if the input is centered
-    t = t - t.mean(axes, keepdim=True) if center else t
+    mixed = _mean(y * t, axes)  # the mean of y is 0 if the input is centered
+    t = t - _mean(t, axes) if center else t
     return torch.addcmul(t, y, mixed, value=-1) * r, mixed
 
 
