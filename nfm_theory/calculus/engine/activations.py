@@ -65,8 +65,8 @@ class _Closed(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(point: Tensor, formulas: Callable, raised: Callable) -> tuple[Tensor, Tensor]:
-        """`formulas` maps the point to (σ', σ''); `raised` maps (point, σ', σ'') to the derivatives of σ' and σ''."""
+    def forward(point: Tensor, formulas: Callable, raised: tuple[Callable, ...]) -> tuple[Tensor, ...]:
+        """`formulas` maps the point to (σ', σ'', ..), `raised` the point and these results to their derivatives."""
         return formulas(point)
 
     @staticmethod
@@ -78,10 +78,15 @@ class _Closed(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, None, None]:
         total = None
-        for gradient, raised in zip(gradients, ctx.raised(*ctx.saved_tensors), strict=True):
+        for gradient, raised in zip(gradients, ctx.raised, strict=True):
             if gradient is not None:
-                total = gradient * raised if total is None else torch.addcmul(total, gradient, raised)
+                slope = raised(*ctx.saved_tensors)
+                total = gradient * slope if total is None else torch.addcmul(total, gradient, slope)
         return total, None, None
+
+
+def _second(point, first, second, *others):
+    return second
 
 
 def _tanh_formulas(out):
@@ -89,9 +94,12 @@ def _tanh_formulas(out):
     return first, torch.addcmul(out.new_zeros(()), out, first, value=-2)
 
 
+_TANH_RAISED = (lambda t, first, second: -2 * t, lambda t, first, second: torch.rsub(first, 4, alpha=6))
+
+
 @_activation("tanh", reads="result")
 def _tanh(z, out):
-    return _Closed.apply(out, _tanh_formulas, lambda t, first, second: (-2 * t, torch.rsub(first, 4, alpha=6)))
+    return _Closed.apply(out, _tanh_formulas, _TANH_RAISED)
 
 
 def _sigmoid_formulas(out):
@@ -99,9 +107,12 @@ def _sigmoid_formulas(out):
     return first, first * (1 - 2 * out)
 
 
+_SIGMOID_RAISED = (lambda s, first, second: 1 - 2 * s, lambda s, first, second: 1 - 6 * first)
+
+
 @_activation("sigmoid", "expit", reads="result")
 def _sigmoid(z, out):
-    return _Closed.apply(out, _sigmoid_formulas, lambda s, first, second: (1 - 2 * s, 1 - 6 * first))
+    return _Closed.apply(out, _sigmoid_formulas, _SIGMOID_RAISED)
 
 
 def _silu_formulas(z):
@@ -113,12 +124,12 @@ def _silu_formulas(z):
 def _silu_raised(z, first, second):
     s = torch.sigmoid(z)
     slope, turn = s * (1 - s), 1 - 2 * s
-    return second, slope * (turn * (3 + z * turn) - 2 * z * slope)
+    return slope * (turn * (3 + z * turn) - 2 * z * slope)
 
 
 @_activation("silu")
 def _silu(z, out, inplace=False):
-    return _Closed.apply(z, _silu_formulas, _silu_raised)
+    return _Closed.apply(z, _silu_formulas, (_second, _silu_raised))
 
 
 @_activation("mish")
@@ -129,21 +140,25 @@ def _mish(z, out, inplace=False):
     return t + z * inner * s, 2 * inner * s + z * curvature
 
 
-def _normal_density(z):
-    return torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-
-
 def _gelu_formulas(z):
     square = z * z
     density = (square * -0.5).exp_().mul_(1 / math.sqrt(2 * math.pi))
     below = (z * -math.sqrt(0.5)).erfc_().mul_(0.5)
-    return (z * density).add_(below), square.neg_().add_(2).mul_(density)
+    return torch.addcmul(below, z, density), square.neg_().add_(2).mul_(density), density
+
+
+def _gelu_raised(z, first, second, density):
+    return torch.addcmul(z.new_zeros(()), z, torch.add(second, density, alpha=2), value=-1)
+
+
+def _density_raised(z, first, second, density):
+    return torch.addcmul(z.new_zeros(()), z, density, value=-1)
 
 
 @_activation("gelu")
 def _gelu(z, out, approximate="none"):
     if approximate == "none":
-        return _Closed.apply(z, _gelu_formulas, lambda z, first, second: (second, z * (z * z - 4) * _normal_density(z)))
+        return _Closed.apply(z, _gelu_formulas, (_second, _gelu_raised, _density_raised))[:2]
     scale, cubic = math.sqrt(2 / math.pi), 0.044715
     t = torch.tanh(scale * (z + cubic * z**3))
     inner, slope, curvature = 1 - t * t, scale * (1 + 3 * cubic * z * z), scale * 6 * cubic * z

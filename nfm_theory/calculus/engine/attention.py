@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..replacements import REPLACEMENTS
-from .nonlinear import weighted_squares
+from .nonlinear import added_up, gradients_of_squares, times, weighted_squares
 from .rules import rule, spread
 from .series import product, softmax
 from .tape import Recorder
@@ -61,6 +61,29 @@ def _times(left: Tensor, t: Tensor) -> Tensor:
     return (left @ t.movedim(0, -2).flatten(-2)).unflatten(-1, (len(t), -1)).movedim(-2, 0)
 
 
+class _Weighed(torch.autograd.Function):
+    """U = P ∘ Ṡ, its row sums and `Σ W Ṡ²` over the entries of each sample, with gradients of few passes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(moved: Tensor, p: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        u = moved * p
+        return u, u.sum(-1, keepdim=True), weighted_squares(moved, weight)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, of_u: Tensor, of_mean: Tensor, of_squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        moved, p, weight = ctx.saved_tensors
+        of_u = of_u + of_mean
+        of_moved, of_weight = gradients_of_squares(moved, weight, of_squares, of_u * p)
+        assert of_moved is not None  # it was asked for
+        return of_moved, added_up(times(of_u, moved)), of_weight
+
+
 @rule(also=(F.scaled_dot_product_attention,))
 def _attention(
     rec: Recorder, func, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
@@ -78,36 +101,39 @@ def _attention(
     scores, weights = _scores_and_weights(scaled, key, _allowed(attn_mask, is_causal, query, key))
     out = weights @ value
     q, k, v, p, o = (rec.keep(z) for z in (scaled, key, value, weights, out))
+    scaled_k = rec.keep(key * scale)
 
     scratch = [p.new_empty(0), p.new_empty(0)]
 
-    def parts(tangents):
-        """Ṡ, U, μ, `UV`, `ṖV̇`, the tangent of the result, and the tangents of queries and keys."""
+    def parts(tangents, weight=None):
+        """UV, its tangent with μ fixed, the tangent of the result, μ, ΣWṠ², and the tangents of queries and keys."""
         tq, tk, tv = (spread(t, z) for t, z in zip(tangents, inputs, strict=True))
-        tq = tq * scale
-        left, right = torch.cat([tq, q.expand_as(tq)], -1), torch.cat([k.expand_as(tk), tk], -1).mT
-        if torch.is_grad_enabled():
-            moved = left @ right
-            u = moved * p
-        else:  # into the same memory for every block: on a CPU, new memory costs more than arithmetic
+        left, right = torch.cat([tq, q.expand_as(tq)], -1), torch.cat([scaled_k.expand_as(tk), tk], -1).mT
+        squares = None
+        if not torch.is_grad_enabled():  # into the same memory for every block
             if scratch[0].shape != (len(tq), *p.shape):
                 scratch[:] = p.new_empty(2, len(tq), *p.shape).unbind(0)
             moved, u = torch.matmul(left, right, out=scratch[0]), torch.mul(scratch[0], p, out=scratch[1])
-        mean = u.sum(-1, keepdim=True)
+            mean = u.sum(-1, keepdim=True)
+        elif weight is None:
+            u = (left @ right) * p
+            mean = u.sum(-1, keepdim=True)
+        else:
+            u, mean, squares = _Weighed.apply(left @ right, p, weight)
         of_v, of_tangent = (u @ torch.cat([v.expand_as(tv), tv], -1)).split(v.shape[-1], -1)
+        if weight is not None and squares is None:
+            squares = torch.mul(moved, moved, out=u).mul_(weight).flatten(2).sum(-1)
         carried = _times(p, tv)
-        return moved, u, mean, of_v, of_tangent - mean * carried, of_v - mean * o + carried, tq, tk
+        bent = torch.addcmul(of_tangent, mean, carried, value=-1)
+        return of_v, bent, torch.addcmul(of_v, mean, o, value=-1) + carried, mean, squares, tq, tk
 
     def form(adj, weight):
         along = (adj * o).sum(-1)
 
         def second(*tangents):
-            moved, u, mean, of_v, bent, tangent, tq, tk = parts(tangents)
-            if torch.is_grad_enabled():
-                squares = weighted_squares(moved, weight)
-            else:
-                squares = torch.mul(moved, moved, out=u).mul_(weight).flatten(2).sum(-1)
-            rest = (adj * (bent - mean * of_v) + tq * _times(weight, tk)).flatten(2).sum(-1)
+            of_v, bent, tangent, mean, squares, tq, tk = parts(tangents, weight)
+            rest = torch.addcmul(bent, mean, of_v, value=-1) * adj
+            rest = torch.addcmul(rest, tq, _times(weight, tk), value=scale).flatten(2).sum(-1)
             rest = rest + (along * mean.squeeze(-1).square()).flatten(2).sum(-1)
             return squares + 2 * rest, tangent
 
@@ -119,4 +145,4 @@ def _attention(
         return product(p, moved, v, tv, torch.matmul)
 
     known = (rec.track(scores, (0, 1)),)
-    return rec.emit(inputs, out, lambda *t: parts(t)[5], form, series, layout=(0, 1), joint=True, cotangents=known)
+    return rec.emit(inputs, out, lambda *t: parts(t)[2], form, series, layout=(0, 1), joint=True, cotangents=known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -74,14 +75,36 @@ def _released() -> Derivatives:
     raise RuntimeError("The second derivative has been requested twice, and its point is released.")
 
 
-def _added_up(z: Tensor) -> Tensor:
+def added_up(z: Tensor) -> Tensor:
     """The sum over the directions; no pass if there is only one."""
     return z.squeeze(0) if len(z) == 1 else z.sum(0)
 
 
+def in_place() -> bool:
+    """True if fresh tensors may be overwritten: on a CPU, new memory costs more than arithmetic."""
+    return not torch.is_grad_enabled() and peek_interpreter_stack() is None
+
+
+def times(fresh: Tensor, factor: Tensor) -> Tensor:
+    """The product with a factor, in the memory of `fresh` if that is allowed."""
+    return fresh.mul_(factor) if in_place() else fresh * factor
+
+
 def weighted_squares(t: Tensor, weight: Tensor) -> Tensor:
     """`Σ w t²` over the entries of each sample, `(m, b)`, for t `(m, b, ...)` and w `(b, ...)`."""
-    return ((t * t).flatten(2).transpose(0, 1) @ weight.flatten(1).unsqueeze(-1)).squeeze(-1).T
+    return times(t * t, weight).flatten(2).sum(-1)
+
+
+def gradients_of_squares(
+    t: Tensor, weight: Tensor, of_squares: Tensor, start: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """What `Σ w t²` adds to the gradient `start` of t, `None` if that is not wanted, and the gradient of w."""
+    scaled = t * of_squares.reshape(*of_squares.shape, *[1] * (t.ndim - 2))
+    if start is not None:
+        weight = weight.unsqueeze(0)
+        fresh = start.addcmul_ if in_place() else partial(torch.addcmul, start)
+        start = fresh(scaled, weight, value=2)
+    return start, added_up(times(scaled, t))
 
 
 class _Bent(torch.autograd.Function):
@@ -100,11 +123,9 @@ class _Bent(torch.autograd.Function):
     @staticmethod
     def backward(ctx, of_form: Tensor, of_tangent: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         t, slope, weight = ctx.saved_tensors
-        scaled = t * of_form.reshape(*of_form.shape, *[1] * (t.ndim - 2))
-        of_slope, of_weight = _added_up(of_tangent * t), _added_up(scaled * t)
-        if not ctx.needs_input_grad[0]:
-            return None, of_slope, of_weight
-        return torch.addcmul(of_tangent * slope, scaled, weight.unsqueeze(0), value=2), of_slope, of_weight
+        through = of_tangent * slope if ctx.needs_input_grad[0] else None
+        of_t, of_weight = gradients_of_squares(t, weight, of_form, through)
+        return of_t, added_up(of_tangent * t), of_weight
 
 
 class _Applied(torch.autograd.Function):
@@ -172,7 +193,7 @@ def _elementwise(rec, func, input, *args, **kwargs):
     # PyTorch's own function suffices: only its first and second derivatives in reverse mode are used, which are right.
     curved = func not in PIECEWISE_LINEAR
     slopes = _Slopes(_released, rec.light)
-    if rec.light or not curved or not input.requires_grad or peek_interpreter_stack() is not None:
+    if not curved or not input.requires_grad or peek_interpreter_stack() is not None:
         out = func(input, *args, **kwargs)
     else:
         with torch.no_grad():
@@ -269,54 +290,83 @@ def _logsumexp(rec, func, input, dim, keepdim=False):
     return result if keepdim else rec.run(torch.squeeze, result, axis)
 
 
+class _Standardized(torch.autograd.Function):
+    """`y = c r` and `r = 1 / sqrt(mean c² + eps)` of a centered c, whose gradient is a tangent: ∂y/∂x is symmetric."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, axes: tuple[int, ...], eps: float, center: bool) -> tuple[Tensor, Tensor]:
+        if center:
+            y, _, r = torch.native_layer_norm(x, x.shape[-len(axes) :], None, None, eps)
+        else:
+            r = torch.rsqrt((x * x).mean(axes, keepdim=True) + eps)
+            y = x * r
+        ctx.axes, ctx.center = axes, center
+        ctx.save_for_backward(y, r)
+        ctx.set_materialize_grads(False)
+        return y, r
+
+    @staticmethod
+    def backward(ctx, of_y: Tensor | None, of_r: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        y, r = ctx.saved_tensors
+        total = None if of_y is None else _standardized_tangent(of_y, y, r, ctx.axes, ctx.center)[0]
+        if of_r is not None:
+            part = y * (of_r * r * r / -math.prod(y.shape[a] for a in ctx.axes))
+            total = part if total is None else total + part
+        return total, None, None, None
+
+
 def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float, *, center: bool = True) -> Tensor:
     r"""Record `y = c / sqrt(mean c² + eps)` over the last `dims` dimensions as one operation.
 
     c is the centered input, or with `center=False` the input itself.
 
-    With r = 1 / sqrt(mean c² + eps), μ = mean(y ċ) and q = mean(ċ²): ẏ = r (ċ - y μ), ÿ = r² (y (3 μ² - q) - 2 ċ μ).
+    With r = 1 / sqrt(mean c² + eps) and μ = mean(y ċ): ẏ = r (ċ - y μ), ÿ = -y (mean ẏ² + eps r⁴ μ²) - 2 r μ ẏ.
     """
     x = rec.find(input)
     if x is None or x.layout[0] >= input.ndim - dims:
         raise UnsupportedOperationError(f"{name} across samples")
     axes = tuple(range(-dims, 0))
-
-    def centered(t):  # in the usual order of its entries, which is faster
-        return t.contiguous() - t.mean(axes, keepdim=True) if center else t.contiguous()
-
-    c = centered(input)
-    r = torch.rsqrt((c * c).mean(axes, keepdim=True) + eps)
-    out = c * r
-
-    y, r = rec.keep(out), rec.keep(r)
+    out, r = _Standardized.apply(input, axes, eps, center)
+    y, r = (rec.keep(z).unsqueeze(0) for z in (out, r))  # as many dimensions as tangents: gradients need no sums
 
     def push(t):
-        return _standardized_tangent(centered(t), y, r, axes)[0]
+        return _standardized_tangent(t, y, r, axes, center)[0]
 
     def form(adj):
+        adj = adj.unsqueeze(0)
         along = (adj * y).sum(axes, keepdim=True)
 
         def second(t):
-            t = centered(t)
-            tangent, mixed = _standardized_tangent(t, y, r, axes)
-            square, weighted = (t * t).mean(axes, keepdim=True), (adj * t).sum(axes, keepdim=True)
-            return r * r * ((3 * mixed * mixed - square) * along - 2 * mixed * weighted), tangent
+            tangent, mixed = _standardized_tangent(t, y, r, axes, center)
+            mixed = r * mixed
+            squares = _mean(tangent * tangent, axes) + eps * (r * mixed).square()
+            return -along * squares - 2 * mixed * (adj * tangent).sum(axes, keepdim=True), tangent
 
         return second
 
     def series(t):
-        t = [None if z is None else centered(z) for z in t]
-        c = y / r
+        t = [z if z is None or not center else z - z.mean(axes, keepdim=True) for z in t]
+        scale = r[0]
+        c = y[0] / scale
         squares = product(c, t, c, t, lambda a, b: (a * b).mean(axes, keepdim=True))
-        return product(c, t, r, power(r, r**-2, squares, -0.5))
+        return product(c, t, scale, power(scale, scale**-2, squares, -0.5))
 
     return rec.emit([x], out, push, form, series, layout=x.layout, joint=True)
 
 
-def _standardized_tangent(t: Tensor, y: Tensor, r: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """ẏ and μ from a centered tangent."""
-    mixed = (y * t).mean(axes, keepdim=True)
-    return r * torch.addcmul(t, y.unsqueeze(0), mixed, value=-1), mixed
+def _mean(z: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The mean, whose gradient takes no pass over z."""
+    return z.sum(axes, keepdim=True) / math.prod(z.shape[a] for a in axes)
+
+
+def _standardized_tangent(
+    t: Tensor, y: Tensor, r: Tensor, axes: tuple[int, ...], center: bool
+) -> tuple[Tensor, Tensor]:
+    """ẏ and μ from a tangent."""
+    t = t.contiguous()  # in the usual order of its entries, which is faster
+    mixed = _mean(y * t, axes)  # the mean of y is 0 if the input is centered
+    t = t - _mean(t, axes) if center else t
+    return torch.addcmul(t, y, mixed, value=-1) * r, mixed
 
 
 @rule("layer_norm")

@@ -36,7 +36,8 @@ def _sum(rec, out, parts):
     whole = all(v.shape == shape for v in values)
 
     def push(*tangents):
-        pairs = zip(parts, tangents, strict=True)
+        pairs = list(zip(parts, tangents, strict=True))
+        pairs.sort(key=lambda pair: not pair[1].is_contiguous())  # the sum takes the order of entries of the first
         total = reduce(add, (_raised(t, v, ndim) if c == 1 else _raised(t, v, ndim) * c for (v, c), t in pairs))
         return total if whole else total.expand(len(total), *shape)
 

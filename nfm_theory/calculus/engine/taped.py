@@ -281,5 +281,6 @@ def _pushed(node: Node, tangents: tuple[Tensor | None, ...]) -> Tensor | None:
     known = next((t for t in tangents if t is not None), None)
     if known is None:
         return None
-    zeros = (known.new_zeros(len(known), *value.shape) for value in node.inputs)
-    return node.push(*(zero if t is None else t for t, zero in zip(tangents, zeros, strict=True)))
+    m = len(known)
+    pairs = zip(tangents, node.inputs, strict=True)
+    return node.push(*(known.new_zeros(m, *value.shape) if t is None else t for t, value in pairs))
