@@ -18,7 +18,7 @@ from .fit import amplification
 from .fits import DEGREE, LINEAR_DEGREE, Fits, averaged
 from .intervals import FINER, smooth_after_all
 from .rays import along, in_double
-from .regions import BISECTIONS, jumps
+from .regions import JUMP_COST, jumps
 from .student import certain
 
 #: Draws that are compared, of small and of large networks.
@@ -30,7 +30,7 @@ DOUBT = 3.0
 #: Scale at which the change of the loss is split into what the region of the sample carries and what kinks carry.
 CHANGE_EPS = 0.1
 #: Forward passes that a draw's derivatives of the third order, the search of a jump, and its change take.
-DERIVED, SEARCHED, CHANGED = 16, BISECTIONS + 4, 2
+DERIVED, SEARCHED, CHANGED = 16, JUMP_COST, 2
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,9 @@ def compare_draws(
     if not linear and bool(near.any()):
         spend(FINER * degree * int(near.sum()))
         near &= ~smooth_after_all(path, near, fits, degree, own_loss=problem.loss.closed_gradient is None)
-    jumpy = bool(fits.constant.any()) or (linear and bool(jumps(path, fits).any()))
+    jumpy = bool(fits.constant.any()) or (
+        linear and bool(jumps(path, fits, torch.arange(len(path), device=draw.lam.device)).any())
+    )
     derived = taylor_coefficients(problem.path(draw), 3).double()
     good = ~(fits.rough | fits.constant)
     unit = torch.finfo(problem.features.dtype).eps

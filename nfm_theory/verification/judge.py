@@ -204,7 +204,8 @@ def _hidden(found: Sequence[Witness], evidence: Evidence) -> str:
     third = max((float(d.scale[3]) for d in evidence.draws), default=0.0)
     floors = [sum(float(d.floor[k]) for d in evidence.draws) / max(len(evidence.draws), 1) for k in range(4)]
     for one in found:
-        if one.term.startswith("coefficient"):
+        structural = evidence.piecewise_linear and one.term.startswith("R3") and not one.claimed  # values add nothing
+        if structural or one.term.startswith("coefficient"):
             continue
         power = POWERS.get(one.term, 2)
         if one.term == "C3":

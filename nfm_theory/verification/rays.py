@@ -17,7 +17,7 @@ from ..setting.perturbation import displaced
 from ..setting.problem import Path, Problem
 from .fits import DEGREE, LINEAR_DEGREE, Fits
 from .intervals import ENOUGH, Search
-from .regions import RegionSearch
+from .regions import JUMP_COST, RegionSearch, jumps
 
 
 def in_double(problem: Problem) -> Problem:
@@ -62,4 +62,8 @@ def along(
                 outputs.append(problem.head(displaced((rays.first, rays.linear, rays.quadratic), eps)))
             search.take(outputs)
         found.append(search.fits())
+        rows = found[-1].constant.nonzero().flatten()
+        if kind is RegionSearch and len(rows):  # where all units are off, outputs are at rest up to a kink
+            spend(JUMP_COST * len(rows))
+            found[-1].constant[rows] = jumps(block[rows], found[-1], rows)
     return found[0] if len(found) == 1 else Fits.joined(found)

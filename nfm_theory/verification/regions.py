@@ -20,6 +20,7 @@ from .intervals import LEVELS, SHRINK, Search
 
 #: Bisections that close in on the border of a region.
 BISECTIONS = 16
+JUMP_COST = BISECTIONS + 4
 
 
 class RegionSearch(Search):
@@ -95,21 +96,28 @@ class RegionSearch(Search):
         return torch.stack(found)
 
 
-def jumps(path: Path, fits: Fits) -> Tensor:
+def jumps(path: Path, fits: Fits, rows: Tensor) -> Tensor:
     """True for rays whose outputs jump at the border of the region, instead of a kink, `(rows,)`.
 
-    A bracket around the border is bisected: the distance to the polynomial falls with the bracket at a kink.
+    A bracket around the border is bisected: the distance to the polynomial falls with the bracket at a kink. It takes
+    `JUMP_COST` evaluations of the head for a ray.
+
+    Args:
+        path: the rays.
+        fits: fits that contain those of the rays.
+        rows: their place among the fits.
     """
     problem, dtype = path.problem, path.first.dtype
     center = problem.head(path.first).double()
-    rest = RESTING * torch.finfo(dtype).eps * fits.size
+    slope, bend, radius = fits.slope[rows], fits.bend[rows], fits.smooth_radius[rows]
+    rest = RESTING * torch.finfo(dtype).eps * fits.size[rows]
 
     def distance(eps: Tensor) -> Tensor:
         outputs = problem.head(displaced((path.first, path.linear, path.quadratic), eps.to(dtype))).double()
         wide = eps.unsqueeze(-1)
-        return (outputs - center - wide * fits.slope - wide**2 * fits.bend).abs().amax(-1)
+        return (outputs - center - wide * slope - wide**2 * bend).abs().amax(-1)
 
-    inside = fits.smooth_radius.clone()
+    inside = radius
     right, left = distance(SHRINK * inside), distance(-SHRINK * inside)
     sign = torch.where(right >= left, 1.0, -1.0).double()
     outside, first = SHRINK * inside, torch.maximum(right, left)
@@ -118,4 +126,4 @@ def jumps(path: Path, fits: Fits) -> Tensor:
         beyond = distance(sign * middle) > 4 * rest
         inside, outside = torch.where(beyond, inside, middle), torch.where(beyond, middle, outside)
     last = distance(sign * outside)
-    return (fits.smooth_radius < 1.0) & (last > 1e-2 * first) & (last > 1e3 * rest)
+    return (radius < 1.0) & (last > 1e-2 * first) & (last > 1e3 * rest)

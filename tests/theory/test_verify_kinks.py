@@ -11,7 +11,8 @@ from torch import nn
 import nfm_theory as nt
 from nfm_theory.verification.draw_evidence import compare_draws
 from nfm_theory.verification.fit import chebyshev_points
-from nfm_theory.verification.fits import between_kinks
+from nfm_theory.verification.fits import LINEAR_DEGREE, between_kinks
+from nfm_theory.verification.verify import prepared
 
 NOISY = {"add_noise": 0.3, "mult_noise": 0.2}
 X, Y = randn(1, 4, 3), torch.tensor([0, 1, 2, 0])
@@ -48,6 +49,31 @@ def test_a_relu_network_holds_inside_its_regions():
     assert "inside the regions" in report.reason
     wrong = replace(report.terms, R2_add=1.01 * report.terms.R2_add)
     assert nt.verify(problem_of(Through(nn.ReLU())), terms=wrong).verdict == "refuted"
+
+
+@torch.no_grad()
+def test_a_term_that_is_zero_in_every_region_needs_no_values():
+    """Where regions are small, values say little about R3."""
+    run, scales = prepared(problem_of(Through(nn.ReLU())), 2, None, None, None, "auto", "auto", given=False)
+    run.check_coefficients(None)
+    report = run.check_remainders(scales, halve=False)
+    known = run.evidence.values[0].terms
+    known["R3_add"] = replace(known["R3_add"], error=1.0)
+    assert run.report(scales)[0].verdict == report.verdict == "holds"
+    assert run.judged(replace(report.terms, R3_add=1e-6 + report.terms.R3_add), scales).verdict == "refuted"
+
+
+def test_outputs_at_rest_up_to_a_kink_do_not_jump():
+    """All units are off at the samples."""
+    first, last = nn.Linear(2, 4).double(), nn.Linear(4, 3).double()
+    with torch.no_grad():
+        first.weight.fill_(0.5)
+        first.bias.fill_(-0.2)
+    x = 0.01 * randn(4, 6, 2)
+    one = build_problem(nn.Sequential(first, nn.ReLU(), last), x, torch.arange(6) % 3, add_noise=1.0)
+    assert not compare_draws(one, LINEAR_DEGREE, 64, 0).jumpy
+    steps = nn.Sequential(first, nn.Threshold(0.1, 0.0), last)
+    assert compare_draws(build_problem(steps, x, torch.arange(6) % 3, add_noise=1.0), LINEAR_DEGREE, 64, 0).jumpy
 
 
 @pytest.mark.parametrize("scale", [10.0, 300.0])
