@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,17 +16,16 @@ import typer
 import nfm_theory as nt
 
 from ..setting.noise import NoiseName
-from ..verification.effort import Budget
 from .checks import BOUND_EPS, Setting, check_bound, layer_names, report_network, verify_expansion
 from .device import parse_device
 from .errors import BAD_INPUT, HOLDS, INTERRUPTED, NO_READER, REFUTED, UNDECIDED, UsageError, sentence
 from .files import replace_file, versions, writable_file, write_json
 from .subject import FACTORY, MOST_SAMPLES, Subject, default_loss, load_subject
 from .user_code import told_plainly
+from .values import parse_budget, parse_dtype, parse_scales
 
 _STATUS = {"holds": HOLDS, "certified": HOLDS, "undecided": UNDECIDED, "refuted": REFUTED}
 DEFAULT_ORDER = 2
-_DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -57,34 +55,6 @@ def nfm(
     Here my_model.py has a function build() that returns the network, and
     data.npz has the arrays x (inputs) and y (labels).
     """
-
-
-def _scales(text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if not values or not all(math.isfinite(v) and v > 0 for v in values):
-        raise UsageError(f"--eps: expected positive numbers separated by commas, such as 0.1,0.05,0.025, got {text!r}.")
-    if len(set(values)) < len(values):
-        raise UsageError(f"--eps: expected each scale once, got {text!r}.")
-    return values
-
-
-def _dtype(name: str) -> torch.dtype:
-    if name not in _DTYPES:
-        raise UsageError(f"--dtype: expected one of {list(_DTYPES)}, got {name!r}.")
-    return _DTYPES[name]
-
-
-def _budget(text: str | None) -> int | str | None:
-    """A number of evaluations, or words that the library reads."""
-    limit = int(text) if text is not None and text.strip().isdecimal() else text
-    with told_plainly():
-        Budget.of(limit, MOST_SAMPLES)
-    return limit
 
 
 def _device(name: str) -> torch.device:
@@ -328,9 +298,9 @@ def verify(
     command itself failed.
     """
     with _told():
-        scales, layers = _scales(eps), layer or [""]
+        scales, layers = parse_scales(eps), layer or [""]
         _check_combination(bound, order, plot, radius, certificate)
-        precision, place, limit = _dtype(dtype), _device(device), _budget(budget)
+        precision, place, limit = parse_dtype(dtype), _device(device), parse_budget(budget)
         _check_outputs({"--json": json_path, "--plot": plot}, (data, state_dict, _source(model)))
         subject = load_subject(
             model, state_dict=state_dict, data=data, num_samples=num_samples, dtype=precision, device=place
@@ -392,7 +362,7 @@ def report(
     (the page is there as well), 70 if the command itself failed.
     """
     with _told():
-        precision, place, limit = _dtype(dtype), _device(device), _budget(budget)
+        precision, place, limit = parse_dtype(dtype), _device(device), parse_budget(budget)
         _check_outputs({"--html": html, "--json": json_path}, (data, state_dict, _source(model)))
         subject = load_subject(
             model, state_dict=state_dict, data=data, num_samples=num_samples, dtype=precision, device=place

@@ -89,24 +89,20 @@ def verify(
         >>> report.verdict, report.power["R3"]["resolved"] < 1e-6
         ('holds', True)
     """
-    given = terms is not None
-    run, scales = prepared(problem, order, eps, budget, generator, method, remainder_form, given=given)
-    report = _report_of(run, scales, terms, halve=eps is None)
-    more = more_samples(run.problems)
-    if budget is not None or run.way.rows is not None or more is None or not report.reason.endswith(MORE):
-        return report
-    run, scales = prepared(problem, order, eps, more, generator, method, remainder_form, given=given)
-    return _report_of(run, scales, terms, halve=eps is None)
-
-
-def _report_of(run: Run, scales: list[float], terms, *, halve: bool) -> ExpansionReport:
-    """Run all links of a verification, until the user or its budget ends it."""
-    run.plan.announce()
-    # Cut derivatives are for the verdict to find, with their module
-    with options(check_derivatives=False), run.meter, run.ending_early():
-        run.check_coefficients(terms)
-        return run.check_remainders(scales, halve=halve)
-    return run.report(scales)[0]
+    given, limit, report = terms is not None, budget, None
+    while True:
+        run, scales = prepared(problem, order, eps, limit, generator, method, remainder_form, given=given)
+        run.plan.announce()
+        # Cut derivatives are for the verdict to find, with their module
+        with options(check_derivatives=False), run.meter, run.ending_early():
+            run.check_coefficients(terms)
+            report = run.check_remainders(scales, halve=eps is None)
+        if report is None:
+            report = run.report(scales)[0]
+        more = more_samples(run.problems)
+        if limit is not None or run.way.rows is not None or more is None or not report.reason.endswith(MORE):
+            return report
+        limit, report = more, None
 
 
 def prepared(problem, order, eps, budget, generator, method, remainder_form, *, given: bool) -> tuple[Run, list[float]]:

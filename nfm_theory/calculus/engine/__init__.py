@@ -3,7 +3,8 @@ r"""Second directional derivatives without nested differentiation (book: eq-tang
 | module | what it holds |
 |---|---|
 | `tape.py` | `Recorder`, which records a head operation by operation |
-| `rules.py`, `linear.py`, `products.py`, `nonlinear.py`, `activations.py`, `attention.py` | rules of the operations |
+| `rules.py`, `linear.py`, `products.py`, `nonlinear.py`, `activations.py` | rules of the operations |
+| `standardization.py`, `attention.py` | rules of norms and of attention |
 | `series.py` | Taylor series of products, elementwise functions, softmax and powers |
 | `local.py` | the rule for all other operations |
 | `base.py` | `Linearization`, the interface: Jacobian rows, tangents `J v` and `a·∇²f[v, v]` |

@@ -22,7 +22,7 @@ from ...setting.layers import split
 from ...setting.network import Network, Output
 from ..derivatives import jacobian_rows, scalar_coefficients
 from ..replacements import exact_derivatives
-from . import attention, linear, nonlinear, products  # noqa: F401  (to register their rules)
+from . import attention, linear, nonlinear, products, standardization  # noqa: F401  (to register their rules)
 from .base import Linearization, gradients
 from .local import local_rule
 from .rules import RULES
