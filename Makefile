@@ -1,4 +1,4 @@
-# `make book` is the main job: environment, a sample of the results again, figures, book. `make test` runs every check.
+# `make book` is the main job: environment, a sample of the results again, the book with its figures. `make test` runs every check.
 # `make help` lists the rest. Only `make record` changes tracked files; everything else writes files that git ignores.
 
 SHELL = /bin/sh
@@ -73,7 +73,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/environment.sh
 	@PYTHON='$(PYTHON)' VENV='$(VENV)' UV='$(UV)' TORCH_INDEX='$(TORCH_INDEX)' scripts/environment.sh
 	@touch $@
 
-book: sample figures ## verify a sample, draw the figures, build the book; ends with the page to open
+book: sample ## verify a sample, build the book; ends with the page to open
 	$(PY) book/build.py $(BOOK_FLAGS)
 
 pdf: $(STAMP) ## print the book that was built as a PDF; needs Chromium or Chrome
@@ -128,7 +128,7 @@ record: $(AGAIN)/.begun ## do everything again and write it into the tracked rec
 
 # Figures, checks --------------------------------------------------------------------------------------------------------
 
-figures: figures/out/.drawn ## draw the figures into figures/out
+figures: figures/out/.drawn ## draw the figures of the book into files, in figures/out
 
 # The toy problems' networks are those of the sample.
 figures/out/.drawn: $(STAMP) $(LIBRARY) $(TRAINING) $(FIGURES) $(AGAIN)/.sample-training

@@ -63,11 +63,12 @@ def execute_pages() -> None:
     """Execute every page that the cache does not know, a kernel of one thread for each core."""
     CACHE.mkdir(exist_ok=True)
     env = environment() | {"JUPYTERCACHE": str(CACHE), "OMP_NUM_THREADS": "1"}
-    # Those without a header have no cells
-    pages = [str(path) for path in sorted(BOOK.glob("*.md")) if path.read_text(encoding="utf-8").startswith("---")]
+    # Those without a header have no cells. The longest first, so that no core waits for one at the end.
+    texts = {path: path.read_text(encoding="utf-8") for path in sorted(BOOK.glob("*.md"))}
+    pages = sorted((path for path in texts if texts[path].startswith("---")), key=lambda path: -len(texts[path]))
     jcache = [sys.executable, "-c", "from jupyter_cache.cli.commands.cmd_main import jcache; jcache()"]
     for command in (
-        ["notebook", "add", "--reader", "myst_nb_md", *pages],
+        ["notebook", "add", "--reader", "myst_nb_md", *map(str, pages)],
         ["project", "execute", "--executor", "local-parallel", "--timeout", str(TIMEOUT)],
     ):
         subprocess.run([*jcache, *command], env=env, stdin=subprocess.DEVNULL, check=False)

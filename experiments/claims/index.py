@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
+from .check import OPEN, Check
 from .empirical import MORE, claim_statements, table_statements
 from .evidence import Records
 from .neighbors import NEIGHBORS
@@ -162,6 +163,13 @@ def index(records: Records, paper: str | None = None, patterns: Sequence[str] = 
     if patterns:
         chosen = [s for s in chosen if any(fnmatchcase(s.id, pattern) for pattern in patterns)]
     return tuple(JudgedStatement(statement, statement.verdict(records)) for statement in chosen)
+
+
+def num_judged(records: Records) -> int:
+    """How many statements get a verdict. Every quick computation leads to one, hence none is carried out."""
+    unknown = Check(OPEN, "not computed")
+    quick = replace(records, checks=dict.fromkeys(records.checks, lambda: unknown))
+    return sum(one.verdict.word != NOT_RUN for one in index(quick))
 
 
 def count(judged: Iterable[JudgedStatement]) -> dict[str, Counter[str]]:

@@ -18,7 +18,7 @@ from experiments.claims import evidence as records_module
 from experiments.claims.check import Check
 from experiments.claims.checks import CHECKS
 from experiments.claims.comparisons import by_size
-from experiments.claims.index import CLASSES, GROUPS, class_of, escape, reference
+from experiments.claims.index import CLASSES, GROUPS, class_of, escape, num_judged, reference
 from experiments.commands import app
 from experiments.recipes import select_recipes
 from experiments.record.files import write_lines
@@ -149,6 +149,14 @@ def test_a_quick_computation_runs_once():
     records = Records(checks=checks() | {"expansion-terms": counted})
     assert word("nfm-theorem-1-terms", records) == word("mixup-lemma-terms", records) == "proved"
     assert calls == [1]
+
+
+def test_how_many_are_judged_is_known_without_a_quick_computation():
+    def carried_out():
+        raise AssertionError("a quick computation was carried out")
+
+    judged = [row for row in index(EMPTY) if row.verdict.word != "not run"]
+    assert num_judged(Records(checks=dict.fromkeys(CHECKS, carried_out))) == len(judged) > len(CHECKS)
 
 
 def test_expansions_decide():

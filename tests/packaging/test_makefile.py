@@ -17,7 +17,7 @@ MADE = (
     ".venv/.installed", f"{AGAIN}/.begun", *(f"{AGAIN}/.sample-{s}" for s in ("expansion", "bounds", "validity")),
     f"{AGAIN}/.sample-training", "figures/out/.drawn",
 )  # fmt: skip
-#: The module that each part of `make book` runs.
+#: The module that each part of `make book figures` runs.
 MODULES = {
     "expansion": "experiments.studies.expansion",
     "bounds": "experiments.studies.bounds",
@@ -38,7 +38,7 @@ def make(*arguments, folder):
 
 
 def done_again(commands: str) -> set[str]:
-    """The parts of `make book` that stand in the commands, the book itself left out."""
+    """The parts of `make book figures` that stand in the commands, the book itself left out."""
     found = set(re.findall(r"-m experiments study (\w+)", commands))
     found |= {"training"} if "-m experiments sweep" in commands else set()
     found |= {"figures"} if "-m figures" in commands else set()
@@ -72,18 +72,18 @@ def made(tree):
 
 
 def touched(tree, name):
-    """What a change of one file makes `make book` do again."""
+    """What a change of one file makes `make book figures` do again."""
     path = tree / name
     assert path.is_file(), name
     os.utime(path, (1.2e9, 1.2e9))
     try:
-        return done_again(make("book", folder=tree))
+        return done_again(make("book", "figures", folder=tree))
     finally:
         os.utime(path, (1e9, 1e9))
 
 
 def test_without_a_change_only_the_book_is_looked_at(made):
-    commands = make("book", folder=made)
+    commands = make("book", "figures", folder=made)
     assert done_again(commands) == set()
     assert "book/build.py" in commands
 
@@ -121,7 +121,9 @@ def test_a_change_does_again_what_it_touches(made, name, again):
 @cache
 def prerequisites(tree: Path) -> dict[str, set[str]]:
     """What make knows each target to depend on."""
-    text = subprocess.run(["make", "-npq", "book"], cwd=tree, capture_output=True, text=True, check=False).stdout
+    text = subprocess.run(
+        ["make", "-npq", "book", "figures"], cwd=tree, capture_output=True, text=True, check=False
+    ).stdout
     rules = re.findall(r"^([\w./-]+):(?!=) ?([^\n|]*)", text, re.MULTILINE)
     return {target: set(needs.split()) for target, needs in rules}
 
