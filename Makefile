@@ -12,6 +12,8 @@ UV ?=
 TORCH_INDEX ?=
 # make book BOOK_FLAGS=--fresh executes every notebook again, whatever the cache holds.
 BOOK_FLAGS ?=
+# make test SLOW=1 runs every test, also the larger cases of those that have quick ones.
+SLOW ?=
 
 # What is trained again: by `make book` a sample, by `make verify` everything that needs no data of yours.
 SAMPLE ?= digits/nfm digits/noisymix digits/taylor_nfm 'nfm-figure-toy/*' 'noisymix-figure4/*'
@@ -30,6 +32,7 @@ AGAIN = $(RESULTS)/again
 LEDGER = $(AGAIN)/experiments.jsonl
 RUNS = $(AGAIN)/runs
 STAMP = $(VENV)/.installed
+PYTEST = $(PY) -m pytest -n auto --dist worksteal $(if $(SLOW),-m "not compile and not integrations")
 
 # What each result depends on ------------------------------------------------------------------------------------------
 
@@ -137,11 +140,11 @@ figures/out/.drawn: $(STAMP) $(LIBRARY) $(TRAINING) $(FIGURES) $(AGAIN)/.sample-
 
 # xdist starts a process per core, so each gets one thread. Coverage makes tests slower by half, so only those of the
 # library have it. torch.compile wants a session of its own.
-test: $(STAMP) lint ## ruff and the types, then pytest with coverage of nfm_theory of at least 95 %
-	$(PY) -m pytest -n auto --cov=nfm_theory --cov-report=term-missing:skip-covered --cov-fail-under=95 \
+test: $(STAMP) lint ## ruff, types, quick tests, coverage of nfm_theory of at least 95 %; SLOW=1: all tests
+	$(PYTEST) --cov=nfm_theory --cov-report=term-missing:skip-covered --cov-fail-under=95 \
 		tests/theory tests/packaging nfm_theory README.md
-	$(PY) -m pytest -n auto tests/experiments tests/book tests/benchmarks
-	$(PY) -m pytest -o addopts= -m compile tests --ignore=tests/integrations
+	$(PYTEST) tests/experiments tests/book tests/benchmarks
+	$(PY) -m pytest -o addopts= -m compile $$(grep -rl --include='*.py' 'mark\.compile' tests/theory tests/experiments)
 
 lint: types ## ruff check and format, and the types
 	$(PY) -m ruff check .

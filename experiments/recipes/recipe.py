@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
 
 from nfm_theory import Law
 
@@ -164,7 +165,7 @@ class Training:
         """The settings as JSON values."""
         return json.loads(json.dumps(asdict(self)))
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """The settings as 16 hexadecimal digits. Rows of different tables with the same hash are the same training.
 

@@ -82,7 +82,22 @@ def one_step(training: Training, model: nn.Module, layers, seed: int = 0) -> tor
     return x
 
 
-@pytest.mark.parametrize("training", KINDS, ids=[names[0] for names in KINDS.values()])
+def first_of_its_kind() -> set[Training]:
+    """The first training of each network, and of each scheme for images of each size."""
+    seen = {}
+    for training in KINDS:
+        seen.setdefault(training.model, training)
+        seen.setdefault((training.scheme, training.views, side(training)), training)
+    return set(seen.values())
+
+
+FIRST = first_of_its_kind()
+
+
+@pytest.mark.parametrize(
+    "training",
+    [pytest.param(t, id=names[0], marks=[] if t in FIRST else pytest.mark.slow) for t, names in KINDS.items()],
+)
 def test_a_step_at_real_size_at_every_layer_and_grid(training, monkeypatch):
     scheme = training.scheme
     model = build_model(training.model, CLASSES[training.data], **dict(training.model_options)).train()

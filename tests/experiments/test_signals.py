@@ -83,11 +83,13 @@ def deaf():
 
 
 @linux
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status", "before"),
-    [(signal.SIGTERM, 143, deaf), (signal.SIGKILL, -9, None)],
-    ids=["SIGTERM in the background", "SIGKILL"],
+    [
+        # The pool below ends by SIGTERM in the quick run
+        pytest.param(signal.SIGTERM, 143, deaf, marks=pytest.mark.slow, id="SIGTERM in the background"),
+        pytest.param(signal.SIGKILL, -9, None, id="SIGKILL"),
+    ],
 )
 def test_a_sweep_that_is_stopped_leaves_no_process(tmp_path, number, status, before):
     process, mark = start_sweep(tmp_path, "--workers", "1", preexec_fn=before)

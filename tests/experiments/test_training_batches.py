@@ -104,7 +104,6 @@ class ProcessSource:
         return np.array([os.getpid(), index], np.float64)
 
 
-@pytest.mark.slow
 def test_loader_processes_make_the_same_batches():
     training = image_training("noisymix", views="augmix")
     source = image_source()
@@ -116,7 +115,6 @@ def test_loader_processes_make_the_same_batches():
             assert torch.equal(one[2], other[2])
 
 
-@pytest.mark.slow
 def test_loader_processes_live_through_all_epochs():
     batches = Batches(ProcessSource(), toy(batch_size=4), seed=3, world=World(), workers=1)
     seen = [torch.cat([x for _, x, _, _ in batches.epoch(epoch)]) for epoch in range(3)]

@@ -18,7 +18,6 @@ from experiments.training import CheckpointError, Execution, run_folder, train
 from nfm_theory.setting.draws import Draw
 from nfm_theory.training.mixup import LayerDraw
 
-pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 
 

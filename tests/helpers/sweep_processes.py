@@ -24,7 +24,6 @@ from experiments.runner import run_recipe
 from experiments.sweep import Sweep, make_tasks, run_sweep
 from experiments.training import Execution, run_folder
 
-KILLS = 20
 EXECUTION = Execution(device="cpu", progress=False, look_steps=1, checkpoint_minutes=0)
 
 
@@ -97,12 +96,12 @@ def start(folder, way, chance):
     return os.waitpid(child, 0)[1]
 
 
-def killed(folder, seed=0):
+def killed(folder, kills, seed=0):
     """For each child how it was killed, its status, and the number of cells after it."""
     chance = random.Random(seed)
     found, ways = [], ["outside", "replace", "replace", "write"]
     ledger = folder / "ledger.jsonl"
-    for attempt in range(KILLS):
+    for attempt in range(kills):
         if ledger.exists() and len(finished(ledger)) == len(sweep(folder).tasks):
             break  # all is done; the kills go on in another folder
         way = ways[attempt % len(ways)]
@@ -113,14 +112,14 @@ def killed(folder, seed=0):
     return found
 
 
-def main(folder):
+def main(folder, wanted):
     torch.set_num_threads(1)
     whole = folder / "whole"
     assert run_sweep(sweep(whole), cluster="here", progress=False).complete
     kills, round_, equal, doubled, left = [], 0, True, [], []
-    while len([k for k in kills if k[1] == signal.SIGKILL]) < KILLS:
+    while len([k for k in kills if k[1] == signal.SIGKILL]) < wanted:
         place = folder / f"killed{round_}"
-        kills += killed(place, seed=round_)
+        kills += killed(place, wanted, seed=round_)
         last = start(place, "", random.Random(0))
         equal = equal and last == 0 and results(place) == results(whole)
         doubled += validate(place / "ledger.jsonl")
@@ -136,4 +135,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -68,8 +68,9 @@ def runtime_dependencies(wheel: Path) -> set[str]:
 def bare(wheel, tmp_path_factory):
     """A fresh environment with the wheel and its runtime dependencies, which are links to those installed here."""
     folder = tmp_path_factory.mktemp("bare") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    install = [str(folder / "bin" / "pip"), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    into = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
+    install = [*into, "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
     subprocess.run(install, check=True, env=clean_environment())
     (site,) = folder.glob("lib/python*/site-packages")
     for name in runtime_dependencies(wheel):

@@ -1,6 +1,6 @@
 """Bad invocations of every command: a sentence and the status 2, never a traceback, never a status without its report.
 
-`NFM_BAD_INVOCATIONS=2000 pytest tests/packaging/test_bad_invocations.py` tries more of them.
+`NFM_BAD_INVOCATIONS=2000 pytest -m slow tests/packaging/test_bad_invocations.py` tries more of them.
 """
 
 import itertools
@@ -13,6 +13,7 @@ import pytest
 import submitit
 import typer
 from bad_invocations import COMMANDS, NFM_OPTIONS, REPORT_OPTIONS, hostile_files, hostile_ledger, invocations
+from tiers import slow
 from typer.testing import CliRunner
 
 from experiments import commands, runner
@@ -20,7 +21,7 @@ from experiments.studies import commands as studies
 from nfm_theory.cli.app import app
 from nfm_theory.cli.errors import BAD_INPUT, HOLDS, REFUTED, UNDECIDED
 
-COUNT = int(os.environ.get("NFM_BAD_INVOCATIONS", "150"))
+COUNTS = [40, *slow([int(os.environ.get("NFM_BAD_INVOCATIONS", "150"))])]
 APPS = {"nfm": app, "experiments": commands.app}
 VERDICTS = {HOLDS: "HOLDS|CERTIFIED", REFUTED: "REFUTED", UNDECIDED: "UNDECIDED"}
 
@@ -88,10 +89,11 @@ def test_the_grammar_knows_every_option_that_takes_a_value():
     assert not missing, sorted(missing)
 
 
-def test_every_bad_invocation_is_answered_by_a_sentence(work):
+@pytest.mark.parametrize("count", COUNTS)
+def test_every_bad_invocation_is_answered_by_a_sentence(work, count):
     found = {}
     before = {place.name: os.lstat(place).st_ino for place in work.glob("a_*")}
-    for bad in itertools.islice(invocations(work, seed=COUNT), COUNT):
+    for bad in itertools.islice(invocations(work, seed=count), count):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -106,10 +108,11 @@ def test_every_bad_invocation_is_answered_by_a_sentence(work):
     assert (work / "a_file").read_text() == "kept"
 
 
-def test_what_the_check_of_a_ledger_passes_every_command_takes(work):
+@pytest.mark.parametrize("count", COUNTS)
+def test_what_the_check_of_a_ledger_passes_every_command_takes(work, count):
     """A last line that was cut off is no damage, since the next writer repairs it."""
-    chance, passed = random.Random(COUNT), []
-    for path in (work / "good.jsonl", *(hostile_ledger(work, chance) for _ in range(COUNT // 5))):
+    chance, passed = random.Random(count), []
+    for path in (work / "good.jsonl", *(hostile_ledger(work, chance) for _ in range(count // 5))):
         path.write_bytes(path.read_bytes().rstrip(b"\n") + b"\n")
         passed.append(CliRunner().invoke(commands.app, ["ledger", "check", str(path)]).exit_code == 0)
         for other in (("tables", "--table", "noisymix-table2", "--ledger"), ("ledger", "compare")):

@@ -71,6 +71,10 @@ def test_no_uv(tmp_path):
 
 
 def test_no_index_is_noticed_before_anything_is_installed(tmp_path):
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
     status, said, seconds = set_up(tmp_path, PYTHON=sys.executable, PIP_NO_INDEX="1", PIP_CONFIG_FILE=os.devnull)
     assert (status, seconds < 60) == (2, True)
     assert said.startswith("make env: pip cannot download packages")

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -55,6 +56,12 @@ def under_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imports(path: Path, *, lazy: bool) -> set[str]:
     """Dotted names that a module imports: inside functions (`lazy`), or when it is imported itself."""
     found = set()
@@ -73,7 +80,7 @@ def imports(path: Path, *, lazy: bool) -> set[str]:
         for child in ast.iter_child_nodes(node):
             visit(child, inside)
 
-    visit(ast.parse(path.read_text(encoding="utf-8")), False)
+    visit(parsed(path), False)
     return found
 
 
@@ -107,7 +114,7 @@ def test_library_does_without_the_command(path):
 
 @pytest.mark.parametrize("path", LIBRARY, ids=name)
 def test_library_has_no_side_effects(path):
-    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    calls = [node for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
     for call in calls:
         called = ast.unparse(call.func)
         method = called.rsplit(".", 1)[-1]

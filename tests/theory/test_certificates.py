@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from problems import mlp, randn, small_cnn
+from tiers import slow
 from torch import nn
 from torch.testing import assert_close
 
@@ -17,12 +18,13 @@ from nfm_theory.adversarial.regions import RegionLimitError
 from nfm_theory.adversarial.relaxations import Scalar, network_steps
 
 
-def test_no_false_certificate_on_random_networks():
+@pytest.mark.parametrize("count", [20, *slow([100])])
+def test_no_false_certificate_on_random_networks(count):
     """`python -m benchmarks.certificates` runs 10,000 of them."""
-    found = extend(Tightness(), 100)
+    found = extend(Tightness(), count)
     assert found.violation <= 1e-10
     assert found.gap <= 1e-5
-    assert all(len(values) == 200 for values in found.ratios.values())
+    assert all(len(values) == 2 * count for values in found.ratios.values())
     medians = [found.quantile(name, 0.5) for name in ("enumeration", *METHODS)]
     assert medians == sorted(medians)
     assert medians[0] <= 1 + 1e-6

@@ -9,6 +9,7 @@ from building import build_problem
 from hypothesis import given, settings
 from problems import mlp, randn, small_cnn
 from strategies import settings_of_the_theory
+from tiers import random_cases
 from torch.testing import assert_close
 
 import nfm_theory as nt
@@ -51,8 +52,7 @@ def test_coefficients_against_nested_reverse_mode():
         assert_close(found[row], hessian_chain(problem, draw, row, 4), rtol=1e-9, atol=1e-12)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(settings_of_the_theory())
+@random_cases(6, 25, settings_of_the_theory())
 def test_coefficients_against_nested_forward_mode(case):
     model, x, y, options = case
     problem, draw, _, (found, _) = along(model, x, y, order=3, **options)

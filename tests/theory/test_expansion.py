@@ -1,10 +1,12 @@
+import itertools
+
 import pytest
 import torch
 from building import build_problem
-from hypothesis import given, settings
 from naive import naive_terms
 from problems import mlp, preact_resnet18, randn, small_cnn, tiny_transformer
 from strategies import settings_of_the_theory
+from tiers import random_cases, some_slow
 from torch.testing import assert_close
 
 import nfm_theory as nt
@@ -27,8 +29,7 @@ def seconds(options):
     }
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(settings_of_the_theory())
+@random_cases(8, 40, settings_of_the_theory())
 def test_terms_are_those_of_the_naive_twin(case):
     model, x, y, options = case
     terms = nt.terms(build_problem(model, x, y, **options))
@@ -48,8 +49,7 @@ def test_terms_are_those_of_the_naive_twin(case):
         assert_close(getattr(terms, name), expected, rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(settings_of_the_theory())
+@random_cases(6, 25, settings_of_the_theory())
 def test_coefficients_along_the_rows_of_a_rule_are_those_of_the_terms(case):
     model, x, y, options = case
     terms = nt.terms(build_problem(model, x, y, **options))
@@ -127,8 +127,10 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("deep", [False, True])
+SHALLOW_AND_DEEP = list(itertools.product(MODELS, [False, True]))
+
+
+@pytest.mark.parametrize(("name", "deep"), some_slow(SHALLOW_AND_DEEP, lambda case: case != ("resnet", False)))
 def test_images_and_transformers_agree_with_derivatives_along_rows(name, deep):
     model, x, layer = MODELS[name]()
     y = torch.arange(len(x)) % 3

@@ -5,6 +5,7 @@ import torch
 from building import build_problem
 from naive import naive_terms
 from problems import mlp, randn
+from tiers import slow
 from torch import nn
 
 import nfm_theory as nt
@@ -247,7 +248,7 @@ def loss_by_draws(problem, eps, draws, seed):
     return float(rows.mean()), float((rows.var(1) / draws / n**2).sum().sqrt())
 
 
-@pytest.mark.parametrize("eps", [0.5, 1.0])
+@pytest.mark.parametrize("eps", [1.0, *slow([0.5])])
 @torch.no_grad()
 def test_the_loss_with_partners_and_noise_is_that_of_draws(eps):
     problem = nt.Problem(MODEL, X, Y, law=NOISY, partners=PARTNERS)

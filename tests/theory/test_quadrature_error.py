@@ -11,6 +11,7 @@ import pytest
 import torch
 from problems import generator, mlp, randn
 from scipy import integrate, special, stats
+from tiers import some_slow
 from torch import nn
 from torch.testing import assert_close
 
@@ -123,7 +124,10 @@ NOISY = [
 ]
 
 
-@pytest.mark.parametrize(("seed", "name", "alpha", "noise"), NOISY)
+# Each function and each law once, by the number of the case
+@pytest.mark.parametrize(
+    ("seed", "name", "alpha", "noise"), some_slow(NOISY, lambda case: case[0] % 5 == case[0] // 5 % 5)
+)
 def test_the_stated_error_covers_with_kinks_under_noise(seed, name, alpha, noise):
     head, kinks = piecewise(seed, name)
     g = np.random.default_rng(1000 + seed)
@@ -156,9 +160,15 @@ def test_relu_under_unit_noise_is_the_closed_form():
 # Mixing alone -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("alpha", "beta"), [(0.02, None), (0.1, None), (0.5, 1.5), (1.0, None), (3.0, 0.4)])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_stated_error_covers_with_kinks_along_the_mixing_path(alpha, beta, seed):
+ALONG = [
+    (k, seed, alpha, beta)
+    for k, (alpha, beta) in enumerate([(0.02, None), (0.1, None), (0.5, 1.5), (1.0, None), (3.0, 0.4)])
+    for seed in range(3)
+]
+
+
+@pytest.mark.parametrize(("k", "seed", "alpha", "beta"), some_slow(ALONG, lambda case: case[0] % 3 == case[1]))
+def test_the_stated_error_covers_with_kinks_along_the_mixing_path(k, seed, alpha, beta):
     head, kinks = piecewise(10 + seed, ("relu", "hardtanh", "abs")[seed])
     x, y = randn(seed, 3, 1), randn(seed + 1, 3)
     law, eps = nt.Law(alpha=alpha, beta=beta), (1.0, 0.4)[seed % 2]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from building import build_problem, parted
 from problems import generator, mlp, randn
+from tiers import slow
 from torch import nn
 from torch.testing import assert_close
 
@@ -37,7 +38,7 @@ ESTIMATORS = {
 }
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, *slow([1])])
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_estimates_are_within_five_standard_errors(name, seed):
     options = dict(ESTIMATORS[name])
@@ -54,7 +55,7 @@ def test_estimates_are_within_five_standard_errors(name, seed):
     assert_close(found["R1"].value, truth.R1, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("name", ["probes", "normal probes", "deflated probes", "pairs"])
+@pytest.mark.parametrize("name", ["probes", "pairs", *slow(["normal probes", "deflated probes"])])
 def test_standard_errors_are_those_of_repetitions(name):
     options, repeats = dict(ESTIMATORS[name]), 200
     method = options.pop("method")

@@ -7,9 +7,9 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import generator, mlp, randn
+from tiers import random_cases
 from torch.testing import assert_close
 
 import nfm_theory as nt
@@ -93,8 +93,9 @@ def mean_loss(nfm, model, x, y, layer, noise):
     return total / len(list(itertools.permutations(range(n))))
 
 
-@settings(derandomize=True, deadline=None, max_examples=12)
-@given(
+@random_cases(
+    4,
+    12,
     seed=st.integers(0, 1000),
     layer=st.sampled_from(LAYERS),
     alpha=st.sampled_from([0.5, 1.0, 2.0]),

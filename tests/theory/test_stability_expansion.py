@@ -8,9 +8,9 @@ import matplotlib as mpl
 import pytest
 import torch
 from building import build_branches, build_problem
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import mlp, randn, small_cnn
+from tiers import random_cases, some_slow
 from torch.testing import assert_close
 
 import nfm_theory as nt
@@ -88,8 +88,9 @@ def naive_stability(model, xs, weights, *, law, add_noise, mult_noise, noise, sh
     return {name: torch.as_tensor(part, dtype=xs.dtype) / n for name, part in total.items()}
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
-@given(
+@random_cases(
+    4,
+    12,
     seed=st.integers(0, 10_000),
     m=st.integers(2, 3),
     classes=st.sampled_from([1, 2, 4]),
@@ -194,11 +195,12 @@ def test_two_equal_branches_cost_pi1_pi2_times_the_fisher_trace():
 
 # --- the verdict ------------------------------------------------------------------------------------------------------
 
-CASES = list(itertools.product([2, 3], [1, 2, 10], [False, True]))
+CASES = list(itertools.product([2, 3], [1, 2, 10], [False, True], ["", "1"]))
 
 
-@pytest.mark.parametrize(("m", "classes", "equal"), CASES)
-@pytest.mark.parametrize("layer", ["", "1"])
+@pytest.mark.parametrize(
+    ("m", "classes", "equal", "layer"), some_slow(CASES, lambda case: (case[0] == 2) == (case[3] == ""))
+)
 def test_the_expansion_holds_with_the_predicted_coefficient(m, classes, equal, layer):
     model = mlp(0, [3, 5, classes])
     report = nt.verify(build_branches(model, inputs(m, equal=equal), weights=WEIGHTS[m], layer=layer, **NOISY))
@@ -237,8 +239,7 @@ def test_the_law_itself_holds_where_its_rule_is_finite():
     assert report.method == "deterministic, tensor"
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 10_000), m=st.integers(2, 3), shared=st.booleans(), equal=st.booleans())
+@random_cases(3, 10, seed=st.integers(0, 10_000), m=st.integers(2, 3), shared=st.booleans(), equal=st.booleans())
 def test_no_network_is_refuted(seed, m, shared, equal):
     x = randn(seed + 1, 3, 2)
     xs = torch.stack([x, *(x if equal else x + 0.3 * randn(seed + k, 3, 2) for k in range(2, m + 1))])
@@ -247,16 +248,15 @@ def test_no_network_is_refuted(seed, m, shared, equal):
     assert report.pathwise[1] == 0
 
 
-@pytest.mark.parametrize("name", ["R1", "R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult", "C3"])
+@pytest.mark.parametrize("name", ["", "R1", "R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult", "C3"])
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_term_one_percent_off_is_refuted(name, shared):
     model, xs, options = mlp(0, [3, 5, 3]), inputs(2), {"weights": WEIGHTS[2], "shared_noise": shared, **NOISY}
     terms = nt.terms(build_branches(model, xs, **options))
-    wrong = replace(terms, **{name: getattr(terms, name) * 1.01})
-    assert nt.verify(build_branches(model, xs, **options), terms=terms).verdict == "holds"
+    wrong = replace(terms, **({name: getattr(terms, name) * 1.01} if name else {}))
     report = nt.verify(build_branches(model, xs, **options), terms=wrong)
-    assert report.verdict == "refuted"
-    assert f"eps^{ {'R1': 1, 'C3': 3}.get(name, 2) }" in report.reason
+    assert report.verdict == ("refuted" if name else "holds")
+    assert not name or f"eps^{ {'R1': 1, 'C3': 3}.get(name, 2) }" in report.reason
 
 
 @pytest.mark.parametrize("equal", [False, True])

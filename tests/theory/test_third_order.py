@@ -1,9 +1,12 @@
 """Third derivatives through the recording of a head, against nested differentiation, closed forms and differences."""
 
+import itertools
+
 import pytest
 import torch
 from problems import mlp, preact_resnet18, randn, small_cnn, tiny_transformer
 from test_engine import ACTIVATIONS, DIFFERENTIATED, Builder, assert_same, exact, finish
+from tiers import some_slow
 from torch import nn
 from torch.testing import assert_close
 
@@ -25,7 +28,7 @@ def assert_orders_agree(head, h, directions, classes):
         assert_same(ours, theirs, floor=size, rtol=1e-9, what=head)
 
 
-@pytest.mark.parametrize("seed", range(0, 200, 4))
+@pytest.mark.parametrize("seed", some_slow(range(0, 200, 4), lambda seed: seed < 48))
 def test_recording_agrees_with_nested_differentiation_on_random_architectures(seed):
     builder, shape = Builder(seed), []
 
@@ -106,8 +109,10 @@ PROBLEMS = {
 }
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "square", "custom"])
-@pytest.mark.parametrize("name", PROBLEMS)
+LOSSES = list(itertools.product(PROBLEMS, ["cross_entropy", "square", "custom"]))
+
+
+@pytest.mark.parametrize(("name", "loss"), some_slow(LOSSES, lambda case: case not in LOSSES[7:9]))
 def test_derivatives_of_the_losses_one_by_one(name, loss):
     """`D³ℓ[v, v, v]` over all pairs, and the slope of the Hessian's diagonal, one sample at a time."""
     model, x = PROBLEMS[name]()

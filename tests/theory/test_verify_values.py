@@ -8,6 +8,7 @@ import pytest
 import torch
 from building import build_branches, build_problem
 from problems import generator, mlp, randn
+from tiers import slow
 from torch import nn
 
 import nfm_theory as nt
@@ -222,7 +223,7 @@ def test_errors_that_cancel_and_swapped_sources_are_refuted(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *slow([1, 2])])
 def test_no_error_larger_than_the_stated_power_holds(dtype, seed):
     """The power is honest: an error above what the report states is refuted."""
     model = mlp(seed, [3, 5, 3], "gelu").to(dtype)
