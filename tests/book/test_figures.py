@@ -124,9 +124,7 @@ def test_the_command_draws_them_all_and_names_what_is_missing(tmp_path, capsys, 
     # Computed figures have tests of their own, and take networks
     monkeypatch.setattr(command, "COMPUTED", (lambda out: style.save(Figure(), "computed", out),))
     drawn, save = {}, style.save
-    monkeypatch.setattr(
-        style, "save", lambda figure, name, out: drawn.update({name: figure}) or save(figure, name, out)
-    )
+    monkeypatch.setattr(style, "save", lambda figure, name, out: [])
     arguments = ["--results", str(tmp_path), "--benchmarks", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main(arguments) == 2
     assert "python -m experiments study expansion" in capsys.readouterr().err
@@ -143,6 +141,9 @@ def test_the_command_draws_them_all_and_names_what_is_missing(tmp_path, capsys, 
     assert main(arguments) == 2
     assert "python -m experiments study decomposition" in capsys.readouterr().err
     write_lines(tmp_path / "decomposition.jsonl", [DECOMPOSED])
+    monkeypatch.setattr(
+        style, "save", lambda figure, name, out: drawn.update({name: figure}) or save(figure, name, out)
+    )
     assert main(arguments) == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     figures = ["remainder", "validity", "validity_trained", "bounds", "radii", "cost", "scaling", "audit"]

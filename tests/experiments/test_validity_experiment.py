@@ -37,7 +37,7 @@ def quick(tmp_path_factory):
         patch.setattr(commands, "layer_cases", lambda recipes, **options: small)
         status = CliRunner().invoke(app, ["study", "validity", "--quick", "--workers", "1", "--out", str(folder)])
         records = read_lines(folder / "validity_trained.jsonl")
-        again = run_study(validity.study(), small, out=folder / "again", tracked=folder)
+        again = run_study(validity.study(), small[-1:], out=folder / "again", tracked=folder)
     return status.exit_code, records, again
 
 

@@ -31,18 +31,15 @@ def test_the_bare_environment_is_bare(bare, work):
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_the_quick_start_runs_there(bare, work):
+def test_a_users_script_and_the_quick_start_run_there(bare, work):
     readme = ROOT / "README.md"
     assert len(doctest.DocTestParser().get_examples(readme.read_text(encoding="utf-8"))) > 5
     flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-    code = f"import doctest; print(doctest.testfile({str(readme)!r}, module_relative=False, optionflags={flags}))"
+    code = f"import doctest, runpy; runpy.run_path({str(SCRIPT)!r}, run_name='__main__'); "
+    code += f"print(doctest.testfile({str(readme)!r}, module_relative=False, optionflags={flags}))"
     done = run(bare / "python", "-c", code, folder=work)
-    assert "failed=0" in done.stdout, done.stdout + done.stderr
-
-
-def test_a_users_script_runs_there(bare, work):
-    done = run(bare / "python", SCRIPT, folder=work)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "failed=0" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_users_own_experiments_win(bare, work):

@@ -61,21 +61,25 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-@cache
 def imports(path: Path, *, lazy: bool) -> set[str]:
     """Dotted names that a module imports: inside functions (`lazy`), or when it is imported itself."""
-    found = set()
+    return all_imports(path)[lazy]
+
+
+@cache
+def all_imports(path: Path) -> tuple[set[str], set[str]]:
+    """What a module imports when it is imported itself, and inside functions."""
+    found = set(), set()
 
     def visit(node: ast.AST, inside: bool) -> None:
         if under_type_checking(node):
             return
-        if inside == lazy:
-            if isinstance(node, ast.Import):
-                found.update(alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                start = package(path, node.level) if node.level else []
-                base = ".".join([*start, *filter(None, [node.module])])
-                found.update(f"{base}.{alias.name}" for alias in node.names)
+        if isinstance(node, ast.Import):
+            found[inside].update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package(path, node.level) if node.level else []
+            base = ".".join([*start, *filter(None, [node.module])])
+            found[inside].update(f"{base}.{alias.name}" for alias in node.names)
         inside = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for child in ast.iter_child_nodes(node):
             visit(child, inside)

@@ -119,7 +119,7 @@ OPTIONS = [
 def test_monte_carlo_is_right_and_its_standard_error_is_calibrated_over_many_seeds(eps, options, noise, count):
     problem = build_problem(MODEL, X, Y, noise=noise, **NOISY)
     at = torch.tensor([eps], dtype=torch.float64)
-    exact = nt.loss(problem, eps, "exact", quadrature=nt.Quadrature(num_noise=6, num_lam=10)).value.detach()
+    exact = nt.loss(problem, eps, "exact", quadrature=nt.Quadrature(num_noise=4, num_lam=6)).value.detach()
     runs = [monte_carlo_loss(problem, at, samples=3_000, generator=seeded(seed), **options) for seed in range(count)]
     if options.get("antithetic_noise", True):
         same = nt.loss(problem, eps, "monte_carlo", samples=3_000, generator=seeded(0), **options)
