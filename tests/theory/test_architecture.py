@@ -80,9 +80,10 @@ def all_imports(path: Path) -> tuple[set[str], set[str]]:
             start = package(path, node.level) if node.level else []
             base = ".".join([*start, *filter(None, [node.module])])
             found[inside].update(f"{base}.{alias.name}" for alias in node.names)
-        inside = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        inside = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         for child in ast.iter_child_nodes(node):
-            visit(child, inside)
+            if not isinstance(child, ast.expr):
+                visit(child, inside)
 
     visit(parsed(path), False)
     return found

@@ -250,8 +250,12 @@ def test_no_network_is_refuted(seed, m, shared, equal):
     assert report.pathwise[1] == 0
 
 
-@pytest.mark.parametrize("name", ["", "R1", "R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult", "C3"])
-@pytest.mark.parametrize("shared", [False, True])
+WRONG = list(itertools.product(["", "R1", "R2", "R3", "R2_add", "R3_add", "R2_mult", "R3_mult", "C3"], [False, True]))
+
+
+@pytest.mark.parametrize(
+    ("name", "shared"), some_slow(WRONG, lambda case: not case[1] or case[0] in ("", "R2_add", "R3_mult"))
+)
 def test_a_term_one_percent_off_is_refuted(name, shared):
     model, xs, options = mlp(0, [3, 5, 3]), inputs(2), {"weights": WEIGHTS[2], "shared_noise": shared, **NOISY}
     terms = nt.terms(build_branches(model, xs, **options))

@@ -232,7 +232,7 @@ def test_series_of_a_polynomial_along_a_curve(order):
     )
 
 
-@pytest.mark.parametrize("name", ["vit", "llama"])
+@pytest.mark.parametrize("name", ["vit", *slow(["llama"])])
 def test_coefficients_above_order_three_are_those_of_nested_differentiation(name, monkeypatch):
     problem = problem_of(name).with_law(nt.Law(mult_noise=0.0))
     with torch.no_grad():
