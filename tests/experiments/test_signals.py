@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -55,26 +56,30 @@ def wait_for(condition, seconds=300):
         time.sleep(0.1)
 
 
-def start_sweep(folder, *options, **popen):
-    """A sweep that has finished its short recipe and trains the long one; the process, and the mark of its family."""
+@contextmanager
+def running_sweep(folder, *options, **popen):
+    """A sweep that has finished its short recipe and trains the long one; the process, and the mark of its family.
+
+    In the end nothing is left of it, whatever went wrong.
+    """
     mark = f"NFM_TEST_{uuid.uuid4().hex}"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", mark: "1"}
     ledger = folder / "ledger.jsonl"
     places = ("--ledger", str(ledger), "--runs", str(folder / "runs"), "--device", "cpu", "--seeds", "1")
     (folder / "sweep.py").write_text(SWEEP)
-    process = subprocess.Popen(
-        [sys.executable, "sweep.py", *places, *options], cwd=folder, env=environment, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True, **popen,
-    )  # fmt: skip
-    begun = folder.joinpath("runs").glob
-    wait_for(lambda: process.poll() is not None or (ledger.exists() and any(begun("*/*/checkpoint.pt"))))
-    assert process.poll() is None, process.stderr.read()
-    return process, mark
-
-
-def output(process):
-    with process.stderr as file:
-        return file.read()
+    command = [sys.executable, "sweep.py", *places, *options]
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **popen
+    ) as process:
+        try:
+            begun = folder.joinpath("runs").glob
+            wait_for(lambda: process.poll() is not None or (ledger.exists() and any(begun("*/*/checkpoint.pt"))))
+            assert process.poll() is None, process.stderr.read()
+            yield process, mark
+        finally:
+            for left in marked(mark):
+                with suppress(ProcessLookupError):
+                    os.kill(left, signal.SIGKILL)
 
 
 def deaf():
@@ -92,16 +97,16 @@ def deaf():
     ],
 )
 def test_a_sweep_that_is_stopped_leaves_no_process(tmp_path, number, status, before):
-    process, mark = start_sweep(tmp_path, "--workers", "1", preexec_fn=before)
-    assert len(marked(mark)) >= 3  # the sweep, what watches over the worker, and the worker
-    if before is not None:
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-        assert process.poll() is None
-    process.send_signal(number)
-    assert process.wait(30) == status
-    wait_for(lambda: marked(mark) == [], 15)
-    assert "Traceback" not in output(process)
+    with running_sweep(tmp_path, "--workers", "1", preexec_fn=before) as (process, mark):
+        assert len(marked(mark)) >= 3  # the sweep, what watches over the worker, and the worker
+        if before is not None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+            assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(30) == status
+        wait_for(lambda: marked(mark) == [], 15)
+        assert "Traceback" not in process.stderr.read()
     assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 1
     assert validate(tmp_path / "ledger.jsonl") == []
 
