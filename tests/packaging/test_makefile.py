@@ -14,17 +14,18 @@ ROOT = Path(__file__).resolve().parents[2]
 AGAIN = "experiments/results/again"
 #: What the tests pretend to have been made, long after every source and in this order.
 MADE = (
-    ".venv/.installed", f"{AGAIN}/.begun", *(f"{AGAIN}/.sample-{s}" for s in ("expansion", "bounds", "validity")),
+    ".venv/.installed", f"{AGAIN}/.begun", *(f"{AGAIN}/.sample-{s}" for s in ("expansion", "bounds")),
     f"{AGAIN}/.sample-training", "figures/out/.drawn",
 )  # fmt: skip
-#: The module that each part of `make book figures` runs.
+#: The module that makes each file.
 MODULES = {
-    "expansion": "experiments.studies.expansion",
-    "bounds": "experiments.studies.bounds",
-    "validity": "experiments.studies.validity",
-    "training": "experiments.runner",
-    "figures": "figures.__main__",
-}
+    **{
+        f"{AGAIN}/.study-{s}": f"experiments.studies.{s}"
+        for s in ("expansion", "bounds", "validity", "decomposition", "where")
+    },
+    **{f"{AGAIN}/.sample-{s}": f"experiments.studies.{s}" for s in ("expansion", "bounds")},
+    f"{AGAIN}/.sample-training": "experiments.runner", "figures/out/.drawn": "figures.__main__",
+}  # fmt: skip
 
 
 def make(*arguments, folder):
@@ -88,7 +89,7 @@ def test_without_a_change_only_the_book_is_looked_at(made):
     assert "book/build.py" in commands
 
 
-ALL = {"expansion", "bounds", "validity", "training", "figures"}
+ALL = {"expansion", "bounds", "training", "figures"}
 
 
 @pytest.mark.parametrize(
@@ -100,12 +101,12 @@ ALL = {"expansion", "bounds", "validity", "training", "figures"}
         ("nfm_theory/reporting/words.py", set()),
         ("nfm_theory/symbolic/moments.py", {"figures"}),
         ("experiments/models/small.py", ALL),
-        ("experiments/augment/augmix.py", {"validity", "training", "figures"}),
-        ("experiments/recipes/schemes.py", {"validity", "training", "figures"}),
+        ("experiments/augment/augmix.py", {"training", "figures"}),
+        ("experiments/recipes/schemes.py", {"training", "figures"}),
         ("experiments/results/bounds.jsonl", {"bounds", "figures"}),
         ("experiments/studies/bounds.py", {"bounds", "figures"}),
         ("experiments/studies/gains.py", {"figures"}),
-        ("experiments/studies/recorded.py", {"expansion", "bounds", "validity", "figures"}),
+        ("experiments/studies/recorded.py", {"expansion", "bounds", "figures"}),
         ("experiments/tables/claims.py", {"figures"}),
         ("experiments/claims/theory.py", {"figures"}),
         ("experiments/sweep.py", set()),
@@ -128,13 +129,12 @@ def prerequisites(tree: Path) -> dict[str, set[str]]:
     return {target: set(needs.split()) for target, needs in rules}
 
 
-@pytest.mark.parametrize("part", MODULES)
-def test_every_file_that_is_imported_is_known_to_make(made, part):
-    target = "figures/out/.drawn" if part == "figures" else f"{AGAIN}/.sample-{part}"
+@pytest.mark.parametrize("target", MODULES)
+def test_every_file_that_is_imported_is_known_to_make(made, target):
     known = prerequisites(made)[target]
-    if part == "training":
+    if target.endswith("-training"):
         known = known | prerequisites(made)[f"{AGAIN}/.begun"]
-    needed = {path.relative_to(ROOT).as_posix() for path in imported_files(MODULES[part])}
+    needed = {path.relative_to(ROOT).as_posix() for path in imported_files(MODULES[target])}
     # The command loads itself when it is called, so that whoever imports its helpers does not run it.
     assert {name for name in needed - known if not name.startswith("nfm_theory/cli/")} == set()
 
