@@ -146,12 +146,12 @@ def _difference(new: dict, old: dict) -> str:
 
 
 def _in_sample(case: ExpansionCase) -> bool:
-    return case.classes == 10 and (case.scheme == "mixup" or (case.scheme == "nfm" and case.layer != ""))
+    return case.classes == 10 and case.scheme in ("mixup", "nfm") and case.layer != ""
 
 
 _KEY = ("model", "classes", "layer", "scheme")
 EXPANSION = RecordFile("expansion.jsonl", _KEY, _difference)
 STUDY = RecordedStudy(
     "expansion", (EXPANSION, RecordFile("validity.jsonl", _KEY, curve_difference)), run_case, verdict_table, prepare,
-    conclude, _in_sample, "ten classes, Mixup at every layer and NFM at the hidden layers",
+    conclude, _in_sample, "ten classes, Mixup and NFM at the hidden layers",
 )  # fmt: skip
