@@ -1,4 +1,4 @@
-# `make book` is the main job: environment, a sample of the results again, the book with its figures. `make test` runs every check.
+# `make book` is the main job: environment, a sample of the results again, the book with its figures. `make test` runs the quick checks.
 # `make help` lists the rest. Only `make record` changes tracked files; everything else writes files that git ignores.
 
 SHELL = /bin/sh
@@ -88,11 +88,11 @@ sample: $(SAMPLED:%=$(AGAIN)/.sample-%) $(AGAIN)/.sample-training ## verify and 
 
 $(AGAIN)/.sample-expansion $(AGAIN)/.study-expansion: $(STAMP) $(EXPANSION) $(RESULTS)/expansion.jsonl
 $(AGAIN)/.sample-bounds $(AGAIN)/.study-bounds: $(STAMP) $(BOUNDS) $(RESULTS)/bounds.jsonl
-$(AGAIN)/.sample-validity $(AGAIN)/.study-validity: $(STAMP) $(VALIDITY) $(RESULTS)/validity_trained.jsonl
+$(AGAIN)/.study-validity: $(STAMP) $(VALIDITY) $(RESULTS)/validity_trained.jsonl
 $(AGAIN)/.study-decomposition: $(STAMP) $(DECOMPOSITION) $(RESULTS)/decomposition.jsonl
 $(AGAIN)/.study-where: $(STAMP) $(WHERE) $(RESULTS)/where.jsonl
 # The networks of validity are trained by recipes, into $(RUNS).
-$(AGAIN)/.sample-validity $(AGAIN)/.study-validity: | $(AGAIN)/.begun
+$(AGAIN)/.study-validity: | $(AGAIN)/.begun
 
 $(AGAIN)/.sample-%:
 	@mkdir -p $(AGAIN)

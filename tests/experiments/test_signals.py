@@ -57,20 +57,21 @@ def wait_for(condition, seconds=300):
 
 
 @contextmanager
-def running_sweep(folder, *options, **popen):
+def running_sweep(folder, before=None):
     """A sweep that has finished its short recipe and trains the long one; the process, and the mark of its family.
 
-    In the end nothing is left of it, whatever went wrong.
+    `before` runs in its process before it begins. In the end nothing is left of it, whatever went wrong.
     """
     mark = f"NFM_TEST_{uuid.uuid4().hex}"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", mark: "1"}
     ledger = folder / "ledger.jsonl"
     places = ("--ledger", str(ledger), "--runs", str(folder / "runs"), "--device", "cpu", "--seeds", "1")
     (folder / "sweep.py").write_text(SWEEP)
-    command = [sys.executable, "sweep.py", *places, *options]
+    command = [sys.executable, "sweep.py", *places, "--workers", "1"]
     with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **popen
-    ) as process:
+        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=before,
+    ) as process:  # fmt: skip
         try:
             begun = folder.joinpath("runs").glob
             wait_for(lambda: process.poll() is not None or (ledger.exists() and any(begun("*/*/checkpoint.pt"))))
@@ -97,7 +98,7 @@ def deaf():
     ],
 )
 def test_a_sweep_that_is_stopped_leaves_no_process(tmp_path, number, status, before):
-    with running_sweep(tmp_path, "--workers", "1", preexec_fn=before) as (process, mark):
+    with running_sweep(tmp_path, before) as (process, mark):
         assert len(marked(mark)) >= 3  # the sweep, what watches over the worker, and the worker
         if before is not None:
             process.send_signal(signal.SIGINT)

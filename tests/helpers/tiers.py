@@ -1,7 +1,7 @@
 """What `make test` leaves to `make test SLOW=1`: more cases of a test that has some without the mark."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 
 
 def slow(cases):
@@ -14,13 +14,13 @@ def some_slow(cases, quick):
     return [case if quick(case) else slow([case])[0] for case in cases]
 
 
-def random_cases(few, many, *strategies, **named):
-    """A test of so many random cases: few of them in the quick run."""
+def random_cases(few, many, given):
+    """A test of so many random cases, drawn by `hypothesis.given(..)`: few of them in the quick run."""
 
     def decorate(check):
         @pytest.mark.parametrize("cases", [few, *slow([many])])
         def test(cases):
-            settings(max_examples=cases, deadline=None, derandomize=True)(given(*strategies, **named)(check))()
+            settings(max_examples=cases, deadline=None, derandomize=True)(given(check))()
 
         return test
 

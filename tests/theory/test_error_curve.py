@@ -52,7 +52,7 @@ def test_coefficients_against_nested_reverse_mode():
         assert_close(found[row], hessian_chain(problem, draw, row, 4), rtol=1e-9, atol=1e-12)
 
 
-@random_cases(6, 25, settings_of_the_theory())
+@random_cases(6, 25, given(settings_of_the_theory()))
 def test_coefficients_against_nested_forward_mode(case):
     model, x, y, options = case
     problem, draw, _, (found, _) = along(model, x, y, order=3, **options)

@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 from building import build_problem
+from hypothesis import given
 from naive import naive_terms
 from problems import mlp, preact_resnet18, randn, small_cnn, tiny_transformer
 from strategies import settings_of_the_theory
@@ -29,7 +30,7 @@ def seconds(options):
     }
 
 
-@random_cases(8, 40, settings_of_the_theory())
+@random_cases(8, 40, given(settings_of_the_theory()))
 def test_terms_are_those_of_the_naive_twin(case):
     model, x, y, options = case
     terms = nt.terms(build_problem(model, x, y, **options))
@@ -49,7 +50,7 @@ def test_terms_are_those_of_the_naive_twin(case):
         assert_close(getattr(terms, name), expected, rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
 
 
-@random_cases(6, 25, settings_of_the_theory())
+@random_cases(6, 25, given(settings_of_the_theory()))
 def test_coefficients_along_the_rows_of_a_rule_are_those_of_the_terms(case):
     model, x, y, options = case
     terms = nt.terms(build_problem(model, x, y, **options))

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from building import build_problem, parted
+from hypothesis import given
 from naive import naive_rademacher_loss
 from problems import mlp, randn
 from scipy.stats import chi2
@@ -21,7 +22,7 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-@random_cases(5, 20, settings_of_the_theory())
+@random_cases(5, 20, given(settings_of_the_theory()))
 def test_mixed_and_unmixed_forms_are_one_number(case):
     model, x, y, options = case
     if len(x[0].flatten()) > 2 or options["layer"]:

@@ -31,7 +31,7 @@ def test_pathwise_terms_are_the_derivatives_along_the_path(case):
     )
 
 
-@random_cases(8, 30, settings_of_the_theory())
+@random_cases(8, 30, given(settings_of_the_theory()))
 def test_polynomials_of_whole_sweeps_are_those_of_the_rows(case):
     model, x, y, options = case
     problem, draw = problem_and_draw(model, x, y, **options)
@@ -51,7 +51,7 @@ def test_a_path_takes_numbers_and_tensors(noise):
         assert_close(path(eps), path(at.expand(len(draw))), rtol=1e-13, atol=1e-14)
 
 
-@random_cases(5, 20, settings_of_the_theory())
+@random_cases(5, 20, given(settings_of_the_theory()))
 def test_lagrange_interval_holds_for_every_single_draw(case):
     model, x, y, options = case
     problem, draw = problem_and_draw(model, x, y, **options)

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
 from hypothesis import strategies as st
 from problems import generator, mlp, randn
 from tiers import random_cases
@@ -96,11 +97,13 @@ def mean_loss(nfm, model, x, y, layer, noise):
 @random_cases(
     4,
     12,
-    seed=st.integers(0, 1000),
-    layer=st.sampled_from(LAYERS),
-    alpha=st.sampled_from([0.5, 1.0, 2.0]),
-    beta=st.sampled_from([None, 1.5]),
-    noisy=st.booleans(),
+    given(
+        seed=st.integers(0, 1000),
+        layer=st.sampled_from(LAYERS),
+        alpha=st.sampled_from([0.5, 1.0, 2.0]),
+        beta=st.sampled_from([None, 1.5]),
+        noisy=st.booleans(),
+    ),
 )
 def test_at_scale_one_the_expected_loss_is_that_of_the_usual_step(seed, layer, alpha, beta, noisy):
     model, x, y = network(seed), randn(seed, 3, 3), torch.tensor([0, 2, 1])

@@ -5,6 +5,7 @@ import matplotlib as mpl
 import pytest
 import torch
 from building import build_problem, parted
+from hypothesis import given
 from hypothesis import strategies as st
 from problems import mlp, preact_resnet18, randn, tiny_transformer
 from strategies import settings_of_the_theory
@@ -31,7 +32,7 @@ def test_the_expansion_holds_with_the_predicted_coefficient(scheme, layer):
     assert report.pathwise[1] == 0
 
 
-@random_cases(8, 40, settings_of_the_theory(), st.integers(0, 3))
+@random_cases(8, 40, given(settings_of_the_theory(), st.integers(0, 3)))
 def test_no_network_of_the_theory_is_refuted(case, order):
     model, x, y, options = case
     if options["alpha"] * 0 == 0 and not (options["add_noise"] or options["mult_noise"]):
