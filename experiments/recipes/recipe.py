@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from functools import cached_property
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from functools import cache, cached_property
 
 from nfm_theory import Law
 
@@ -186,6 +186,23 @@ def _changed(record) -> dict:
         elif value != part.default and (part.name != "name"):
             changed[part.name] = value
     return changed
+
+
+def with_defaults(settings: dict) -> dict:
+    """Settings as a ledger has them, with the default of each setting that was added since.
+
+    Args:
+        settings: those of `Training.to_dict`, now or in the past.
+    """
+    scheme = settings.get("scheme")
+    found = _defaults(Training) | settings
+    return found | ({"scheme": _defaults(Scheme) | scheme} if isinstance(scheme, dict) else {})
+
+
+@cache
+def _defaults(record: type) -> dict:
+    """The default values of a dataclass as JSON values."""
+    return json.loads(json.dumps({part.name: part.default for part in fields(record) if part.default is not MISSING}))
 
 
 @dataclass(frozen=True)

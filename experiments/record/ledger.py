@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..recipes.recipe import with_defaults
 from .entry import Cell, Entry, LedgerError
 from .files import RESULTS, check_regular
 from .locks import held_file, share_lock, system_lock
@@ -81,9 +82,14 @@ def _entries(path: Path, content: bytes) -> list[Entry]:
 
 
 def _training_settings(entry: Entry) -> dict:
-    """The settings without the name of the scheme, since two rows of the papers may be the same training."""
-    scheme = entry.settings.get("scheme")
-    return entry.settings | ({"scheme": {**scheme, "name": ""}} if isinstance(scheme, dict) else {})
+    """What the hash stands for.
+
+    The defaults of settings that the line does not know yet are filled in, and the name of the scheme is left out,
+    since two rows of the papers may be the same training.
+    """
+    settings = with_defaults(entry.settings)
+    scheme = settings.get("scheme")
+    return settings | ({"scheme": {**scheme, "name": ""}} if isinstance(scheme, dict) else {})
 
 
 def _contradictions(numbered: Iterable[tuple[int, Entry]]) -> Iterator[tuple[int, int, Entry]]:

@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 import torch
 from ledger_entries import comparable
+from ledger_entries import entry as entry_of
 from ledger_processes import CELLS, KILLS, OWN, SHARED, WRITERS, entry
 
+from experiments.recipes import get_recipe
 from experiments.record import ledger, provenance
 from experiments.record.ledger import (
     Cell,
@@ -28,6 +30,7 @@ from experiments.record.ledger import (
     finished,
     merge,
     read,
+    read_together,
     validate,
 )
 
@@ -271,7 +274,7 @@ def test_a_hash_with_two_settings_is_refused_by_everything_that_reads_or_writes(
         lambda: append(one, against),
         lambda: merge([other], one),
         lambda: merge([one, other], tmp_path / "new"),
-        lambda: ledger.read_together([one, other]),
+        lambda: read_together([one, other]),
     ):
         with pytest.raises(LedgerError, match=f"hash {'0' * 16} stands for other settings in another ledger"):
             call()
@@ -283,6 +286,27 @@ def test_a_hash_with_two_settings_is_refused_by_everything_that_reads_or_writes(
         with pytest.raises(LedgerError) as caught:
             call()
         assert str(caught.value).startswith(problem)
+
+
+def test_a_line_written_before_a_setting_was_added_is_the_same_training(tmp_path):
+    """The hash leaves out defaults, so a later setting changes no hash; a line without it stands for its default."""
+    recipe = get_recipe("digits/nfm")
+    now = entry_of(recipe.name, 0, clean=0.5)
+    settings = recipe.training.to_dict()
+    del settings["scheme"]["levels"], settings["pretrained"]
+    old = replace(now, settings=settings, seed=1)
+    one, other, new = (tmp_path / name for name in ("one", "other", "new"))
+    append(one, old)
+    append(other, now)
+    assert merge([other], one) == 1
+    assert append(one, replace(now, seed=2))
+    assert merge([one, other], new) == 3
+    assert validate(one) == validate(new) == []
+    assert len(read_together([one, other])) == len(read(one)) == 3
+    settings["scheme"]["levels"] = [["", 1.0, 0.1, 0.1]]
+    with pytest.raises(LedgerError, match="stands for other settings"):
+        append(one, replace(now, settings=settings, seed=3))
+    assert finished(one) == {e.cell for e in (now, old, replace(now, seed=2))}
 
 
 def test_merge_keeps_the_first_of_each_cell_in_a_fixed_order(tmp_path):

@@ -133,7 +133,7 @@ def test_a_sample_says_what_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(commands, "run_study", lambda study, cases, **options: seen.append((cases, options)) or 0)
     run = CliRunner().invoke(app, ["study", "expansion", "--sample", "--out", str(tmp_path)])
     assert run.exit_code == 0
-    assert "Mixup at every layer" in run.output
+    assert "NFM at the hidden layers" in run.output
     assert "all cases: python -m experiments study expansion" in run.output
     ((cases, options),) = seen
     assert {case.scheme for case in cases} == {"mixup", "nfm"}
