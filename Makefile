@@ -12,7 +12,7 @@ UV ?=
 TORCH_INDEX ?=
 # make book BOOK_FLAGS=--fresh executes every notebook again, whatever the cache holds.
 BOOK_FLAGS ?=
-# make test SLOW=1 runs every test, also the larger cases of those that have quick ones.
+# make test SLOW=1 runs every test, also the larger cases of those that have quick ones, and measures their coverage.
 SLOW ?=
 
 # What is trained again: by `make book` a sample, by `make verify` everything that needs no data of yours.
@@ -32,7 +32,10 @@ AGAIN = $(RESULTS)/again
 LEDGER = $(AGAIN)/experiments.jsonl
 RUNS = $(AGAIN)/runs
 STAMP = $(VENV)/.installed
-PYTEST = $(PY) -m pytest -n auto --dist worksteal $(if $(SLOW),-m "not compile and not integrations")
+TYPES = $(PY) -m basedpyright --pythonpath $(PY) && $(PY) -m pytest -q tests/packaging/check_types.py
+LINT = $(PY) -m ruff check . && $(PY) -m ruff format --check . && $(TYPES)
+# Coverage makes tests slower by half.
+ALL = -m "not compile and not integrations" --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 # What each result depends on ------------------------------------------------------------------------------------------
 
@@ -138,21 +141,18 @@ figures/out/.drawn: $(STAMP) $(LIBRARY) $(TRAINING) $(FIGURES) $(AGAIN)/.sample-
 	$(PY) -m figures
 	@touch $@
 
-# xdist starts a process per core, so each gets one thread. Coverage makes tests slower by half, so only those of the
-# library have it. torch.compile wants a session of its own.
-test: $(STAMP) lint ## ruff, types, quick tests, coverage of nfm_theory of at least 95 %; SLOW=1: all tests
-	$(PYTEST) --cov=nfm_theory --cov-report=term-missing:skip-covered --cov-fail-under=95 \
-		tests/theory tests/packaging nfm_theory README.md
-	$(PYTEST) tests/experiments tests/book tests/benchmarks
-	$(PY) -m pytest -o addopts= -m compile $$(grep -rl --include='*.py' 'mark\.compile' tests/theory tests/experiments)
+# First, side by side, two jobs of one core: the lint, and torch.compile, which wants a session of its own. Then xdist
+# starts a process for each core.
+test: $(STAMP) ## ruff, types, quick tests; SLOW=1: all tests, and coverage of nfm_theory of at least 95 %
+	$(PY) -m pytest -q -o addopts= -m compile $$(grep -rl --include='*.py' 'mark\.compile' tests/theory tests/experiments) & \
+		compiled=$$!; $(LINT); linted=$$?; wait $$compiled && exit $$linted
+	$(PY) -m pytest -n auto --dist worksteal $(if $(SLOW),$(ALL))
 
-lint: types ## ruff check and format, and the types
-	$(PY) -m ruff check .
-	$(PY) -m ruff format --check .
+lint: $(STAMP) ## ruff check and format, and the types
+	$(LINT)
 
 types: $(STAMP) ## basedpyright: the library, and a user's script against the wheel
-	$(PY) -m basedpyright --pythonpath $(PY)
-	$(PY) -m pytest -q tests/packaging/check_types.py
+	$(TYPES)
 
 clean: ## remove what was built; .venv and the tracked records stay
 	rm -rf book/_build figures/out build dist .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* $(AGAIN) *.egg-info

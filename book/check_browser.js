@@ -155,15 +155,28 @@
   let stops = [], before = new Map(), unseen = [], expected = [];
 
   /** Remember how all that can be reached looks without focus, and watch the focus from now on. */
+  function watch({ target }) {
+    stops.push(target);
+    if (before.has(target) && before.get(target) === looks(target)) unseen.push(target);
+  }
+
+  /** The next Tab starts at the top of the page, wherever the focus was. */
+  function fromTheTop() {
+    const top = document.createElement("span");
+    top.tabIndex = -1;
+    document.body.prepend(top);
+    top.focus();
+    top.remove();
+    scrollTo(0, 0);
+  }
+
   function watchFocus() {
+    fromTheTop();
     const all = [...document.querySelectorAll(FOCUSABLE)].filter((el) => visible(el) && !el.disabled && !el.closest("[inert]"));
     expected = all.filter((el) => el.tabIndex >= 0);
     before = new Map(expected.map((el) => [el, looks(el)]));
     [stops, unseen] = [[], []];
-    document.addEventListener("focusin", ({ target }) => {
-      stops.push(target);
-      if (before.has(target) && before.get(target) === looks(target)) unseen.push(target);
-    });
+    document.addEventListener("focusin", watch); // a second time changes nothing
     return expected.length;
   }
 

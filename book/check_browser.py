@@ -20,13 +20,13 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import yaml
-from playwright.sync_api import Browser, BrowserContext, Error, Page, Playwright, TimeoutError, sync_playwright
+from playwright.sync_api import BrowserContext, Error, Page, Playwright, TimeoutError, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from check_html import toc_pages
@@ -160,13 +160,12 @@ def on_a_phone(page: Page, watch: Watch) -> list[str]:
     return ask(page, "overflow", "cut") + walk(page)
 
 
-def look(context: BrowserContext, path: Path, checks: Callable) -> tuple[list[str], int]:
-    """Open a page in a tab of its own.
+def look(context: BrowserContext, path: Path) -> tuple[list[str], int]:
+    """Open a page in a tab of its own, look at it at full width, then make the window as narrow as a phone.
 
     Args:
         context: a window of a running browser.
         path: the page.
-        checks: what to look at, `on_a_desk` or `on_a_phone`.
 
     Returns:
         Faults, and the weight of the page in bytes.
@@ -175,22 +174,20 @@ def look(context: BrowserContext, path: Path, checks: Callable) -> tuple[list[st
         Error: if the browser is gone.
     """
     page = context.new_page()
-    watch, where = Watch(page), f"{path.name} at {page.viewport_size['width']} px"
-    try:
-        page.goto(path.resolve().as_uri(), wait_until="load")
-        settle(page)
-        faults = checks(page, watch)
-    except Error as error:
-        faults = [error.message.splitlines()[0]]
+    watch, faults = Watch(page), []
+    for (width, height), checks in ((DESKTOP, on_a_desk), (PHONE, on_a_phone)):
+        try:
+            page.set_viewport_size({"width": width, "height": height})
+            if checks is on_a_desk:
+                page.goto(path.resolve().as_uri(), wait_until="load")
+                settle(page)
+            found = checks(page, watch)
+        except Error as error:
+            found = [error.message.splitlines()[0]]
+        faults += [f"{path.name} at {width} px: {fault}" for fault in dict.fromkeys(watch.faults + found)]
+        watch.faults.clear()
     page.close()
-    return [f"{where}: {fault}" for fault in dict.fromkeys(watch.faults + faults)], weigh(watch.urls)
-
-
-def window(browser: Browser, size: tuple[int, int]) -> BrowserContext:
-    """A window of this width and height on a system in light mode."""
-    context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme="light")
-    context.set_default_timeout(PATIENCE)
-    return context
+    return faults, weigh(watch.urls)
 
 
 def pages_of(book: Path) -> list[Path]:
@@ -211,12 +208,12 @@ def survey(
     """
     # One browser: beside a second one the styles of the focus come too late to be seen
     browser = playwright.chromium.launch(executable_path=program)
-    desk, phone = window(browser, DESKTOP), window(browser, PHONE)
+    context = browser.new_context(color_scheme="light")
+    context.set_default_timeout(PATIENCE)
     faults, weights = {}, {}
     for path in paths:
         try:
-            found, weights[path] = look(desk, path, on_a_desk)
-            found += look(phone, path, on_a_phone)[0]
+            found, weights[path] = look(context, path)
         except Error as error:
             found = [f"{path.name}: the browser is gone: {error.message.splitlines()[0]}"]
         if found:

@@ -60,5 +60,6 @@ pip --retries 1 --timeout 10 download --quiet --no-deps --dest "$place" -c const
 echo "make env: Python $(version_of "$venv/bin/python") in $venv. About 150 packages are installed now;" \
     "on Linux, PyTorch brings 3 GB of CUDA unless TORCH_INDEX names an index without it."
 pip install --quiet --upgrade pip
-[ -z "$torch_index" ] || pip install torch -c constraints.txt --index-url "$torch_index"
-pip install -e '.[dev]' -c constraints.txt
+# Python compiles the modules that are imported, when they are; pip would compile all of them, one by one.
+[ -z "$torch_index" ] || pip install --no-compile torch -c constraints.txt --index-url "$torch_index"
+pip install --no-compile -e '.[dev]' -c constraints.txt

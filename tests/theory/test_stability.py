@@ -73,7 +73,7 @@ def test_value_gradient_and_hessian_are_those_of_the_definition(seed, m, n, clas
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("weights", [None, (0.0, 0.4, 0.6), (0.2, 0.3, 0.5)], ids=str)
 @pytest.mark.parametrize("classes", [1, 3])
-@pytest.mark.parametrize("scale", [1.0, 1000.0, *slow([30.0])])
+@pytest.mark.parametrize("scale", [1000.0, *slow([1.0, 30.0])])
 def test_saturated_logits_are_as_precise_as_others(scale, classes, weights, dtype):
     signs = torch.tensor(list(itertools.product([-1.0, 0.5, 1.0], repeat=3)), dtype=dtype)
     logits = scale * torch.stack([signs.roll(k, -1)[:, :classes] for k in range(3)])

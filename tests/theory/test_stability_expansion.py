@@ -203,9 +203,7 @@ def test_two_equal_branches_cost_pi1_pi2_times_the_fisher_trace():
 CASES = list(itertools.product([2, 3], [1, 2, 10], [False, True], ["", "1"]))
 
 
-@pytest.mark.parametrize(
-    ("m", "classes", "equal", "layer"), some_slow(CASES, lambda case: (case[0] == 2) == (case[3] == ""))
-)
+@pytest.mark.parametrize(("m", "classes", "equal", "layer"), some_slow(CASES, lambda case: case in CASES[::5]))
 def test_the_expansion_holds_with_the_predicted_coefficient(m, classes, equal, layer):
     model = mlp(0, [3, 5, classes])
     report = nt.verify(build_branches(model, inputs(m, equal=equal), weights=WEIGHTS[m], layer=layer, **NOISY))
@@ -228,7 +226,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("scheme", OPTIONS)
+@pytest.mark.parametrize("scheme", some_slow(OPTIONS, lambda scheme: scheme in list(OPTIONS)[1::2]))
 def test_every_scheme_holds(scheme):
     report = nt.verify(build_branches(mlp(0, [3, 5, 3]), inputs(3), layer="1", **OPTIONS[scheme]))
     assert report.verdict == "holds", report
@@ -257,7 +255,7 @@ WRONG = list(itertools.product(["", "R1", "R2", "R3", "R2_add", "R3_add", "R2_mu
 
 
 @pytest.mark.parametrize(
-    ("name", "shared"), some_slow(WRONG, lambda case: not case[1] or case[0] in ("", "R2_add", "R3_mult"))
+    ("name", "shared"), some_slow(WRONG, lambda case: case[1] == (case[0] in ("R2", "R2_add", "R3_mult")))
 )
 def test_a_term_one_percent_off_is_refuted(name, shared):
     model, xs, options = mlp(0, [3, 5, 3]), inputs(2), {"weights": WEIGHTS[2], "shared_noise": shared, **NOISY}

@@ -390,7 +390,7 @@ def evaluated(problem, **options):
 
 @pytest.mark.parametrize(
     ("problem", "noise", "alpha", "beta", "add_noise", "mult_noise", "sparsity"),
-    some_slow(CASES, lambda case: case != CASES[8]),
+    some_slow(CASES, lambda case: case in CASES[1:10:2]),
 )
 def test_terms_are_the_taylor_coefficients_of_the_exact_loss(
     problem, noise, alpha, beta, add_noise, mult_noise, sparsity

@@ -8,6 +8,7 @@ import pytest
 import sympy as sp
 import torch
 from problems import randn
+from tiers import slow
 from torch.testing import assert_close
 
 import nfm_theory.symbolic.divergence_proofs as sym
@@ -34,7 +35,7 @@ def test_a_wrong_chain_rule_is_not_proved(monkeypatch):
     assert sym.prove_chain_rule(2, 1, 1) is False
 
 
-@pytest.mark.parametrize("sizes", [(2, 2), (3, 2)])
+@pytest.mark.parametrize("sizes", [(2, 2), *slow([((3, 2),)])])
 def test_gradient_and_hessian_of_the_divergence(sizes):
     assert sym.prove_divergence(*sizes) is True
 
@@ -45,7 +46,7 @@ def test_a_wrong_hessian_is_not_proved(monkeypatch):
     assert sym.prove_equal_branches() is False
 
 
-@pytest.mark.parametrize("sizes", [(2, 2), (3, 2)])
+@pytest.mark.parametrize("sizes", [(2, 2), *slow([((3, 2),)])])
 def test_equal_branches_have_fisher_blocks(sizes):
     assert sym.prove_equal_branches(*sizes) is True
 
