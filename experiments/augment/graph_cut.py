@@ -18,8 +18,7 @@ from __future__ import annotations
 from itertools import combinations
 
 import numpy as np
-from scipy import sparse
-from scipy.sparse import csgraph
+import scipy
 
 #: Costs are scaled and rounded so that their sum over the batch fits into 32 bits.
 _CAPACITY = 2**29
@@ -46,10 +45,10 @@ def _minimum_cut(gain: np.ndarray, i: np.ndarray, j: np.ndarray, weight: np.ndar
     start = np.concatenate([i, j, np.full(to_one.sum(), source), places[to_zero]])
     end = np.concatenate([j, i, places[to_one], np.full(to_zero.sum(), sink)])
     capacity = np.concatenate([weight, weight, -gain[to_one], gain[to_zero]]).astype(np.int32)
-    graph = sparse.csr_array((capacity, (start, end)), shape=(n + 2, n + 2))
-    rest = graph - csgraph.maximum_flow(graph, source, sink).flow
+    graph = scipy.sparse.csr_array((capacity, (start, end)), shape=(n + 2, n + 2))
+    rest = graph - scipy.sparse.csgraph.maximum_flow(graph, source, sink).flow
     rest.eliminate_zeros()
-    reached = csgraph.breadth_first_order(rest, source, return_predecessors=False)
+    reached = scipy.sparse.csgraph.breadth_first_order(rest, source, return_predecessors=False)
     chosen = np.zeros(n + 2, dtype=bool)
     chosen[reached] = True
     return chosen[:n]

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
-from scipy import ndimage, sparse
+import scipy
 
 from experiments.corruptions.pixels import GUARD, Streams, to_bytes, to_unit, zoom_taps
 
@@ -20,7 +20,7 @@ def smooth(pixels: np.ndarray, sigma: float, *, mode: str = "nearest", truncate:
     if sigma == 0:
         return pixels
     sigmas = (0, sigma, sigma) + (0,) * (pixels.ndim - 3)
-    return ndimage.gaussian_filter(pixels, sigmas, mode=mode, truncate=truncate)
+    return scipy.ndimage.gaussian_filter(pixels, sigmas, mode=mode, truncate=truncate)
 
 
 def gaussian_blur(images: np.ndarray, sigma: float, draws: Streams) -> np.ndarray:
@@ -115,21 +115,21 @@ def motion_blur(images: np.ndarray, constants: tuple[float, float], draws: Strea
 
 
 @lru_cache(maxsize=16)
-def zoom_operator(height: int, width: int, factors: tuple[float, ...]) -> sparse.csr_array:
+def zoom_operator(height: int, width: int, factors: tuple[float, ...]) -> scipy.sparse.csr_array:
     """The linear map of zoom blur on flattened pixels, `(H W, H W)`: the mean of the image and all zoomed images."""
-    total = sparse.eye_array(height * width, format="csr")
+    total = scipy.sparse.eye_array(height * width, format="csr")
     for factor in factors:
-        total = total + sparse.kron(_zoom_matrix(height, factor), _zoom_matrix(width, factor), format="csr")
+        total = total + scipy.sparse.kron(_zoom_matrix(height, factor), _zoom_matrix(width, factor), format="csr")
     return total / (len(factors) + 1)
 
 
-def _zoom_matrix(side: int, factor: float) -> sparse.csr_array:
+def _zoom_matrix(side: int, factor: float) -> scipy.sparse.csr_array:
     """The matrix of `clipped_zoom` for one line of pixels."""
     lower, upper, weight = zoom_taps(side, factor)
     rows = np.tile(np.arange(side), 2)
     entries = np.concatenate([1 - weight, weight])
-    return sparse.csr_array(
-        sparse.coo_array((entries, (rows, np.concatenate([lower, upper]))), shape=(side, side)),
+    return scipy.sparse.csr_array(
+        scipy.sparse.coo_array((entries, (rows, np.concatenate([lower, upper]))), shape=(side, side)),
     )
 
 

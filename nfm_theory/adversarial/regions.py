@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import linprog, nnls
 from torch import Tensor
 
 from .affine_step import Affine
@@ -130,7 +130,9 @@ def _empty(ball: _Set, a: np.ndarray, b: np.ndarray) -> bool:
     else:
         cost = np.append(np.zeros(d), 1.0)
         limits = [*zip(ball.lo, ball.hi, strict=True), (None, None)]
-        found = linprog(cost, A_ub=np.hstack([a, -np.ones((len(a), 1))]), b_ub=b, bounds=limits, method="highs")
+        found = scipy.optimize.linprog(
+            cost, A_ub=np.hstack([a, -np.ones((len(a), 1))]), b_ub=b, bounds=limits, method="highs"
+        )
         if found.status != 0:
             return False
         mu = np.maximum(-found.ineqlin.marginals, 0)
@@ -143,7 +145,7 @@ def _nearest(a: np.ndarray, excess: np.ndarray) -> tuple[np.ndarray | None, np.n
     system = np.vstack([-a.T, excess[None]])
     target = np.append(np.zeros(d), 1.0)
     try:
-        u, _ = nnls(system, target)
+        u, _ = scipy.optimize.nnls(system, target)
     except RuntimeError:  # without convergence nothing is claimed
         return None, np.zeros(len(a))
     residual = system @ u - target
@@ -190,7 +192,7 @@ def _solve_round(ball: _Set, c: np.ndarray, a: np.ndarray, b: np.ndarray) -> tup
 def _solve_box(ball: _Set, c: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[float, np.ndarray]:
     """Lower bound and candidate of `min c·x` over cell and l∞ ball, by a linear program."""
     best, point = _lowest(ball, c), ball.corner(c)
-    found = linprog(c, A_ub=a, b_ub=b, bounds=list(zip(ball.lo, ball.hi, strict=True)), method="highs")
+    found = scipy.optimize.linprog(c, A_ub=a, b_ub=b, bounds=list(zip(ball.lo, ball.hi, strict=True)), method="highs")
     if found.status == 0:
         best = max(best, _dual(ball, c, a, b, np.maximum(-found.ineqlin.marginals, 0)))
         point = found.x

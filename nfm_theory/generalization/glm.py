@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy
 import torch
 import torch.nn.functional as F
-from scipy import special
 from torch import Tensor
 
 from ..setting.checks import one_of
@@ -237,9 +237,9 @@ def _rescaled_nodes(a: float, b: float, growth: float, num: int) -> tuple[np.nda
     """Nodes λ and weights for `E_D̃ f(λ)`, if `λ^growth f` is smooth: the Jacobi weight contains the pole."""
     lams, weights = [], []
     for share, p, q in ((a / (a + b), a + 1, b), (b / (a + b), b + 1, a)):
-        z, w = special.roots_jacobi(num, q - 1, p - growth - 1)
+        z, w = scipy.special.roots_jacobi(num, q - 1, p - growth - 1)
         lam = (z + 1) / 2
-        ratio = math.exp(special.betaln(p - growth, q) - special.betaln(p, q))
+        ratio = math.exp(scipy.special.betaln(p - growth, q) - scipy.special.betaln(p, q))
         lams.append(lam)
         weights.append(share * ratio * w / w.sum() * lam**growth)
     return np.concatenate(lams), np.concatenate(weights)

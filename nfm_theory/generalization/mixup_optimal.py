@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import scipy
 import torch
-from scipy import special
 from torch import Tensor
 
 #: Number of Gauss-Legendre nodes on each half of an interval between neighboring data.
@@ -94,7 +94,7 @@ def _shares(low: np.ndarray, high: np.ndarray, a: float, b: float) -> tuple[np.n
         inside = ((low <= 0.5) & (high >= 0.5)).astype(float)
         return inside, inside / 2
     low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
-    part = lambda p: special.betainc(p, b, high) - special.betainc(p, b, low)  # noqa: E731
+    part = lambda p: scipy.special.betainc(p, b, high) - scipy.special.betainc(p, b, low)  # noqa: E731
     return part(a), a / (a + b) * part(a + 1)
 
 
@@ -175,7 +175,7 @@ def _line_density(data, labels, base, offset, a: float, b: float) -> tuple[np.nd
             rest = ((data[i] - base) - offset) / span
             inside = (lam > 0) & (rest > 0)
             logs = (a - 1) * np.log(np.where(inside, lam, 1)) + (b - 1) * np.log(np.where(inside, rest, 1))
-            density = inside * np.exp(logs - special.betaln(a, b)) / abs(span) / n**2
+            density = inside * np.exp(logs - scipy.special.betaln(a, b)) / abs(span) / n**2
             mass += density
             label += density[:, None] * (lam[:, None] * labels[i] + rest[:, None] * labels[r])
     return mass, label
@@ -226,7 +226,7 @@ def line_optimal(
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:
-    return special.entr(p).sum(-1)
+    return scipy.special.entr(p).sum(-1)
 
 
 def minimal_mixup_loss(x: Tensor, y: Tensor, *, alpha: float = 1.0, beta: float | None = None) -> float:
@@ -253,7 +253,7 @@ def minimal_mixup_loss(x: Tensor, y: Tensor, *, alpha: float = 1.0, beta: float 
     for knot in knots:  # the atom: all pairs of samples that coincide here, with their mean label
         here = labels[data == knot]
         total += len(here) ** 2 / n**2 * float(_entropy(here.mean(0)))
-    nodes, weights = special.roots_legendre(LINE_NODES)
+    nodes, weights = scipy.special.roots_legendre(LINE_NODES)
     s, weights = (nodes + 1) / 2, weights / 2
     power = math.ceil(4 / min(a, b, 1.0))  # smooths the poles of the Beta density at the data
     for left, right in pairwise(knots):

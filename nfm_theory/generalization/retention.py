@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 import torch
-from scipy import optimize
 from torch import Tensor
 
 from .glm import MAX_RHO, Family, GLMFamily, check_features, check_positive, glm_family
@@ -136,7 +136,7 @@ def retentiveness(
 
     found = [tried[ratios.argmin()]]
     for start in tried[ratios.argsort()[:REFINED]]:
-        result = optimize.minimize(
+        result = scipy.optimize.minimize(
             objective, start.cpu().numpy(), jac=True, method="L-BFGS-B", options={"maxiter": 100}
         )
         evaluations += result.nfev
