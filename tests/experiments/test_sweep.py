@@ -218,7 +218,7 @@ def test_an_unreadable_ledger_is_a_failure_with_its_line(tmp_path):
 # Killed -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kills", [8, *slow([20])])
+@pytest.mark.parametrize("kills", [6, *slow([20])])
 def test_killed_at_random_moments_the_ledger_is_that_of_an_uninterrupted_sweep(tmp_path, kills):
     """From outside, inside the writing of checkpoints, and inside that of the ledger."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

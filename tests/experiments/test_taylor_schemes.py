@@ -148,7 +148,7 @@ def test_taylor_nfm_is_unbiased(layer):
     terms = nt.terms(nt.Problem(model.eval(), X, Y, layer=layer, law=nt.Law(**LEVELS)), remainder=False)
     model.train()
     exact = F.cross_entropy(model(X), Y) + 0.7 * terms.R1 + 0.49 * terms.second
-    mean, error = statistic(lambda: step.loss(X, Y).detach(), 400)
+    mean, error = statistic(lambda: step.loss(X, Y).detach(), 200)
     assert 0 < error < 0.05
     assert abs(mean - float(exact.detach())) < 5 * error
 
@@ -174,7 +174,7 @@ def test_the_stability_penalty_is_unbiased(views, layer):
     model.train()
     for eps in (1.0, 0.1):
         exact = float((eps * terms.S1 + eps**2 * terms.S2).detach())
-        mean, error = statistic(penalty_of(model, x, seed=int(10 * eps), layer=layer, eps=eps), 150)
+        mean, error = statistic(penalty_of(model, x, seed=int(10 * eps), layer=layer, eps=eps), 100)
         assert error > 0
         assert abs(mean - exact) < 5 * error, eps
     assert model.training

@@ -271,7 +271,7 @@ def test_monte_carlo_agrees_within_its_error(shared, noise):
     exact = nt.loss(
         build_branches(MODEL, XS, **options), scales, "exact", quadrature=nt.Quadrature(num_noise=5, num_lam=6)
     ).value
-    chance = {"samples": 30_000, "generator": generator(0)}
+    chance = {"samples": 10_000, "generator": generator(0)}
     estimate = nt.loss(build_branches(MODEL, XS, **options), scales, "monte_carlo", **chance)
     assert ((estimate.value - exact).abs() <= 5 * estimate.stderr + 1e-6).all()
     assert (estimate.stderr > 0).all()

@@ -151,7 +151,7 @@ def test_errors_agree_with_quadrature_and_their_standard_error_is_right():
     assert high == pytest.approx(low, rel=1e-8)
     assert exact.to_dict()["error"] == exact.loss.error.tolist()
     misses = []
-    for seed in range(40):
+    for seed in range(20):
         curve = nt.error_curve(
             build_problem(MODEL, X, Y), eps=scales, method="pathwise", samples=600, generator=generator(seed)
         )

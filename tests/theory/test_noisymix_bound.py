@@ -132,8 +132,8 @@ def naive_right(model, xs, y, eps, sigma):
 @pytest.mark.parametrize(
     ("classes", "eps", "sigma"),
     [
-        *((3, 0.05, 0.0), (3, 0.05, 0.3), (3, 1.0, 0.0), (1, 0.05, 0.3), (1, 1.0, 0.0)),
-        *slow([(1, 0.05, 0.0), (1, 0.5, 0.0), (3, 0.5, 0.0)]),
+        *((3, 0.05, 0.3), (3, 1.0, 0.0), (1, 0.05, 0.3)),
+        *slow([(3, 0.05, 0.0), (1, 1.0, 0.0), (1, 0.05, 0.0), (1, 0.5, 0.0), (3, 0.5, 0.0)]),
     ],
 )
 def test_both_sides_are_those_of_loops(classes, eps, sigma):

@@ -334,7 +334,7 @@ def test_values_and_derivatives_of_higher_orders(name, orders):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-@pytest.mark.parametrize("order", [1, 2, *slow([3])])
+@pytest.mark.parametrize("order", [2, *slow([1, 3])])
 def test_parameter_gradients_of_derivatives(name, order):
     operation, by_hand, shape, shapes = OPERATIONS[name]
     (phi, params), (psi, _) = line(operation, shape, shapes), line(by_hand, shape, shapes)

@@ -56,15 +56,16 @@ def test_estimates_are_within_five_standard_errors(name, seed):
 
 
 @pytest.mark.parametrize("name", ["probes", "pairs", *slow(["normal probes", "deflated probes"])])
-def test_standard_errors_are_those_of_repetitions(name):
-    options, repeats = dict(ESTIMATORS[name]), 200
+@pytest.mark.parametrize("repeats", [100, *slow([200])])
+def test_standard_errors_are_those_of_repetitions(name, repeats):
+    options = dict(ESTIMATORS[name])
     method = options.pop("method")
     runs = [estimates(method, seed, num_probes=8, **options) for seed in range(repeats)]
     truth = exact()
     for term in SECOND:
         values = torch.stack([run[term].value for run in runs])
         reported = torch.stack([run[term].stderr for run in runs]).square().mean().sqrt()
-        # the standard deviation of a sample of 200 is right to 5 %, for tails like these to 10 %
+        # the standard deviation of a sample of 100 is right to 7 %, for tails like these to 14 %
         assert float(values.std() / reported) == pytest.approx(1.0, abs=0.3), term
         assert abs(values.mean() - getattr(truth, term)) <= 5 * reported / repeats**0.5, term
 

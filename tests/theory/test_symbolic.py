@@ -162,7 +162,7 @@ def test_noise_refuses():
 # --- the expansion -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dim", "outputs"), [*SIZES, *slow([(3, 2)])])
+@pytest.mark.parametrize(("dim", "outputs"), [*SIZES[:4], *slow([(2, 3), (3, 2)])])
 def test_derived_terms_are_the_table(dim, outputs):
     proof = sym.prove_expansion(dim=dim, outputs=outputs)
     assert set(proof) == set(NAMES)
