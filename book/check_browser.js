@@ -154,7 +154,6 @@
 
   let stops = [], before = new Map(), unseen = [], expected = [];
 
-  /** Remember how all that can be reached looks without focus, and watch the focus from now on. */
   function watch({ target }) {
     stops.push(target);
     if (before.has(target) && before.get(target) === looks(target)) unseen.push(target);
@@ -170,6 +169,7 @@
     scrollTo(0, 0);
   }
 
+  /** Remember how all that can be reached looks without focus, and watch the focus from now on. */
   function watchFocus() {
     fromTheTop();
     const all = [...document.querySelectorAll(FOCUSABLE)].filter((el) => visible(el) && !el.disabled && !el.closest("[inert]"));
