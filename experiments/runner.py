@@ -27,7 +27,7 @@ from .recipes.recipe import Recipe, Training
 from .record.entry import COMPUTED_IN_FLOAT32
 from .record.ledger import Cell, Entry, append, finished, provenance
 from .studies.networks import cache_directory
-from .training import BusyError, Execution, MemorySource, Source, Trained, run_folder, train
+from .training import BusyError, Execution, MemorySource, Source, Trained, keep_along, run_folder, train
 from .training.checkpoint import exclusive
 
 FINISHED, DONE, BUSY, FAILED = "finished before", "done", "busy", "failed"
@@ -142,9 +142,10 @@ def run_recipe(
         execution = execution or Execution()
         source, data, classes = load_training_data(recipe.training)
         runs = runs or runs_folder()
+        watch = keep_along(recipe.training, seed, runs) if isinstance(data, ToyData) else None
         trained = train(
             recipe.training, source, classes=classes, seed=seed, runs=runs, execution=execution, stop_after=stop_after,
-            test=_quick_test(recipe, data, execution),
+            watch=watch, test=_quick_test(recipe, data, execution),
         )  # fmt: skip
         if stop_after is not None:
             return outcome(DONE)

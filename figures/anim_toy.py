@@ -24,8 +24,6 @@ from experiments.training import Execution, networks_along
 
 from . import embed, fig_toy, style
 
-#: Epochs that are shown: every one at first, when most happens.
-EPOCHS = (*range(7), *range(8, 21, 2), *range(24, 41, 4), *range(45, 101, 5))
 #: Points on a side of the maps.
 SIDE = 48
 NAMES = {"nfm-figure-toy": "two rings (NFM)", "noisymix-figure4": "a U with a noisy edge (NoisyMix)"}
@@ -51,7 +49,7 @@ class Film:
 
 
 def film(recipe: Recipe, *, seed: int = fig_toy.SEED, runs: Path | None = None) -> tuple[Film, ToyData]:
-    """The frames of a recipe, from its training in full.
+    """The frames of a recipe: the networks that were kept when it was trained, else it is trained now.
 
     Args:
         recipe: the recipe of a toy problem.
@@ -60,9 +58,8 @@ def film(recipe: Recipe, *, seed: int = fig_toy.SEED, runs: Path | None = None) 
     """
     training = recipe.training
     source, data, classes = load_training_data(training)
-    epochs = [epoch for epoch in EPOCHS if epoch < training.epochs] + [training.epochs]
     networks = networks_along(
-        training, source, classes=classes, seed=seed, epochs=epochs, runs=runs or runs_folder(),
+        training, source, classes=classes, seed=seed, runs=runs or runs_folder(),
         execution=Execution(device="cpu", progress=False),
     )  # fmt: skip
     grid = fig_toy.axis(data, SIDE)

@@ -20,10 +20,12 @@ from experiments.data.digits import load_digits, verification_subset
 from experiments.models.small import HIDDEN
 from experiments.record.files import RESULTS, read_lines
 from experiments.record.ledger import LEDGER
+from experiments.runner import DONE, run_recipe
 from experiments.studies import explore
 from experiments.studies.networks import trained_network
 from experiments.studies.study import load_entries, study
-from experiments.training import networks_along
+from experiments.training import Execution, run_folder
+from experiments.training.along import EPOCHS
 from figures import anim_toy, embed, fig_explore, fig_toy
 
 STATIC = Path(__file__).resolve().parents[2] / "book" / "_static"
@@ -176,15 +178,26 @@ def rings(tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     one = study(load_entries(), "nfm-figure-toy")
     schemes = ("baseline", "nfm")
+    assert all(swept(one.recipes[scheme], runs) for scheme in schemes)
     found = {scheme: anim_toy.film(one.recipes[scheme], runs=runs) for scheme in schemes}
     return one, runs, {scheme: found[scheme][0] for scheme in schemes}, found["nfm"][1]
 
 
-def test_the_last_frame_is_the_still_figure_and_the_ledger(rings, tmp_path):
-    one, _, found, data = rings
+def swept(recipe, runs, *, stop_after=None):
+    quiet = Execution(device="cpu", progress=False)
+    outcome = run_recipe(recipe, 1, ledger=runs / "own.jsonl", runs=runs, execution=quiet, stop_after=stop_after)
+    return outcome.status == DONE
+
+
+def kept_file(runs, recipe):
+    return run_folder(runs, recipe.training, 1) / "along.pt"
+
+
+def test_the_last_frame_is_the_still_figure_and_the_ledger(rings):
+    one, runs, found, data = rings
     grid = fig_toy.axis(data, anim_toy.SIDE)
     for scheme, film in found.items():
-        model, _ = fig_toy.trained(one.recipes[scheme], runs=tmp_path)
+        model, _ = fig_toy.trained(one.recipes[scheme], runs=runs)
         still = np.rint(255 * fig_toy.probability(model, grid, grid)).astype(np.uint8)
         assert np.array_equal(film.maps[-1], still)
         assert film.accuracy[-1] == pytest.approx(one.values(scheme, "clean")[fig_toy.SEED], abs=0.005)
@@ -194,16 +207,23 @@ def test_the_last_frame_is_the_still_figure_and_the_ledger(rings, tmp_path):
     assert np.array_equal(found["nfm"].maps[0], found["baseline"].maps[0])  # the same network before training
 
 
-def test_networks_along_a_training_are_kept(rings):
+def test_networks_that_a_sweep_kept_are_those_of_a_training(rings, tmp_path):
     one, runs, found, _ = rings
-    training = one.recipes["nfm"].training
-    (kept,) = runs.glob(f"{training.hash}/*/along.pt")
+    recipe = one.recipes["nfm"]
+    kept = kept_file(runs, recipe)
     before = kept.stat().st_mtime_ns
-    again, _ = anim_toy.film(one.recipes["nfm"], runs=runs)
-    assert np.array_equal(again.maps, found["nfm"].maps)
+    again, _ = anim_toy.film(recipe, runs=runs)
     assert kept.stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="epochs: expected some from 0 to 100"):
-        networks_along(training, None, classes=2, seed=1, epochs=[101], runs=runs)
+    trained, _ = anim_toy.film(recipe, runs=tmp_path)
+    assert np.array_equal(again.maps, found["nfm"].maps)
+    assert np.array_equal(trained.maps, found["nfm"].maps)
+
+
+def test_a_training_in_two_parts_keeps_no_networks(rings, tmp_path):
+    recipe = rings[0].recipes["nfm"]
+    assert swept(recipe, tmp_path, stop_after=3)
+    assert swept(recipe, tmp_path)
+    assert not kept_file(tmp_path, recipe).exists()
 
 
 def test_the_player_holds_every_frame(rings):
@@ -232,7 +252,7 @@ def test_the_animated_image_moves_and_is_small(rings, tmp_path):
         frames = [np.asarray(image.convert("RGB")) for k in range(4) if image.seek(k) is None]
     assert np.array_equal(frames[0], frames[3])
     assert not np.array_equal(frames[1], frames[2])
-    assert path.stat().st_size / (4 * len(short)) * len(anim_toy.EPOCHS) * len(one.recipes) < 600_000
+    assert path.stat().st_size / (4 * len(short)) * len(EPOCHS) * len(one.recipes) < 600_000
     figure = anim_toy.frame(found, data, 2)
     assert figure.get_suptitle() == "epoch 2"
     assert sum(bool(ax.images) for ax in figure.axes) == 2
