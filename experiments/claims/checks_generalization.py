@@ -6,7 +6,6 @@ import math
 from functools import cache
 
 import torch
-from sklearn.datasets import make_moons
 from torch import Tensor, nn
 
 import nfm_theory as nt
@@ -27,7 +26,9 @@ CLOSE = 0.1
 
 @cache
 def _moons(count: int = 60) -> tuple[Tensor, Tensor]:
-    points, labels = make_moons(count, noise=0.15, random_state=0)
+    from sklearn import datasets
+
+    points, labels = datasets.make_moons(count, noise=0.15, random_state=0)
     x = torch.from_numpy(points)
     return x - x.mean(0), torch.from_numpy(labels).double()
 
