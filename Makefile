@@ -61,6 +61,8 @@ WHERE = $(STUDY) $(TRAINING) experiments/studies/where.py
 
 # A backend set outside (often Agg) silently removes every figure from the executed pages.
 unexport MPLBACKEND
+# pip leaves the compiling of modules to Python. Without keeping it, every process would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 export OMP_NUM_THREADS = 1
 book sample verify training record figures: export NFM_RUNS = $(CURDIR)/$(RUNS)
 

@@ -184,3 +184,12 @@ def test_help_lists_every_target_in_one_line(tree):
     text = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=True).stdout
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert {line.split()[1] for line in text.splitlines()} == set(phony[1].split())
+
+
+def test_what_would_slow_every_process_or_empty_the_figures_is_not_passed_on(tree):
+    outside = {"PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "Agg", "NFM_TEST": "1"}
+    command = ["make", "--eval", "shown: ; @env", "shown"]
+    text = subprocess.run(
+        command, cwd=tree, env=os.environ | outside, capture_output=True, text=True, check=True
+    ).stdout
+    assert outside.keys() & {line.partition("=")[0] for line in text.splitlines()} == {"NFM_TEST"}
