@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.record.files import RESULTS
+from experiments.record.files import RESULTS, read_lines
 from experiments.record.ledger import LEDGER
 from experiments.tables.published import PUBLISHED
 
@@ -58,13 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     sources = [(chosen.results / name, make) for name, make in FIGURES]
     sources += [(chosen.benchmarks / "estimators.json", fig_cost.make), (PUBLISHED, fig_audit.make)]
-    for source, make in sources:
-        try:
-            written = make(source, chosen.out)
-        except FileNotFoundError as error:
-            print(error, file=sys.stderr)
-            return 2
-        print(*written, sep="\n")
+    try:
+        for name, _ in FIGURES:
+            if name != LEDGER.name:
+                read_lines(chosen.results / name)  # what is missing is said before minutes of drawing
+        for source, make in sources:
+            print(*make(source, chosen.out), sep="\n")
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 2
     for make in COMPUTED:
         print(*make(chosen.out), sep="\n")
     return 0
