@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.claims.where import shares
-from experiments.recipes.where import INTERVENTIONS, LAYERS, METRIC, STUDY
+from experiments.recipes.where import LARGE, LAYERS, METRIC, interventions
 from experiments.record.entry import Entry
 from experiments.record.files import read_lines
 from experiments.record.ledger import LEDGER, read
@@ -22,21 +22,22 @@ _LINES = {BEFORE: (":", "^"), DURING: ("-", "o"), AFTER: ("--", "s")}
 _COLORS = {"R2_add": (style.BLUE, "additive"), "R2_mult": (style.ORANGE, "multiplicative")}
 
 
-def draw(entries: Sequence[Entry], records: Sequence[dict], metric: str = METRIC) -> Figure:
+def draw(entries: Sequence[Entry], records: Sequence[dict], study_name: str = LARGE, *, metric: str = METRIC) -> Figure:
     """Noise terms at each layer on the left, predicted and measured shares of NFM's gain on the right.
 
     Args:
         entries: lines of the ledger.
         records: records of the study `where`.
+        study_name: the study whose networks are shown.
         metric: key of the metric of the gain.
     """
-    found = shares(tuple(entries), tuple(records), metric=metric)
+    found = shares(tuple(entries), tuple(records), study_name, metric=metric)
     open_square = {"color": style.ORANGE, "ms": 5, "mfc": "none"}
     with style.style():
         figure = Figure(figsize=(9.6, 1.7 + 0.26 * max(len(found), 6)), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.35))
-        _terms(left, records)
-        words = {one.name: one.words for one in INTERVENTIONS}
+        _terms(left, records, study_name)
+        words = {one.name: one.words for one in interventions(study_name)}
         order = sorted(found, key=lambda name: found[name].predicted)
         for place, name in enumerate(order):
             one = found[name]
@@ -53,10 +54,10 @@ def draw(entries: Sequence[Entry], records: Sequence[dict], metric: str = METRIC
     return figure
 
 
-def _terms(ax: Axes, records: Sequence[dict]) -> None:
+def _terms(ax: Axes, records: Sequence[dict], study_name: str) -> None:
     """The noise terms of NFM at each layer of plainly trained networks."""
     for when, (line, marker) in _LINES.items():
-        terms = mean_terms(records, when)
+        terms = mean_terms(records, study_name, when)
         for name, (color, words) in _COLORS.items():
             values = [terms[layer][name] for layer in LAYERS]
             ax.plot(values, line, marker=marker, color=color, ms=4, label=f"{words}, {when}")
@@ -68,6 +69,6 @@ def _terms(ax: Axes, records: Sequence[dict]) -> None:
 def make(source: Path = LEDGER, out: Path = style.OUT) -> list[Path]:
     """Draw the figure from a ledger and the record beside it, and write it; returns the files."""
     entries = read(source)
-    if not study(entries, STUDY).run:
+    if not study(entries, LARGE).run:
         return []
     return style.save(draw(entries, read_lines(source.with_name(FILE))), "where", out)

@@ -7,7 +7,8 @@
 | `fashion-where-preact/...` | the papers' PreActResNet-18 at an eighth of its width, as in `fashion-preact/...` |
 | `cifar10-where/...` | the fast network on CIFAR-10, as in `cifar10-compact/...` |
 
-The rows of a study are `INTERVENTIONS`; a knock-out removes one source from NFM, a knock-in adds one to Manifold Mixup.
+The rows of a study are its `interventions`; a knock-out removes one source from NFM, a knock-in adds one to Manifold
+Mixup.
 
 What we expected before any of these networks but plain ones was trained (`python -m experiments study where` prints the
 share of each row):
@@ -39,8 +40,8 @@ LAYERS = ("", "layer1", "layer2", "layer3")
 NFM = SCHEMES["nfm"]
 FULL = (NFM.alpha, NFM.add_noise, NFM.mult_noise)
 _MIXING_ONLY = (NFM.alpha, 0.0, 0.0)
-#: The study that was run, its metric of the gain, and the seeds that are declared for it.
-STUDY, METRIC, SEEDS = "fashion-where", "white_noise/0.5", tuple(range(1, 11))
+#: The studies that were run, their metric of the gain, and the seeds that are declared for the small one.
+SMALL, LARGE, METRIC, SEEDS = "fashion-where", "fashion-where-full", "white_noise/0.5", tuple(range(1, 11))
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,15 @@ def _mixing_at(name: str, words: str, *layers: str) -> Intervention:
     return _at(name, words, {layer: (0.0, *FULL[1:]) for layer in LAYERS if layer not in layers})
 
 
-#: σ_add at each layer with the R2_add that NFM has at the input, and σ_add at the input alone with NFM's whole R2_add,
-#: from the record of `studies.where`.
-EQUAL = {"": 0.4, "layer1": 0.58, "layer2": 0.87, "layer3": 1.64}
-TOTAL = 0.53
+#: By study, σ_add at each layer with the R2_add that NFM has at the input, and σ_add at the input alone with the whole
+#: R2_add of NFM, from the record of `studies.where`. The other studies have no such rows.
+EQUAL = {
+    SMALL: {"": 0.4, "layer1": 0.58, "layer2": 0.87, "layer3": 1.64},
+    LARGE: {"": 0.4, "layer1": 0.58, "layer2": 0.87, "layer3": 1.64},
+}
+TOTAL = {SMALL: 0.53, LARGE: 0.53}
 
-#: The rows, the most telling first.
-INTERVENTIONS = (
+_ROWS = (
     Intervention("baseline", "no mixing, no noise", SCHEMES["baseline"]),
     Intervention("manifold_mixup", "mixing everywhere, no noise", SCHEMES["manifold_mixup"]),
     Intervention("nfm", "mixing and noise everywhere", NFM),
@@ -94,12 +97,7 @@ INTERVENTIONS = (
     _noise_at("noise-hidden", "noise at the hidden layers only", *LAYERS[1:]),
     _everywhere("additive", "additive noise only", mult_noise=0.0),
     _everywhere("multiplicative", "multiplicative noise only", add_noise=0.0),
-    _at("equal", "the same R2_add at each layer", {layer: (FULL[0], EQUAL[layer], FULL[2]) for layer in LAYERS}),
     _everywhere("no-mixing", "noise everywhere, no mixing", alpha=0.0),
-    _at(
-        "input-total", "additive noise at the input only, with the whole R2_add",
-        {layer: (FULL[0], 0.0 if layer else TOTAL, 0.0) for layer in LAYERS},
-    ),
     *(_noise_at(f"noise-{layer}", f"noise at {layer} only", layer) for layer in LAYERS[1:]),
     *(
         _noise_at(f"quiet-{layer}", f"no noise at {layer}", *(other for other in LAYERS if other != layer))
@@ -110,15 +108,27 @@ INTERVENTIONS = (
     _everywhere("half", "half of the additive level everywhere", add_noise=NFM.add_noise / 2),
     _everywhere("double", "twice the additive level everywhere", add_noise=2 * NFM.add_noise),
 )  # fmt: skip
-#: Rows whose levels were chosen on the plainly trained fast network, so that only that network has them.
-CHOSEN = ("equal", "input-total")
-#: Studies at the sizes of others: the study, the one with its baseline, its seeds and its rows.
-_ALL, _UNCHOSEN = INTERVENTIONS, tuple(one for one in INTERVENTIONS if one.name not in CHOSEN)
-_SIZES = (
-    (f"{STUDY}-full", "fashion-compact", (1, 2, 3, 4, 5), _ALL),
-    (f"{STUDY}-preact", "fashion-preact", (1, 2, 3, 4, 5), _UNCHOSEN),
-    ("cifar10-where", "cifar10-compact", (1, 2, 3, 4, 5), _UNCHOSEN),
-)
+
+
+def interventions(study: str) -> tuple[Intervention, ...]:
+    """The rows of a study.
+
+    Args:
+        study: its name, the first part of the names of its recipes.
+    """
+    if study not in EQUAL:
+        return _ROWS
+    equal = {layer: (FULL[0], EQUAL[study][layer], FULL[2]) for layer in LAYERS}
+    total = {layer: (FULL[0], 0.0 if layer else TOTAL[study], 0.0) for layer in LAYERS}
+    return (
+        *_ROWS,
+        _at("equal", "the same R2_add at each layer", equal),
+        _at("input-total", "additive noise at the input only, with the whole R2_add", total),
+    )
+
+
+#: Studies at the sizes of others, and the one with the baseline of each.
+_SIZES = {LARGE: "fashion-compact", "fashion-where-preact": "fashion-preact", "cifar10-where": "cifar10-compact"}
 SUITES = ("clean", "white_noise", "attacks", "salt_pepper")
 _SHORT = {
     "samples": 10_000, "epochs": 3, "batch_size": 64, "precision": "float32",
@@ -156,7 +166,7 @@ def recipes(known: Iterable[Recipe]) -> list[Recipe]:
         "training": replace(fast.training, **_SHORT), "choices": _SHORT_CHOICES, "evaluation": _EVALUATION,
         "seeds": SEEDS,
     }  # fmt: skip
-    found = [_recipe(fast, STUDY, one, **short) for one in INTERVENTIONS]
-    for study, size, seeds, rows in _SIZES:
-        found += [_recipe(base[f"{size}/baseline"], study, one, seeds=seeds) for one in rows]
+    found = [_recipe(fast, SMALL, one, **short) for one in interventions(SMALL)]
+    for study, size in _SIZES.items():
+        found += [_recipe(base[f"{size}/baseline"], study, one, seeds=SEEDS[:5]) for one in interventions(study)]
     return found

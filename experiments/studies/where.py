@@ -1,8 +1,9 @@
 """The study `where`: how much of NFM's second-order terms lies at which layer, on networks that are trained plainly.
 
-The baseline of `fashion-where/...` is trained by its recipe. Before the training and after each epoch the network is
-set to evaluation mode, with batch statistics of `STATISTICS` training images, and on some training images the terms of
-NFM's law are computed at each eligible layer, exactly. `where.jsonl` has a record for each seed and epoch.
+The baselines of `fashion-where/...` and `fashion-where-full/...` are trained by their recipes. Before the training and
+after each epoch the network is set to evaluation mode, with batch statistics of `STATISTICS` training images, and on
+some training images the terms of NFM's law are computed at each eligible layer, exactly. `where.jsonl` has a record for
+each study, seed and epoch.
 
 To second order the noise at a layer acts through R2_add and R2_mult, which grow with the squares of their levels. As
 the network is piecewise linear, R3_add and R3_mult are zero. A step draws one of the layers, so an intervention with
@@ -32,8 +33,7 @@ import nfm_theory as nt
 
 from ..models import build_model
 from ..recipes import get_recipe
-from ..recipes.where import FULL, INTERVENTIONS, LAYERS
-from ..recipes.where import STUDY as RECIPES
+from ..recipes.where import FULL, LARGE, LAYERS, SMALL, interventions
 from ..record.files import versions
 from ..runner import load_training_data
 from ..training import Execution, train
@@ -56,12 +56,14 @@ class WhereCase:
     """One training run.
 
     Attributes:
+        study: the study whose baseline is trained.
         seed: random seed of the training run.
         num_samples: number of training images for the terms.
         length: number of epochs of a shorter training; `None` for that of the recipe.
         samples: number of training images of a smaller training; `None` for that of the recipe.
     """
 
+    study: str
     seed: int
     num_samples: int = NUM_SAMPLES
     length: int | None = None
@@ -70,7 +72,9 @@ class WhereCase:
 
 def cases(*, quick: bool = False) -> list[WhereCase]:
     """The cases; `quick` gives a small one of the same kind, for tests."""
-    return [WhereCase(1, 6, 1, 64)] if quick else [WhereCase(seed) for seed in SEEDS]
+    if quick:
+        return [WhereCase(SMALL, 1, 6, 1, 64)]
+    return [WhereCase(study, seed) for study in (SMALL, LARGE) for seed in SEEDS]
 
 
 def layer_terms(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, dict[str, float]]:
@@ -81,7 +85,7 @@ def layer_terms(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, dict[str, f
         x: inputs.
         y: class indices.
     """
-    law = get_recipe(f"{RECIPES}/nfm").training.scheme.law
+    law = get_recipe(f"{SMALL}/nfm").training.scheme.law
     found = {}
     for layer in LAYERS:
         problem = nt.Problem(model, x, y, layer=layer, law=law)
@@ -119,7 +123,7 @@ def images(source: MemorySource, n: int) -> tuple[Tensor, Tensor]:
 
 def run_case(case: WhereCase) -> tuple[list[dict]]:
     """Train a network plainly by its recipe, and compute the terms before the training and after each epoch."""
-    training = get_recipe(f"{RECIPES}/baseline").training
+    training = get_recipe(f"{case.study}/baseline").training
     if case.length is not None:
         training = replace(training, epochs=case.length, samples=case.samples)
     source, _, classes = load_training_data(training)
@@ -134,8 +138,8 @@ def run_case(case: WhereCase) -> tuple[list[dict]]:
         twin = with_statistics(twin, x)
         n = case.num_samples
         records.append({
-            "seed": case.seed, "epoch": epoch, "epochs": training.epochs, "hash": training.hash, "n": n,
-            "per_layer": layer_terms(twin, x[:n], y[:n]), "seconds": round(time.perf_counter() - start, 2),
+            "study": case.study, "seed": case.seed, "epoch": epoch, "epochs": training.epochs, "hash": training.hash,
+            "n": n, "per_layer": layer_terms(twin, x[:n], y[:n]), "seconds": round(time.perf_counter() - start, 2),
             "versions": versions(), "device": "cpu",
         })  # fmt: skip
 
@@ -145,15 +149,21 @@ def run_case(case: WhereCase) -> tuple[list[dict]]:
     return (records,)
 
 
-def mean_terms(records: Sequence[Mapping], when: str = DURING) -> dict[str, dict[str, float]]:
+def studies(records: Sequence[Mapping]) -> list[str]:
+    """The studies that have records, the small one first."""
+    return list(dict.fromkeys(record["study"] for record in records))
+
+
+def mean_terms(records: Sequence[Mapping], study: str, when: str = DURING) -> dict[str, dict[str, float]]:
     """The terms at each layer, averaged over seeds and, during training, over the epochs.
 
     Args:
         records: records of this study.
+        study: the study whose baseline was trained.
         when: `BEFORE`, `DURING` or `AFTER`.
     """
     keep = {BEFORE: lambda r: r["epoch"] == 0, DURING: lambda r: r["epoch"], AFTER: lambda r: r["epoch"] == r["epochs"]}
-    chosen = [record["per_layer"] for record in records if keep[when](record)]
+    chosen = [record["per_layer"] for record in records if record["study"] == study and keep[when](record)]
     return {
         layer: {name: math.fsum(one[layer][name] for one in chosen) / len(chosen) for name in TERMS} for layer in LAYERS
     }
@@ -188,16 +198,19 @@ def mixing_share(levels: Mapping[str, tuple[float, float, float]], terms: Mappin
     return kept / math.fsum(terms[layer]["R2"] for layer in LAYERS)
 
 
-def predictions(records: Sequence[Mapping], when: str = DURING, *, mixing: bool = False) -> dict[str, float]:
+def predictions(
+    records: Sequence[Mapping], study: str, when: str = DURING, *, mixing: bool = False
+) -> dict[str, float]:
     """The share of NFM's noise terms that each intervention has, by its name.
 
     Args:
         records: records of this study.
+        study: the study whose networks are predicted.
         when: `BEFORE`, `DURING` or `AFTER`.
         mixing: True for the share of NFM's R2.
     """
-    terms, share = mean_terms(records, when), mixing_share if mixing else noise_share
-    return {one.name: share({layer: one.levels(layer) for layer in LAYERS}, terms) for one in INTERVENTIONS}
+    terms, share = mean_terms(records, study, when), mixing_share if mixing else noise_share
+    return {one.name: share({layer: one.levels(layer) for layer in LAYERS}, terms) for one in interventions(study)}
 
 
 def equal_levels(terms: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -221,12 +234,14 @@ def total_level(terms: Mapping[str, Mapping[str, float]]) -> float:
 def layers_table(records: Sequence[dict]) -> Table:
     """The table of the terms at each layer, before, during and after the training."""
     rows = [
-        [when, layer or "input", *(f"{terms[layer][name]:.4g}" for name in TERMS)]
+        [study, when, layer or "input", *(f"{terms[layer][name]:.4g}" for name in TERMS)]
+        for study in studies(records)
         for when in (BEFORE, DURING, AFTER)
-        for terms in [mean_terms(records, when)]
+        for terms in [mean_terms(records, study, when)]
         for layer in LAYERS
     ]
-    return results_table("NFM's terms on plainly trained networks", ("when", "layer", *TERMS), rows, text=("when",))
+    title, columns = "NFM's terms on plainly trained networks", ("study", "when", "layer", *TERMS)
+    return results_table(title, columns, rows, text=("study", "when"))
 
 
 def _difference(new: dict, old: dict) -> str:
@@ -240,11 +255,14 @@ def _difference(new: dict, old: dict) -> str:
 
 def _conclude(records: Sequence[dict]) -> tuple[int, list[str]]:
     """No exit status of its own; a line with the predicted share of each intervention."""
-    found = predictions(records)
-    return 0, [f"predicted share of NFM's noise terms, {name}: {share:.2f}" for name, share in found.items()]
+    return 0, [
+        f"predicted share of NFM's noise terms, {study}/{name}: {share:.2f}"
+        for study in studies(records)
+        for name, share in predictions(records, study).items()
+    ]
 
 
 STUDY = RecordedStudy(
-    "where", (RecordFile(FILE, ("seed", "epoch"), _difference),), run_case, layers_table, conclude=_conclude,
-    sample=lambda case: case.seed == 1, sample_words="one training run",
+    "where", (RecordFile(FILE, ("study", "seed", "epoch"), _difference),), run_case, layers_table,
+    conclude=_conclude, sample=lambda case: (case.study, case.seed) == (SMALL, 1), sample_words="one training run",
 )  # fmt: skip

@@ -218,16 +218,17 @@ def test_second_order_files_are_written_for_what_there_is(tmp_path):
 def layer_record(epoch):
     at = dict(zip(("", "layer1", "layer2", "layer3"), (6.0, 2.0, 1.0, 1.0), strict=True))
     terms = {layer: dict.fromkeys(TERMS, 0.0) | {"R2_add": (epoch + 1) * v, "R2_mult": v} for layer, v in at.items()}
-    return {"epoch": epoch, "epochs": 1, "per_layer": terms}
+    return {"study": "fashion-where-full", "epoch": epoch, "epochs": 1, "per_layer": terms}
 
 
 def intervention_entries():
     gains = {"manifold_mixup": 0.0, "nfm": 0.2, "noise-input": 0.1, "noise-hidden": 0.06, "no-mixing": 0.3}
     more = {"manifold_mixup": 0.0, "nfm": 0.01, "noise-input": 0.02, "noise-hidden": 0.0, "no-mixing": 0.0}
+    found = {(row, seed): 0.5 + gain + (seed - 1) * more[row] for row, gain in gains.items() for seed in (1, 2)}
     return [
-        entry(f"fashion-where/{row}", seed, "white_noise", **{"white_noise/0.5": 0.5 + gain + (seed - 1) * more[row]})
-        for row, gain in gains.items() for seed in (1, 2)
-    ]  # fmt: skip
+        entry(f"fashion-where-full/{row}", seed, "white_noise", **{"white_noise/0.5": value})
+        for (row, seed), value in found.items()
+    ]
 
 
 def test_predicted_and_measured_shares_are_drawn_from_the_smallest():

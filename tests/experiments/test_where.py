@@ -20,12 +20,18 @@ from experiments.schemes import build_step
 from experiments.studies import where as study
 
 LAYERS = ("", "layer1", "layer2", "layer3")
+SMALL, LARGE = "fashion-where", "fashion-where-full"
 Y = torch.tensor([0, 1, 2, 3])
 
 
 def fast_network(seed=1):
     model = build_model("fast_cnn", 4, seed=seed, in_channels=1, widths=(2, 3, 4), stem=2).double()
     return study.with_statistics(model, randn(0, 20, 1, 16, 16))
+
+
+def made_of(per_layer, *, study=SMALL, epoch=1, epochs=1):
+    """A record of the study."""
+    return {"study": study, "epoch": epoch, "epochs": epochs, "per_layer": per_layer}
 
 
 def terms_of(add, mult=None):
@@ -125,16 +131,17 @@ def test_equal_levels_have_equal_terms_and_the_total_level_the_whole():
 
 
 def test_the_levels_of_the_recipes_are_those_of_the_record():
-    terms = study.mean_terms(read_lines(RESULTS / study.FILE), study.DURING)
-    assert {layer: round(value, 2) for layer, value in study.equal_levels(terms).items()} == recipes.EQUAL
-    assert round(study.total_level(terms), 2) == recipes.TOTAL
+    for name in (SMALL, LARGE):
+        terms = study.mean_terms(read_lines(RESULTS / study.FILE), name)
+        assert {layer: round(value, 2) for layer, value in study.equal_levels(terms).items()} == recipes.EQUAL[name]
+        assert round(study.total_level(terms), 2) == recipes.TOTAL[name]
 
 
 def test_a_share_is_counted_by_hand():
     add, mult = (dict(zip(LAYERS, values, strict=True)) for values in ((4.0, 2.0, 1.0, 1.0), (1.0, 1.0, 0.0, 0.0)))
     terms = terms_of(add, mult)
-    record = {"epoch": 1, "epochs": 1, "per_layer": {a: dict.fromkeys(study.TERMS, 0.0) | terms[a] for a in LAYERS}}
-    found = study.predictions([record])
+    record = made_of({a: dict.fromkeys(study.TERMS, 0.0) | terms[a] for a in LAYERS})
+    found = study.predictions([record, made_of(dict.fromkeys(LAYERS), study=LARGE)], SMALL)
     assert found["nfm"] == 1
     assert found["baseline"] == found["manifold_mixup"] == 0
     assert found["noise-input"] == pytest.approx(5 / 10)
@@ -147,8 +154,8 @@ def test_a_share_is_counted_by_hand():
 
 def test_a_share_of_the_mixing_is_that_of_r2():
     values = dict(zip(LAYERS, (6.0, 2.0, 1.0, 1.0), strict=True))
-    record = {"epoch": 1, "epochs": 1, "per_layer": {a: dict.fromkeys(study.TERMS, v) for a, v in values.items()}}
-    found = study.predictions([record], mixing=True)
+    record = made_of({a: dict.fromkeys(study.TERMS, v) for a, v in values.items()})
+    found = study.predictions([record], SMALL, mixing=True)
     assert found["nfm"] == found["manifold_mixup"] == 1
     assert found["no-mixing"] == found["baseline"] == 0
     assert (found["mixing-input"], found["mixing-hidden"]) == pytest.approx((0.6, 0.4))
@@ -156,10 +163,11 @@ def test_a_share_of_the_mixing_is_that_of_r2():
 
 def test_before_during_and_after_are_means_over_their_epochs():
     records = [
-        {"epoch": e, "epochs": 2, "per_layer": {a: dict.fromkeys(study.TERMS, 10.0 * s + e) for a in LAYERS}}
+        made_of({a: dict.fromkeys(study.TERMS, 10.0 * s + e) for a in LAYERS}, epoch=e, epochs=2)
         for s in (1, 2) for e in (0, 1, 2)
     ]  # fmt: skip
-    found = [study.mean_terms(records, when)["layer1"]["R2"] for when in (study.BEFORE, study.DURING, study.AFTER)]
+    when = (study.BEFORE, study.DURING, study.AFTER)
+    found = [study.mean_terms(records, SMALL, one)["layer1"]["R2"] for one in when]
     assert found == [15.0, 16.5, 17.0]
 
 
@@ -174,11 +182,11 @@ def test_a_small_run_of_the_study_has_a_record_for_each_epoch():
 
 OTHER_TERMS = dict.fromkeys(study.TERMS, 1.0) | {"R2_mult": 0.0}
 R2_ADD = dict(zip(LAYERS, (7.0, 1.0, 1.0, 1.0), strict=True))
-RECORD = {"epoch": 1, "epochs": 1, "per_layer": {a: OTHER_TERMS | {"R2_add": v} for a, v in R2_ADD.items()}}
+RECORD = made_of({a: OTHER_TERMS | {"R2_add": v} for a, v in R2_ADD.items()})
 
 
-def lines(row, *values):
-    return [entry(f"fashion-where/{row}", s, "white_noise", **{recipes.METRIC: v}) for s, v in enumerate(values, 1)]
+def lines(row, *values, within=SMALL):
+    return [entry(f"{within}/{row}", s, "white_noise", **{recipes.METRIC: v}) for s, v in enumerate(values, 1)]
 
 
 @pytest.mark.parametrize(
@@ -193,9 +201,9 @@ def lines(row, *values):
 def test_a_share_is_judged_by_students_interval(values, word, weakness):
     rest = (*lines("manifold_mixup", 0.5, 0.5, 0.5), *lines("nfm", 0.7, 0.7, 0.7))
     records = Records(entries=(*rest, *lines("noise-input", *values)), where=(RECORD,))
-    found = claims.predicted_shares()(records)
+    found = claims.predicted_shares(SMALL)(records)
     assert (found.word, found.weakness, found.seeds) == (word, weakness, len(values))
-    share = claims.shares(records.entries, records.where)["noise-input"]
+    share = claims.shares(records.entries, records.where, SMALL)["noise-input"]
     assert share.predicted == pytest.approx(0.7)
     assert share.measured == pytest.approx((sum(values) / len(values) - 0.5) / 0.2)
 
@@ -203,25 +211,38 @@ def test_a_share_is_judged_by_students_interval(values, word, weakness):
 def test_rows_that_mix_less_have_no_share():
     rows = ("manifold_mixup", "nfm", "no-mixing", "mixing-input", "baseline", "noise-hidden")
     made = tuple(line for k, row in enumerate(rows) for line in lines(row, 0.5 + k / 20, 0.52 + k / 20))
-    assert set(claims.shares(made, (RECORD,))) == {"noise-hidden"}
-    assert set(claims.shares(made, (RECORD,), mixing=True)) == set()  # without mixing, NFM's noise did better here
-    assert claims.predicted_shares()(Records(where=(RECORD,))).word == "not run"
+    assert set(claims.shares(made, (RECORD,), SMALL)) == {"noise-hidden"}
+    assert (
+        set(claims.shares(made, (RECORD,), SMALL, mixing=True)) == set()
+    )  # without mixing, NFM's noise did better here
+    assert claims.predicted_shares(SMALL)(Records(where=(RECORD,))).word == "not run"
 
 
 def test_shares_of_the_mixing_are_judged_against_noise_without_mixing():
-    record = {"epoch": 1, "epochs": 1, "per_layer": {a: dict.fromkeys(study.TERMS, 1.0) for a in LAYERS}}
+    record = made_of({a: dict.fromkeys(study.TERMS, 1.0) for a in LAYERS})
     rest = (*lines("no-mixing", 0.5, 0.5, 0.5), *lines("nfm", 0.7, 0.7, 0.7))
     made = (*rest, *lines("mixing-input", 0.55, 0.56, 0.54), *lines("mixing-hidden", 0.55, 0.55, 0.55))
-    found = claims.predicted_shares(mixing=True)(Records(entries=made, where=(record,)))
+    found = claims.predicted_shares(SMALL, mixing=True)(Records(entries=made, where=(record,)))
     assert found.word == "reproduced in part"  # predicted: a quarter, three quarters
     assert found.detail.startswith("1 of 2 within 0.25 of the prediction, 1 clearly not, 3 or more seeds; mixing-inp")
-    assert claims.predicted_shares()(Records(entries=made, where=(record,))).word == "not run"
+    assert claims.predicted_shares(SMALL)(Records(entries=made, where=(record,))).word == "not run"
 
 
 def test_without_a_gain_there_are_no_shares():
     rest = (*lines("manifold_mixup", 0.5, 0.6, 0.5), *lines("nfm", 0.6, 0.5, 0.5))
-    found = claims.predicted_shares()(Records(entries=(*rest, *lines("noise-input", 0.5, 0.5, 0.5)), where=(RECORD,)))
+    found = claims.predicted_shares(SMALL)(
+        Records(entries=(*rest, *lines("noise-input", 0.5, 0.5, 0.5)), where=(RECORD,))
+    )
     assert (found.word, found.weakness, found.seeds) == ("undecided", "within noise", 3)
+
+
+def test_the_large_networks_decide_where_they_were_run():
+    small = (*lines("noise-input", 0.5, 0.52, 0.51), *lines("noise-hidden", 0.4, 0.41, 0.42))
+    large = (*lines("noise-input", 0.5, 0.52, 0.51, within=LARGE), *lines("noise-hidden", 0.6, 0.6, 0.61, within=LARGE))
+    (judge,) = (one.verdict for one in claims.WHERE if one.id == "where-input")
+    found = [judge(Records(entries=made)) for made in (small, (*small, *large), (*small, *large[:3]))]
+    assert [one.word for one in found] == ["reproduced", "not reproduced", "reproduced"]
+    assert [one.size for one in found] == [claims.SIZES[name] for name in (SMALL, LARGE, SMALL)]
 
 
 def test_every_row_of_a_claim_is_a_recipe():
@@ -230,6 +251,7 @@ def test_every_row_of_a_claim_is_a_recipe():
         entry(r.name, seed, "white_noise", **{recipes.METRIC: 0.2 + k / 200 + seed / 100})
         for k, r in enumerate(select_recipes("*where*/*")) for seed in (1, 2)
     )  # fmt: skip
-    words = {one.id: one.verdict(Records(entries=made, where=(RECORD,))).word for one in claims.WHERE}
+    where = (RECORD, RECORD | {"study": LARGE})
+    words = {one.id: one.verdict(Records(entries=made, where=where)).word for one in claims.WHERE}
     assert "not run" not in words.values()
     assert len(words) == 9
