@@ -3,7 +3,7 @@
 | studies | network, data, training |
 |---|---|
 | `fashion-where/...` | the fast network at a third of its width, on 10,000 images of Fashion-MNIST for 3 epochs |
-| `fashion-where-full/...` | the fast network on all images for 5 epochs, as in `fashion-compact/...` |
+| `fashion-where-full/...` | the fast network on all images for 5 epochs, as in `fashion-compact/...` but in float32 |
 | `fashion-where-preact/...` | the papers' PreActResNet-18 at an eighth of its width, as in `fashion-preact/...` |
 | `cifar10-where/...` | the fast network on CIFAR-10, as in `cifar10-compact/...` |
 
@@ -154,6 +154,15 @@ def _recipe(base: Recipe, study: str, one: Intervention, **changes) -> Recipe:
     return replace(base, name=f"{study}/{one.name}", training=training, suites=SUITES, choices=choices)
 
 
+def _in_float32(base: Recipe) -> dict:
+    """What is different in float32, in which all processors compute: rows of two machines must not differ by that."""
+    return {
+        "training": replace(base.training, precision="float32"),
+        "evaluation": replace(base.evaluation, precision="float32"),
+        "choices": tuple(choice for choice in base.choices if choice[0] != "precision"),
+    }
+
+
 def recipes(known: Iterable[Recipe]) -> list[Recipe]:
     """The recipes of all four studies.
 
@@ -168,5 +177,7 @@ def recipes(known: Iterable[Recipe]) -> list[Recipe]:
     }  # fmt: skip
     found = [_recipe(fast, SMALL, one, **short) for one in interventions(SMALL)]
     for study, size in _SIZES.items():
-        found += [_recipe(base[f"{size}/baseline"], study, one, seeds=SEEDS[:5]) for one in interventions(study)]
+        plain = base[f"{size}/baseline"]
+        own = _in_float32(plain) if study == LARGE else {}
+        found += [_recipe(plain, study, one, seeds=SEEDS[:5], **own) for one in interventions(study)]
     return found
