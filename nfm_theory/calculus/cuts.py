@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,6 +44,27 @@ ADVICE = (
     "look there for detach(), no_grad(), .data, .item(), NumPy, rounding, or a custom autograd function. If the cut is "
     "meant, nfm_theory.options(check_derivatives=False) takes the reported derivatives"
 )
+
+
+INFINITE = (
+    "look there for 0 times infinity, as behind torch.where(x > 0, x.sqrt(), x), or in a norm or square root at 0; "
+    "keep their arguments away from 0, x.clamp_min(1e-12).sqrt() for example"
+)
+
+
+def check_finite(terms: Mapping[str, Tensor]) -> None:
+    """Refuse terms that are not finite, unless the caller has switched the check off.
+
+    Raises:
+        DerivativeError: with the names of these terms.
+    """
+    if peek_interpreter_stack() is None and checks_derivatives():
+        wrong = [name for name, value in terms.items() if not value.detach().isfinite().all()]
+        if wrong:
+            raise DerivativeError(
+                f"model: {', '.join(wrong)} would be nan or infinite, because a derivative of the network is at one of "
+                f"the samples, or its outputs are too large: {INFINITE}."
+            )
 
 
 @undisturbed()
@@ -115,7 +137,7 @@ def check_derivatives(
     error = DerivativeError(
         f"model: the {which} that PyTorch reports is not the {which} of what the model computes: along a random "
         f"direction it has the size {wrong[1]:.3g}, while the values change by {wrong[2]:.3g}. It is cut in {where}: "
-        f"{ADVICE}."
+        f"{ADVICE if isfinite(wrong[1]) else INFINITE}."
     )
     error.place = where
     raise error
@@ -190,14 +212,14 @@ def _compared(
 ) -> tuple[bool, float, float] | None:
     """Whether one of the reported derivatives is wrong, with both sizes; `None` if nothing can be said."""
     near, far = quotients
-    if not all(z.isfinite().all() for z in (near, far, values, *(part[0] for part in reported))):
+    if not all(z.isfinite().all() for z in (near, far, values)):
         return None
     scale = float(values[0].norm())
     error = float((near - far).norm()) + 16 * torch.finfo(dtype).eps * scale / step
     size = float(near.norm())
     for part in reported:
         known = float(part[0].norm())
-        if float((near - part[0]).norm()) > TOLERANCE[dtype] * max(size, known) + CERTAINTY * error:
+        if not float((near - part[0]).norm()) <= TOLERANCE[dtype] * max(size, known) + CERTAINTY * error:
             return True, known, size
     largest = max([size, *(float(part[0].norm()) for part in reported)])
     return (False, largest, size) if CERTAINTY * error <= max(0.3 * largest, 1e-3 * scale) else None
@@ -305,4 +327,4 @@ def _disagrees(reported: Tensor, quotient: Tensor, values: Tensor, step: float) 
     reported, quotient, values = reported.detach(), quotient.detach(), values.detach()
     rounding = 16 * torch.finfo(values.dtype).eps * float(values.norm()) / step
     size = max(float(reported.norm()), float(quotient.norm()))
-    return float((reported - quotient).norm()) > TOLERANCE[values.dtype] * size + CERTAINTY * rounding
+    return not float((reported - quotient).norm()) <= TOLERANCE[values.dtype] * size + CERTAINTY * rounding

@@ -36,6 +36,10 @@ CURES = {
         "a torch.autograd.Function has no rule for forward mode",
         "write it with torch operations, or give it setup_context() and jvp()",
     ),
+    "implement the jvp function": (
+        "a torch.autograd.Function has no rule for forward mode",
+        "write it with torch operations, or give it a jvp()",
+    ),
     "not implemented jvp": (
         "a torch.autograd.Function has no rule for forward mode",
         "write it with torch operations, or give it a jvp()",
@@ -151,6 +155,10 @@ def explained(modules: Mapping[str, nn.Module] | None = None, *, subject: str = 
         if known is None:
             raise
         place = failing_module(error, modules or {})
+        if "setup_context" in str(error) and any(
+            module._backward_hooks or module._backward_pre_hooks for module in (modules or {}).values()
+        ):
+            known = "a backward hook is no rule for forward mode", "remove the hook for this call, handle.remove()"
         meaning, cure = known
         first = str(error).splitlines()[0][:200]
         where = f" in {place}" if place else ""

@@ -22,6 +22,7 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import Tensor
 
+from ..calculus.cuts import check_finite
 from ..calculus.derivatives import gauss_newton_forms, in_blocks
 from ..calculus.directions import compressed, coordinate_basis, joint_directions, unit_vectors
 from ..calculus.engine import Linearization
@@ -222,6 +223,9 @@ def exact_terms(
         residual: sources whose R3 is computed; `None` means all sources of the law. The others are 0.
         block_rows: number of rows in one block.
         per_sample: True gives the terms of every sample, whose mean over the samples is the term.
+
+    Raises:
+        DerivativeError: if a term is nan or infinite.
     """
     scales = problem.law.scales
     gauss_newton = scales if gauss_newton is None else gauss_newton
@@ -245,4 +249,5 @@ def exact_terms(
     for order, found in forms.items():
         for name, form in found.items():
             terms[order + SOURCES[name]] = scales[name] * averaged(form)
+    check_finite(terms)
     return terms

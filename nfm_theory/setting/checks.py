@@ -72,6 +72,8 @@ def checked_lengths(x: Any, y: Any) -> None:
     """Refuse labels that are no tensors, and inputs and labels of different length."""
     if not isinstance(y, Tensor) and not (isinstance(y, (tuple, list)) and all(isinstance(z, Tensor) for z in y)):
         raise TypeError(f"y: expected a tensor of labels, or a pair (labels, weights), got {type(y).__name__}.")
+    if any(leaf.is_complex() for leaf in leaves(y)):
+        raise TypeError("y: expected real labels, got complex numbers; pass y.real if the imaginary part is 0.")
     counts = [batch_size(x), *(len(z) if z.ndim else 0 for z in leaves(y))]
     if len(set(counts)) > 1:
         raise ValueError(f"x and y: expected the same number of samples, got {' and '.join(map(str, counts))}.")

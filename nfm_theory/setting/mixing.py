@@ -20,6 +20,8 @@ from torch import Tensor
 from .random_numbers import uniform
 from .rules import RuleKind, beta_nodes
 
+NUMBERS = (int, float, np.floating)
+
 
 def beta_moment(a: float, b: float, j: int) -> float:
     """The exact moment E X^j of X ~ Beta(a, b)."""
@@ -48,7 +50,7 @@ class MixingLaw:
         object.__setattr__(self, "beta", self.alpha if self.beta is None else self.beta)
         for name in ("alpha", "beta"):
             value = getattr(self, name)
-            if not (isfinite(value) and value >= 0):
+            if not (isinstance(value, NUMBERS) and isfinite(value) and value >= 0):
                 raise ValueError(f"{name}: expected a finite number >= 0 (0: no mixing), got {value!r}.")
 
     @property
@@ -133,7 +135,7 @@ class FixedMixing:
     lam: float = 0.5
 
     def __post_init__(self):
-        if not 0 <= self.lam <= 1:
+        if not (isinstance(self.lam, NUMBERS) and 0 <= self.lam <= 1):
             raise ValueError(f"lam: expected 0 <= lam <= 1, got {self.lam!r}.")
 
     @property

@@ -49,6 +49,16 @@ def replayed(outputs: Mapping[nn.Module, Tensor]):
                 vars(module).pop("forward", None)
 
 
+@contextlib.contextmanager
+def taking(x: Inputs):
+    """Errors of a pass through the network in words about its inputs."""
+    try:
+        yield
+    except RuntimeError as error:
+        shapes = " and ".join(f"{tuple(leaf.shape)}, {leaf.dtype}" for leaf in leaves(x))
+        raise ValueError(f"model: it does not take x of shape {shapes}; check the inputs. ({error})") from error
+
+
 class Network:
     """A model that can be called, and whose layers can be read and overwritten by name.
 
@@ -139,14 +149,9 @@ class Network:
 
     def outputs(self, x: Inputs, record: Callable | None = None, layer: str = "") -> Tensor:
         """The outputs `(n, *out)` without a graph, after checks of their type, shape and values."""
-        with torch.no_grad(), self.hook(layer, record) if record else contextlib.nullcontext():
-            try:
-                with explained(self.named):
-                    outputs = self(each(x, Tensor.clone))
-            except RuntimeError as error:
-                shapes = " and ".join(f"{tuple(leaf.shape)}, {leaf.dtype}" for leaf in leaves(x))
-                message = f"model: it does not take x of shape {shapes}; check the inputs. ({error})"
-                raise ValueError(message) from error
+        recorded = self.hook(layer, record) if record else contextlib.nullcontext()
+        with torch.no_grad(), recorded, taking(x), explained(self.named):
+            outputs = self(each(x, Tensor.clone))
         if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
             raise TypeError(
                 f"model: expected a floating-point tensor of outputs, got {kind(outputs)}; name the part that holds "

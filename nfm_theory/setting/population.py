@@ -77,6 +77,8 @@ class FeatureMoments:
             raise ValueError("loader: expected at least one sample, got none.")
         directions = None
         if self.scatter is not None:
+            if not self.scatter.isfinite().all():
+                raise ValueError("features: expected a finite covariance, got inf; scale the inputs down.")
             sizes, basis = torch.linalg.eigh(self.scatter / self.count)
             keep = sizes > sizes.max() * len(sizes) * torch.finfo(sizes.dtype).eps
             directions = (basis[:, keep] * sizes[keep].sqrt()).T.flip(0)

@@ -30,7 +30,7 @@ from .inputs import Inputs, as_inputs, each
 from .law import Law
 from .layers import split
 from .memory import bytes_of_a_row, rows_that_fit
-from .network import Output
+from .network import Output, taking
 from .noise import NoiseLaw
 from .path import Path
 from .perturbation import displaced, perturbation
@@ -202,10 +202,12 @@ class Problem:
 
     def with_samples(self: Self, x: Inputs, y: Labels) -> Self:
         """The same network, layer, loss and law with other samples; the network is not checked again."""
-        checked_lengths(x, y)
-        with exact_derivatives():
-            other = self._changed(features=self._split.encode(as_inputs(x)))
-        other._set_loss(self._chosen_loss, y, other._returned())
+        checked_lengths(x := as_inputs(x), y)
+        self._split.network.check(x, self.layer)
+        with taking(x), exact_derivatives():
+            other = self._changed(features=self._split.encode(x))
+            outputs = other._returned()
+        other._set_loss(self._chosen_loss, y, outputs)
         return other
 
     def within(self: Self, population: Population) -> Self:
@@ -267,8 +269,7 @@ class Problem:
         g = self.features
         if self.population is not None:
             return self.population.mean - g
-        mean = g.mean(0) if self.partners is None else torch.tensordot(self.partners.to(g), g, dims=1)
-        return mean - g
+        return (g.mean(0) if self.partners is None else torch.tensordot(self.partners.to(g), g, dims=1)) - g
 
     @property
     def spread(self) -> Tensor:

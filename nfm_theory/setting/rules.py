@@ -31,11 +31,23 @@ _LARGEST_POWER = 12
 def beta_nodes(num: int, a: float, b: float, kind: RuleKind = "gauss") -> Rule:
     """A rule for Beta(a, b) on (0, 1); `num` counts nodes, or panels for `"panels"`, and is then even."""
     if kind == "gauss":
-        from scipy.special import roots_jacobi
-
-        nodes, weights = roots_jacobi(num, b - 1, a - 1)
-        return (nodes + 1) / 2, weights / weights.sum()
+        return _gauss_beta(num, a, b)
     return _closed_beta(num, a, b) if kind == "closed" else _beta_panels(num, a, b)
+
+
+def _gauss_beta(num: int, a: float, b: float) -> Rule:
+    """Nodes and weights from the Jacobi matrix, whose entries do not overflow at any a and b (Golub and Welsch)."""
+    from scipy.linalg import eigh_tridiagonal
+
+    s, k = a + b, np.arange(1, num)
+    u = 2 * k + s - 2
+    middle = np.concatenate([[a / s], 0.5 + 0.5 * ((a - b) / (u + 2)) * ((s - 2) / u)])
+    pairs = (k + b - 1) / u * ((k + a - 1) / u) * k
+    ratio = np.ones(num - 1)
+    ratio[1:] = (k + s - 2)[1:] / (u - 1)[1:]  # at k = 1 both are s - 1
+    nodes, vectors = eigh_tridiagonal(middle, np.sqrt(pairs * ratio / (u + 1)))
+    weights = vectors[0] ** 2
+    return nodes.clip(0, 1), weights / weights.sum()
 
 
 def _closed_beta(num: int, a: float, b: float) -> Rule:

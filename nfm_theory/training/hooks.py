@@ -84,8 +84,11 @@ def unwrap(model: nn.Module) -> nn.Module:
         model: network, wrapped or not.
 
     Raises:
+        TypeError: for what is no module.
         ValueError: for `DataParallel`, whose replicas see parts of a batch.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")
     if isinstance(model, nn.DataParallel):
         raise ValueError(
             "model: DataParallel splits a batch whose partners are drawn; use DistributedDataParallel or one device."

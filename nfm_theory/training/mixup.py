@@ -124,8 +124,7 @@ class NoisyFeatureMixup:
         matching: int = 1,
         generator: torch.Generator | None = None,
     ):
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")
+        self._model = unwrap(model)
         self.laws = laws_of(layers, law)
         self.layers = tuple(self.laws)
         # λ and partners are drawn first, and the noise in the forward pass, when the shape of the features is known
@@ -144,7 +143,6 @@ class NoisyFeatureMixup:
         self._views, self._replay, self._in_order = 1, False, True
         self._fallback: torch.Generator | None = None
         self._worker: int | None = None
-        self._model = unwrap(model)
         self._passes = Passes(self._model, self.layers, self)
 
     def __call__(self, x: Inputs, y: Tensor, *, views: int = 1, replay: LayerDraw | None = None) -> tuple[Any, Tensor]:

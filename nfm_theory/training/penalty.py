@@ -122,8 +122,8 @@ class TaylorRegularizer(nn.Module):
             )
         if not chosen:
             raise ValueError("terms: nothing to penalize; give the law a source of perturbation, and name a term.")
-        if num_probes < 1:
-            raise ValueError(f"num_probes: expected >= 1, got {num_probes}.")
+        if not isinstance(num_probes, int) or num_probes < 1:
+            raise ValueError(f"num_probes: expected >= 1, an integer, got {num_probes!r}.")
         self.layer, self.eps, self.num_probes = layer, level("eps", eps), num_probes
         self.terms, self.distribution, self.generator = tuple(chosen), distribution, generator
         self.drift = mixing.moment(1) if "R1" in chosen else 0.0

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..expansion.paths import taylor_coefficients
 from ..setting.problem import Problem
 from .fit import amplification
-from .fits import DEGREE, LINEAR_DEGREE, Fits, averaged
+from .fits import DEGREE, KINK_DOUBT, LINEAR_DEGREE, Fits, averaged
 from .intervals import FINER, smooth_after_all
 from .rays import along, in_double
 from .regions import JUMP_COST, jumps
@@ -25,8 +25,8 @@ from .student import certain
 DRAWS, LARGE_DRAWS = 64, 16
 #: An error below the first part of outputs and loss counts as rounding in any case, one above the second in none.
 NEGLIGIBLE = (1e-9, 1e-3)
-#: A difference this many times the error of the fits refutes.
-DOUBT = 3.0
+#: A difference this many times the error of the fits refutes; `KINK_DOUBT` times where rounding is coarser than this.
+DOUBT, COARSE = 3.0, 1e-11
 #: Scale at which the change of the loss is split into what the region of the sample carries and what kinks carry.
 CHANGE_EPS = 0.1
 #: Forward passes that a draw's derivatives of the third order, the search of a jump, and its change take.
@@ -84,7 +84,7 @@ class DrawEvidence:
     @property
     def low_precision(self) -> bool:
         """True if the values are rounded far more coarsely than the precision of the features explains."""
-        return self.rounding > max(1e4 * self.unit, 1e-11)
+        return self.rounding > max(1e4 * self.unit, COARSE)
 
 
 @torch.no_grad()
@@ -114,8 +114,10 @@ def compare_draws(
         linear and bool(jumps(path, fits, torch.arange(len(path), device=draw.lam.device)).any())
     )
     derived = taylor_coefficients(problem.path(draw), 3).double()
-    good = ~(fits.rough | fits.constant)
     unit = torch.finfo(problem.features.dtype).eps
+    good = ~(fits.rough | fits.constant)
+    # Three numbers tell the error of a ray. Coarse rounding makes them small by chance, and hides kinks behind itself
+    doubt = DOUBT if max(unit, float(fits.rounding.median())) < COARSE else KINK_DOUBT
     floors = fits.floor()
     gap = (fits.coefficients - derived)[good]
     rows, none = max(1, len(gap)), gap.new_zeros(4)
@@ -134,14 +136,14 @@ def compare_draws(
         gap=gap.mean(0) if len(gap) else none,
         gap_error=certain(rows - 1) * stderr + fit_error + floor,
         difference=gap.abs().mean(0) if len(gap) else none,
-        allowed=DOUBT * fits.error[good].mean(0) + floor if len(gap) else none + torch.inf,
+        allowed=doubt * fits.error[good].mean(0) + floor if len(gap) else none + torch.inf,
         scale=torch.maximum(derived, fits.coefficients).abs().mean(0),
         floor=(10 * (floor + floor.new_tensor(seen))).clamp(*(part * size for part in NEGLIGIBLE)),
         smooth_radius=fits.smooth_radius,
         kinked=float(near.double().mean()),
         rough=float(fits.rough.double().mean()),
         jumpy=jumpy,
-        rounding=float(fits.rounding.median()),
+        rounding=float(fits.rounding[good if bool(good.any()) else ...].median()),
         unit=unit,
         kink_share=_kink_share(problem, draw, fits),
         start=where_fits_begin(fits, degree),

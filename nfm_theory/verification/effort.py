@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import time
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ class Budget:
             seconds = _UNITS.get(unit) or _UNITS.get(unit.removesuffix("s"))
             if seconds and number > 0:
                 return Budget(seconds=number * seconds)
-        elif not isinstance(budget, bool) and isinstance(budget, (int, float)) and budget >= 1:
+        elif not isinstance(budget, bool) and isinstance(budget, (int, float)) and 1 <= budget < math.inf:
             return Budget(evaluations=int(budget))
         raise ValueError(
             "budget: expected a number of evaluations of the head >= 1, or words such as '300 passes', '90 s' or "

@@ -25,6 +25,8 @@ from .term_evidence import LARGE_ENOUGH
 ROUNDING = 1e3
 #: The same for a remainder, so that one above the floor is right to a percent: rounding averages over the rows.
 FLOOR = 100.0
+#: Degrees of freedom below which a standard error says nothing.
+KNOWN = 4.0
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,15 @@ def rounding_unit(problem: Problem) -> Tensor:
     outputs = problem.head(problem.features)
     losses = problem.loss(outputs, problem.labels)
     return torch.finfo(losses.dtype).eps * (losses.abs() + outputs.abs().amax(-1))
+
+
+def rarity(problem: Problem) -> float:
+    """How many draws count as one draw of a normal law: few of them are large if α is small or the noise sparse."""
+    mixing, noises = problem.mixing, [noise for noise in problem.noises if noise is not None]
+    kurtoses = [noise.fourth / noise.second**2 for noise in noises]
+    if mixing.mixes:
+        kurtoses.append(mixing.moment(4) / mixing.moment(2) ** 2)
+    return max(3.0, *kurtoses) / 3.0
 
 
 def _floor(unit: float, eps: Sequence[float], amplification: float, integral: bool, like: Tensor) -> Tensor:
@@ -238,7 +249,9 @@ class SampledEvidence:
             if done >= 2 and not self.meter.affords((self.meter.spent - before) // done):
                 break
         # The samples are drawn one by one, so each has a variance of its own
-        stderr = (moments.stderr() ** 2).sum(0).sqrt() / n * (certain(n * (done - 1)) / STDERRS)
+        known = n * (done - 1) / rarity(problem)
+        stderr = (moments.stderr() ** 2).sum(0).sqrt() / n * (certain(int(known)) / STDERRS)
+        stderr = stderr if known >= KNOWN else torch.full_like(stderr, torch.inf)
         mean = moments.mean.mean(0)
         fit_error = torch.stack(errors).mean(0)
         method = f"Monte Carlo, {done * self.signs} common sweeps"

@@ -1,7 +1,8 @@
 r"""The interval on which each ray is fitted: as large as rounding asks for, as small as the network asks for.
 
 The largest interval is tried first, then intervals four times smaller, until the fit's own error is at the rounding of
-the values. A kink of the network shows as a fit that does not converge until the kink lies outside of [-a, a].
+the values. A kink of the network shows as a fit that does not converge until the kink lies outside of [-a, a]. A
+kink of a higher derivative at the sample itself never does, and fades into rounding instead.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ..setting.perturbation import displaced
 from ..setting.pointwise import PointwiseLoss
 from ..setting.problem import Path
 from .fit import RESTING, Fit, chebyshev_points
-from .fits import KINK_DOUBT, Fits, gauss_newton_part
+from .fits import DEGREE, KINK_DOUBT, Fits, gauss_newton_part
 
 #: Each interval is this many times smaller than the one before, and so many are tried.
 SHRINK, LEVELS = 4.0, 14
@@ -25,6 +26,10 @@ ENOUGH = 1e-9
 FALLING = 0.03
 #: A smooth function loses at most 4⁴ in its middle coefficients when the interval shrinks; more is a kink left behind.
 KINK = SHRINK**6
+#: At a kink of a higher derivative at the sample itself they lose this much: 4² for the second derivative, 4³ for the
+#: third, and the last ones are above a part `SLOW` of the middle ones, which are a signal. A smooth function loses 4⁵.
+SIGNAL, SLOW = 5.0, 0.01
+BENT = (SHRINK**1.5, SHRINK**3.5)
 #: With this many times the degree, the tail of a smooth function falls below `SMOOTH` of what it was on the interval
 #: where a fit failed. A kink leaves 1/16 of it, a kink of the second derivative 1/256.
 FINER = 4
@@ -66,7 +71,7 @@ class Search:
         self.values = none.new_zeros(degree + 1, len(none))
         self.outputs = self.center.new_zeros(degree + 1, *self.center.shape)
         self.smooth_radius, self.span = none.clone(), none.clone()
-        self.kinked = torch.zeros_like(none, dtype=torch.bool)
+        self.kinked, self.bent, self.unsettled = (torch.zeros_like(none, dtype=torch.bool) for _ in range(3))
         self.before = none - 1
 
     def scales(self) -> list[Tensor]:
@@ -88,6 +93,11 @@ class Search:
         inner = torch.maximum(fit.middle, 0.5 * self.unit * self.size[rows])
         resting = tail <= rest
         self.kinked[rows] |= resting & (self.before[rows] > KINK * inner) & (self.before[rows] > rest)
+        if self.degree >= DEGREE:
+            lost = self.before[rows] / inner
+            signal = (fit.middle > SIGNAL * self.unit * self.size[rows]) & (fit.tail > SLOW * fit.middle)
+            self.bent[rows] |= resting & self.unsettled[rows] & signal & (lost > BENT[0]) & (lost < BENT[1])
+        self.unsettled[rows] = ~resting
         self.smooth_radius[rows] = torch.where(
             resting & (self.smooth_radius[rows] == 0), radius, self.smooth_radius[rows]
         )
@@ -128,10 +138,11 @@ class Search:
         falling = self.tail <= FALLING * fit.middle
         wide = self.slope_radius
         half, half_error = gauss_newton_part(self.loss, self.center, slopes, wide, self.labels)
+        error = torch.stack([fit.error(k) for k in range(self.order + 1)]).div(powers).T
         jumps = self.span > 1e6 * torch.maximum(self.moved, self.unit * self.size)
         return Fits(
             coefficients=(fit.powers()[: self.order + 1] / powers).T,
-            error=torch.stack([fit.error(k) for k in range(self.order + 1)]).div(powers).T,
+            error=error,
             gauss_newton=half,
             gauss_newton_error=half_error,
             slope=slopes.powers()[1] / wide.unsqueeze(-1),
@@ -140,11 +151,11 @@ class Search:
             radius=radius,
             reach=radius,
             values=self.values,
-            excess=torch.zeros_like(powers.T),
+            excess=torch.where(self.bent.unsqueeze(1), KINK_DOUBT * error, 0.0),
             smooth_radius=self.smooth_radius,
             kinked=self.kinked,
             constant=(self.moved <= self.rest) & jumps,
-            rough=~falling & (self.tail > self.rest),
+            rough=(~falling & (self.tail > self.rest)) | self.bent,
             rounding=self.tail / self.size.clamp_min(torch.finfo(torch.float64).tiny),
         )
 

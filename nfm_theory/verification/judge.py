@@ -80,6 +80,14 @@ def witnesses(evidence: Evidence, order: int, leading: int) -> list[Witness]:
         claimed = float(claims[name].detach()) if one.claimed is None else one.claimed
         share = abs(claimed) / second if name != "R1" and second else None
         found.append(Witness(name, 2, claimed, one.value, one.error, share, one.method))
+    for name in ("R1", *SECOND_ORDER) if found else ():
+        claimed = float(claims[name].detach())
+        if claimed and name not in evidence.measured():
+            share = abs(claimed) / second if name != "R1" else None
+            found.append(Witness(name, 2, claimed, 0.0, 0.0, share, "the law does not have its source"))
+    if claims.C3 is not None and leading == order + 2 == 4 and float(claims.C3.detach()):
+        error = AGREE * sum(float(d.scale[3]) for d in evidence.draws) / max(len(evidence.draws), 1)
+        found.append(Witness("C3", 3, float(claims.C3.detach()), 0.0, error, None, "symmetric noise has no odd powers"))
     return found + coefficient_witnesses(evidence, order, leading)
 
 
@@ -161,7 +169,7 @@ def _refuted(evidence: Evidence, found: Sequence[Witness]) -> str:
     unfit = any(d.jumpy or d.low_precision for d in evidence.draws) or any(v.jumpy for v in evidence.values)
     smooth = rough <= ROUGH and not unfit
     for one in found if smooth else []:
-        if one.off:
+        if one.off and math.isfinite(one.measured):
             share = "" if one.share is None else f", {one.share:.2g} of its sum"
             power = POWERS.get(one.term, 2)
             named = (
@@ -169,7 +177,7 @@ def _refuted(evidence: Evidence, found: Sequence[Witness]) -> str:
             )
             return f"{named} is {one.claimed:.6g} by the formulas, but measures {one.measured:.6g} ± {one.error:.1g}"
     for one in evidence.unmixing if smooth else []:
-        if not one.holds:
+        if not one.holds and math.isfinite(one.error):
             return (
                 f"the loss with mixed labels is {one.mixed:.8g} at eps = 1, the unmixed loss is {one.unmixed:.8g} "
                 f"± {one.error:.1g}"
@@ -183,16 +191,20 @@ def _unfit(evidence: Evidence) -> str:
         if draws.low_precision:
             name = next(name for limit, name in _PRECISIONS if draws.rounding < limit)
             return (
-                f"something computes in {name} (rounding {draws.rounding:.0e}) inside a model of a finer precision: "
-                f"verify the {name} model, or compute that part in the precision of the data"
+                f"something computes in {name}, or as coarsely (rounding {draws.rounding:.0e}), inside a model of a "
+                f"finer precision: verify the {name} model, or compute that part in the precision of the data"
             )
+    if not all(math.isfinite(one.error) for one in evidence.unmixing):
+        return "the loss is not finite at eps = 1 along some draws (noise or weights too large?)"
     if any(d.jumpy for d in evidence.draws) or any(one.jumpy for one in evidence.values):
         return "the outputs move in jumps along some draws (rounding or quantization inside the network?): not smooth"
     rough = max([d.rough for d in evidence.draws] + [one.rough for one in evidence.values], default=0.0)
     if rough > ROUGH:
+        finest = all(d.unit < 1e-15 for d in evidence.draws)
+        cure = "move the samples away from them, or smooth the network" if finest else "verify the float64 model"
         return (
             f"kinks or jumps nearer to the samples than this precision resolves ({rough:.0%} of what was measured is "
-            "not smooth on any interval): verify the float64 model"
+            f"not smooth on any interval): {cure}"
         )
     return ""
 
@@ -208,12 +220,16 @@ def _hidden(found: Sequence[Witness], evidence: Evidence) -> str:
         if structural or one.term.startswith("coefficient"):
             continue
         power = POWERS.get(one.term, 2)
+        if not math.isfinite(one.measured):
+            return f"{one.term} was not measured: along some draws the loss is not finite (noise or weights too large?)"
         if one.term == "C3":
             sum_size, need = third, REQUIRED_C3
         else:
             sum_size, need = (first if one.term == "R1" else second), REQUIRED
         if one.error > max(need * max(abs(one.claimed), SMALL_SHARE * sum_size), floors[power]):
-            cure = MORE if "draws" in one.method and "corrected" not in one.method else "use float64"
+            finest = all(d.unit < 1e-15 for d in evidence.draws)
+            finer = "the network is too steep or too rough for float64" if finest else "use float64"
+            cure = MORE if "draws" in one.method and "corrected" not in one.method else finer
             size = f"only above {one.resolved:.0%}" if one.resolved < 10 else f"of less than {one.visible:.1g}"
             if one.resolved < 10:
                 return f"an error in {one.term} would have been refuted {size}: {cure}"

@@ -39,6 +39,8 @@ PILOT_ROWS = 16
 SWEEPS, BLOCK_ROWS, STEPS = 3, 256, 40
 #: Relative error of a term at which drawing stops, and the same for large networks.
 TARGET, LARGE_TARGET = 0.01, 0.04
+#: Rounding of the moments of 1 - λ, which are sums over numbers up to 1.
+FACTOR_ROUNDING = 1e-15
 #: Relative error of a fit that is good enough for large networks.
 LARGE_ENOUGH = 1e-4
 #: Forward passes that the derivatives along a direction take, and that a linearization with its adjoint takes.
@@ -105,7 +107,7 @@ def all_directions(source: Source, degree: int, evidence: TermEvidence, meter: M
     device, d = source.problem.features.device, source.problem.features[0].numel()
     parts, weights = [], []
     start: float | Tensor = 1.0
-    for index in torch.arange(source.total, device=device).split(max(1, BLOCK_NUMBERS // d)):
+    for index in torch.arange(source.total, device=device).split(max(1, BLOCK_NUMBERS // d)) if source.total else ():
         path, weight = source.rows(index)
         parts.append(along(path, order=2, degree=degree, start=start, spend=meter.spend))
         weights.append(weight)
@@ -121,8 +123,9 @@ def all_directions(source: Source, degree: int, evidence: TermEvidence, meter: M
         "R1": (sums[1], errors[1]), "R2": (half, half_error), "R3": (sums[2] - half, errors[2] + half_error)
     }  # fmt: skip
     for name, factor in source.factors.items():
-        value, error = found[name[:2]]
-        evidence.terms[name] = Measured(factor * float(value), factor * float(error), "values, all directions")
+        value, error = map(float, found[name[:2]])
+        error = factor * error + FACTOR_ROUNDING * abs(value)
+        evidence.terms[name] = Measured(factor * value, error, "values, all directions")
 
 
 class Sampling:
@@ -237,8 +240,9 @@ class Sampling:
             k = ("R1", "R2", "R3").index(name[:2])
             claim = None if claims is None else factor * float(claims[k])
             found[name] = Measured(
-                factor * float(value[k]), factor * float(error[k]), method, claim, share * factor * float(spread[k])
-            )
+                factor * float(value[k]), factor * float(error[k]) + FACTOR_ROUNDING * abs(float(value[k])), method,
+                claim, share * factor * float(spread[k]),
+            )  # fmt: skip
         return found
 
     def _mean(self, values: Tensor) -> tuple[Tensor, Tensor]:

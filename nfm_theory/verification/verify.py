@@ -35,6 +35,8 @@ from .run import Run
 DEFAULT_EPS = tuple(0.1 / 2**k for k in range(6))
 #: So many of them for large networks, whose fits rarely reach them.
 FEW_EPS = 3
+#: Least mean of 1 - λ that float64 tells from no mixing.
+LEAST_MIXING = 1e-9
 #: Highest order: a derivative of order k costs 2^k forward passes.
 MAX_ORDER = 6
 
@@ -140,12 +142,20 @@ def _checked(problem, order: int, eps, method: str, remainder_form: str) -> tupl
             f"order: expected at most {MAX_ORDER}, got {order}: the coefficient of eps^{order + 1} is a derivative of "
             f"that order, which costs 2^{order + 1} forward passes for each row."
         )
-    scales = DEFAULT_EPS if eps is None else torch.as_tensor(eps, dtype=torch.float64).flatten().tolist()
+    try:
+        scales = DEFAULT_EPS if eps is None else torch.as_tensor(eps, dtype=torch.float64).flatten().tolist()
+    except (TypeError, ValueError):
+        scales = ()
     if not scales or not all(0 < e < float("inf") for e in scales):
         raise ValueError(f"eps: expected positive finite numbers, got {eps!r}.")
     first = problems[0]
     if not first.law.perturbs:
         raise ValueError("Nothing is perturbed: expected a law with alpha > 0, add_noise > 0 or mult_noise > 0.")
+    if first.mixing.mixes and first.mixing.moment(1) < LEAST_MIXING:
+        raise ValueError(
+            f"law: the mean of 1 - lambda is {first.mixing.moment(1):.1g}, which rounding hides; expected at least "
+            f"{LEAST_MIXING:g}, or alpha=0 for no mixing."
+        )
     if isinstance(first, Branches) and first.loss.name == "jensen_shannon":
         alike = first.shared_noise or first.noises == (None, None)
         if alike and bool((first.features == first.features[:, :1]).all()):

@@ -104,6 +104,31 @@ def test_a_cut_is_refused_and_its_module_named(name, dtype):
         nt.terms(problem(network(CUTS[name], dtype), dtype))
 
 
+def test_derivatives_that_are_nan_are_refused():
+    """0 times infinity behind `torch.where`, and a norm at 0: no term is silently nan."""
+    trap = network(lambda z: torch.where(z > 0, z.sqrt(), z))
+    with pytest.raises(DerivativeError, match=r"size nan, .*torch\.where"):
+        nt.terms(problem(trap))
+    x = X.clone()
+    x[0] = 0
+    model = mlp(0, [6, 5, 3])
+    norm = nt.Problem(lambda z: model(z) * z.norm(dim=1, keepdim=True), x, Y, law=LAW)
+    for verb in (nt.terms, nt.regularizers):
+        with pytest.raises(DerivativeError, match=r"R1, R2, .* would be nan or infinite.*norm or square root at 0"):
+            verb(norm)
+    with nt.options(check_derivatives=False):
+        assert nt.terms(norm).R1.isnan()
+
+
+def test_a_backward_hook_is_named_with_the_way_out():
+    model = network(torch.tanh)
+    handle = model[0].register_full_backward_hook(lambda module, inputs, outputs: None)
+    with pytest.raises(DerivativeError, match=r"module '0' \(Linear\): a backward hook.* handle\.remove\(\)"):
+        nt.terms(problem(model))
+    handle.remove()
+    assert nt.terms(problem(model)).R1.isfinite()
+
+
 VERBS = {
     "regularizers": nt.regularizers,
     "coefficients": lambda p: nt.coefficients(p, 2),

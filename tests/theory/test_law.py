@@ -111,6 +111,7 @@ BAD = [
     ({"alpha": -1.0}, ValueError, "alpha: expected a finite number >= 0"),
     ({"beta": float("nan")}, ValueError, "beta: expected a finite number >= 0"),
     ({"lam": 1.5}, ValueError, r"lam: expected 0 <= lam <= 1, got 1\.5"),
+    ({"lam": "half"}, ValueError, "lam: expected 0 <= lam <= 1, got 'half'"),
 ]
 
 

@@ -66,7 +66,15 @@ def test_alpha_zero_switches_mixing_off(alpha, beta, unmixed):
     assert set(lam.tolist()) == {1.0}  # every sample stays itself: nothing changes its place in the batch
 
 
-@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("parameters", [(1e4, 1.0), (1e-3, 1e3), (1e200, 1e200), (1e4, 1e-2)])
+def test_nodes_of_extreme_laws_have_their_moments(parameters):
+    law = nt.MixingLaw(*parameters)
+    lam, weights = law.nodes(6)
+    for j in range(1, 6):
+        assert weights @ (1 - lam) ** j == pytest.approx(law.moment(j), rel=1e-9, abs=1e-15)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "1", None, torch.tensor(1.0)])
 def test_mixing_law_refuses_what_is_no_beta_law(value):
     with pytest.raises(ValueError, match="alpha: expected a finite number >= 0"):
         nt.MixingLaw(value)

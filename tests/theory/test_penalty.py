@@ -189,6 +189,13 @@ def test_what_is_no_layer_and_no_law_is_refused(layer, law, got):
         TaylorRegularizer(layer, law)
 
 
+def test_what_is_no_module_and_no_number_is_refused():
+    with pytest.raises(TypeError, match=r"model: expected an nn\.Module, got function"):
+        TaylorRegularizer("", NOISE)(lambda x: x, torch.ones(2, 2), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"num_probes: expected >= 1, an integer, got 1\.5"):
+        TaylorRegularizer("", NOISE, num_probes=1.5)
+
+
 def test_there_is_no_law_by_default():
     with pytest.raises(TypeError, match="law"):
         TaylorRegularizer("1")

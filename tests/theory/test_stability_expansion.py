@@ -364,6 +364,11 @@ def test_report_names_the_loss_and_serialises():
     assert mix.settings["gamma"] == 3.0
 
 
+def test_a_single_sample_has_no_partner():
+    report = nt.verify(build_branches(mlp(0, [3, 5, 3]), inputs(2, n=1), **NOISY), eps=[0.1, 0.05, 0.02])
+    assert (report.verdict, float(report.terms.R1)) == ("holds", 0.0)
+
+
 def test_nothing_perturbed_is_refused():
     with pytest.raises(ValueError, match="Nothing is perturbed"):
         nt.verify(build_branches(mlp(0, [3, 5, 3]), inputs(2), alpha=0.0))

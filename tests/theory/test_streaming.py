@@ -195,6 +195,14 @@ def test_what_is_refused():
         nt.regularizers(nt.Problem.from_loader(MODEL, [(X, Y), (X, Y[:3])], law=LAW))
     with pytest.raises(ValueError, match=r"model\.eval\(\)"):
         nt.regularizers(nt.Problem.from_loader(finish(lambda: nn.BatchNorm1d(D), 0).train(), loader(), law=LAW))
+    later = {
+        "at least one sample": (X[:0], Y[:0]), "expected finite values": (X * float("nan"), Y),
+        "model's dtype": (X.float(), Y),
+        r"does not take x of shape \(150, 2\)": (X[:, :2], Y), "finite covariance": (1e200 * X, Y),
+    }  # fmt: skip
+    for words, batch in later.items():
+        with pytest.raises((ValueError, TypeError), match=words):
+            nt.regularizers(nt.Problem.from_loader(MODEL, [(X, Y), batch], law=LAW))
     metric = StreamingRegularizers(MODEL, law=LAW)
     metric.update(X[:1], Y[:1])
     with pytest.raises(ValueError, match="at least two samples"):

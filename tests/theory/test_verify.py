@@ -153,6 +153,7 @@ BAD = [
     ({"eps": []}, "eps: expected positive"),
     ({"eps": [0.1, -0.1]}, "eps: expected positive"),
     ({"alpha": 0.0}, "Nothing is perturbed"),
+    ({"eps": "0.1"}, "eps: expected positive finite numbers, got '0.1'"),
     ({"method": "monte_carlo", "budget": 10}, "budget: expected at least 100 draws of each"),
 ]
 
@@ -179,6 +180,21 @@ def test_given_terms_are_numbers(change, error, match):
         nt.verify(problem, terms=replace(right, **change))
     with pytest.raises(TypeError, match=r"terms: expected TaylorTerms, .* got dict"):
         nt.verify(problem, terms=right.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("law", "change"),
+    [
+        (nt.Law(), {"R2_add": 0.01, "R3_add": -0.01}),
+        (nt.Law(add_noise=0.3), {"R2_mult": 0.01, "R3_mult": -0.01}),
+        (nt.Law(alpha=0, add_noise=0.3), {"R2": 0.01, "R3": -0.01}),
+        (nt.Law(alpha=0, add_noise=0.3), {"C3": 0.01}),
+    ],
+)
+def test_a_term_without_its_source_is_refuted_even_if_the_sum_is_right(law, change):
+    problem = nt.Problem(MODEL, X, Y, law=law)
+    report = nt.verify(problem, eps=[0.1, 0.05, 0.02], terms=replace(nt.terms(problem), **change))
+    assert (report.verdict, report.reason.split()[0]) == ("refuted", next(iter(change))), report
 
 
 def test_given_terms_may_be_plain_floats():

@@ -19,6 +19,17 @@ NOISY = {"add_noise": 0.3, "mult_noise": 0.2}
 X, Y = randn(1, 4, 3), torch.tensor([0, 1, 2, 0])
 
 
+class Function(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
 class Through(nn.Module):
     """A network with a function in the middle."""
 
@@ -42,6 +53,18 @@ def one_hot(z):
 def test_kinks_and_jumps_of_other_functions_are_undecided(function):
     report = nt.verify(problem_of(Through(function)), eps=[0.1, 0.05, 0.02])
     assert report.verdict == "undecided", report
+
+
+@pytest.mark.parametrize("function", [lambda z: z.abs() * z, nn.Softsign(), nn.ELU(), lambda z: z.abs() ** 3])
+def test_a_kink_of_a_higher_derivative_at_the_samples_is_undecided(function):
+    """A black pixel lies on the kink of an ELU: no interval around it is smooth, and nothing is wrong there."""
+    for dtype, zeros in ((torch.float64, 1), (torch.float64, 4), (torch.float32, 4)):
+        x = randn(3, 6, 4).to(dtype)
+        x[:, :zeros] = 0
+        model = nn.Sequential(Function(function), mlp(0, [4, 6, 3]).to(dtype)).eval()
+        problem = build_problem(model, x, torch.arange(6) % 3, **NOISY)
+        report = nt.verify(problem, eps=[0.1, 0.05, 0.02], budget=40_000)
+        assert report.verdict == "undecided", report
 
 
 def test_a_relu_network_holds_inside_its_regions():

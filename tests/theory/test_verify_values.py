@@ -294,6 +294,38 @@ def test_raw_pixels_are_not_refuted(scale):
     assert nt.verify(build_problem(model, x, Y), eps=[0.1, 0.05, 0.02]).verdict != "refuted"
 
 
+@pytest.mark.parametrize("offset", [1e9, 1e11])
+def test_features_far_from_zero_are_not_refuted(offset):
+    """The features are rounded, and by chance the last coefficients of some fits do not show it."""
+    model = mlp(0, [3, 6, 3])
+    problem = build_problem(lambda x: model(x - offset), X + offset, Y, **NOISY)
+    assert nt.verify(problem, eps=[0.1, 0.05, 0.02]).verdict == "undecided"
+
+
+@pytest.mark.parametrize("alpha", [1e-8, 1e-4, 1e4, 1e300])
+def test_mixing_of_any_strength_is_not_refuted(alpha):
+    for beta in (None, 1.0) if alpha < 1e5 else (None,):
+        report = nt.verify(nt.Problem(MODEL, X, Y, law=nt.Law(alpha, beta)), eps=[0.1, 0.05, 0.02])
+        assert report.verdict == "holds", report
+    with pytest.raises(ValueError, match="the mean of 1 - lambda is 1e-12, which rounding hides"):
+        nt.verify(nt.Problem(MODEL, X, Y, law=nt.Law(1e-12)))
+
+
+def test_few_draws_do_not_tell_the_mean_of_rare_ones():
+    """With α = 1e-4 one draw in thousands mixes at all: too few to refute."""
+    for seed in range(3):
+        problem = nt.Problem(mlp(seed, [3, 6, 3]), X, Y, law=nt.Law(1e-4))
+        report = nt.verify(problem, eps=[0.1, 0.05, 0.02], budget=20_000, method="monte_carlo")
+        assert report.verdict == "undecided", report
+        assert all(one.error == math.inf for one in report.evidence if one.term == "C3")
+
+
+def test_a_loss_that_is_not_finite_is_undecided():
+    problem = build_problem(lambda x: MODEL(x) + torch.exp(300 * x[:, :1] - 300), X, Y, add_noise=30.0)
+    report = nt.verify(problem, eps=[0.1, 0.05, 0.02])
+    assert (report.verdict, "not finite" in report.reason) == ("undecided", True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_samples_that_are_all_the_same_have_nothing_to_mix(dtype):
     report = nt.verify(build_problem(mlp(0, [3, 6, 3]).to(dtype), torch.ones(4, 3, dtype=dtype), Y))
@@ -335,7 +367,7 @@ def test_budgets_are_read(budget, expected):
     assert (found.evaluations, found.seconds) == expected
 
 
-@pytest.mark.parametrize("budget", [0, -3, "soon", "5 apples", True, 1.5j])
+@pytest.mark.parametrize("budget", [0, -3, "soon", "5 apples", True, 1.5j, math.inf])
 def test_other_budgets_are_refused(budget):
     with pytest.raises(ValueError, match="budget: expected"):
         nt.verify(build_problem(MODEL, X, Y), budget=budget)
