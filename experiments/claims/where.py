@@ -142,10 +142,11 @@ def predicted_shares(study_name: str, *, mixing: bool = False) -> Judge:
 
 
 _LEDGER, _RECORD = "experiments/results/experiments.jsonl", f"experiments/results/{FILE}"
+_SWEEP = f"python -m experiments sweep '{SMALL}/*' '{LARGE}/*'"
 _EVIDENCE = (_LEDGER, _RECORD, "experiments/recipes/where.py", "tests/experiments/test_where.py")
 
 
-def _row(name: str, words: str, judge: Judge, command: str = f"python -m experiments sweep '{LARGE}/*'") -> Statement:
+def _row(name: str, words: str, judge: Judge, command: str = _SWEEP) -> Statement:
     return Statement(name, "here", "claim", "our question", words, "where", "", _EVIDENCE, command, judge)
 
 
