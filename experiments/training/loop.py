@@ -281,9 +281,8 @@ def train(
         torch.enable_grad(),
     ):
         if world.leads:  # this process holds the lock, so temporary files are left from a process that was killed
-            for path in (final, checkpoint, log):
-                for left in folder.glob(f".{path.name}.*"):
-                    left.unlink()
+            for left in folder.glob(".*.*"):
+                left.unlink()
         board = open_board(folder / "tensorboard") if execution.tensorboard and world.leads else None
         run = _Run(training, source, classes, seed, world, device, execution)
         if final.exists():

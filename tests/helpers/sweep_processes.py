@@ -128,7 +128,8 @@ def main(folder, wanted):
                 task.recipe, task.seed, ledger=folder / f"again{round_}", runs=place / "runs", execution=EXECUTION
             )
             here = run_folder(place / "runs", task.recipe.training, task.seed)
-            left += [p.name for p in here.iterdir() if p.name not in ("final.pt", "log.jsonl", ".lock", "measuring")]
+            kept = ("final.pt", "along.pt", "log.jsonl", ".lock", "measuring")
+            left += [p.name for p in here.iterdir() if p.name not in kept]
         round_ += 1
     print(json.dumps({"kills": kills, "equal": equal, "problems": doubled, "left": left,
                       "cells": len(results(whole))}))  # fmt: skip
