@@ -73,7 +73,7 @@ def _integer(value: Any, field: str) -> int:
 
 
 def _number(value: Any, field: str, *, least: float = -math.inf, most: float = math.inf) -> float:
-    number = isinstance(value, Real) and not isinstance(value, bool)
+    number = type(value) is float or (isinstance(value, Real) and not isinstance(value, bool))
     try:
         number = number and math.isfinite(value)
     except OverflowError:  # an integer beyond the largest float
@@ -92,6 +92,16 @@ def _unicode(text: str, field: str) -> str:
     return text
 
 
+def _is_plain(value: Any) -> bool:
+    """True for what nearly all values are: text, numbers, true, false or nothing that need no closer look."""
+    kind = type(value)
+    if kind is float:
+        return math.isfinite(value)
+    if kind is str:
+        return value.isascii()
+    return kind is bool or value is None or (kind is int and -(2**63) <= value < 2**63)
+
+
 def _plain(value: Any, field: str, depth: int = 0) -> Any:
     """A deep copy as JSON would return it: tuples become lists. Anything that JSON cannot store is refused."""
     if isinstance(value, dict | list | tuple):
@@ -99,9 +109,15 @@ def _plain(value: Any, field: str, depth: int = 0) -> Any:
     if isinstance(value, dict):
         for key in value:
             _need(isinstance(key, str), field, "keys that are text", key)
-        return {_unicode(key, field): _plain(inner, f"{field}.{key}", depth + 1) for key, inner in value.items()}
+        return {
+            _unicode(key, field): inner if _is_plain(inner) else _plain(inner, f"{field}.{key}", depth + 1)
+            for key, inner in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [_plain(inner, f"{field}[{index}]", depth + 1) for index, inner in enumerate(value)]
+        return [
+            inner if _is_plain(inner) else _plain(inner, f"{field}[{index}]", depth + 1)
+            for index, inner in enumerate(value)
+        ]
     if isinstance(value, str):
         return _unicode(value, field)
     if value is None or isinstance(value, bool):
