@@ -186,6 +186,6 @@ def explore(quick: Quick = False, record: Record = False, out: Out = None, worke
 def where(
     sample: Sample = False, quick: Quick = False, record: Record = False, out: Out = None, workers: Workers = ALL_CORES
 ) -> None:
-    """At which layers do NFM's second-order terms lie? It trains two plain networks, in minutes."""
+    """At which layers do NFM's second-order terms lie? It trains four plain networks, some minutes each."""
     cases = where_study.cases(quick=quick)
     _run(where_study.STUDY, cases, sample=sample, quick=quick, record=record, out=out, workers=workers)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite, prod
+from numbers import Real
 
 import numpy as np
 import torch
@@ -19,8 +20,6 @@ from torch import Tensor
 
 from .random_numbers import uniform
 from .rules import RuleKind, beta_nodes
-
-NUMBERS = (int, float, np.floating)
 
 
 def beta_moment(a: float, b: float, j: int) -> float:
@@ -50,7 +49,7 @@ class MixingLaw:
         object.__setattr__(self, "beta", self.alpha if self.beta is None else self.beta)
         for name in ("alpha", "beta"):
             value = getattr(self, name)
-            if not (isinstance(value, NUMBERS) and isfinite(value) and value >= 0):
+            if not (isinstance(value, Real) and isfinite(value) and float(value) >= 0):
                 raise ValueError(f"{name}: expected a finite number >= 0 (0: no mixing), got {value!r}.")
 
     @property
@@ -135,7 +134,7 @@ class FixedMixing:
     lam: float = 0.5
 
     def __post_init__(self):
-        if not (isinstance(self.lam, NUMBERS) and 0 <= self.lam <= 1):
+        if not (isinstance(self.lam, Real) and 0 <= self.lam <= 1):
             raise ValueError(f"lam: expected 0 <= lam <= 1, got {self.lam!r}.")
 
     @property

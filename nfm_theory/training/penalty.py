@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
@@ -122,7 +123,7 @@ class TaylorRegularizer(nn.Module):
             )
         if not chosen:
             raise ValueError("terms: nothing to penalize; give the law a source of perturbation, and name a term.")
-        if not isinstance(num_probes, int) or num_probes < 1:
+        if not isinstance(num_probes, Integral) or num_probes < 1:
             raise ValueError(f"num_probes: expected >= 1, an integer, got {num_probes!r}.")
         self.layer, self.eps, self.num_probes = layer, level("eps", eps), num_probes
         self.terms, self.distribution, self.generator = tuple(chosen), distribution, generator

@@ -74,6 +74,11 @@ def test_nodes_of_extreme_laws_have_their_moments(parameters):
         assert weights @ (1 - lam) ** j == pytest.approx(law.moment(j), rel=1e-9, abs=1e-15)
 
 
+def test_numbers_of_numpy_are_numbers():
+    assert nt.Law(np.int64(2), np.float32(0.5)).mixing.moment(1) == nt.Law(2, 0.5).mixing.moment(1)
+    assert nt.TaylorRegularizer("", nt.Law(), num_probes=np.int64(2)).num_probes == 2
+
+
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "1", None, torch.tensor(1.0)])
 def test_mixing_law_refuses_what_is_no_beta_law(value):
     with pytest.raises(ValueError, match="alpha: expected a finite number >= 0"):
