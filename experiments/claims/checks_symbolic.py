@@ -6,8 +6,6 @@ import nfm_theory as nt
 
 from .check import Check
 
-_SYMBOLIC = nt.symbolic.divergence_proofs
-
 
 def unmixing() -> Check:
     """Proves the label-unmixing lemma, and the mixture of Beta laws."""
@@ -40,18 +38,27 @@ def cubic_coefficient() -> Check:
 
 def chain_rule() -> Check:
     """Proves the first and the second derivative along the branches."""
-    proofs = (_SYMBOLIC.prove_chain_rule(2, dim=2, outputs=2), _SYMBOLIC.prove_chain_rule(3, dim=2, outputs=1))
+    proofs = (
+        nt.symbolic.divergence_proofs.prove_chain_rule(2, dim=2, outputs=2),
+        nt.symbolic.divergence_proofs.prove_chain_rule(3, dim=2, outputs=1),
+    )
     return Check.of(all(proofs), "SymPy: generic Φ and f; m = 2, d = 2, K = 2 and m = 3, d = 2, K = 1")
 
 
 def stability_terms() -> Check:
     """Proves the terms in the expansion of the stability loss, and the derivatives of the divergence in them."""
-    proofs = [_SYMBOLIC.prove_stability(2), _SYMBOLIC.prove_stability(2, shared_noise=True)]
-    proofs += [_SYMBOLIC.prove_stability(3), _SYMBOLIC.prove_divergence(2, 2)]
+    proofs = [
+        nt.symbolic.divergence_proofs.prove_stability(2),
+        nt.symbolic.divergence_proofs.prove_stability(2, shared_noise=True),
+    ]
+    proofs += [nt.symbolic.divergence_proofs.prove_stability(3), nt.symbolic.divergence_proofs.prove_divergence(2, 2)]
     words = "SymPy: scalar head, m = 2 (noise independent or shared) and m = 3; the divergence at m = 2, K = 2"
     return Check.of(all(proofs), words)
 
 
 def equal_branches() -> Check:
     """Proves the Hessian of the divergence at a point where all branches agree."""
-    return Check.of(_SYMBOLIC.prove_equal_branches(2, 2), "SymPy: symbolic weights and probabilities, m = 2, K = 2")
+    return Check.of(
+        nt.symbolic.divergence_proofs.prove_equal_branches(2, 2),
+        "SymPy: symbolic weights and probabilities, m = 2, K = 2",
+    )

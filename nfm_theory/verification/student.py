@@ -19,6 +19,6 @@ def certain(degrees: int) -> float:
         >>> round(certain(4)), round(certain(10_000), 2)
         (57, 5.0)
     """
-    from scipy.stats import norm, t
+    from scipy.special import ndtr, stdtrit  # `scipy.stats` has them too, but takes a second to import
 
-    return float(t.isf(norm.sf(STDERRS), max(degrees, 1)))
+    return -float(stdtrit(max(degrees, 1), ndtr(-STDERRS)))
