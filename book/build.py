@@ -2,9 +2,10 @@
 
 Executed notebooks are cached, but a cache knows only the text of the cells. So it is kept under a key, a hash of what
 the cells depend on (library, experiments and their results, figures, versions), and dropped when that key changes.
-All pages are executed before Sphinx reads them, as many at once as there are cores; what fails is left to Sphinx, which
-executes it again and reports it. Sphinx's own incremental build is switched off: it would leave pages alone whose text
-did not change, and would forget the warnings of the build before, which `-W` is there to catch.
+All pages are executed before Sphinx reads them, as many at once as there are cores, by kernels that are forks of one
+process; what fails is left to Sphinx, which executes it again and reports it. Sphinx's own incremental build is
+switched off: it would leave pages alone whose text did not change, and would forget the warnings of the build before,
+which `-W` is there to catch.
 """
 
 import argparse
@@ -16,6 +17,9 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from kernels import forked
 
 BOOK = Path(__file__).resolve().parent
 ROOT = BOOK.parent
@@ -67,11 +71,12 @@ def execute_pages() -> None:
     texts = {path: path.read_text(encoding="utf-8") for path in sorted(BOOK.glob("*.md"))}
     pages = sorted((path for path in texts if texts[path].startswith("---")), key=lambda path: -len(texts[path]))
     jcache = [sys.executable, "-c", "from jupyter_cache.cli.commands.cmd_main import jcache; jcache()"]
-    for command in (
-        ["notebook", "add", "--reader", "myst_nb_md", *map(str, pages)],
-        ["project", "execute", "--executor", "local-parallel", "--timeout", str(TIMEOUT)],
-    ):
-        subprocess.run([*jcache, *command], env=env, stdin=subprocess.DEVNULL, check=False)
+    with forked(env) as env:
+        for command in (
+            ["notebook", "add", "--reader", "myst_nb_md", *map(str, pages)],
+            ["project", "execute", "--executor", "local-parallel", "--timeout", str(TIMEOUT)],
+        ):
+            subprocess.run([*jcache, *command], env=env, stdin=subprocess.DEVNULL, check=False)
 
 
 def main() -> int:
