@@ -6,13 +6,14 @@ needs Chromium, Chrome or Edge, like `book/check_browser.py`. The exit status is
 something is wider than the paper.
 """
 
+import asyncio
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import yaml
-from playwright.sync_api import Page, sync_playwright
+from playwright.async_api import Page, async_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import build
@@ -93,17 +94,17 @@ def page_numbers(pdf: bytes) -> dict[str, int]:
     return {name.decode(): number[page] for name, page in places if page in number}
 
 
-def lay_out(sheet: Page, parts: list[str]) -> list[str]:
+async def lay_out(sheet: Page, parts: list[str]) -> list[str]:
     """Bring a page into the form that is printed, with contents first; returns the places that they lead to."""
-    sheet.add_style_tag(content=STYLE)
-    sheet.evaluate("() => document.querySelectorAll('details').forEach((one) => (one.open = true))")
-    places = sheet.evaluate(CONTENTS, parts)
-    sheet.emulate_media(media="print", color_scheme="light")
-    sheet.evaluate("() => dispatchEvent(new Event('resize'))")  # formulas are fitted to the paper
+    await sheet.add_style_tag(content=STYLE)
+    await sheet.evaluate("() => document.querySelectorAll('details').forEach((one) => (one.open = true))")
+    places = await sheet.evaluate(CONTENTS, parts)
+    await sheet.emulate_media(media="print", color_scheme="light")
+    await sheet.evaluate("() => dispatchEvent(new Event('resize'))")  # formulas are fitted to the paper
     return places
 
 
-def print_page(page: Path, pdf: Path, parts: list[str]) -> list[str] | None:
+async def print_page(page: Path, pdf: Path, parts: list[str]) -> list[str] | None:
     """Print a page to a PDF on A4.
 
     Args:
@@ -114,23 +115,23 @@ def print_page(page: Path, pdf: Path, parts: list[str]) -> list[str] | None:
     Returns:
         What is wider than the paper, one line each; `None` if there is no browser.
     """
-    with sync_playwright() as playwright:
+    async with async_playwright() as playwright:
         program = find_browser(playwright)
         if program is None:
             return None
-        browser = playwright.chromium.launch(executable_path=program)
-        sheet = browser.new_page(color_scheme="light", viewport={"width": WIDTH, "height": 1200})
+        browser = await playwright.chromium.launch(executable_path=program)
+        sheet = await browser.new_page(color_scheme="light", viewport={"width": WIDTH, "height": 1200})
         sheet.set_default_timeout(10 * PATIENCE)
-        sheet.goto(page.resolve().as_uri(), wait_until="load")
-        settle(sheet)
-        places = lay_out(sheet, parts)
-        faults = ask(sheet, "overflow", "cut")
+        await sheet.goto(page.resolve().as_uri(), wait_until="load")
+        await settle(sheet)
+        places = await lay_out(sheet, parts)
+        faults = await ask(sheet, "overflow", "cut")
         form = {"prefer_css_page_size": True, "print_background": True, "outline": True, "tagged": True, "scale": SCALE}
-        numbers = page_numbers(sheet.pdf(**form))
-        sheet.evaluate(NUMBERS, {place: numbers[place] for place in places})
+        numbers = page_numbers(await sheet.pdf(**form))
+        await sheet.evaluate(NUMBERS, {place: numbers[place] for place in places})
         pdf.parent.mkdir(parents=True, exist_ok=True)
-        sheet.pdf(path=pdf, **form)
-        browser.close()
+        await sheet.pdf(path=pdf, **form)
+        await browser.close()
     return faults
 
 
@@ -143,7 +144,7 @@ def main() -> int:
     if status:
         return status
     contents = yaml.safe_load((build.BOOK / "_toc.yml").read_text(encoding="utf-8"))
-    faults = print_page(ONE_PAGE, PDF, [part["caption"] for part in contents["parts"]])
+    faults = asyncio.run(print_page(ONE_PAGE, PDF, [part["caption"] for part in contents["parts"]]))
     if faults is None:
         print(NOT_RUN.replace("check_browser.py", "pdf.py"), file=sys.stderr)
         return 2

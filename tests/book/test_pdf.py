@@ -1,8 +1,10 @@
 """The printed book: contents with page numbers, chapters on pages of their own, and a fault for what is too wide."""
 
+import asyncio
 import re
 
 import pytest
+from playwright.async_api import async_playwright
 from playwright.sync_api import sync_playwright
 from test_browser import CHECK, script
 
@@ -35,7 +37,7 @@ def program():
 def test_the_book_is_printed(tmp_path, wide):
     page, pdf = tmp_path / "book.html", tmp_path / "out" / "book.pdf"
     page.write_text(BOOK.replace('id="box"', 'id="box" style="width: 2000px"') if wide else BOOK)
-    faults = PDF.print_page(page, pdf, PARTS)
+    faults = asyncio.run(PDF.print_page(page, pdf, PARTS))
     assert [re.match(r"2000 px in \d+ px", fault) is not None for fault in faults] == [True] * wide
     content = pdf.read_bytes()
     # The contents, the preface, a chapter of two pages, another one, and a page within it
@@ -44,16 +46,24 @@ def test_the_book_is_printed(tmp_path, wide):
     assert len(re.findall(rb"/Type /Page\s", content)) == 6
 
 
+async def contents_of(program):
+    """The places, words and links of the contents of the small book, with made-up page numbers."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=program)
+        sheet = await browser.new_page()
+        await sheet.set_content(BOOK)
+        places = await PDF.lay_out(sheet, PARTS)
+        await sheet.evaluate(PDF.NUMBERS, {"document-one": 3, "document-two": 5, "document-three": 6})
+        words = (await sheet.locator("#contents-printed").inner_text()).split()
+        hrefs = "all => all.map((a) => a.getAttribute('href'))"
+        links = await sheet.eval_on_selector_all("#contents-printed a", hrefs)
+        await browser.close()
+    return places, words, links
+
+
 def test_the_contents_lead_to_every_chapter(program):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program)
-        sheet = browser.new_page()
-        sheet.set_content(BOOK)
-        assert PDF.lay_out(sheet, PARTS) == ["document-one", "document-two", "document-three"]
-        sheet.evaluate(PDF.NUMBERS, {"document-one": 3, "document-two": 5, "document-three": 6})
-        words = sheet.locator("#contents-printed").inner_text().split()
-        links = sheet.eval_on_selector_all("#contents-printed a", "all => all.map((a) => a.getAttribute('href'))")
-        browser.close()
+    places, words, links = asyncio.run(contents_of(program))
+    assert places == ["document-one", "document-two", "document-three"]
     assert " ".join(words) == "The book Overview A chapter 3 The theory Another 5 Within it 6"
     assert links == ["#document-one", "#document-two", "#document-three"]
 
