@@ -19,6 +19,7 @@ from ..setting.ambient import undisturbed
 from ..setting.options import progress_bar
 from ..setting.pointwise import PointwiseLoss
 from ..setting.problem import Problem
+from ..setting.random_numbers import home_of
 from ..setting.results import Record
 from .balls import Ball, Norm, check_ball
 from .guards import attackable, columns, input_gradient, raise_if_cut
@@ -100,7 +101,7 @@ def _ascent(gradient: Tensor, norm: str) -> Tensor:
 def _random_start(ball: Ball, generator: torch.Generator | None) -> Tensor:
     """Random points, uniform in the ball and then projected onto the box."""
     h = ball.center
-    device = generator.device if generator is not None else h.device
+    device = home_of(generator, h.device)
     options = {"generator": generator, "dtype": h.dtype, "device": device}
     if ball.norm == "linf":
         delta = 2 * torch.rand(h.shape, **options).to(h.device) - 1

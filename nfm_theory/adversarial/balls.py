@@ -87,11 +87,15 @@ def check_ball(h: Tensor, radius: float | Tensor, norm: Norm, box: tuple[float, 
         box: smallest and largest value of a feature; `None` for no box.
 
     Raises:
+        TypeError: if the radius is no number and no tensor.
         ValueError: for unknown norms, for radii that are negative, not finite or of another shape, and for features
             that lie outside the box.
     """
     one_of("norm", norm, NORMS)
-    radius = torch.as_tensor(radius, dtype=h.dtype, device=h.device)
+    try:
+        radius = torch.as_tensor(radius, dtype=h.dtype, device=h.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"radius: expected a number, or a tensor of one for each example, got {radius!r}.") from None
     if radius.shape not in ((), (len(h),)) or not (radius.isfinite() & (radius >= 0)).all():
         raise ValueError(
             f"radius: expected a finite number >= 0, or one for each of the {len(h)} examples, got {radius.tolist()!r}."

@@ -48,6 +48,7 @@ from ..setting.branches import Branches, as_problem
 from ..setting.checks import one_of
 from ..setting.problem import Problem
 from ..setting.quadrature import GridTooLargeError, Quadrature
+from ..setting.random_numbers import seed_of
 from .attacks import ascend
 from .balls import check_ball
 from .bound_report import BoundReport, ValidityRadius
@@ -244,7 +245,7 @@ def bound(
         >>> report.verdict, round(report.slack_ratio[0], 2)
         ('certified', 1.0)
     """
-    effort, seed = effort or Effort(), _seed(generator)
+    effort, seed = effort or Effort(), seed_of(generator)
     if not isinstance(problem, Branches):
         return _Check(problem, radius, method, certificate, effort, seed).at(eps)
     clean = _Check(problem.clean, radius, method, certificate, effort, seed).at(eps)
@@ -253,11 +254,6 @@ def bound(
         if method != "monte_carlo" and report.open_by_error:
             report = noisymix_report(problem, clean, left_side(problem, eps, method, effort, seed, RTOL))
     return report
-
-
-def _seed(generator: torch.Generator | None) -> int:
-    """The random seed of a check, which is used again at every ε."""
-    return 0 if generator is None else int(torch.randint(2**62, (), generator=generator, device=generator.device))
 
 
 @undisturbed()
@@ -295,7 +291,7 @@ def validity_radius(
     scales = [float(e) for e in scales]
     if not scales or scales != sorted(set(scales)) or not 0 < scales[0] <= scales[-1] < math.inf:
         raise ValueError(f"scales: expected increasing numbers > 0, got {scales!r}.")
-    check = _Check(problem, radius, method, certificate, effort or Effort(), _seed(generator))
+    check = _Check(problem, radius, method, certificate, effort or Effort(), seed_of(generator))
     tried: dict[float, str] = {}
     for eps in scales:
         tried[eps] = check.at(eps).verdict

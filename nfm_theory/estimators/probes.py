@@ -24,6 +24,7 @@ from ..calculus.directions import second_moment_directions
 from ..calculus.engine import Linearization
 from ..setting.checks import one_of
 from ..setting.problem import Problem
+from ..setting.random_numbers import home_of
 
 DISTRIBUTIONS = ("rademacher", "normal")
 
@@ -51,7 +52,7 @@ def random_signs(
     They are drawn on the device of the generator, and get dtype and device of `like`.
     """
     one_of("distribution", distribution, DISTRIBUTIONS)
-    device = like.device if generator is None else generator.device
+    device = home_of(generator, like.device)
     if distribution == "normal":
         return torch.randn(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
     bits = torch.randint(2, shape, generator=generator, dtype=torch.int8, device=device)
@@ -94,7 +95,7 @@ def probe_forms(
     curvature = problem.loss.hessian(at.outputs, problem.labels)
     fixed, passes = (0.0, 0.0), 0
     if source == "data" and (pairs or problem.partners is not None):
-        home = g.device if generator is None else generator.device
+        home = home_of(generator, g.device)
         if problem.partners is None:
             index = torch.randint(n, (num_probes, n), generator=generator, device=home)
         else:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ..setting.checks import one_of
+from ..setting.random_numbers import home_of
 from ..setting.results import Estimate
 from .glm import check_features, check_positive, glm_radius
 
@@ -73,7 +74,7 @@ def _sign_blocks(n: int, method: Method, samples: int, generator, like: Tensor) 
         while block := list(itertools.islice(patterns, BLOCK)):
             yield torch.tensor(block, dtype=like.dtype, device=like.device)
         return
-    source = generator.device if generator is not None else like.device
+    source = home_of(generator, like.device)
     for start in range(0, samples, BLOCK):
         size = min(BLOCK, samples - start)
         bits = torch.randint(2, (size, n), generator=generator, device=source)

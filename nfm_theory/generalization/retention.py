@@ -15,6 +15,7 @@ import scipy
 import torch
 from torch import Tensor
 
+from ..setting.random_numbers import home_of
 from .glm import MAX_RHO, Family, GLMFamily, check_features, check_positive, glm_family
 
 #: Number of lengths of each direction that `retentiveness` tries, and number of vectors that it refines.
@@ -111,7 +112,7 @@ def retentiveness(
     check_positive(max_norm=1.0 if max_norm is None else max_norm)
     data = x.detach().double()
     axes = torch.linalg.svd(data, full_matrices=False)[2]
-    source = generator.device if generator is not None else x.device
+    source = home_of(generator, x.device)
     random = torch.randn((num_directions, x.shape[1]), generator=generator, dtype=torch.float64, device=source)
     directions = torch.cat([axes, data, random.to(data.device)])
     directions = directions[((directions @ data.T) ** 2).mean(1) > 0]

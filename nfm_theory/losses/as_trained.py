@@ -10,6 +10,7 @@ import torch
 from ..setting.draws import Draw
 from ..setting.options import progress_bar
 from ..setting.problem import Problem
+from ..setting.random_numbers import home_of
 from ..setting.results import Estimate
 from .monte_carlo import DEFAULT_SAMPLES, RunningMoments
 
@@ -18,7 +19,7 @@ def _into_minibatches(draw: Draw, num_samples: int, batch: int, generator: torch
     """Re-index sweeps over 0..batch-1 as sweeps over random subsets of the samples, without replacement."""
     device = draw.index.device
     sweeps = len(draw) // batch
-    source = generator.device if generator is not None else device
+    source = home_of(generator, device)
     order = torch.rand((sweeps, num_samples), generator=generator, device=source).argsort(1)[:, :batch].to(device)
     start = torch.arange(sweeps, device=device).repeat_interleave(batch) * batch
     return replace(draw, anchor=order.flatten()[start + draw.anchor], index=order.flatten()[start + draw.index])
@@ -56,7 +57,7 @@ def training_loss(
     steps = samples // batch
     if steps < 2:
         raise ValueError(f"samples: expected at least two batches of {batch}, got {samples}.")
-    device = generator.device if generator is not None else problems[0].features.device
+    device = home_of(generator, problems[0].features.device)
     layers = torch.randint(len(problems), (steps,), generator=generator, device=device)
     moments = RunningMoments()
     with progress_bar(title="minibatches", total=steps, unit="step") as bar:

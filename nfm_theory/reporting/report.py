@@ -16,6 +16,7 @@ from ..setting.branches import Branches
 from ..setting.checks import one_of
 from ..setting.options import progress_bar
 from ..setting.problem import Problem, as_problems
+from ..setting.random_numbers import seed_of
 from ..setting.results import SECOND_ORDER, Record, plain
 from ..verification.effort import Budget, Plan, seconds_per_evaluation
 from ..verification.error_curve import ErrorCurve
@@ -197,7 +198,7 @@ def report(
     """
     problems = _checked(problem, eps, parts)
     start = time.perf_counter()
-    seed = 0 if generator is None else int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    seed = seed_of(generator)
     tasks = _tasks(problems, budget, eps, seed)
     steps = {part: sum(cost(task, part) for task in tasks) for part in PARTS if part in parts}
     plan = Plan(steps, len(problems[0].features), seconds_per_evaluation(problems[0]))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .law import Law
-from .random_numbers import at_least_single
+from .random_numbers import at_least_single, home_of
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def sample_draw(
     if num_samples < 1 or replicates < 1:
         raise ValueError(f"Expected num_samples >= 1 and replicates >= 1, got {num_samples} and {replicates}.")
     n, rows = num_samples, num_samples * replicates
-    source = generator.device if generator is not None else device
+    source = home_of(generator, device)
     place = {"generator": generator, "dtype": dtype, "device": device}
     if as_trained:
         lam = law.mixing.sample((replicates,), unmixed=unmixed, **place).repeat_interleave(n)

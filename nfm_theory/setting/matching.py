@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .random_numbers import home_of
+
 
 def squared_distances(points: Tensor) -> np.ndarray:
     """Squared Euclidean distances between all samples, `(n, n)`, in float64.
@@ -65,7 +67,7 @@ def matched_partners(cost: np.ndarray, k: int, generator: torch.Generator | None
         [0, 1]
     """
     n = len(cost)
-    source = generator.device if generator is not None else "cpu"
+    source = home_of(generator, "cpu")
     orders = torch.rand((2, n), generator=generator, device=source).argsort(1).cpu().numpy()
     index = np.empty(n, dtype=np.int64)
     for start in range(0, n, k):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .checks import one_of
 from .mixing import beta_moment
-from .random_numbers import at_least_single, uniform
+from .random_numbers import at_least_single, home_of, uniform
 from .rules import Rule, RuleKind, beta_nodes, normal_nodes, sign_nodes, uniform_nodes
 
 NoiseName = Literal["normal", "uniform", "rademacher", "released"]
@@ -121,7 +121,7 @@ class NoiseLaw:
         precision is drawn in float32 and then rounded, since it has too few random numbers for the law.
         """
         dtype = dtype or torch.get_default_dtype()
-        source = generator.device if generator is not None else device
+        source = home_of(generator, device)
         options = {"generator": generator, "dtype": at_least_single(dtype), "device": source}
         z = BASES[self.base].sample(shape, **options)
         if self.sparsity:

@@ -29,6 +29,7 @@ from ..setting.inputs import Inputs, as_inputs, batch_size, floating_dtype, leav
 from ..setting.law import Law
 from ..setting.matching import rematched
 from ..setting.perturbation import perturb
+from ..setting.random_numbers import checked_generator, home_of
 from ..setting.targets import mixable_labels
 from .hooks import unwrap
 from .layer_draw import LayerDraw, check_features, checked_replay
@@ -91,7 +92,8 @@ class NoisyFeatureMixup:
             `nfm(x, y, replay=nfm.last)` repeats it bit by bit. The noise at a hidden layer is missing until the pass.
 
     Raises:
-        TypeError: if `model` is no module, and if layers or laws are missing or of the wrong kind.
+        TypeError: if `model` is no module, if layers or laws are missing, and if they or the generator are of the wrong
+            kind.
         ValueError: for unknown or repeated layers, a compiled model, a model with the hooks of another such object, and
             options out of range.
 
@@ -138,7 +140,7 @@ class NoisyFeatureMixup:
         self.eps, self.form, self.matching = level("eps", eps), check_form(form, eps), check_matching(matching)
         self.num_classes, self.label_smoothing = num_classes, float(label_smoothing)
         self.view_noise = None if view_noise is None else tuple(level("view_noise", v) for v in view_noise)
-        self.generator, self.enabled = generator, True
+        self.generator, self.enabled = checked_generator(generator), True
         self.last: LayerDraw | None = None
         self._views, self._replay, self._in_order = 1, False, True
         self._fallback: torch.Generator | None = None
@@ -338,7 +340,7 @@ class NoisyFeatureMixup:
 
     def _step(self, x: Inputs, views: int) -> LayerDraw:
         """Draw layer, λ and partners on the device of the generator, so that no GPU has to be waited for."""
-        home = torch.device("cpu") if self.generator is None else self.generator.device
+        home = home_of(self.generator, torch.device("cpu"))
         layer = self.layers[int(torch.randint(len(self.layers), (), generator=self.generator, device=home))]
         draw = sample_draw(
             batch_size(x) // views, (), self._quiet[layer], as_trained=True, unmixed=self.form == "unmixed",

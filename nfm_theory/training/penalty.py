@@ -32,7 +32,7 @@ from ..setting.inputs import Inputs, as_inputs, each, leaves
 from ..setting.law import Law
 from ..setting.network import Output, picked
 from ..setting.problem import Problem
-from ..setting.random_numbers import at_least_single
+from ..setting.random_numbers import at_least_single, checked_generator, home_of
 from ..setting.targets import Labels, Loss, TargetLoss, chosen_loss, fitted_loss
 from .hooks import uncompiled, unwrap
 
@@ -126,7 +126,7 @@ class TaylorRegularizer(nn.Module):
         if not isinstance(num_probes, Integral) or num_probes < 1:
             raise ValueError(f"num_probes: expected >= 1, an integer, got {num_probes!r}.")
         self.layer, self.eps, self.num_probes = layer, level("eps", eps), num_probes
-        self.terms, self.distribution, self.generator = tuple(chosen), distribution, generator
+        self.terms, self.distribution, self.generator = tuple(chosen), distribution, checked_generator(generator)
         self.drift = mixing.moment(1) if "R1" in chosen else 0.0
         self.loss, self.output = chosen_loss(loss), output
         self.reduction = one_of("reduction", reduction, ("mean", "none"))
@@ -214,7 +214,7 @@ class TaylorRegularizer(nn.Module):
         for source in sources:
             size = self.scales[source] ** 0.5
             if source == "data":
-                home = g.device if self.generator is None else self.generator.device
+                home = home_of(self.generator, g.device)
                 shape, dtype = (self.num_probes, len(g)), at_least_single()
                 order = torch.rand(shape, generator=self.generator, dtype=dtype, device=home)
                 part = g[order.argsort(1).to(g.device)] - g

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from ..setting.law import Law
-from ..setting.random_numbers import uniform
+from ..setting.random_numbers import home_of, uniform
 
 #: Rényi orders at which the privacy is counted.
 ORDERS = tuple(range(2, 129))
@@ -160,7 +160,7 @@ def private_gradient(
     found, losses = gradients_by_sample(model, inputs, targets)
     norms = torch.stack([g.flatten(1).norm(dim=1) for g in found]).norm(dim=0)
     factors = (clip_norm / norms.clamp(min=clip_norm)).to(norms)
-    source = generator.device if generator is not None else None
+    source = home_of(generator, None)
     for parameter, g in zip((p for p in model.parameters() if p.requires_grad), found, strict=True):
         noise = torch.randn(parameter.shape, generator=generator, dtype=g.dtype, device=source or g.device).to(g)
         total = torch.einsum("i,i...->...", factors, g) + noise_multiplier * clip_norm * noise

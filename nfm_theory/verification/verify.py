@@ -24,6 +24,7 @@ from ..setting.branches import Branches
 from ..setting.checks import one_of
 from ..setting.options import options
 from ..setting.problem import Problem, as_problems
+from ..setting.random_numbers import seed_of
 from ..setting.results import TaylorTerms
 from .effort import Budget, Meter, seconds_per_evaluation
 from .judge import MORE
@@ -122,7 +123,7 @@ def prepared(problem, order, eps, budget, generator, method, remainder_form, *, 
     """
     problems, scales, leading = _checked(problem, order, eps, method, remainder_form)
     limit, seconds = Budget.of(budget, len(problems[0].features)), seconds_per_evaluation(problems[0])
-    seed = 0 if generator is None else int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    seed = seed_of(generator)
     way = way_of(problems, leading, len(scales), limit, method, remainder_form, given, seconds)
     if eps is None and way.rows is None and way.large:
         scales = scales[:FEW_EPS]
