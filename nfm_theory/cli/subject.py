@@ -139,7 +139,8 @@ def _real_tensor(name: str, values: object) -> Tensor:
     """Samples or targets, unless they are no dense real tensor, which a conversion would change or fail on."""
     if not isinstance(values, Tensor):
         raise UsageError(
-            f"data: expected tensors x (n, *input) and y (n, ...), got {type(values).__name__} for {name}."
+            f"data: expected tensors x (n, *input) and y (n, ...), got {type(values).__name__} for {name}; "
+            f"torch.as_tensor({name}) makes one."
         )
     kinds = {
         "nested": values.is_nested, "sparse": values.layout != torch.strided, "quantized": values.is_quantized,

@@ -15,11 +15,11 @@ Name = TypeVar("Name", bound=str)
 
 
 def near(name: str, names: Iterable[str]) -> str:
-    """The names that may have been meant, as the end of a message; empty if none is close."""
+    """The names that may have been meant, to be put behind what was given; empty if none is close."""
     matches = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
     alike = [difflib.SequenceMatcher(None, match, name).ratio() for match in matches]
     matches = [match for match, ratio in zip(matches, alike, strict=True) if ratio >= 0.75 * alike[0]]
-    return f"; did you mean {' or '.join(map(repr, matches))}?" if matches else ""
+    return f" (did you mean {' or '.join(map(repr, matches))}?)" if matches else ""
 
 
 def one_of(option: str, value: Name, names: Iterable[str]) -> Name:
@@ -36,12 +36,12 @@ def one_of(option: str, value: Name, names: Iterable[str]) -> Name:
     Example:
         >>> one_of("method", "exakt", ("auto", "exact"))
         Traceback (most recent call last):
-        ValueError: method: expected one of ['auto', 'exact'], got 'exakt'; did you mean 'exact'?
+        ValueError: method: expected one of ['auto', 'exact'], got 'exakt' (did you mean 'exact'?).
     """
     names = list(names)
     if value not in names:
-        hint = near(value, names) if isinstance(value, str) else "."
-        raise ValueError(f"{option}: expected one of {names}, got {value!r}{hint or '.'}")
+        hint = near(value, names) if isinstance(value, str) else ""
+        raise ValueError(f"{option}: expected one of {names}, got {value!r}{hint}.")
     return value
 
 

@@ -101,7 +101,7 @@ def test_laws_are_values():
 
 
 BAD = [
-    ({"noise": "normel"}, ValueError, r"noise: expected one of \[.*\], got 'normel'; did you mean 'normal'\?$"),
+    ({"noise": "normel"}, ValueError, r"noise: expected one of \[.*\], got 'normel' \(did you mean 'normal'\?\)\.$"),
     ({"noise": "relased"}, ValueError, "did you mean 'released'"),
     ({"noise": 3}, TypeError, "noise: expected a name, a NoiseLaw or a pair"),
     ({"noise": (nt.NoiseLaw(),)}, TypeError, "pair"),

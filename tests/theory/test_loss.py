@@ -308,5 +308,5 @@ def test_auto_is_exact_where_that_is_cheap_and_says_what_it_took():
 
 
 def test_a_similar_name_is_suggested():
-    with pytest.raises(ValueError, match=r"method: expected one of .*, got 'exakt'; did you mean 'exact'\?"):
+    with pytest.raises(ValueError, match=r"method: expected one of .*, got 'exakt' \(did you mean 'exact'\?\)\."):
         nt.loss(build_problem(MODEL, X, Y), method="exakt")

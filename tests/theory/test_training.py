@@ -370,7 +370,7 @@ BAD_OPTIONS = [
     ({"layers": None}, TypeError, r"layer_names\(model\)"),
     ({"layers": ()}, ValueError, "one or more different names"),
     ({"layers": ("1", "1")}, ValueError, "one or more different names"),
-    ({"layers": "11"}, ValueError, "no module '11'; did you mean '1'"),
+    ({"layers": "11"}, ValueError, r"no module '11' \(did you mean '1'\?\); "),
     ({"law": None}, TypeError, r"law: expected an nfm_theory\.Law, got NoneType.*Law\.released\(\.\.\.\)"),
     ({"law": {"add_noise": 0.4}}, TypeError, r"law: expected an nfm_theory\.Law, got dict"),
     ({"law": "released"}, TypeError, r"law: expected an nfm_theory\.Law, got str"),
@@ -378,7 +378,7 @@ BAD_OPTIONS = [
     ({"layers": {"1": 0.4}, "law": None}, TypeError, r"law: expected an nfm_theory\.Law, got float"),
     ({"layers": {"1": MIXUP, "3": {"alpha": 1.0}}, "law": None}, TypeError, "got dict"),
     ({"layers": {}, "law": None}, ValueError, "one or more different names"),
-    ({"layers": {"11": MIXUP}, "law": None}, ValueError, "no module '11'; did you mean '1'"),
+    ({"layers": {"11": MIXUP}, "law": None}, ValueError, r"no module '11' \(did you mean '1'\?\); "),
     ({"num_classes": 1}, ValueError, r"pass y\.float\(\)"),
     ({"label_smoothing": 1.0}, ValueError, "label_smoothing"),
 ]
