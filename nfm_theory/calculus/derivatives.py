@@ -6,7 +6,7 @@ a direction is one row of a larger batch. This works for every head that maps ro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import factorial
 
 import torch
@@ -17,37 +17,50 @@ from tqdm import tqdm
 from .forward_mode import jvp
 
 
-def scalar_derivatives(path: Callable[[Tensor], Tensor], at: Tensor, order: int) -> list[Tensor]:
-    """The derivatives `[φ(t), φ'(t), .., φ^(order)(t)]` of a function of one number, by nested forward mode.
+def curve_derivatives(function: Callable[..., Tensor], *curves: Sequence[Tensor], order: int) -> list[Tensor]:
+    """The derivatives `[φ, φ', .., φ^(order)]` of `φ(t) = function(c(t), ..)` at one t, by nested forward mode.
+
+    A curve is given by its derivatives `c, c', c'', ..`, with zero for those that are left out. They are the tangents
+    of nested forward mode as they stand, so that only the function itself is differentiated, and not the arithmetic
+    that would move a point along the curve.
 
     Args:
-        path: the function φ. It maps a 0-dim tensor to a tensor of any shape, or t `(rows,)` to `(rows,)` row by row.
-        at: the point t, 0-dim, or one point for each row.
+        function: maps a tensor for each curve to a tensor of any shape.
+        curves: derivatives of each argument at t, of one shape.
         order: order of the highest derivative, ≥ 0.
 
     Example:
-        >>> t = torch.tensor(2.0, dtype=torch.float64)
-        >>> [float(d) for d in scalar_derivatives(lambda s: s**3, t, 4)]
+        >>> two, one, zero = (torch.tensor(v, dtype=torch.float64) for v in (2.0, 1.0, 0.0))
+        >>> [float(d) for d in curve_derivatives(lambda t: t**3, [two, one], order=4)]
         [8.0, 12.0, 12.0, 6.0, 0.0]
+        >>> [float(d) for d in curve_derivatives(lambda p: p * p, [two, zero, one], order=4)]  # p = 2 + t²/2
+        [4.0, 0.0, 4.0, 0.0, 6.0]
     """
-    one = torch.ones_like(at)
+    if order == 0:
+        return [function(*(curve[0] for curve in curves))]
+    known = [[_separate(tensor) for tensor in curve[: order + 1]] for curve in curves]
+    moving = [tensor for curve in known for tensor in curve[:-1]]
+    tangents = [tensor for curve in known for tensor in curve[1:]]
 
-    def jet(k: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        if k == 0:
-            return lambda t: (path(t),)
+    def lower(*moved: Tensor) -> tuple[Tensor, ...]:
+        left = iter(moved)
+        inner = [[*(next(left) for _ in curve[:-1]), curve[-1]] for curve in known]
+        return tuple(curve_derivatives(function, *inner, order=order - 1))
 
-        def raised(t: Tensor) -> tuple[Tensor, ...]:
-            values, tangents = jvp(jet(k - 1), (t,), (one,))
-            return (*values, tangents[-1])
-
-        return raised
-
-    return list(jet(order)(at))
+    values, derived = jvp(lower, tuple(moving), tuple(tangents))
+    return [*values, derived[-1]]
 
 
-def scalar_coefficients(path: Callable[[Tensor], Tensor], like: Tensor, order: int) -> list[Tensor]:
-    """The Taylor coefficients `φ^(k)(0)/k!`, k = 0..order, of a function of one number; `like` gives the dtype."""
-    return [d / factorial(k) for k, d in enumerate(scalar_derivatives(path, like.new_zeros(()), order))]
+def _separate(tensor: Tensor) -> Tensor:
+    """The tensor, copied if its elements share memory, as after `expand`: such a tensor cannot have a tangent."""
+    shared = any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True))
+    return tensor.clone() if shared else tensor
+
+
+def curve_coefficients(function: Callable[..., Tensor], *curves: Sequence[Tensor], order: int) -> list[Tensor]:
+    """The Taylor coefficients `φ^(k)(0)/k!`, k = 0..order, along curves that are given by their Taylor coefficients."""
+    jets = [[c if k < 2 else factorial(k) * c for k, c in enumerate(curve)] for curve in curves]
+    return [d if k < 2 else d / factorial(k) for k, d in enumerate(curve_derivatives(function, *jets, order=order))]
 
 
 def directional_derivatives(
@@ -57,8 +70,7 @@ def directional_derivatives(
 
     The function maps `(b, *feature)` to `(b, ...)`, each sample on its own.
     """
-    zero = torch.zeros((), dtype=h.dtype, device=h.device)
-    return scalar_derivatives(lambda t: function(h + t * direction), zero, order)
+    return curve_derivatives(function, [h, direction], order=order)
 
 
 def jacobian_rows(head: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:

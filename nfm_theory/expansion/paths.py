@@ -18,7 +18,7 @@ from math import factorial
 import torch
 from torch import Tensor
 
-from ..calculus.derivatives import directional_derivatives, gauss_newton_forms, scalar_coefficients, scalar_derivatives
+from ..calculus.derivatives import curve_coefficients, curve_derivatives, directional_derivatives, gauss_newton_forms
 from ..calculus.engine import Linearization, linearize
 from ..setting.ambient import undisturbed
 from ..setting.draws import Draw
@@ -28,7 +28,7 @@ from ..setting.results import Interval
 
 def taylor_coefficients(path: Path, order: int) -> Tensor:
     """`φ^(k)(0)/k!` of every row for k = 0..order, by forward mode, `(rows, order + 1)`."""
-    return torch.stack(scalar_coefficients(path, path.first, order), dim=-1)
+    return torch.stack(curve_coefficients(path.losses, path.parts, order=order), dim=-1)
 
 
 def series_coefficients(path: Path, order: int) -> Tensor:
@@ -119,7 +119,8 @@ def _at_points(problem: Problem, draw: Draw, points: Tensor, order: int) -> Tens
     """φ^(order) of every row at every point, `(points, rows)`, in one batch."""
     rows, index = len(draw), torch.arange(len(draw), device=draw.lam.device)
     path = problem.path(draw[index.repeat(len(points))])
-    return scalar_derivatives(path, points.repeat_interleave(rows), order)[-1].reshape(len(points), rows)
+    jets = path.jets(points.repeat_interleave(rows))
+    return curve_derivatives(path.losses, jets, order=order)[-1].reshape(len(points), rows)
 
 
 @undisturbed()

@@ -22,7 +22,7 @@ from operator import add
 import torch
 from torch import Tensor
 
-from ..calculus.derivatives import scalar_coefficients
+from ..calculus.derivatives import curve_coefficients
 from ..calculus.engine import Linearization, linearize
 from ..setting.draws import Draw, antithetic
 from ..setting.pointwise import PointwiseLoss
@@ -113,18 +113,11 @@ def output_coefficients(at: Linearization, path: Path, order: int) -> list[Tenso
     `at` is the head linearized at the features. If it is piecewise linear, the anchors of the rows must be the numbers
     0, .., n - 1, repeated.
     """
-    first, linear, quadratic = path.first, path.linear, path.quadratic
     if not at.piecewise_linear:
-
-        def outputs(eps: Tensor) -> Tensor:
-            return path.problem.head(first + eps * (linear if quadratic is None else linear + eps * quadratic))
-
-        return scalar_coefficients(outputs, first, order)
+        return curve_coefficients(path.problem.head, path.parts, order=order)
     n = len(at.outputs)
-    known = [at.outputs.repeat(len(first) // n, 1)]
-    for part in (linear, quadratic)[:order]:
-        if part is not None:
-            known.append(at.sweep(part.unflatten(0, (-1, n)), None)[0].flatten(0, 1))
+    known = [at.outputs.repeat(len(path) // n, 1)]
+    known += [at.sweep(part.unflatten(0, (-1, n)), None)[0].flatten(0, 1) for part in path.parts[1 : order + 1]]
     return known + [torch.zeros_like(known[0])] * (order + 1 - len(known))
 
 
@@ -135,7 +128,7 @@ def jets(at: Linearization, path: Path, order: int) -> tuple[Tensor, list[Tensor
     """
     outputs, problem = output_coefficients(at, path, order), path.problem
     labels = problem.labels[path.anchor]
-    along = scalar_coefficients(lambda eps: problem.loss(_polynomial(outputs, eps), labels), outputs[0], order)
+    along = curve_coefficients(lambda u: problem.loss(u, labels), outputs, order=order)
     return torch.stack(along, dim=-1), outputs
 
 

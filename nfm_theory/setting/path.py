@@ -33,8 +33,24 @@ class Path:
 
     def __call__(self, eps: float | Tensor) -> Tensor:
         """φ(ε), `(rows,)`; ε a number, 0-dim, or one per row."""
-        outputs = self.problem.head(displaced((self.first, self.linear, self.quadratic), eps))
-        return self.problem.loss(outputs, self.problem.labels[self.anchor])
+        return self.losses(displaced((self.first, self.linear, self.quadratic), eps))
+
+    def losses(self, points: Tensor) -> Tensor:
+        """The losses of the rows at features `(rows, *feature)`, `(rows,)`."""
+        return self.problem.loss(self.problem.head(points), self.problem.labels[self.anchor])
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """The Taylor coefficients of the features in ε: `[g_i, e¹]`, or `[g_i, e¹, e²]`."""
+        return [self.first, self.linear] + ([] if self.quadratic is None else [self.quadratic])
+
+    def jets(self, eps: Tensor) -> list[Tensor]:
+        """The features at ε, one for each row `(rows,)`, and their derivatives in ε."""
+        at = displaced((self.first, self.linear, self.quadratic), eps)
+        if self.quadratic is None:
+            return [at, self.linear]
+        scale = eps.reshape(-1, *[1] * (self.first.ndim - 1))
+        return [at, self.linear + 2 * scale * self.quadratic, 2 * self.quadratic]
 
     def __len__(self) -> int:
         """Number of rows."""

@@ -20,7 +20,7 @@ from ...setting.ambient import undisturbed
 from ...setting.inputs import Inputs
 from ...setting.layers import split
 from ...setting.network import Network, Output
-from ..derivatives import jacobian_rows, scalar_coefficients
+from ..derivatives import curve_coefficients, jacobian_rows
 from ..replacements import exact_derivatives
 from . import attention, linear, nonlinear, products, standardization  # noqa: F401  (to register their rules)
 from .base import Linearization, gradients
@@ -68,12 +68,8 @@ class _Nested(Linearization):
         shape = (m, b, *self.h.shape[1:])
         given = [(c.reshape(*c.shape[:2], *shape[2:]) if propagated else c).expand(shape) for c in coefficients]
         points = self.h.repeat(m, *[1] * (self.h.ndim - 1))
-        along = [c.flatten(0, 1) for c in given]
-
-        def path(t: Tensor) -> Tensor:
-            return self.head(points + sum(t**k * c for k, c in enumerate(along, 1)))
-
-        return [d.unflatten(0, (m, b)) for d in scalar_coefficients(path, points, order)]
+        curve = [points, *(c.flatten(0, 1) for c in given)]
+        return [d.unflatten(0, (m, b)) for d in curve_coefficients(self.head, curve, order=order)]
 
     def _block(self, directions, slope, tangents, propagated):
         results = self._coefficients([directions], 1 if slope is None else 2, propagated)

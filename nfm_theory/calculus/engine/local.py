@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..derivatives import scalar_coefficients
+from ..derivatives import curve_coefficients
 from ..failures import DerivativeError, cause, running_module
 from ..forward_mode import jvp
 from ..replacements import exact_derivatives
@@ -72,14 +72,10 @@ def local_rule(rec: Recorder, func: Callable, *args, **kwargs):
 
 def _derivatives(function, points, places, order: int, *coefficients) -> Tensor:
     """Taylor coefficients 1, .., order of the function along a path; `places` are (input, power - 1) of the given."""
-
-    def path(t):
-        moved = list(points)
-        for (i, k), coefficient in zip(places, coefficients, strict=True):
-            moved[i] = moved[i] + t ** (k + 1) * coefficient
-        return function(*moved)
-
-    return torch.stack(scalar_coefficients(path, points[0], order)[1:])
+    curves = [[point] for point in points]
+    for (i, k), coefficient in sorted(zip(places, coefficients, strict=True), key=lambda given: given[0]):
+        curves[i] += [torch.zeros_like(coefficient)] * (k + 1 - len(curves[i])) + [coefficient]
+    return torch.stack(curve_coefficients(function, *curves, order=order)[1:])
 
 
 def _along(derivative: Callable[..., Tensor], tangents: list[Tensor], name: str) -> Tensor:
