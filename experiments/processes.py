@@ -13,8 +13,6 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 #: Seconds between two looks at whether another process still runs.
 _LOOK = 0.5
 
@@ -110,6 +108,8 @@ def map_cases(function: Callable, cases: Sequence, workers: int) -> Iterator:
         cases: the arguments, one for each call.
         workers: number of processes; with 1 everything runs in this process.
     """
+    import torch  # here, because not every process of a pool needs it
+
     if workers > 1:
         with process_pool(workers, torch.set_num_threads, (1,)) as pool:
             yield from pool.map(function, cases)

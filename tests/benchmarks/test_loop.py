@@ -11,7 +11,7 @@ def test_both_loops_are_timed_in_turns():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        ratios = training_loop.measure(images=256, epochs=1, rounds=2)
+        ratios = training_loop.measure(images=32, epochs=1, rounds=2)
     finally:
         torch.set_num_threads(threads)
     assert len(ratios) == 2

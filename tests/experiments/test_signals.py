@@ -115,15 +115,15 @@ def test_a_sweep_that_is_stopped_leaves_no_process(tmp_path, number, status, bef
 POOL = """
 import time
 from experiments.__main__ import run_command
-from experiments.processes import map_cases, signals_end_the_block
+from experiments.processes import process_pool, signals_end_the_block
 
 def work(place):
     open(place, "w").close()
     time.sleep(600)
 
 def main():
-    with signals_end_the_block():
-        list(map_cases(work, ["a", "b", "c", "d"], 2))
+    with signals_end_the_block(), process_pool(2) as pool:
+        list(pool.map(work, ["a", "b", "c", "d"]))
 
 if __name__ == "__main__":
     run_command(main)

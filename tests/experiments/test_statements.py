@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 from ledger_entries import entry, full_ledger
+from tiers import slow
 from typer.testing import CliRunner
 
 from experiments import claims as statements
@@ -328,15 +329,19 @@ def test_cells_of_a_table_are_escaped_outside_formulas():
     assert escape(r"a|b_c $|x|_2$") == r"a\|b\_c $\vert x\vert _2$"
 
 
-def test_the_real_records_are_read():
-    records = statements.load_records()
-    assert word("nfm-theorem-1", records) == "verified"
-    assert len(records.entries) > 500
+@pytest.fixture(scope="module")
+def real():
+    return statements.load_records()
+
+
+def test_the_real_records_are_read(real):
+    assert word("nfm-theorem-1", real) == "verified"
+    assert len(real.entries) > 500
     assert statements.load_records(ROOT / "nowhere", ROOT / "nowhere").expansion == ()
 
 
 @pytest.mark.parametrize(
-    "name", ["unmixing", "equal-branches", "slack", "telescoping", "partners", "rademacher-two-layer"]
+    "name", ["telescoping", "partners", "rademacher-two-layer", *slow(["unmixing", "equal-branches", "slack"])]
 )
 def test_quick_computations_hold(name):
     found = CHECKS[name]()
@@ -360,10 +365,9 @@ def test_a_statement_links_to_its_place_on_the_page():
     assert link("nfm-second-order") == "{doc}`second_order`"
 
 
-def test_the_command_prints_and_writes_the_index(monkeypatch, tmp_path):
+def test_the_command_prints_and_writes_the_index(monkeypatch, tmp_path, real):
     monkeypatch.setattr(records_module, "CHECKS", checks())
-    records = statements.load_records()
-    monkeypatch.setattr(statements, "load_records", lambda **_: records)
+    monkeypatch.setattr(statements, "load_records", lambda **_: real)
     path = tmp_path / "claims.json"
     run = CliRunner().invoke(app, ["claims", "--json", str(path), "--paper", "nfm"])
     assert run.exit_code == 0, run.output

@@ -17,7 +17,7 @@ import time
 
 from experiments.record.ledger import Entry, append, finished
 
-WRITERS, OWN, SHARED = 4, 25, 25
+WRITERS, OWN, SHARED = 4, 12, 12
 KILLS, CELLS = 10, 120
 
 

@@ -1,15 +1,40 @@
 """The wheel: what is in it, and what a user finds after installing it into an environment with nothing else."""
 
 import doctest
+import json
 import zipfile
 from pathlib import Path
 
+import pytest
 from installed import run
 
 import nfm_theory as nt
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).resolve().with_name("user_script.py")
+#: What the command answers there when it computes nothing: for each list of arguments the status and both streams.
+ANSWERS = """
+import contextlib, io, json, sys
+from nfm_theory.cli import main
+
+def answer(*arguments):
+    sys.argv = ["nfm", *arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            main()
+        except SystemExit as end:
+            return end.code, out.getvalue(), err.getvalue()
+
+verify = ("verify", "--model", "mine.py:build")
+print(json.dumps([answer("--version"), answer("verify"), answer(*verify, "--plot", "p.png")]))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(bare, work):
+    done = run(bare / "python", "-c", ANSWERS, folder=work)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
 
 
 def test_the_wheel_holds_the_library_alone(wheel):
@@ -48,17 +73,16 @@ def test_a_users_own_experiments_win(bare, work):
     assert done.stdout.strip() == "0.125", done.stderr
 
 
-def test_the_command_verifies_a_users_model_there(bare, work):
-    assert run(bare / "nfm", "--version", folder=work).stdout.strip() == f"nfm_theory {nt.__version__}"
+def test_the_command_verifies_a_users_model_there(bare, work, answers):
+    assert answers[0] == [0, f"nfm_theory {nt.__version__}\n", ""]
     done = run(bare / "nfm", "verify", "--model", "mine.py:build", "--layer", "1", "--json", "r.json", folder=work)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "HOLDS" in done.stdout
     assert (work / "r.json").is_file()
 
 
-def test_the_command_says_what_is_missing_there(bare, work):
-    nothing = run(bare / "nfm", "verify", folder=work)
-    assert (nothing.returncode, nothing.stderr[:12]) == (2, "nfm: --model")
-    plot = run(bare / "nfm", "verify", "--model", "mine.py:build", "--plot", "p.png", folder=work)
-    assert plot.returncode == 2
-    assert "pip install matplotlib" in plot.stderr
+def test_the_command_says_what_is_missing_there(answers):
+    _, (status, _, error), (plot_status, _, plot_error) = answers
+    assert (status, error[:12]) == (2, "nfm: --model")
+    assert plot_status == 2
+    assert "pip install matplotlib" in plot_error
