@@ -119,10 +119,10 @@ def _raw_coefficients(order, dim, outputs):
     loss = generic("h", ())(*logits) - sum(symbol("y", k + 1) * u for k, u in enumerate(logits))
     found = []
     for n in range(order + 1):
+        loss = loss.diff(EPS) if n else loss
         at_zero = loss.xreplace({EPS: sp.S.Zero})
         at_zero = at_zero.xreplace({fn: fn.jet for fn in at_zero.atoms(sp.Function)})
         found.append(at_zero / sp.factorial(n))
-        loss = loss.diff(EPS)
     return found, a, b
 
 

@@ -52,11 +52,11 @@ def _raw_coefficients(order, branches, dim, outputs):
     value = generic("h", ())(*logits)
     found = []
     for n in range(order + 1):
+        value = value.diff(EPS) if n else value
         here = value.xreplace({EPS: sp.S.Zero})
         names = {fn: sp.Symbol(f"{fn.jet}__{where[fn.args]}") if fn.args in where else fn.jet
                  for fn in here.atoms(sp.Function)}  # fmt: skip
         found.append(here.xreplace(names) / sp.factorial(n))
-        value = value.diff(EPS)
     return found
 
 

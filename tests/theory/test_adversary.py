@@ -72,7 +72,7 @@ def test_flip_radius_of_a_linear_model_and_of_wrong_examples():
     y[0] = (y[0] + 1) % 3
     problem = Problem(lambda z: z @ w, x, y)
     for norm, dual in (("l2", 2), ("linf", 1)):
-        found = flip_radius(problem, 20.0, norm=norm)
+        found = flip_radius(problem, 20.0, norm=norm, bisections=4)
         ratios = torch.stack(
             [(f.gather(1, y[:, None])[:, 0] - f[:, j]) / (w.T[y] - w.T[j]).norm(p=dual, dim=1) for j in range(3)], 1
         )
@@ -80,7 +80,7 @@ def test_flip_radius_of_a_linear_model_and_of_wrong_examples():
         assert_close(found.radius, expected, rtol=1e-3, atol=1e-9)
         assert (found.radius >= expected * (1 - 1e-9)).all()
         assert ((found.features @ w).argmax(1)[1:] != y[1:]).all()
-    short = flip_radius(problem, 1e-6)
+    short = flip_radius(problem, 1e-6, bisections=1)
     assert torch.isinf(short.radius[1:]).all()
     assert short.radius[0] == 0
 

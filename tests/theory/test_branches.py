@@ -269,7 +269,7 @@ def test_monte_carlo_agrees_within_its_error(shared, noise):
     options = {"shared_noise": shared, "noise": noise, "add_noise": 0.4, "weights": WEIGHTS[2]}
     scales = [0.5, 1.0]
     exact = nt.loss(
-        build_branches(MODEL, XS, **options), scales, "exact", quadrature=nt.Quadrature(num_noise=5, num_lam=6)
+        build_branches(MODEL, XS, **options), scales, "exact", quadrature=nt.Quadrature(num_noise=4, num_lam=4)
     ).value
     chance = {"samples": 10_000, "generator": generator(0)}
     estimate = nt.loss(build_branches(MODEL, XS, **options), scales, "monte_carlo", **chance)

@@ -113,14 +113,14 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("count", [20, *slow([100])])
+@pytest.mark.parametrize("count", [12, *slow([100])])
 @pytest.mark.parametrize(
     ("eps", "options", "noise"), OPTIONS, ids=lambda o: o["control_variate"] if isinstance(o, dict) else str(o)
 )
 def test_monte_carlo_is_right_and_its_standard_error_is_calibrated_over_many_seeds(eps, options, noise, count):
     problem = build_problem(MODEL, X, Y, noise=noise, **NOISY)
     at = torch.tensor([eps], dtype=torch.float64)
-    exact = nt.loss(problem, eps, "exact", quadrature=nt.Quadrature(num_noise=4, num_lam=6)).value.detach()
+    exact = nt.loss(problem, eps, "exact", quadrature=nt.Quadrature(num_noise=3, num_lam=4)).value.detach()
     runs = [monte_carlo_loss(problem, at, samples=3_000, generator=seeded(seed), **options) for seed in range(count)]
     if options.get("antithetic_noise", True):
         same = nt.loss(problem, eps, "monte_carlo", samples=3_000, generator=seeded(0), **options)
@@ -191,9 +191,9 @@ def test_full_batch_training_loss_is_the_exact_loss(options):
 
 def test_minibatches_give_self_pairs_the_weight_one_over_the_batch():
     batch, n = 2, len(X)
-    exact = nt.loss(build_problem(MODEL, X, Y, **NOISY), method="exact", quadrature=nt.Quadrature(num_noise=8)).value
+    exact = nt.loss(build_problem(MODEL, X, Y, **NOISY), method="exact", quadrature=nt.Quadrature(num_noise=4)).value
     own = nt.loss(
-        build_problem(MODEL, X, Y, alpha=0.0, **NOISY), method="exact", quadrature=nt.Quadrature(num_noise=8)
+        build_problem(MODEL, X, Y, alpha=0.0, **NOISY), method="exact", quadrature=nt.Quadrature(num_noise=4)
     ).value  # a self-pair is noise alone
     expected = (1 - 1 / batch) * (n * exact - own) / (n - 1) + own / batch
     run = nt.loss(

@@ -147,9 +147,10 @@ def test_the_loss_itself_has_these_coefficients():
         assert math.isclose(got, value, rel_tol=1e-9)
 
 
-def test_a_random_scalar_network_with_three_branches():
+@pytest.mark.parametrize("weights", [(0.3, 0.7), *slow([((0.5, 0.2, 0.3),)])])
+def test_a_random_scalar_network(weights):
     a, b, c = randn(3, 3, 2).tolist()
-    features = randn(4, 3, 2)
+    features = randn(4, len(weights), 2)
 
     def net(z):
         return sum(w * sp.tanh(u * z + v) for u, v, w in zip(a, b, c, strict=True))
@@ -157,7 +158,7 @@ def test_a_random_scalar_network_with_three_branches():
     def layer(z):
         return sum(w * torch.tanh(u * z + v) for u, v, w in zip(a, b, c, strict=True))
 
-    levels, weights = {"add_noise": 0.3, "mult_noise": 0.4}, (0.5, 0.2, 0.3)
+    levels = {"add_noise": 0.3, "mult_noise": 0.4}
     exact = sym.evaluate_stability(net, features.tolist(), Law(**levels), weights=weights)
     found = terms(Branches(layer, features.unsqueeze(-1), weights=weights, law=Law(**levels)))
     for name, value in exact.items():

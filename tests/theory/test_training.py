@@ -1,4 +1,5 @@
 import copy
+import datetime
 import io
 import os
 import tempfile
@@ -98,7 +99,7 @@ def test_draws_are_those_of_sample_draw_as_trained(layer):
 
 def test_many_steps_have_the_moments_of_the_laws():
     """Mean of features and targets, second moment of the noise, layers and partners: 5 standard errors."""
-    steps = 4000
+    steps = 1500
     model = network()
     law = nt.Law.released(alpha=0.5, beta=1.5, add_noise=0.4, mult_noise=0.2)
     nfm = build(model, ("", "1"), law)
@@ -648,12 +649,17 @@ def rank_batch(rank):
 
 def distributed(rank, folder):
     """One rank: wrapped after and before; saves what it has seen."""
-    torch.set_num_threads(1)
     store = torch.distributed.FileStore(os.path.join(folder, "store"), 2)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    limit = datetime.timedelta(minutes=2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=limit)
     record = [*distributed_steps(rank, False), *distributed_steps(rank, True)]
     torch.save(record, os.path.join(folder, f"{rank}.pt"))
     torch.distributed.destroy_process_group()
+
+
+def other_process(_, folder):
+    torch.set_num_threads(1)
+    distributed(1, folder)
 
 
 def distributed_steps(rank, wrap_first):
@@ -679,7 +685,10 @@ def distributed_steps(rank, wrap_first):
 
 def test_two_processes_have_the_gradient_of_one_with_both_batches():
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(distributed, (folder,), nprocs=2)
+        other = torch.multiprocessing.spawn(other_process, (folder,), nprocs=1, join=False, daemon=True)
+        distributed(0, folder)  # this process is the first one
+        while not other.join():
+            pass
         records = [torch.load(os.path.join(folder, f"{rank}.pt")) for rank in range(2)]
     model = network()
     nfm = build(model, LAYERS, NOISY)

@@ -55,16 +55,16 @@ def test_kinks_and_jumps_of_other_functions_are_undecided(function):
     assert report.verdict == "undecided", report
 
 
+@pytest.mark.parametrize(("dtype", "zeros"), [(torch.float64, 1), (torch.float32, 4), *slow([(torch.float64, 4)])])
 @pytest.mark.parametrize("function", [lambda z: z.abs() * z, nn.Softsign(), nn.ELU(), lambda z: z.abs() ** 3])
-def test_a_kink_of_a_higher_derivative_at_the_samples_is_undecided(function):
+def test_a_kink_of_a_higher_derivative_at_the_samples_is_undecided(function, dtype, zeros):
     """A black pixel lies on the kink of an ELU: no interval around it is smooth, and nothing is wrong there."""
-    for dtype, zeros in ((torch.float64, 1), (torch.float64, 4), (torch.float32, 4)):
-        x = randn(3, 6, 4).to(dtype)
-        x[:, :zeros] = 0
-        model = nn.Sequential(Function(function), mlp(0, [4, 6, 3]).to(dtype)).eval()
-        problem = build_problem(model, x, torch.arange(6) % 3, **NOISY)
-        report = nt.verify(problem, eps=[0.1, 0.05, 0.02], budget=40_000)
-        assert report.verdict == "undecided", report
+    x = randn(3, 6, 4).to(dtype)
+    x[:, :zeros] = 0
+    model = nn.Sequential(Function(function), mlp(0, [4, 6, 3]).to(dtype)).eval()
+    problem = build_problem(model, x, torch.arange(6) % 3, **NOISY)
+    report = nt.verify(problem, eps=[0.1, 0.05, 0.02], budget=40_000)
+    assert report.verdict == "undecided", report
 
 
 def test_a_relu_network_holds_inside_its_regions():
@@ -155,7 +155,7 @@ def test_kinks_of_a_loss_are_left_out(loss, widths, seed):
     assert nt.verify(problem, terms=wrong).verdict == "refuted"
 
 
-@pytest.mark.parametrize("seed", [3, 6])
+@pytest.mark.parametrize("seed", [3, *slow([6])])
 def test_rounding_does_not_hide_the_kinks_of_a_loss(seed):
     """With seed 3 an interval with a kink has fits that are as good as float32 can be."""
     problem = build_problem(
@@ -164,15 +164,15 @@ def test_rounding_does_not_hide_the_kinks_of_a_loss(seed):
     assert nt.verify(problem).verdict == "undecided"
 
 
-def test_smooth_losses_of_the_user_hold_in_float32():
+@pytest.mark.parametrize("seed", [0, *slow([1, 2])])
+def test_smooth_losses_of_the_user_hold_in_float32(seed):
     """They have no closed derivatives, so that their values are searched for kinks."""
 
     def own(outputs, labels):
         return nn.functional.cross_entropy(outputs, labels, reduction="none")
 
-    for seed in (0, 1, 2):
-        model, x = mlp(seed, [3, 5, 3], "gelu").float(), randn(seed + 20, 4, 3).float()
-        assert nt.verify(build_problem(model, x, Y, loss=own, **NOISY)).verdict == "holds"
+    model, x = mlp(seed, [3, 5, 3], "gelu").float(), randn(seed + 20, 4, 3).float()
+    assert nt.verify(build_problem(model, x, Y, loss=own, **NOISY)).verdict == "holds"
 
 
 def test_values_that_are_not_finite_are_no_coefficient_of_zero():
