@@ -6,9 +6,9 @@ import nfm_theory as nt
 from nfm_theory.verification.verify import prepared
 
 
-def judging(problem, eps):
+def judging(problem, eps, budget=None):
     """The report on the terms of the library, and a function that gives the report on others by the same evidence."""
-    run, scales = prepared(problem, 2, eps, None, None, "auto", "auto", given=False)
+    run, scales = prepared(problem, 2, eps, budget, None, "auto", "auto", given=False)
     with torch.no_grad(), nt.options(check_derivatives=False), run.meter:
         run.check_coefficients(None)
         return run.check_remainders(scales, halve=False), lambda terms: run.judged(terms, scales)

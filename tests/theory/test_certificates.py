@@ -33,10 +33,11 @@ def test_no_false_certificate_on_random_networks(count):
     assert medians[3] <= 2.5
 
 
+@pytest.mark.parametrize("seeds", [range(4), *slow([range(4, 6)])])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_enumeration_is_the_maximum_on_a_grid(norm):
+def test_enumeration_is_the_maximum_on_a_grid(norm, seeds):
     """In one and two dimensions the ball can be covered."""
-    for seed in range(6):
+    for seed in seeds:
         d = 1 + seed % 2
         model, x, y = mlp(seed, [d, 6, 4, 1], "relu"), randn(seed, 1, d), torch.tensor([seed % 2])
         found = certify(Problem(model, x, y, loss="logistic"), 1.5, norm=norm, method="enumeration")
@@ -154,16 +155,17 @@ def test_features_behind_a_layer_and_the_box():
     assert_close(certify(Problem(model, x, y, layer="1", params=params), 0.3).loss_upper, own.loss_upper)
 
 
-def test_verdicts_and_their_report():
-    model, x = mlp(6, [3, 8, 1], "relu"), randn(4, 20, 3)
+@pytest.mark.parametrize("n", [10, *slow([20])])
+def test_verdicts_and_their_report(n):
+    model, x = mlp(6, [3, 8, 1], "relu"), randn(4, n, 3)
     y = (model(x).detach()[:, 0] > 0).long()
-    problem, radius = Problem(model, x, y, loss="logistic"), torch.linspace(0, 4, 20, dtype=torch.float64)
+    problem, radius = Problem(model, x, y, loss="logistic"), torch.linspace(0, 4, n, dtype=torch.float64)
     found = worst_case(problem, radius, method="interval", restarts=2)
     counts = found.counts()
-    assert sum(counts.values()) == 20
+    assert sum(counts.values()) == n
     assert min(counts.values()) > 0
-    assert found.counts(threshold=1e9) == {"certified": 20, "refuted": 0, "undecided": 0}
-    assert found.counts(threshold=-1.0)["refuted"] == 20
+    assert found.counts(threshold=1e9) == {"certified": n, "refuted": 0, "undecided": 0}
+    assert found.counts(threshold=-1.0)["refuted"] == n
     assert f"certified {counts['certified']}, refuted {counts['refuted']}" in str(found)
     assert json.loads(json.dumps(found.to_dict()))["label_kept"] == found.verdicts()
     exact = worst_case(problem, radius, method="enumeration")

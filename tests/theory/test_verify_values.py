@@ -183,14 +183,14 @@ def test_sampled_terms_cover_the_exact_ones(monkeypatch):
         return built(self, one, claims)
 
     monkeypatch.setattr(run_module.Run, "_term_evidence", drawn)
-    report = nt.verify(problem, terms=terms, eps=[0.1, 0.05, 0.02], budget=60_000)
+    report, judge = judging(problem, [0.1, 0.05, 0.02], 60_000)
     for one in report.evidence[:7]:
         assert abs(one.measured - float(terms[one.term].detach())) <= one.error, one
         assert "draws" in one.method
     assert report.verdict != "refuted"
     assert max(report.power[name]["resolved"] for name in ("R1", "R2", "R2_add", "R2_mult")) < 1e-3
     swapped = replace(terms, R3_add=terms.R3_mult, R3_mult=terms.R3_add)
-    assert nt.verify(problem, terms=swapped, eps=[0.1, 0.05, 0.02], budget=60_000).verdict == "refuted"
+    assert judge(swapped).verdict == "refuted"
 
 
 def test_sources_of_branches_and_of_partners():
