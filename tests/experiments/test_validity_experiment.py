@@ -26,7 +26,6 @@ from experiments.studies.validity_networks import (
 )
 from nfm_theory.verification.error_curve import crossing
 
-
 #: Noise has two signs; without noise there is one.
 SOME_LAWS = {name: LAWS[name] for name in ("released", "mixing")}
 
