@@ -113,7 +113,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("count", [12, *slow([100])])
+@pytest.mark.parametrize("count", [20, *slow([100])])
 @pytest.mark.parametrize(
     ("eps", "options", "noise"), OPTIONS, ids=lambda o: o["control_variate"] if isinstance(o, dict) else str(o)
 )
