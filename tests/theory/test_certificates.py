@@ -235,3 +235,30 @@ def test_other_refusals():
     ball = check_ball(torch.ones(1, 2), 1.0, "l2", None)
     with pytest.raises(ValueError, match="method: expected one of"):
         relaxed_minimum([], ball, torch.ones(1, 1, 2), method="region")
+
+
+KINKS = torch.tensor([-0.6, -0.1, 0.35, 0.8])
+#: The lowest point of the function: one in each of the five cells, and at both ends of the ball.
+VALLEYS = [-0.9, -0.4, 0.1, 0.5, 0.95, -1.5, 1.5]
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("valley", VALLEYS)
+def test_enumeration_finds_the_lowest_point_in_whichever_cell_it_lies(valley, norm):
+    """A function of one direction, with kinks at known places, so that its minimum is the least of a few values."""
+    kinks = torch.cat([KINKS, torch.tensor([valley])]).double()
+    hidden, out = nn.Linear(2, 6).double(), nn.Linear(6, 1).double()
+    along = torch.tensor([0.6, -0.8], dtype=torch.float64)
+    with torch.no_grad():
+        hidden.weight[:5], hidden.bias[:5] = along, -kinks
+        hidden.weight[5], hidden.bias[5] = -along, kinks[-1]
+        out.weight[0], out.bias[0] = torch.tensor([0.3, -0.5, 0.4, -0.3, 1.2, 1.2]), 0.2  # the valley is the deepest
+    model = nn.Sequential(hidden, nn.ReLU(), out).requires_grad_(False).eval()
+    x = torch.tensor([[0.12, -0.16]], dtype=torch.float64)  # at 0.2 along the direction
+    reach = 1.0 if norm == "l2" else 1.4  # the largest step along the direction
+    places = torch.cat([kinks, torch.tensor([0.2 - reach, 0.2 + reach]).double()]).clamp(0.2 - reach, 0.2 + reach)
+    lowest = model(places[:, None] * along).min()
+    found = certify(Problem(model, x, torch.tensor([1.0]), loss="logistic"), 1.0, norm=norm, method="enumeration")
+    assert lowest - 1e-5 <= found.margins[0, 0] <= lowest + 1e-12  # never above; below by what a bisection leaves
+    assert lowest - 1e-12 <= found.attained[0, 0] <= lowest + 1e-5
+    assert int(found.regions) >= 1 + int(((kinks > 0.2 - reach) & (kinks < 0.2 + reach)).sum())
