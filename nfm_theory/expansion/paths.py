@@ -28,7 +28,8 @@ from ..setting.results import Interval
 
 def taylor_coefficients(path: Path, order: int) -> Tensor:
     """`φ^(k)(0)/k!` of every row for k = 0..order, by forward mode, `(rows, order + 1)`."""
-    return torch.stack(curve_coefficients(path.losses, path.parts, order=order), dim=-1)
+    losses = lambda h: path.problem.losses(h, path.anchor)  # noqa: E731
+    return torch.stack(curve_coefficients(losses, path.parts, order=order), dim=-1)
 
 
 def series_coefficients(path: Path, order: int) -> Tensor:
@@ -120,7 +121,8 @@ def _at_points(problem: Problem, draw: Draw, points: Tensor, order: int) -> Tens
     rows, index = len(draw), torch.arange(len(draw), device=draw.lam.device)
     path = problem.path(draw[index.repeat(len(points))])
     jets = path.jets(points.repeat_interleave(rows))
-    return curve_derivatives(path.losses, jets, order=order)[-1].reshape(len(points), rows)
+    derived = curve_derivatives(lambda h: problem.losses(h, path.anchor), jets, order=order)[-1]
+    return derived.reshape(len(points), rows)
 
 
 @undisturbed()

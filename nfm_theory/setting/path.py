@@ -33,11 +33,8 @@ class Path:
 
     def __call__(self, eps: float | Tensor) -> Tensor:
         """φ(ε), `(rows,)`; ε a number, 0-dim, or one per row."""
-        return self.losses(displaced((self.first, self.linear, self.quadratic), eps))
-
-    def losses(self, points: Tensor) -> Tensor:
-        """The losses of the rows at features `(rows, *feature)`, `(rows,)`."""
-        return self.problem.loss(self.problem.head(points), self.problem.labels[self.anchor])
+        outputs = self.problem.head(displaced((self.first, self.linear, self.quadratic), eps))
+        return self.problem.loss(outputs, self.problem.labels[self.anchor])
 
     @property
     def parts(self) -> list[Tensor]:
