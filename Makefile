@@ -16,7 +16,7 @@ BOOK_FLAGS ?=
 SLOW ?=
 
 # What is trained again: by `make book` a sample, by `make verify` everything that needs no data of yours.
-SAMPLE ?= digits/nfm digits/taylor_nfm 'nfm-figure-toy/*' 'noisymix-figure4/*'
+SAMPLE ?= digits/nfm 'nfm-figure-toy/*' 'noisymix-figure4/*'
 # And a network of the compact size, where the processor has bfloat16; elsewhere it takes a quarter of an hour.
 COMPACT ?= fashion-compact/nfm
 RECIPES ?= 'digits*/*' 'nfm-figure-toy/*' 'noisymix-figure4/*'

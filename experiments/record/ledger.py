@@ -32,7 +32,7 @@ __all__ = [
 #: The tracked ledger.
 LEDGER = RESULTS / "experiments.jsonl"
 
-_REMEDY = "Correct or delete that line (`validate` lists all such lines), then try again."
+_REMEDY = "Correct or delete that line (`python -m experiments ledger check` lists all such lines), then try again."
 
 
 def _where(path: Path, number: int) -> str:

@@ -306,7 +306,7 @@ def verify(
             model, state_dict=state_dict, data=data, num_samples=num_samples, dtype=precision, device=place
         )
         for note in subject.notes:
-            typer.echo(f"nfm: note: {state_dict}: {note}.", err=True)
+            typer.echo(f"nfm: note: {note}.", err=True)
         if list_layers:
             for name in layer_names(subject):
                 typer.echo(name or '"" (the input)')
@@ -368,7 +368,7 @@ def report(
             model, state_dict=state_dict, data=data, num_samples=num_samples, dtype=precision, device=place
         )
         for note in subject.notes:
-            typer.echo(f"nfm: note: {state_dict}: {note}.", err=True)
+            typer.echo(f"nfm: note: {note}.", err=True)
         start, law = time.perf_counter(), _law(alpha, beta, add_noise, mult_noise, noise)
         setting = Setting(law, default_loss(subject) if loss is None else loss, "auto", limit, seed)
         found = report_network(subject, layer or [], setting, eps=eps)

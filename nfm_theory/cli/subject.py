@@ -160,6 +160,15 @@ def _as(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.to(dtype) if values.is_floating_point() else values.long()
 
 
+def _samples_note(given: int, wanted: int | None) -> list[str]:
+    """What the user should know about the number of samples."""
+    if wanted is not None and wanted > given:
+        return [f"--num-samples {wanted}: the data have {given} samples; all of them are used"]
+    if wanted is None and given > MOST_SAMPLES:
+        return [f"the first {MOST_SAMPLES} of {given} samples are used; --num-samples takes another number"]
+    return []
+
+
 def default_loss(subject: Subject) -> str:
     """Choose the loss that the shapes of outputs and targets suggest.
 
@@ -202,7 +211,7 @@ def load_subject(
     if num_samples is not None and num_samples < 1:
         raise UsageError(f"--num-samples: expected at least 1, got {num_samples}.")
     network, own = _call_factory(model)
-    notes = [] if state_dict is None else load_state(network, state_dict)
+    notes = [] if state_dict is None else [f"{state_dict}: {note}" for note in load_state(network, state_dict)]
     if data is not None:
         x, y = load_data(data)
     elif own is not None:
@@ -215,6 +224,7 @@ def load_subject(
     x, y = _real_tensor("x", x), _real_tensor("y", y)
     if len(x) != len(y):
         raise UsageError(f"data: expected a target for each input, got {len(x)} inputs and {len(y)} targets.")
+    notes += _samples_note(len(x), num_samples)
     x, y = (part[: num_samples or MOST_SAMPLES] for part in (x, y))
     with user_code(f"moving the model and the data to {device}, {dtype}"):
         network = network.to(device, dtype).eval()

@@ -24,6 +24,8 @@ _OURS = Path(nt.__path__[0]).resolve()
 #: Code that is neither ours nor the user's.
 _BETWEEN = [Path(module.__path__[0]).resolve() for module in (torch, numpy)]
 _STANDARD = Path(sysconfig.get_path("stdlib")).resolve()
+#: What the library advises, and the option of the command for it.
+_IN_PYTHON, _IN_THE_SHELL = "layer_names(model) lists", "nfm verify --list-layers lists"
 #: What the library raises about its arguments.
 _ABOUT_ARGUMENTS = (ValueError, TypeError, RuntimeError, NotImplementedError, MemoryError)
 
@@ -69,7 +71,7 @@ def told_plainly() -> Iterator[None]:
         cause = error.__cause__
         if cause is not None and (place := _place(cause)):
             raise UsageError(f"the network raised {_words(cause)}. {sentence(error)}", place) from error
-        raise UsageError(sentence(error)) from error
+        raise UsageError(sentence(error).replace(_IN_PYTHON, _IN_THE_SHELL)) from error
 
 
 def _ended(what: str, stop: SystemExit) -> UsageError:

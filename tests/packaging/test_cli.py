@@ -207,7 +207,7 @@ BAD = [
     (("--model", "mine.py:nosuch"), "it has"),
     (("--model", "mine.py:number"), "expected mine.py:number to return an nn.Module"),
     (("--model", "mine.py:broken"), "raised KeyError"),
-    ((*MINE, "--layer", "nosuch"), "no module 'nosuch'"),
+    ((*MINE, "--layer", "nosuch"), "no module 'nosuch'; nfm verify --list-layers lists them all"),
     ((*MINE, "--state-dict", "gone.pt"), "no such file: gone.pt"),
     ((*MINE, "--state-dict", "pickled.pt"), "holds more than tensors"),
     ((*MINE, "--state-dict", "other.pt"), "does not fit the model"),
@@ -230,6 +230,22 @@ BAD = [
     (("--model", "mine.py:build"), "returns no data"),
     (("--model", "mine.py:no_tensors"), "expected tensors x (n, *input)"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("samples", "options", "note"),
+    [
+        (6, ("--num-samples", "999"), "--num-samples 999: the data have 6 samples; all of them are used"),
+        (6, ("--num-samples", "6"), ""),
+        (101, (), "the first 100 of 101 samples are used"),
+        (101, ("--num-samples", "3"), ""),
+        (100, (), ""),
+    ],
+)
+def test_what_is_left_out_of_the_samples_is_said(work, samples, options, note):
+    np.savez(work / "data.npz", x=np.random.default_rng(0).standard_normal((samples, 3)), y=np.arange(samples) % 2)
+    stderr = run(*MINE, *options, "--list-layers").stderr
+    assert note in stderr and bool(stderr) == bool(note)
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda value: str(value)[-40:])
