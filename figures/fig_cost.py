@@ -16,6 +16,7 @@ CASES = {
     "mlp64": "MLP, d = 64",
     "mlp784": "MLP, d = 784",
     "cnn": "CNN",
+    "digits_resnet": "ResNet of the digits",
     "preact_resnet18": "PreActResNet-18",
     "preact_resnet18_stage1": "PreActResNet-18, stage 1",
     "preact_resnet18_stage2": "PreActResNet-18, stage 2",
@@ -37,6 +38,7 @@ SHOWN = (
     "R2+R3, data + additive, exact",
     "training, 1 probe",
     "training, 8 probes",
+    "C3, data directions",
 )
 
 

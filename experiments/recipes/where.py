@@ -4,8 +4,8 @@
 |---|---|
 | `fashion-where/...` | the fast network at a third of its width, on 10,000 images of Fashion-MNIST for 3 epochs |
 | `fashion-where-full/...` | the fast network on all images for 5 epochs, as in `fashion-compact/...` but in float32 |
-| `fashion-where-preact/...` | the papers' PreActResNet-18 at an eighth of its width, as in `fashion-preact/...` |
-| `cifar10-where/...` | the fast network on CIFAR-10, as in `cifar10-compact/...` |
+| `fashion-where-preact/...` | the papers' PreActResNet-18 at an eighth of its width, as in `fashion-preact/...`, but for 5 epochs |
+| `cifar10-where/...` | the fast network on CIFAR-10, with the settings of `cifar100-compact/...` |
 
 The rows of a study are its `interventions`; a knock-out removes one source from NFM, a knock-in adds one to Manifold
 Mixup.
@@ -127,8 +127,16 @@ def interventions(study: str) -> tuple[Intervention, ...]:
     )
 
 
-#: Studies at the sizes of others, and the one with the baseline of each.
-_SIZES = {LARGE: "fashion-compact", "fashion-where-preact": "fashion-preact", "cifar10-where": "cifar10-compact"}
+#: Studies at the sizes of others, the one with the baseline of each, and what is different here.
+_SIZES: dict[str, tuple[str, dict]] = {
+    LARGE: ("fashion-compact", {}),
+    "fashion-where-preact": ("fashion-preact", {"epochs": 5}),
+    "cifar10-where": ("cifar100-compact", {"data": "cifar10"}),
+}
+_SIZE_CHOICES = {
+    "fashion-where-preact": (("epochs", "5 of the 15 of fashion-preact: for speed"),),
+    "cifar10-where": (("data", "CIFAR-10 with the network and the epochs that were chosen for CIFAR-100: for speed"),),
+}
 SUITES = ("clean", "white_noise", "attacks", "salt_pepper")
 _SHORT = {
     "samples": 10_000, "epochs": 3, "batch_size": 64, "precision": "float32",
@@ -154,17 +162,17 @@ def _recipe(base: Recipe, study: str, one: Intervention, **changes) -> Recipe:
     return replace(base, name=f"{study}/{one.name}", training=training, suites=SUITES, choices=choices)
 
 
-def _in_float32(base: Recipe) -> dict:
+def _in_float32(base: Recipe, changes: dict) -> dict:
     """What is different in float32, in which all processors compute: rows of two machines must not differ by that."""
     return {
-        "training": replace(base.training, precision="float32"),
+        "training": replace(base.training, precision="float32", **changes),
         "evaluation": replace(base.evaluation, precision="float32"),
         "choices": tuple(choice for choice in base.choices if choice[0] != "precision"),
     }
 
 
 def recipes(known: Iterable[Recipe]) -> list[Recipe]:
-    """The recipes of all four studies.
+    """The recipes of all four studies, in float32.
 
     Args:
         known: recipes, among them the baselines of the compact size.
@@ -176,8 +184,9 @@ def recipes(known: Iterable[Recipe]) -> list[Recipe]:
         "seeds": SEEDS,
     }  # fmt: skip
     found = [_recipe(fast, SMALL, one, **short) for one in interventions(SMALL)]
-    for study, size in _SIZES.items():
+    for study, (size, changes) in _SIZES.items():
         plain = base[f"{size}/baseline"]
-        own = _in_float32(plain) if study == LARGE else {}
+        own = _in_float32(plain, changes)
+        own["choices"] += _SIZE_CHOICES.get(study, ())
         found += [_recipe(plain, study, one, seeds=SEEDS[:5], **own) for one in interventions(study)]
     return found
