@@ -176,7 +176,28 @@ def _emit_slopes(rec: Recorder, x: Value, out: Tensor, slopes: _Slopes, curved: 
     def series(t):
         return composed(slopes.taylor(x, len(t)), t)
 
-    return rec.emit([x], out, push, form, series, layout=x.layout, joint=True)
+    def cubic(adj):
+        first, second, third = slopes.taylor(x, 3)
+        mixed, cubed = 2 * adj * second, adj * third
+
+        def along(t, u):
+            square = t * t
+            if several and u is None and t.shape[1] == 1 and x.layout == (0, 1):  # the same tangent for all samples
+                total = (square * t).reshape(len(t), -1) @ cubed.reshape(len(cubed), -1).T
+                return t * first, square * second, total
+            bent = square * second
+            if not in_place() or square.shape[1:] != cubed.shape:
+                bent, total = (bent, square * cubed) if u is None else (bent + u * first, square * cubed + u * mixed)
+                return t * first, bent, total * t
+            total = square.mul_(cubed)
+            if u is not None:
+                bent.addcmul_(u, first)
+                total.addcmul_(u, mixed)
+            return t * first, bent, total.mul_(t)
+
+        return along
+
+    return rec.emit([x], out, push, form, series, layout=x.layout, joint=True, cubic=cubic)
 
 
 def _mask(derivatives: Callable[[], Derivatives]) -> Derivatives:

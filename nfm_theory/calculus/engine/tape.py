@@ -80,6 +80,9 @@ class Node:
             over each sample, `(m, b)`. `None` if the operation is linear or piecewise linear in all inputs together.
         series: maps the Taylor series of the inputs along a path to that of the output, see `series.py`; `None` where
             `form` is.
+        cubic: the same for paths with two coefficients t and u, and with little arithmetic: maps the cotangent of the
+            output to a function of t and u, which may be `None`. It returns both coefficients of the output, and the
+            third one without that of the input, contracted as in `form`. `None` if `series` has to do.
         joint: True if the function of `form` returns the local second derivatives together with the result of `push`.
         cotangents: values whose cotangents `form` takes, besides that of the output.
     """
@@ -91,6 +94,7 @@ class Node:
     series: Callable[..., Series] | None = None
     joint: bool = False
     cotangents: tuple[Value, ...] = ()
+    cubic: Callable[[Tensor], Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor]]] | None = None
 
     @property
     def weighed(self) -> tuple[Value, ...]:
@@ -187,13 +191,13 @@ class Recorder(TorchFunctionMode):
 
     def emit(
         self, inputs, out: Tensor, push, form=None, series=None, *, layout, shared: bool = False, joint: bool = False,
-        cotangents=(),
+        cotangents=(), cubic=None,
     ) -> Tensor:  # fmt: skip
         """Record one operation and return its result."""
         if self.find(out) is not None:  # the operation returned its argument
             return out
         output = self.track(out, layout, shared and all(v.shared for v in inputs))
-        self.nodes.append(Node(tuple(inputs), output, push, form, series, joint, cotangents))
+        self.nodes.append(Node(tuple(inputs), output, push, form, series, joint, cotangents, cubic))
         return out
 
     def run(self, function: Callable, *args, **kwargs):

@@ -34,7 +34,7 @@ class Taped(Linearization):
         self.h, self.outputs = (z if differentiable else z.detach() for z in (recorder.features, outputs))
         self.piecewise_linear = not self._curved
         self._last: tuple[Tensor, Tensor | None, dict] | None = None
-        self._last_series: tuple[Tensor, dict] | None = None
+        self._last_series: tuple[Tensor, dict, dict] | None = None
         self._rows: Tensor | None = None
 
     def _load(self, recorder: Recorder, outputs: Tensor) -> None:
@@ -216,18 +216,21 @@ class Taped(Linearization):
         largest = max(node.output.nbytes for node in self._nodes) / self._samples
         return int(block_bytes(self.h.device) // largest)
 
-    def _series_adjoints(self, slope: Tensor) -> dict[int, Tensor]:
-        """The cotangents of `a·f` after the curved operations; those for the last a are kept."""
+    def _series_adjoints(self, slope: Tensor, order: int) -> tuple[dict[int, Tensor], dict[int, Callable]]:
+        """The cotangents of `a·f` after the curved operations, and what they give to `cubic`; the last a is kept."""
         if self._last_series is None or self._last_series[0] is not slope:
             targets = [node.output for node in self._curved]
             adjoints = self._grads(targets, slope) if targets else []
             names = (id(node) for node in self._curved)
-            self._last_series = (slope, dict(zip(names, adjoints, strict=True)))
-        return self._last_series[1]
+            self._last_series = (slope, dict(zip(names, adjoints, strict=True)), {})
+        _, known, cubics = self._last_series
+        if order == 3 and not cubics:
+            cubics |= {id(node): node.cubic(known[id(node)]) for node in self._curved if node.cubic is not None}
+        return known, cubics if order == 3 else {}
 
     def _series_block(self, coefficients, slope, order, propagated):
         with gradients(self.differentiable):
-            adjoints = self._series_adjoints(slope)
+            adjoints, cubics = self._series_adjoints(slope, order)
             given = coefficients if propagated else [self.propagate(z) for z in coefficients]
             start: Series = [z.reshape(*z.shape[:2], *self._start.shape[1:]) for z in given]
             start += [None] * (order - len(start))
@@ -237,7 +240,10 @@ class Taped(Linearization):
             last = {id(value): k for k, node in enumerate(plan) for value in node.inputs}
             for k, node in enumerate(plan):
                 found = [moving[id(value)] for value in node.inputs]
-                if node.series is not None:
+                if id(node) in cubics and found[0][0] is not None:
+                    *lower, third = cubics[id(node)](*found[0][:2])
+                    total = total + per_sample(node.output, self._samples, third)
+                elif node.series is not None:
                     *lower, highest = node.series(*found)
                     if highest is not None:  # without what a linear function of the last coefficients would add
                         total = total + per_sample(node.output, self._samples, adjoints[id(node)] * highest)
