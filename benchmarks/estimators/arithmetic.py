@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 from rich.progress import track
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -21,6 +22,13 @@ from torch.utils.flop_counter import flop_registry
 from .cases import Case, build_case
 from .measure import num_threads
 from .methods import METHODS
+
+_aten = torch.ops.aten
+#: Operations that PyTorch's table lacks, and those with the same formula.
+_LIKE = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: _aten._scaled_dot_product_flash_attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _aten._scaled_dot_product_flash_attention_backward,
+}
 
 
 class _Counter(TorchDispatchMode):
@@ -30,8 +38,9 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        operation = _LIKE.get(func._overloadpacket, func._overloadpacket)
+        if operation in flop_registry:
+            self.flops += flop_registry[operation](*args, **(kwargs or {}), out_val=out)
         return out
 
 

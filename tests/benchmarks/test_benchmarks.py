@@ -293,6 +293,16 @@ def test_operations_of_a_product_are_counted():
     assert count_flops(lambda: a.exp()) == 0
 
 
+def test_operations_of_attention_are_counted_however_it_is_computed():
+    query, key, value = (torch.ones(2, 3, n, 8, requires_grad=True) for n in (5, 7, 7))
+    attention = torch.nn.functional.scaled_dot_product_attention
+    products = 2 * 2 * 3 * 5 * 7 * 8
+    assert count_flops(lambda: torch.softmax(query @ key.mT, -1) @ value) == 2 * products
+    assert count_flops(lambda: attention(query, key, value)) == 2 * products
+    both = count_flops(lambda: torch.autograd.grad(attention(query, key, value).sum(), (query, key, value)))
+    assert both == (2 + 5) * products  # the kernel computes the scores again
+
+
 def test_arithmetic_is_added_to_what_was_measured(tmp_path, monkeypatch):
     case = CASES["tiny"]
     names = ("nfm_theory", "jvp(grad), vmap", "double backward, loop")

@@ -265,6 +265,12 @@ def test_refused_operations_fall_back_to_the_same_result_and_say_why(name, batch
         linearize(head, randn(7, batch, 4), engine="tangent-adjoint")
 
 
+@pytest.mark.parametrize("norm", [lambda z, w: F.layer_norm(z, (4,), w, 2 * w), lambda z, w: F.rms_norm(z, (4,), w)])
+def test_a_norm_whose_weight_is_made_from_the_features_is_not_followed(norm):
+    with pytest.raises(ValueError, match="cannot follow"):
+        linearize(lambda h: norm(h @ W, torch.tanh(h.reshape(4))) @ W2, randn(7, 1, 4), engine="tangent-adjoint")
+
+
 def test_a_single_sample_is_no_excuse():
     for name in ("beside a custom function", "in-place method", "in place through a view", "beside a vmap"):
         assert compare(REFUSED[name][0], 1).startswith("nested")

@@ -141,10 +141,9 @@ def _mish(z, out, inplace=False):
 
 
 def _gelu_formulas(z):
-    square = z * z
-    density = (square * -0.5).exp_().mul_(1 / math.sqrt(2 * math.pi))
-    below = (z * -math.sqrt(0.5)).erfc_().mul_(0.5)
-    return torch.addcmul(below, z, density), square.neg_().add_(2).mul_(density), density
+    density = torch.addcmul(z.new_full((), -math.log(2 * math.pi) / 2), z, z, value=-0.5).exp_()
+    first = torch.ops.aten.gelu_backward(z.new_ones(()).expand_as(z), z)
+    return first, torch.addcmul(z.new_full((), 2), z, z, value=-1).mul_(density), density
 
 
 def _gelu_raised(z, first, second, density):

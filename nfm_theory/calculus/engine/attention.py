@@ -4,10 +4,10 @@ With U = P ∘ Ṡ and its row sums μ, the tangents are Ṗ = U - μ ∘ P and
 
 $$ \dot O = \dot P V + P \dot V = U V - \mu \circ O + P \dot V. $$
 
-With the cotangents a of O and W of S, g the row sums of a ∘ O, the local second derivative is
+With the cotangents a of O and W of S, the local second derivative is
 
-$$ \textstyle\sum W \circ \dot S^2 - 2 \sum \mu\, (a \cdot UV - \mu\, g) + \frac{2}{\sqrt d} \sum \dot Q \circ W \dot K
-   + 2 \sum a \circ (U \dot V - \mu \circ P \dot V). $$
+$$ \textstyle\sum W \circ \dot S^2 + 2 \sum a \circ (U \dot V - \mu \circ \dot O)
+   + \frac{2}{\sqrt d} \sum \dot Q \circ W \dot K. $$
 
 So a direction needs two passes over arrays of the size of S, besides products of matrices.
 """
@@ -103,38 +103,50 @@ def _attention(
     q, k, v, p, o = (rec.keep(z) for z in (scaled, key, value, weights, out))
     scaled_k = rec.keep(key * scale)
 
-    scratch = [p.new_empty(0), p.new_empty(0)]
+    scratch: list[Tensor] = []
+
+    def memory(m):
+        """Of every block of m directions, if no gradients are needed: (Q̇, Q), (K, K̇), (V, V̇), Ṡ and U."""
+        if not scratch or len(scratch[0]) != m:
+            pairs = (torch.cat([z, z], -1).expand(m, *z.shape[:-1], -1).contiguous() for z in (q, scaled_k, v))
+            scratch[:] = [*pairs, *p.new_empty(2, m, *p.shape).unbind(0)]
+        return scratch
+
+    def scores_moved(tq, tk, weight):
+        """U, its row sums μ and ΣWṠ²."""
+        if torch.is_grad_enabled():
+            moved = torch.cat([tq, q.expand_as(tq)], -1) @ torch.cat([scaled_k.expand_as(tk), tk], -1).mT
+            if weight is not None:
+                return _Weighed.apply(moved, p, weight)
+            u = moved * p
+            return u, u.sum(-1, keepdim=True), None
+        left, right, _, moved, u = memory(len(tq))
+        left[..., : q.shape[-1]], right[..., q.shape[-1] :] = tq, tk
+        torch.mul(torch.matmul(left, right.mT, out=moved), p, out=u)
+        squares = None if weight is None else moved.square_().mul_(weight).flatten(2).sum(-1)
+        return u, u.sum(-1, keepdim=True), squares
+
+    def values_moved(u, tv):
+        """UV and UV̇."""
+        if torch.is_grad_enabled():
+            both = torch.cat([v.expand_as(tv), tv], -1)
+        else:
+            both = memory(len(tv))[2]
+            both[..., v.shape[-1] :] = tv
+        return (u @ both).split(v.shape[-1], -1)
 
     def parts(tangents, weight=None):
-        """UV, its tangent with μ fixed, the tangent of the result, μ, ΣWṠ², and the tangents of queries and keys."""
+        """The tangent of the result, UV̇, μ, ΣWṠ², and the tangents of queries and keys."""
         tq, tk, tv = (spread(t, z) for t, z in zip(tangents, inputs, strict=True))
-        left, right = torch.cat([tq, q.expand_as(tq)], -1), torch.cat([scaled_k.expand_as(tk), tk], -1).mT
-        squares = None
-        if not torch.is_grad_enabled():  # into the same memory for every block
-            if scratch[0].shape != (len(tq), *p.shape):
-                scratch[:] = p.new_empty(2, len(tq), *p.shape).unbind(0)
-            moved, u = torch.matmul(left, right, out=scratch[0]), torch.mul(scratch[0], p, out=scratch[1])
-            mean = u.sum(-1, keepdim=True)
-        elif weight is None:
-            u = (left @ right) * p
-            mean = u.sum(-1, keepdim=True)
-        else:
-            u, mean, squares = _Weighed.apply(left @ right, p, weight)
-        of_v, of_tangent = (u @ torch.cat([v.expand_as(tv), tv], -1)).split(v.shape[-1], -1)
-        if weight is not None and squares is None:
-            squares = torch.mul(moved, moved, out=u).mul_(weight).flatten(2).sum(-1)
-        carried = _times(p, tv)
-        bent = torch.addcmul(of_tangent, mean, carried, value=-1)
-        return of_v, bent, torch.addcmul(of_v, mean, o, value=-1) + carried, mean, squares, tq, tk
+        u, mean, squares = scores_moved(tq, tk, weight)
+        of_v, of_tangent = values_moved(u, tv)
+        return torch.addcmul(of_v, mean, o, value=-1) + _times(p, tv), of_tangent, mean, squares, tq, tk
 
     def form(adj, weight):
-        along = (adj * o).sum(-1)
-
         def second(*tangents):
-            of_v, bent, tangent, mean, squares, tq, tk = parts(tangents, weight)
-            rest = torch.addcmul(bent, mean, of_v, value=-1) * adj
+            tangent, of_tangent, mean, squares, tq, tk = parts(tangents, weight)
+            rest = torch.addcmul(of_tangent, mean, tangent, value=-1) * adj
             rest = torch.addcmul(rest, tq, _times(weight, tk), value=scale).flatten(2).sum(-1)
-            rest = rest + (along * mean.squeeze(-1).square()).flatten(2).sum(-1)
             return squares + 2 * rest, tangent
 
         return second
@@ -145,4 +157,4 @@ def _attention(
         return product(p, moved, v, tv, torch.matmul)
 
     known = (rec.track(scores, (0, 1)),)
-    return rec.emit(inputs, out, lambda *t: parts(t)[2], form, series, layout=(0, 1), joint=True, cotangents=known)
+    return rec.emit(inputs, out, lambda *t: parts(t)[0], form, series, layout=(0, 1), joint=True, cotangents=known)

@@ -108,7 +108,7 @@ class Linearization(ABC):
         if not block_rows and self.differentiable:  # everything is kept, so that larger blocks take no more memory
             block = max(1, 8 * self._block_rows() // len(self.h))
         elif not block_rows:  # smaller blocks if there are few directions
-            block = max(1, block // 4, min(block, -(-len(directions) // 4)))
+            block = max(1, block // 4, min(block, -(-len(directions) // 2)))
         parts = directions.split(block)
         if len(parts) > 1:
             parts = tqdm(parts, desc="directions", disable=None, delay=2, leave=False)
@@ -160,7 +160,7 @@ class Linearization(ABC):
                 f"coefficients: expected from 1 to order - 1 = {order - 1} of them, got {len(coefficients)}; "
                 "raise the order, or leave the highest ones out."
             )
-        block = max(1, self._block_rows() // len(self.h))
+        block = max(1, 4 * self._block_rows() // len(self.h))  # more is kept than for a sweep, so that less is saved
         blocks = zip(*(c.split(block) for c in coefficients), strict=True)
         parts = [self._series_block(list(block), slope, order, propagated) for block in blocks]
         with gradients(self.differentiable):

@@ -88,6 +88,11 @@ def times(fresh: Tensor, factor: Tensor) -> Tensor:
     return fresh.mul_(factor) if in_place() else fresh * factor
 
 
+def applied(function: type[torch.autograd.Function], *arguments):
+    """The results of a function with gradients of its own, without their bookkeeping where none are needed."""
+    return function.forward(*arguments) if in_place() else function.apply(*arguments)
+
+
 def weighted_squares(t: Tensor, weight: Tensor) -> Tensor:
     """`Σ w t²` over the entries of each sample, `(m, b)`, for t `(m, b, ...)` and w `(b, ...)`."""
     return times(t * t, weight).flatten(2).sum(-1)

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .rules import rule
+from .nonlinear import applied, times
+from .rules import rule, tracked_elsewhere
 from .series import power, product
 from .tape import Recorder, UnsupportedOperationError
 
@@ -31,15 +32,65 @@ class _Standardized(torch.autograd.Function):
     @staticmethod
     def backward(ctx, of_y: Tensor | None, of_r: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         y, r = ctx.saved_tensors
-        total = None if of_y is None else _standardized_tangent(of_y, y, r, ctx.axes, ctx.center)[0]
+        total = None if of_y is None else times(applied(_Moved, of_y.contiguous(), y, ctx.axes, ctx.center)[0], r)
         if of_r is not None:
             part = y * (of_r * r * r / -math.prod(y.shape[a] for a in ctx.axes))
             total = part if total is None else total + part
         return total, None, None, None
 
 
-def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float, *, center: bool = True) -> Tensor:
-    r"""Record `y = c / sqrt(mean c² + eps)` over the last `dims` dimensions as one operation.
+class _Moved(torch.autograd.Function):
+    """`u = ẏ / r` and `s = Σ y ċ` of a tangent, with gradients of few passes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(t: Tensor, y: Tensor, axes: tuple[int, ...], center: bool) -> tuple[Tensor, Tensor]:
+        part = 1 / math.prod(y.shape[a] for a in axes)
+        s = (y * t).sum(axes, keepdim=True)  # the mean of y is 0 if the input is centered
+        t = torch.sub(t, t.sum(axes, keepdim=True), alpha=part) if center else t
+        return torch.addcmul(t, y, s, value=-part), s
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        t, y, ctx.axes, ctx.center = inputs
+        ctx.save_for_backward(t, y, output[1])
+
+    @staticmethod
+    def backward(ctx, of_u: Tensor, of_s: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        t, y, s = ctx.saved_tensors
+        part = 1 / math.prod(y.shape[a] for a in ctx.axes)
+        of_s = torch.sub(of_s, (of_u * y).sum(ctx.axes, keepdim=True), alpha=part)
+        of_t = torch.sub(of_u, of_u.sum(ctx.axes, keepdim=True), alpha=part) if ctx.center else of_u
+        of_y = torch.addcmul(of_s * t, of_u, s, value=-part)
+        return torch.addcmul(of_t, y, of_s).sum_to_size(t.shape), of_y.sum_to_size(y.shape), None, None
+
+
+class _Sums(torch.autograd.Function):
+    """`Σ u²` and `Σ u a`, with gradients of few passes."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(u: Tensor, a: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        return (u * u).sum(axes, keepdim=True), (u * a).sum(axes, keepdim=True)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx, of_squares: Tensor, of_products: Tensor) -> tuple[Tensor, Tensor, None]:
+        u, a = ctx.saved_tensors
+        of_u = torch.addcmul(2 * of_squares * u, of_products, a)
+        return of_u, (of_products * u).sum_to_size(a.shape), None
+
+
+def standardized(
+    rec: Recorder, name: str, input: Tensor, dims: int, eps: float, weight: Tensor | None = None,
+    bias: Tensor | None = None, *, center: bool = True,
+) -> Tensor:  # fmt: skip
+    r"""Record `w ∘ y + bias` with `y = c / sqrt(mean c² + eps)` over the last `dims` dimensions as one operation.
 
     c is the centered input, or with `center=False` the input itself.
 
@@ -51,58 +102,55 @@ def standardized(rec: Recorder, name: str, input: Tensor, dims: int, eps: float,
     axes = tuple(range(-dims, 0))
     out, r = _Standardized.apply(input, axes, eps, center)
     y, r = (rec.keep(z).unsqueeze(0) for z in (out, r))  # as many dimensions as tangents: gradients need no sums
+    if weight is not None:
+        out = out * weight if bias is None else torch.addcmul(bias, out, weight)
+
+    def moved(t):
+        return applied(_Moved, t.contiguous(), y, axes, center)  # in the usual order of its entries, which is faster
+
+    def scaled(u):
+        u = times(u, r)
+        return u if weight is None else times(u, weight)
 
     def push(t):
-        return _standardized_tangent(t, y, r, axes, center)[0]
+        return scaled(moved(t)[0])
 
     def form(adj):
-        adj = adj.unsqueeze(0)
-        along = (adj * y).sum(axes, keepdim=True)
+        adj = (adj if weight is None else adj * weight).unsqueeze(0)
+        along, part = (adj * y).sum(axes, keepdim=True), r * r / -math.prod(y.shape[a] for a in axes)
+        floor = -eps * part
 
         def second(t):
-            tangent, mixed = _standardized_tangent(t, y, r, axes, center)
-            mixed = r * mixed
-            squares = _mean(tangent * tangent, axes) + eps * (r * mixed).square()
-            return -along * squares - 2 * mixed * (adj * tangent).sum(axes, keepdim=True), tangent
+            u, s = moved(t)
+            squares, products = applied(_Sums, u, adj, axes)
+            bent = along * torch.addcmul(squares, floor * s, s)
+            return torch.addcmul(bent, s, products, value=2) * part, scaled(u)
 
         return second
 
     def series(t):
         t = [z if z is None or not center else z - z.mean(axes, keepdim=True) for z in t]
-        scale = r[0]
-        c = y[0] / scale
+        c = y[0] / r[0]
         squares = product(c, t, c, t, lambda a, b: (a * b).mean(axes, keepdim=True))
-        return product(c, t, scale, power(scale, scale**-2, squares, -0.5))
+        found = product(c, t, r[0], power(r[0], r[0] ** -2, squares, -0.5))
+        return found if weight is None else [z if z is None else z * weight for z in found]
 
     return rec.emit([x], out, push, form, series, layout=x.layout, joint=True)
 
 
-def _mean(z: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """The mean, whose gradient takes no pass over z."""
-    return z.sum(axes, keepdim=True) / math.prod(z.shape[a] for a in axes)
-
-
-def _standardized_tangent(
-    t: Tensor, y: Tensor, r: Tensor, axes: tuple[int, ...], center: bool
-) -> tuple[Tensor, Tensor]:
-    """ẏ and μ from a tangent."""
-    t = t.contiguous()  # in the usual order of its entries, which is faster
-    mixed = _mean(y * t, axes)  # the mean of y is 0 if the input is centered
-    t = t - _mean(t, axes) if center else t
-    return torch.addcmul(t, y, mixed, value=-1) * r, mixed
-
-
 @rule("layer_norm")
 def _layer_norm(rec, func, input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
-    out = standardized(rec, "layer_norm", input, len(normalized_shape), eps)
-    return _scaled_and_shifted(rec, out, weight, bias, tuple(normalized_shape))
+    if tracked_elsewhere(rec, (weight, bias), {}):
+        return rec.local(rec, func, input, normalized_shape, weight, bias, eps)
+    return standardized(rec, "layer_norm", input, len(normalized_shape), eps, weight, bias)
 
 
 @rule(also=(F.rms_norm, torch.rms_norm))
 def _rms_norm(rec, func, input, normalized_shape, weight=None, eps=None):
+    if tracked_elsewhere(rec, (weight,), {}):
+        return rec.local(rec, func, input, normalized_shape, weight, eps)
     eps = torch.finfo(input.dtype).eps if eps is None else eps
-    out = standardized(rec, "rms_norm", input, len(normalized_shape), eps, center=False)
-    return out if weight is None else rec.run(torch.mul, out, weight)
+    return standardized(rec, "rms_norm", input, len(normalized_shape), eps, weight, center=False)
 
 
 def _scaled_and_shifted(rec: Recorder, out: Tensor, weight: Tensor | None, bias: Tensor | None, shape) -> Tensor:

@@ -104,15 +104,14 @@ class Node:
 
 def tensors_in(*items) -> list[Tensor]:
     """All tensors inside lists, tuples and dicts."""
-    found, stack = [], list(items)
-    while stack:
-        item = stack.pop()
+    found = []
+    for item in items:
         if isinstance(item, Tensor):
             found.append(item)
         elif isinstance(item, (list, tuple)):
-            stack.extend(item)
+            found += tensors_in(*item)
         elif isinstance(item, dict):
-            stack.extend(item.values())
+            found += tensors_in(*item.values())
     return found
 
 
@@ -237,7 +236,7 @@ class Recorder(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if self.value is None:
             return func(*args, **kwargs)
-        tensors = tensors_in(args, kwargs)
+        tensors = tensors_in(*args, *kwargs.values())
         self._check(func, tensors, self.value)
         overwrites = bool(kwargs.get("inplace")) or func in OUT_OF_PLACE
         if not any(id(t) in self._values for t in tensors):

@@ -213,8 +213,10 @@ class Taped(Linearization):
         return plan[::-1]
 
     def _block_rows(self):
-        largest = max(node.output.nbytes for node in self._nodes) / self._samples
-        return int(block_bytes(self.h.device) // largest)
+        sizes = [node.output.nbytes for node in self._nodes]
+        limit = block_bytes(self.h.device)
+        limit = max(limit, min(4 * limit, sum(sizes) // 8))  # small beside what the recording of a deep head keeps
+        return int(limit * self._samples // max(sizes))
 
     def _series_adjoints(self, slope: Tensor, order: int) -> tuple[dict[int, Tensor], dict[int, Callable]]:
         """The cotangents of `a·f` after the curved operations, and what they give to `cubic`; the last a is kept."""
