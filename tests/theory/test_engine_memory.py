@@ -93,6 +93,17 @@ def test_parameters_that_could_be_trained_cost_no_memory(build):
     assert 0 < trainable <= frozen + 10_000
 
 
+def test_what_is_small_beside_a_deep_recording_is_carried_at_once():
+    block, deep, shallow = nn.Sequential(nn.Linear(512, 512), nn.Tanh()), [], []
+    for depth, found in ((40, deep), (1, shallow)):
+        with torch.no_grad():
+            at = linearize(nn.Sequential(*depth * [block], nn.Linear(512, 1)), randn(0, 512, 512, dtype=torch.float32))
+        at._block = lambda directions, *_, found=found: found.append(len(directions)) or (None, directions[..., 0])
+        at.sweep(randn(1, 8, 512, 512, dtype=torch.float32), torch.ones(512, 1))
+    assert deep == 4 * [2]  # an activation takes 1 MB, and the recording 80
+    assert shallow == 8 * [1]
+
+
 def test_few_directions_are_not_carried_all_at_once():
     width, batch = 512, 128
     large = 4 * batch * width  # bytes of an activation, half a block

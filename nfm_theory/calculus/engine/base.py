@@ -108,7 +108,8 @@ class Linearization(ABC):
         if not block_rows and self.differentiable:  # everything is kept, so that larger blocks take no more memory
             block = max(1, 8 * self._block_rows() // len(self.h))
         elif not block_rows:  # smaller blocks if there are few directions
-            block = max(1, block // 4, min(block, -(-len(directions) // 2)))
+            few = max(block // 4, min(block, -(-len(directions) // 4)))
+            block = max(1, few, self._free_rows() // len(self.h))
         parts = directions.split(block)
         if len(parts) > 1:
             parts = tqdm(parts, desc="directions", disable=None, delay=2, leave=False)
@@ -180,3 +181,7 @@ class Linearization(ABC):
     @abstractmethod
     def _block_rows(self) -> int:
         """The number of rows in a block that is fast."""
+
+    def _free_rows(self) -> int:
+        """The number of rows whose memory is small beside what is kept anyway."""
+        return 0

@@ -212,11 +212,16 @@ class Taped(Linearization):
                 plan.append((node, needed))
         return plan[::-1]
 
+    def _rows_within(self, limit: int) -> int:
+        """The number of rows whose largest tensor takes that many bytes."""
+        return limit * self._samples // max(node.output.nbytes for node in self._nodes)
+
     def _block_rows(self):
-        sizes = [node.output.nbytes for node in self._nodes]
-        limit = block_bytes(self.h.device)
-        limit = max(limit, min(4 * limit, sum(sizes) // 8))  # small beside what the recording of a deep head keeps
-        return int(limit * self._samples // max(sizes))
+        return self._rows_within(block_bytes(self.h.device))
+
+    def _free_rows(self):
+        kept = sum(node.output.nbytes for node in self._nodes)
+        return self._rows_within(min(kept // 8, 4 * block_bytes(self.h.device)))
 
     def _series_adjoints(self, slope: Tensor, order: int) -> tuple[dict[int, Tensor], dict[int, Callable]]:
         """The cotangents of `a·f` after the curved operations, and what they give to `cubic`; the last a is kept."""
