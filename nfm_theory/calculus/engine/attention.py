@@ -145,6 +145,7 @@ def _attention(
     def form(adj, weight):
         def second(*tangents):
             tangent, of_tangent, mean, squares, tq, tk = parts(tangents, weight)
+            assert squares is not None  # it was asked for
             rest = torch.addcmul(of_tangent, mean, tangent, value=-1) * adj
             rest = torch.addcmul(rest, tq, _times(weight, tk), value=scale).flatten(2).sum(-1)
             return squares + 2 * rest, tangent
