@@ -14,6 +14,7 @@ from torch.testing import assert_close
 import nfm_theory as nt
 from nfm_theory import linearize
 from nfm_theory.calculus.engine import local
+from nfm_theory.calculus.engine.standardization import _Moved, _Sums
 from nfm_theory.expansion import terms as terms_module
 from nfm_theory.expansion.paths import series_coefficients, taylor_coefficients
 
@@ -239,3 +240,31 @@ def test_coefficients_above_order_three_are_those_of_nested_differentiation(name
         found = nt.coefficients(problem, order=5)
         monkeypatch.setattr(terms_module, "series_coefficients", taylor_coefficients)
         assert_close(found, nt.coefficients(problem, order=5), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("center", [True, False])
+def test_closed_gradients_of_norms_are_those_of_differences(center, shared):
+    """Of both orders, for tangents that all samples share as well: the penalty is differentiated, and so is that."""
+    t, a = randn(0, 2, 1 if shared else 3, 4), randn(1, 1, 3, 4)
+    y = randn(2, 1, 3, 4)
+    y = y - y.mean(-1, keepdim=True) if center else y  # as a standardized value is
+    t, a, y = (z.requires_grad_() for z in (t, a, y))
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert check(lambda t, y: _Moved.apply(t, y, (-1,), center), (t, y))
+        assert check(lambda t, a: _Sums.apply(t, a, (-1,)), (t.detach().expand(2, 3, 4).clone().requires_grad_(), a))
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+def test_penalties_behind_norms_train_the_weights_as_nested_differentiation_does(norm):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), norm(6, eps=0.1), nn.Tanh(), nn.Linear(6, 3)).double()
+    with torch.no_grad():
+        model[1].weight.copy_(randn(3, 6))
+    h, slope, found = randn(4, 5, 4), randn(5, 5, 3), []
+    for directions in (randn(6, 2, 5, 4), randn(7, 2, 1, 4)):
+        for engine in ("tangent-adjoint", "nested"):
+            tangents, forms = linearize(exact(model), h, engine=engine).sweep(directions, slope)
+            loss = tangents.square().sum() + forms.square().sum()
+            found.append(torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, materialize_grads=True))
+        assert_close(found[-2], found[-1], rtol=1e-9, atol=1e-11)
