@@ -7,7 +7,7 @@
 | `cifar100-ablation/...` | the rows of NoisyMix Table 4 |
 | `fashion-long/...` | the fast network for more epochs, with crop and flip |
 | `fashion-preact/...` | the papers' PreActResNet-18 at an eighth of its width |
-| `fashion-variations/...` | some schemes with one setting changed, see `variations` |
+| `fashion-variations/...`, `cifar100-variations/...` | some schemes with one setting changed, see `variations` |
 | `cifar10-preact/...` | PreActResNet-18 at an eighth of its width, on a fifth of CIFAR-10; stands beside no table |
 
 Schemes, noise laws, levels, eligible layers and α are those of the papers. Network, epochs, learning rate, batch size

@@ -1,10 +1,12 @@
-"""Variations of the compact size on Fashion-MNIST: what could be the reason if a claim fails there.
+"""Variations of the compact size: what could be the reason if a claim fails there.
 
-`fashion-variations/ROW-VARIATION` is the training of `fashion-compact/ROW` with one setting changed:
+`fashion-variations/ROW-VARIATION` is the training of `fashion-compact/ROW` with one setting changed, and
+`cifar100-variations/ROW-VARIATION` that of `cifar100-compact/ROW`:
 
 | variation | changed | question |
 |---|---|---|
 | `epochs10` | 10 epochs instead of 5 | do mixing and noise only need more time? |
+| `epochs24` | 24 epochs instead of 8, on CIFAR-100 | the same |
 | `wide` | twice the channels | is the network too small for them? |
 | `rate0.01` | a tenth of the learning rate | does PuzzleMix owe its robustness to small steps? |
 | `cross_entropy` | the loss of all other rows in PuzzleMix | the same: its own loss has smaller gradients |
@@ -12,7 +14,7 @@
 | `normal` | normal noise of fixed level, as in the papers' text | does it depend on the law of the noise? |
 | `half` | half the levels of the noise | is the noise too strong for this size? |
 
-They stand beside no table. `tables.variations` says what becomes of a claim in them.
+They stand beside no table. `claims.varied` says what becomes of a claim in them.
 """
 
 from __future__ import annotations
@@ -22,8 +24,6 @@ from dataclasses import dataclass, field, replace
 
 from .recipe import Recipe, Scheme
 from .text import text_scheme
-
-STUDY, BASE = "fashion-variations", "fashion-compact"
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Variation:
         rows: the rows.
         training: changed fields of the training.
         scheme: changes the scheme.
+        base: study whose rows are changed.
     """
 
     name: str
@@ -43,6 +44,12 @@ class Variation:
     rows: tuple[str, ...]
     training: dict = field(default_factory=dict)
     scheme: Callable[[Scheme], Scheme] = lambda scheme: scheme
+    base: str = "fashion-compact"
+
+    @property
+    def study(self) -> str:
+        """The first part of the names of its recipes."""
+        return self.base.replace("compact", "variations")
 
     def recipe_of(self, base: Recipe) -> Recipe:
         """The recipe with the change."""
@@ -51,7 +58,7 @@ class Variation:
         if changed != scheme:
             changed = replace(changed, name=f"{scheme.name}_{self.name}")
         return replace(
-            base, name=f"{STUDY}/{base.name.partition('/')[2]}-{self.name}", seeds=(1, 2, 3),
+            base, name=f"{self.study}/{base.name.partition('/')[2]}-{self.name}", seeds=(1, 2, 3),
             training=replace(base.training, scheme=changed, **self.training),
             choices=(*base.choices, ("variation", self.words)),
         )  # fmt: skip
@@ -79,10 +86,14 @@ VARIATIONS = (
     Variation("input", "NFM at the input alone", ("nfm",), scheme=_with(layers="input")),
     Variation("normal", "normal noise of fixed level", ("nfm", "noisymix"), scheme=text_scheme),
     Variation("half", "half the levels of the noise", ("nfm", "noisymix"), scheme=_half_noise),
-)
+    Variation(
+        "epochs24", "24 epochs instead of 8", ("baseline", "manifold_mixup", "nfm", "augmix", "noisymix"),
+        training={"epochs": 24}, base="cifar100-compact",
+    ),
+)  # fmt: skip
 
 
 def recipes(known: Iterable[Recipe]) -> list[Recipe]:
     """The recipes of all variations."""
     base = {recipe.name: recipe for recipe in known}
-    return [one.recipe_of(base[f"{BASE}/{row}"]) for one in VARIATIONS for row in one.rows]
+    return [one.recipe_of(base[f"{one.base}/{row}"]) for one in VARIATIONS for row in one.rows]

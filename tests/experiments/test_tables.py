@@ -209,6 +209,7 @@ def test_studies_stand_for_the_tables_on_their_data_from_the_largest_size_on():
     # from others, and the toys have no stand-ins.
     apart = {"digits-terms", "digits-text", "digits-eps", "fashion-variations", "cifar10-preact"}
     assert not apart & set(studies_of("nfm-table1", "cifar10"))
+    assert "cifar100-variations" not in studies_of("nfm-table2", "cifar100")
     assert studies_of("noisymix-table1", "imagenet") == studies_of("noisymix-table5", "cifar10") == ()
     assert studies_of("nfm-figure-toy", "toy_rings") == ()
 
