@@ -90,6 +90,10 @@ VARIATIONS = (
         "epochs24", "24 epochs instead of 8", ("baseline", "manifold_mixup", "nfm", "augmix", "noisymix"),
         training={"epochs": 24}, base="cifar100-compact",
     ),
+    Variation(
+        "cross_entropy", "PuzzleMix with cross entropy", ("puzzlemix",), scheme=_with(loss="cross_entropy"),
+        base="cifar100-compact",
+    ),
 )  # fmt: skip
 
 
