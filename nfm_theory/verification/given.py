@@ -46,4 +46,4 @@ def _number(name: str, value: object) -> Tensor:
         )
     if not math.isfinite(float(value.detach())):
         raise ValueError(f"terms.{name}: expected a finite number, got {float(value.detach())}.")
-    return value.reshape(())
+    return (value if value.is_floating_point() else value.double()).reshape(())

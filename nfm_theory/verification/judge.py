@@ -26,6 +26,8 @@ REQUIRED_C3 = 0.25
 KINKED, ROUGH = 0.1, 0.1
 #: Relative difference of a coefficient that is rounding in any case.
 AGREE = 1e-6
+#: Machine precisions of a claim's own dtype, relative to the size of its coefficient, that are its rounding.
+ROUNDED = 16
 #: How a reason ends that more evaluations may remove.
 MORE = "raise the budget"
 #: Powers of ε of the terms that are not of second order.
@@ -75,19 +77,23 @@ class Evidence:
 def witnesses(evidence: Evidence, order: int, leading: int) -> list[Witness]:
     """All comparisons of a claim with values, the named terms first."""
     found, claims = [], evidence.terms
+    sizes = [sum(float(d.scale[k]) for d in evidence.draws) / max(len(evidence.draws), 1) for k in range(4)]
     second = sum(abs(float(claims[name].detach())) for name in SECOND_ORDER)
     for name, one in evidence.measured().items():
         claimed = float(claims[name].detach()) if one.claimed is None else one.claimed
         share = abs(claimed) / second if name != "R1" and second else None
-        found.append(Witness(name, 2, claimed, one.value, one.error, share, one.method))
+        size = sizes[POWERS.get(name, 2)]
+        size = max(abs(claimed), size) if math.isfinite(size) else abs(claimed)
+        error = one.error + ROUNDED * torch.finfo(claims[name].dtype).eps * size
+        found.append(Witness(name, 2, claimed, one.value, error, share, one.method))
     for name in ("R1", *SECOND_ORDER) if found else ():
         claimed = float(claims[name].detach())
         if claimed and name not in evidence.measured():
             share = abs(claimed) / second if name != "R1" else None
             found.append(Witness(name, 2, claimed, 0.0, 0.0, share, "the law does not have its source"))
     if claims.C3 is not None and leading == order + 2 == 4 and float(claims.C3.detach()):
-        error = AGREE * sum(float(d.scale[3]) for d in evidence.draws) / max(len(evidence.draws), 1)
-        found.append(Witness("C3", 3, float(claims.C3.detach()), 0.0, error, None, "symmetric noise has no odd powers"))
+        words = "symmetric noise has no odd powers"
+        found.append(Witness("C3", 3, float(claims.C3.detach()), 0.0, AGREE * sizes[3], None, words))
     return found + coefficient_witnesses(evidence, order, leading)
 
 

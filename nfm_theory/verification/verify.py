@@ -75,7 +75,8 @@ def verify(
         remainder_form: `"difference"` of loss and polynomial, `"integral"` (without cancellation, from third
             derivatives that link 1 has compared with values), or `"auto"`: the difference in float64 while it stands
             clear of rounding.
-        terms: the terms to verify, or a function that computes them; `None` computes them by `nfm_theory.terms`.
+        terms: the terms to verify, or a function that computes them; `None` computes them by `nfm_theory.terms`. The
+            rounding of their own dtype is allowed for; numbers of Python count as float64.
 
     Returns:
         `ExpansionReport`; `verdict` is `"holds"`, `"refuted"` or `"undecided"`, `reason` says why, and `power` says

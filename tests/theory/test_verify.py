@@ -1,3 +1,4 @@
+import copy
 import functools
 import json
 from dataclasses import replace
@@ -208,6 +209,20 @@ def test_given_terms_may_be_plain_floats():
     right = nt.terms(problem, remainder=True)
     assert nt.verify(problem, terms=replace(right, R2=float(right.R2.detach()))).verdict == "holds"
     assert nt.verify(problem, terms=lambda _: replace(right, R2=1.01 * float(right.R2.detach()))).verdict == "refuted"
+
+
+def test_given_terms_may_have_the_rounding_of_their_own_precision():
+    """Terms that were computed in float32 are right for a float64 problem, but a thousandth is no rounding."""
+    problem = build_problem(MODEL, X, Y, layer="1", **NOISY)
+    single = nt.terms(build_problem(copy.deepcopy(MODEL).float(), X.float(), Y, layer="1", **NOISY))
+    assert single.R1.detach().double() != nt.terms(problem).R1.detach()
+    assert nt.verify(problem, terms=single).verdict == "holds"
+    for name in ("R1", "R2", "R2_add", "R3_mult"):
+        wrong = replace(single, **{name: 1.001 * single[name]})
+        report = nt.verify(problem, eps=[0.1, 0.05, 0.02], terms=wrong)
+        assert (report.verdict, report.reason.split()[0]) == ("refuted", name), report
+    whole = replace(nt.terms(problem), R3_mult=torch.tensor(1))
+    assert nt.verify(problem, eps=[0.1, 0.05, 0.02], terms=whole).verdict == "refuted"
 
 
 def test_observed_order_needs_two_points():
