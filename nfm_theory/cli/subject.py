@@ -121,9 +121,12 @@ def load_data(path: Path) -> tuple[Tensor, Tensor]:
             raise UsageError(f"--data: {kind}: {path}.")
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                content = {name: torch.from_numpy(arrays[name]) for name in ("x", "y") if name in arrays}
+                content = {name: torch.from_numpy(arrays[name]) if name in ("x", "y") else "" for name in arrays}
         except Exception as error:
-            raise UsageError(f"--data: {path} cannot be read ({type(error).__name__}: {error}).") from error
+            raise UsageError(
+                f"--data: {path} cannot be read; expected what np.savez(path, x=..., y=...) writes "
+                f"({type(error).__name__}: {error})."
+            ) from error
     elif path.suffix in (".pt", ".pth"):
         content = load_tensors("--data", path)
         if isinstance(content, (tuple, list)) and len(content) == 2:
@@ -131,7 +134,12 @@ def load_data(path: Path) -> tuple[Tensor, Tensor]:
     else:
         raise UsageError(f"--data: expected a file .npz, .pt or .pth, got {path}.")
     if not isinstance(content, dict) or not all(isinstance(content.get(k), Tensor) for k in "xy"):
-        raise UsageError(f"--data: expected tensors named x and y in {path}.")
+        names = content if isinstance(content, dict) else {}
+        other = [
+            f"{k} of type {type(names[k]).__name__}" for k in "xy" if k in names and not isinstance(names[k], Tensor)
+        ]
+        came = ", ".join(other or map(str, names)) or f"a {type(content).__name__}"
+        raise UsageError(f"--data: expected a file with tensors named x and y, got {path} with {came}.")
     return content["x"], content["y"]
 
 

@@ -51,7 +51,10 @@ def load_tensors(option: str, path: Path) -> Any:
             "their code. Expected what torch.save(model.state_dict(), path) writes, or a dict of tensors."
         ) from error
     except Exception as error:
-        raise UsageError(f"{option}: {path} cannot be read ({type(error).__name__}: {error}).") from error
+        raise UsageError(
+            f"{option}: {path} cannot be read; expected a file that torch.save has written "
+            f"({type(error).__name__}: {error})."
+        ) from error
 
 
 def _check_bytes(option: str, path: Path) -> None:

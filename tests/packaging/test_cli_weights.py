@@ -188,7 +188,7 @@ DATA = {
     "quantized": (lambda: (torch.quantize_per_tensor(X, 0.1, 0, torch.quint8), Y), "a quantized tensor for x"),
     "a number": (lambda: (X, torch.tensor(1)), "got shape () for y"),
     "empty": (lambda: (X[:0], Y[:0]), "got shape (0, 12) for x"),
-    "no tensor": (lambda: {"x": X, "y": 3}, "expected tensors named x and y"),
+    "no tensor": (lambda: {"x": X, "y": 3}, "expected a file with tensors named x and y, got d.pt with y of type int"),
 }
 
 
