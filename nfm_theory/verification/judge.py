@@ -261,8 +261,8 @@ def _regions(evidence: Evidence) -> str:
     if not any(d.kinked for d in evidence.draws) and share < 1e-6:
         return ""
     return (
-        f"holds inside the regions (median radius eps = {radius:.2g}); {share:.0%} of the change at eps = "
-        f"{CHANGE_EPS:g} is carried by kinks"
+        f"holds inside the regions (median radius eps = {radius:.2g}); kinks beyond them move the loss by {share:.0%} "
+        f"of its change at eps = {CHANGE_EPS:g}"
     )
 
 
