@@ -133,14 +133,13 @@ def load_data(path: Path) -> tuple[Tensor, Tensor]:
             content = dict(zip("xy", content, strict=True))
     else:
         raise UsageError(f"--data: expected a file .npz, .pt or .pth, got {path}.")
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), Tensor) for k in "xy"):
-        names = content if isinstance(content, dict) else {}
-        other = [
-            f"{k} of type {type(names[k]).__name__}" for k in "xy" if k in names and not isinstance(names[k], Tensor)
-        ]
-        came = ", ".join(other or map(str, names)) or f"a {type(content).__name__}"
-        raise UsageError(f"--data: expected a file with tensors named x and y, got {path} with {came}.")
-    return content["x"], content["y"]
+    names = content if isinstance(content, dict) else {}
+    x, y = names.get("x"), names.get("y")
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return x, y
+    other = [f"{k} of type {type(names[k]).__name__}" for k in "xy" if k in names and not isinstance(names[k], Tensor)]
+    came = ", ".join(other or map(str, names)) or f"a {type(content).__name__}"
+    raise UsageError(f"--data: expected a file with tensors named x and y, got {path} with {came}.")
 
 
 def _real_tensor(name: str, values: object) -> Tensor:
