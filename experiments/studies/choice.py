@@ -28,16 +28,17 @@ SEED = 0
 #: Number of training images that are held out.
 HELD_OUT = 5000
 #: The candidates for each recipe: network, epochs, batch size and learning rate.
-SMALL, HALF, NARROW, MIDDLE = (24, 48, 96), (32, 64, 128), (48, 96, 128), (64, 128, 256)
+SMALL, HALF, NARROW, MIDDLE, WIDE = (24, 48, 96), (32, 64, 128), (48, 96, 128), (64, 128, 256), (96, 192, 320)
 CANDIDATES = {
     "fashion-compact/baseline": (
         (NARROW, 5, 256, 0.1), (NARROW, 5, 256, 0.2), (NARROW, 5, 256, 0.05), (NARROW, 5, 128, 0.1),
         (NARROW, 8, 256, 0.1),
     ),
-    # The candidates for each of the CIFARs take about the same time
     "cifar10-compact/baseline": (
-        (HALF, 24, 128, 0.1), (NARROW, 16, 128, 0.1), (MIDDLE, 8, 128, 0.1),
+        (MIDDLE, 20, 256, 0.1), (MIDDLE, 20, 256, 0.2), (MIDDLE, 20, 128, 0.1), (MIDDLE, 32, 128, 0.1),
+        (WIDE, 20, 128, 0.1), (WIDE, 28, 128, 0.1),
     ),
+    # All of these take about the same time
     "cifar100-compact/baseline": (
         (HALF, 8, 128, 0.1), (HALF, 8, 256, 0.1), (SMALL, 12, 256, 0.1), (NARROW, 5, 256, 0.1),
     ),
