@@ -40,6 +40,16 @@ def test_the_gap_is_taken_where_one_of_the_rows_is_varied():
     assert differences(entries, "nfm-clean-1") == pytest.approx(expected)
 
 
+def test_cifar100_has_variations_of_its_own():
+    """Nothing of Fashion-MNIST stands for it, although a variation there may have the same name."""
+    cifar = {
+        "cifar100-compact/baseline": 0.45, "cifar100-compact/nfm": 0.41, "cifar100-variations/baseline-epochs24": 0.55,
+        "cifar100-variations/nfm-epochs24": 0.57,
+    }  # fmt: skip
+    fashion = {"fashion-variations/nfm-half": 0.9, "fashion-long/nfm": 0.95, "fashion-long/baseline": 0.9}
+    assert differences(ledger(cifar | fashion), "nfm-clean-2") == pytest.approx({"24 epochs instead of 8": 2.0})
+
+
 def test_where_low_values_are_good_the_sign_turns():
     assert differences(ledger(FLIPS, "flip_probability/mean"), "flips-13") == pytest.approx(
         {"10 epochs instead of 5": 2.0}
